@@ -1,0 +1,16 @@
+"""Random baselines for sparse autoencoders.
+
+Importing this package registers, for every SAELens training architecture, its
+frozen-decoder, soft-frozen-decoder and frozen-encoder twins.
+"""
+
+from sae_baselines.architectures import (
+    baseline_architectures,
+    register_all,
+    register_baselines,
+)
+from sae_baselines.version import __version__
+
+__all__ = ["__version__", "baseline_architectures", "register_baselines"]
+
+register_all()

@@ -1,0 +1,21 @@
+"""Constraint + SAELens training class -> baseline class, config and registration."""
+
+from sae_baselines.architectures.registry import (
+    CONSTRAINTS,
+    base_architectures,
+    baseline_architectures,
+    get_twin,
+    register_all,
+    register_baselines,
+    twin_name,
+)
+
+__all__ = [
+    "CONSTRAINTS",
+    "base_architectures",
+    "baseline_architectures",
+    "get_twin",
+    "register_all",
+    "register_baselines",
+    "twin_name",
+]

@@ -1,0 +1,114 @@
+"""Projection of decoder rows onto a spherical cap (paper, Section 4.1, Soft-Frozen Decoder)."""
+
+import math
+
+import torch
+
+# Rows whose float32 cosine is below tau by no more than this are left alone, so that a row
+# sitting on the edge of the cap is not rewritten by rounding at every step. Together with
+# the rounding of the projection itself it stays within the promised tau - 1e-6.
+_EDGE_SLACK = 2e-7
+_ROWS_PER_CHUNK = 4096
+
+
+def validate_tau(tau: float) -> None:
+    """Refuse a cap that is empty or everything.
+
+    Raises:
+        ValueError: If ``tau`` is not in (-1, 1].
+    """
+    if not (isinstance(tau, int | float) and -1.0 < tau <= 1.0):
+        raise ValueError(f"tau: {tau!r} is out of range; use a cosine in (-1, 1], e.g. 0.8")
+
+
+@torch.no_grad()
+def project_to_cap_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torch.Tensor:
+    """Move each row, in place, to the nearest point (by angle) of its cap, keeping its norm.
+
+    The cap of row j is {v : cos(v, start_j) >= tau}. Rows inside are untouched bit for bit.
+    An antipodal row has no nearest point: it goes to the edge of the cap in a fixed
+    direction. A zero row has no direction and a row with NaN or infinity no meaning: both
+    are left as they are.
+
+    Arithmetic is float32 (float64 for float64 rows). Afterwards every non-zero row has
+    cosine >= tau - 1e-6; rows stored in bfloat16 are rounded after the projection, which
+    moves a direction by at most 2**-8 rad: cosine >= tau - 4e-3.
+
+    Args:
+        rows: Shape ``[d_sae, d_in]``, floating point, changed in place.
+        start: Unit rows of shape ``[d_sae, d_in]`` on the same device.
+        tau: Cosine in (-1, 1].
+
+    Returns:
+        int64 scalar tensor: how many rows were moved.
+
+    Raises:
+        ValueError: If the shapes differ or ``tau`` is out of range.
+    """
+    validate_tau(tau)
+    if rows.shape != start.shape or rows.ndim != 2:
+        raise ValueError(
+            f"rows and start must be equal [d_sae, d_in]; got {tuple(rows.shape)} "
+            f"and {tuple(start.shape)}"
+        )
+    moved = torch.zeros((), dtype=torch.int64, device=rows.device)
+    for first in range(0, rows.shape[0], _ROWS_PER_CHUNK):
+        chunk = slice(first, first + _ROWS_PER_CHUNK)
+        moved += _project_chunk_(rows[chunk], start[chunk], tau)
+    return moved
+
+
+def _project_chunk_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torch.Tensor:
+    compute = torch.promote_types(rows.dtype, torch.float32)
+    w = rows.to(compute)
+    s = start.to(compute)
+    norm = torch.linalg.vector_norm(w, dim=1)
+    # Elementwise products and a tree sum, not a matrix product: TF32 would cost the bound.
+    cos = (w * s).sum(dim=1) / norm
+    outside = (cos < tau - _EDGE_SLACK) & torch.isfinite(norm) & (norm > 0)
+    index = outside.nonzero().squeeze(1)
+    if index.numel():
+        rows[index] = _nearest(w[index], s[index], norm[index], tau).to(rows.dtype)
+    return outside.sum()
+
+
+def _nearest(w: torch.Tensor, s: torch.Tensor, norm: torch.Tensor, tau: float) -> torch.Tensor:
+    unit = w / norm[:, None]
+    tangent = unit - (unit * s).sum(dim=1, keepdim=True) * s
+    # A second pass removes what cancellation left along s (rows close to antipodal).
+    tangent = tangent - (tangent * s).sum(dim=1, keepdim=True) * s
+    length = torch.linalg.vector_norm(tangent, dim=1, keepdim=True)
+    lost = (length < 1e-6).squeeze(1)
+    if lost.any():
+        tangent[lost] = _any_tangent(s[lost])
+        length = torch.linalg.vector_norm(tangent, dim=1, keepdim=True)
+    tangent = tangent / length.clamp(min=torch.finfo(w.dtype).tiny)
+    edge = tau * s + math.sqrt(max(0.0, 1.0 - tau * tau)) * tangent
+    edge = torch.where(length > 0, edge, s)  # d_in = 1: there is no tangent
+    edge = edge / torch.linalg.vector_norm(edge, dim=1, keepdim=True)
+    return edge * norm[:, None]
+
+
+def _any_tangent(s: torch.Tensor) -> torch.Tensor:
+    """A fixed direction orthogonal to each row: the axis on which the row is smallest."""
+    axis = torch.nn.functional.one_hot(s.abs().argmin(dim=1), s.shape[1]).to(s.dtype)
+    return axis - (axis * s).sum(dim=1, keepdim=True) * s
+
+
+def cosine_to_start(rows: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Cosine of each row with its start, in float64.
+
+    Args:
+        rows: Shape ``[d_sae, d_in]``.
+        start: Shape ``[d_sae, d_in]``.
+
+    Returns:
+        float64 tensor of shape ``[d_sae]``; NaN where either row is zero.
+    """
+    out = torch.empty(rows.shape[0], dtype=torch.float64, device=rows.device)
+    for first in range(0, rows.shape[0], _ROWS_PER_CHUNK):
+        chunk = slice(first, first + _ROWS_PER_CHUNK)
+        a, b = rows[chunk].detach().double(), start[chunk].detach().double()
+        b = b.to(a.device)
+        out[chunk] = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return out

@@ -1,0 +1,64 @@
+"""Reading and writing the covariance that ``cov`` directions are drawn from."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sae_baselines.constraints.directions import covariance_of
+
+
+def save_covariance(covariance: torch.Tensor, path: str | Path) -> Path:
+    """Write a ``[d_in, d_in]`` covariance as float64 under the key ``covariance``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensor = covariance.detach().to("cpu", torch.float64).contiguous()
+    save_file({"covariance": tensor}, path)
+    return path
+
+
+def load_covariance(
+    *, activations_path: str | None = None, covariance_path: str | None = None
+) -> torch.Tensor:
+    """Covariance from a file of activations or from a file that holds it.
+
+    Args:
+        activations_path: ``.safetensors`` with a tensor ``activations`` of shape
+            ``[n, d_in]``, or a ``.npy`` of that shape.
+        covariance_path: ``.safetensors`` with a tensor ``covariance`` of shape
+            ``[d_in, d_in]``, or a ``.npy`` of that shape.
+
+    Returns:
+        float64 tensor of shape ``[d_in, d_in]``.
+
+    Raises:
+        ValueError: Not exactly one path, an unreadable file, or no such tensor in it.
+    """
+    if (activations_path is None) == (covariance_path is None):
+        raise ValueError("give exactly one of init_activations_path, init_covariance_path")
+    if activations_path is not None:
+        array = _read(Path(activations_path), "activations", "init_activations_path")
+        return covariance_of(array)
+    assert covariance_path is not None
+    array = _read(Path(covariance_path), "covariance", "init_covariance_path")
+    return array.to(torch.float64)
+
+
+def _read(path: Path, key: str, field: str) -> torch.Tensor:
+    if not path.is_file():
+        raise ValueError(f"{field}: no such file: {path}")
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+            if key in tensors:
+                return tensors[key]
+            raise ValueError(
+                f"{field}: {path} has no tensor {key!r}; it has {', '.join(sorted(tensors))}"
+            )
+    except (SafetensorError, OSError, EOFError) as error:
+        raise ValueError(f"{field}: cannot read {path}: {error}") from error
+    raise ValueError(f"{field}: {path.name} is neither .safetensors nor .npy")

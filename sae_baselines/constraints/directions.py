@@ -1,0 +1,108 @@
+"""Random unit directions, a function of a seed and nothing else (paper, Appendix E)."""
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+InitScheme = Literal["iso", "cov"]
+INIT_SCHEMES: tuple[str, ...] = get_args(InitScheme)
+
+_ROWS_PER_CHUNK = 8192
+
+
+def sample_directions(
+    d_sae: int,
+    d_in: int,
+    *,
+    seed: int,
+    scheme: InitScheme = "iso",
+    covariance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Draw ``d_sae`` random unit rows (paper, Section 4.1 and Appendix E).
+
+    ``iso`` is uniform on the unit sphere. ``cov`` is Gaussian with zero mean and the given
+    covariance, normalised to unit length. Both use the same underlying normal draws, so
+    that one seed names one point set before the covariance is applied.
+
+    The draws come from numpy's Philox counter generator rather than torch's: its stream
+    does not depend on torch's global state, on the device or on the CPU's vector width.
+
+    Args:
+        d_sae: Number of rows (latents).
+        d_in: Dimension of the activations.
+        seed: Non-negative seed.
+        scheme: ``"iso"`` or ``"cov"``.
+        covariance: Shape ``[d_in, d_in]``; needed for ``cov``, refused for ``iso``.
+
+    Returns:
+        float32 CPU tensor of shape ``[d_sae, d_in]`` with rows of norm 1.
+
+    Raises:
+        ValueError: On an unknown scheme, or a covariance that is missing, unwanted, of the
+            wrong shape, not finite, not symmetric or not positive semi-definite.
+    """
+    if scheme not in INIT_SCHEMES:
+        raise ValueError(
+            f"init_scheme: {scheme!r} is not a scheme; use one of {', '.join(INIT_SCHEMES)}"
+        )
+    if scheme == "cov" and covariance is None:
+        raise ValueError("init_scheme: 'cov' needs a covariance of shape [d_in, d_in]")
+    if scheme == "iso" and covariance is not None:
+        raise ValueError("init_scheme: 'iso' takes no covariance; use init_scheme='cov'")
+    if seed < 0:
+        raise ValueError(f"init_seed: {seed} is negative; use a seed >= 0")
+
+    root = None if covariance is None else _symmetric_root(covariance, d_in).numpy()
+    generator = np.random.Generator(np.random.Philox(seed))
+    rows = np.empty((d_sae, d_in), dtype=np.float32)
+    for start in range(0, d_sae, _ROWS_PER_CHUNK):
+        stop = min(start + _ROWS_PER_CHUNK, d_sae)
+        draw = generator.standard_normal((stop - start, d_in), dtype=np.float32)
+        draw = draw.astype(np.float64)
+        if root is not None:
+            draw = draw @ root
+        norm = np.linalg.norm(draw, axis=1, keepdims=True)
+        rows[start:stop] = draw / norm
+    return torch.from_numpy(rows)
+
+
+def covariance_of(activations: torch.Tensor) -> torch.Tensor:
+    """Centred covariance of activations.
+
+    Args:
+        activations: Shape ``[n, d_in]`` with n >= 2.
+
+    Returns:
+        float64 CPU tensor of shape ``[d_in, d_in]``.
+
+    Raises:
+        ValueError: If the shape is wrong or a value is not finite.
+    """
+    if activations.ndim != 2 or activations.shape[0] < 2:
+        raise ValueError(
+            f"activations: shape {tuple(activations.shape)}; expected [n, d_in] with n >= 2"
+        )
+    if not torch.isfinite(activations).all():
+        raise ValueError("activations: contain NaN or infinity; check the model and hook")
+    return torch.cov(activations.to("cpu", torch.float64).T)
+
+
+def _symmetric_root(covariance: torch.Tensor, d_in: int) -> torch.Tensor:
+    cov = covariance.detach().to("cpu", torch.float64)
+    if cov.shape != (d_in, d_in):
+        raise ValueError(
+            f"covariance: shape {tuple(cov.shape)} does not match d_in={d_in}; "
+            f"expected ({d_in}, {d_in})"
+        )
+    if not torch.isfinite(cov).all():
+        raise ValueError("covariance: contains NaN or infinity")
+    if not torch.allclose(cov, cov.T, rtol=1e-4, atol=1e-6 * float(cov.abs().max())):
+        raise ValueError("covariance: not symmetric; was it computed from activations?")
+    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
+    largest = float(values[-1])
+    if largest <= 0:
+        raise ValueError("covariance: is zero; the activations do not vary")
+    if float(values[0]) < -1e-4 * largest:
+        raise ValueError("covariance: not positive semi-definite")
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

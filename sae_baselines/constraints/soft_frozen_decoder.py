@@ -1,0 +1,115 @@
+"""Soft-Frozen Decoder: each decoder direction stays within a cap around its start.
+
+Paper, Section 4.1: cosine similarity with its own random start at least tau (0.8). The
+projection runs after every optimiser step of every optimiser, through torch's own hook for
+that, so that the constraint holds under any trainer and after the last step too. Adam's
+moments are left alone (the paper is silent; resetting them would slow the rows at the edge).
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.sae import TrainingSAE
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from sae_baselines.constraints.cap import project_to_cap_, validate_tau
+from sae_baselines.constraints.seeded_start import SeededStartConfig
+
+_SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
+
+_START = "W_dec_start"
+
+
+@dataclass(kw_only=True)
+class SoftFrozenDecoderConfig(SeededStartConfig):
+    """Config of the soft-frozen decoder.
+
+    Args:
+        tau: Least cosine similarity of a decoder row with its start, in (-1, 1].
+    """
+
+    tau: float = 0.8
+
+    def __post_init__(self) -> None:
+        validate_tau(self.tau)
+        super().__post_init__()
+        if self.normalize_activations == "covariance_whitening":
+            raise ValueError(
+                "normalize_activations: 'covariance_whitening' is not possible with a "
+                "soft-frozen decoder: unwhitening at the end of training is not a rotation, so "
+                "the rows would leave their cap; use 'expected_average_only_in' or 'none'"
+            )
+
+
+class SoftFrozenDecoderMixin(_SAEBase):
+    """Keeps W_dec in the cap {cos(row, start) >= tau}; everything is trained inside it."""
+
+    cfg: SoftFrozenDecoderConfig
+    W_dec_start: torch.Tensor
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if _START not in self._buffers:
+            self.register_buffer(_START, self.W_dec.detach().float().clone())
+        _watch(self)
+
+    @torch.no_grad()
+    def set_start_directions(self, directions: torch.Tensor) -> None:
+        super().set_start_directions(directions)  # type: ignore[misc]
+        # W_dec is what was stored (bfloat16 rounds), so a fresh row has cosine 1.
+        self.register_buffer(_START, self.W_dec.detach().float().clone())
+
+    @torch.no_grad()
+    def project(self) -> torch.Tensor:
+        """Project W_dec onto its caps in place; returns how many rows moved (int64 scalar)."""
+        return project_to_cap_(self.W_dec.data, self.W_dec_start, self.cfg.tau)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _watch(self)  # a copy.deepcopy has not been through initialize_weights
+
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        kept = self._buffers.get(_START)
+        out = super()._apply(fn, *args, **kwargs)
+        moved = self._buffers.get(_START)
+        # .to(bfloat16) must not round the directions that the cap is measured from.
+        if kept is not None and moved is not None and moved.dtype != torch.float32:
+            source = moved if kept.is_meta else kept
+            self._buffers[_START] = source.to(moved.device, torch.float32)
+        return out
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        self.project()  # weights edited by hand are legal only once projected
+        super().process_state_dict_for_saving(state_dict)
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        state_dict.pop(_START, None)
+
+
+_watched: "weakref.WeakSet[SoftFrozenDecoderMixin]" = weakref.WeakSet()
+_hook_installed = False
+
+
+def _watch(sae: SoftFrozenDecoderMixin) -> None:
+    global _hook_installed
+    if not _hook_installed:
+        register_optimizer_step_post_hook(_after_optimizer_step)
+        _hook_installed = True
+    if sae not in _watched:
+        _watched.add(sae)
+
+
+def _after_optimizer_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    del args, kwargs
+    if not _watched:
+        return
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for sae in list(_watched):
+        if id(sae.W_dec) in stepped and not sae.start_is_pending:  # type: ignore[attr-defined]
+            sae.project()
