@@ -13,6 +13,8 @@ import torch
 from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TopKTrainingSAE
 from sae_lens.saes.sae import TrainingSAE
 
+from sae_baselines.constraints.shadow import shadow
+
 _SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
 
 # The shortcut is valid for exactly these encoders, which are linear in x with bias b_enc.
@@ -42,13 +44,8 @@ class CheapBiasGradientMixin(_SAEBase):
             or not b_dec.requires_grad
             or torch.compiler.is_compiling()
         ):
-            return super().encode_with_hidden_pre(x)
+            return super().encode_with_hidden_pre(x)  # type: ignore[misc]
         through_encoder = -(b_dec @ self.W_enc.detach())
         zero = through_encoder - through_encoder.detach()
-        # Shadow the parameters for the duration of SAELens' own encode.
-        self.__dict__["b_dec"] = b_dec.detach()
-        self.__dict__["b_enc"] = b_enc + zero
-        try:
-            return super().encode_with_hidden_pre(x)
-        finally:
-            del self.__dict__["b_dec"], self.__dict__["b_enc"]
+        with shadow(self, b_dec=b_dec.detach(), b_enc=b_enc + zero):
+            return super().encode_with_hidden_pre(x)  # type: ignore[misc]

@@ -168,7 +168,7 @@ def make_twin(
     }
     sae_class = type(f"{stem}{base_stem}TrainingSAE", (*mixins, base_class), namespace)
     if constraint is FROZEN_ENCODER and base_class not in _OF_SAELENS:
-        sae_class.__init__ = _checked_init(sae_class, base)  # type: ignore[misc]
+        sae_class.__init__ = _checked_init(sae_class, base)
     return Twin(name, constraint, base, sae_class, config_class)
 
 
@@ -201,7 +201,8 @@ def _inference_config_class(base: str, base_config: type[TrainingSAEConfig]) -> 
 
 def _add_details(config_class: type[Any], constraint: str, base: str) -> None:
     def get_training_architecture_details(self: Any) -> dict[str, Any]:
-        parent = super(config_class, self).get_training_architecture_details()
+        parent_class: Any = super(config_class, self)
+        parent = parent_class.get_training_architecture_details()
         return {"constraint": constraint, "base_architecture": base, **parent}
 
     config_class.get_training_architecture_details = get_training_architecture_details
@@ -209,7 +210,8 @@ def _add_details(config_class: type[Any], constraint: str, base: str) -> None:
 
 def _checked_init(sae_class: type[Any], base: str) -> Any:
     def init(self: Any, cfg: Any, use_error_term: bool = False) -> None:
-        super(sae_class, self).__init__(cfg, use_error_term)
+        parent: Any = super(sae_class, self)
+        parent.__init__(cfg, use_error_term)
         if self.device.type != "meta" and selection_depends_on_decoder(self):
             raise ValueError(
                 f"architecture: frozen_encoder_{base} would not be a frozen encoder: what "

@@ -1,6 +1,5 @@
 """Registering twins with SAELens, and finding them by name."""
 
-import difflib
 import sys
 from typing import Any
 
@@ -16,6 +15,7 @@ from sae_baselines.architectures.factory import (
     Twin,
     make_twin,
 )
+from sae_baselines.errors import did_you_mean
 
 DEFAULT_BASE = "batchtopk"
 CONSTRAINTS: dict[str, Constraint] = {
@@ -148,8 +148,4 @@ def twin_name(constraint: str, base: str) -> str:
 
 
 def _unknown(field: str, value: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(value), known, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
-    )
-    return f"{field}: {value!r} is unknown; {hint}"
+    return f"{field}: {value!r} is unknown; {did_you_mean(value, known)}"

@@ -27,6 +27,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 
 from sae_baselines.constraints.frozen import assert_frozen, freeze_
 from sae_baselines.constraints.seeded_start import SeededStartConfig
+from sae_baselines.constraints.shadow import shadow
 
 _SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
 
@@ -62,11 +63,8 @@ class ConstantDecoderPenaltyMixin(_SAEBase):
     """Auxiliary losses without a gradient to W_dec (standard, JumpReLU and gated bases)."""
 
     def calculate_aux_loss(self, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__["W_dec"] = self.W_dec.detach()  # shadows the parameter
-        try:
-            return super().calculate_aux_loss(*args, **kwargs)
-        finally:
-            del self.__dict__["W_dec"]
+        with shadow(self, W_dec=self.W_dec.detach()):
+            return super().calculate_aux_loss(*args, **kwargs)  # type: ignore[misc]
 
 
 @torch.no_grad()

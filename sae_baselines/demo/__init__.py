@@ -1,0 +1,1 @@
+"""A first study on real inputs that needs no model hub."""

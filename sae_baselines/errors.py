@@ -1,0 +1,15 @@
+"""Errors meant for the person at the command line."""
+
+import difflib
+
+
+class UserError(ValueError):
+    """A mistake in the input, in one line: the field, the value, the remedy."""
+
+
+def did_you_mean(value: str, known: list[str]) -> str:
+    """``did you mean a or b?``, or the list of what is known."""
+    near = difflib.get_close_matches(str(value), known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(sorted(known))}"

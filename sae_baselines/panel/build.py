@@ -1,0 +1,177 @@
+"""Members with identical starts, as SAELens configs."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+
+from sae_baselines.architectures import get_twin, twin_name
+from sae_baselines.constraints import (
+    covariance_of,
+    load_covariance,
+    sample_directions,
+    save_covariance,
+)
+from sae_baselines.constraints.directions import InitScheme
+from sae_baselines.errors import UserError
+from sae_baselines.panel.plan import MemberKey, Pass, members_of
+from sae_baselines.panel.spec import TRAINED, MemberSpec, PanelSpec
+
+# The initial threshold of a JumpReLU comes from this many calibration activations.
+_THRESHOLD_SAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every member of a study starts from, besides its seed.
+
+    Attributes:
+        activations: ``[n, d_in]`` calibration activations as the encoder will see them.
+        b_dec: ``[d_in]`` start of b_dec in that space.
+        covariance_path: File for ``cov`` members; None if there are none.
+    """
+
+    activations: torch.Tensor
+    b_dec: torch.Tensor
+    covariance_path: Path | None
+
+
+def prepare_start(spec: PanelSpec, calibration: torch.Tensor, folder: Path) -> Start:
+    """Settle the common start from calibration activations.
+
+    Args:
+        spec: The study.
+        calibration: ``[n, d_in]`` held-out activations, raw.
+        folder: Where the covariance of ``cov`` members is kept.
+    """
+    d_in = calibration.shape[1]
+    x = calibration
+    if spec.normalize_activations == "expected_average_only_in":
+        x = x * (d_in**0.5 / x.norm(dim=-1).mean())
+    elif spec.normalize_activations == "layer_norm":
+        x = x - x.mean(dim=-1, keepdim=True)
+        x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
+    elif spec.normalize_activations == "covariance_whitening":
+        x = x - x.mean(dim=0)
+        values, vectors = torch.linalg.eigh(covariance_of(x))
+        x = x @ (vectors * (values.clamp(min=0) + 1e-3).rsqrt()).float()
+    b_dec = x.mean(dim=0) if spec.b_dec_init == "mean" else torch.zeros(d_in)
+    path = None
+    if any(m.init_scheme == "cov" for m in spec.member_specs):
+        path = folder / "init_covariance.safetensors"
+        if not path.exists():
+            save_covariance(covariance_of(x), path)
+    return Start(x[:_THRESHOLD_SAMPLES], b_dec, path)
+
+
+def member_configs(
+    spec: PanelSpec, this_pass: Pass, start: Start, d_in: int, device: str
+) -> dict[MemberKey, TrainingSAEConfig]:
+    """SAELens configs of every member of a pass, in order."""
+    thresholds: dict[tuple[float, int, str], float] = {}
+    configs: dict[MemberKey, TrainingSAEConfig] = {}
+    for panel in this_pass.panels:
+        for key, member in members_of(spec, panel).items():
+            configs[key] = member_config(spec, key, member, start, d_in, device, thresholds)
+    return configs
+
+
+def member_config(
+    spec: PanelSpec,
+    key: MemberKey,
+    member: MemberSpec,
+    start: Start,
+    d_in: int,
+    device: str,
+    thresholds: dict[tuple[float, int, str], float] | None = None,
+) -> TrainingSAEConfig:
+    """SAELens config of one member.
+
+    Raises:
+        UserError: A combination that the architecture's own config refuses.
+    """
+    panel = key.panel
+    base = panel.architecture
+    constraint = "seeded" if member.constraint == TRAINED else member.constraint
+    config_class = get_twin(twin_name(constraint, base)).config_class
+    known = {f.name for f in fields(config_class)}
+    options: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": spec.width(d_in),
+        "dtype": spec.dtype,
+        "device": device,
+        "normalize_activations": spec.normalize_activations,
+        "init_seed": panel.seed,
+        "init_scheme": member.init_scheme,
+        **architecture_options(base, panel.l0, d_in, spec.width(d_in), known),
+        **spec.sae,
+    }
+    if member.init_scheme == "cov":
+        options["init_covariance_path"] = str(start.covariance_path)
+    if "tau" in known:
+        options["tau"] = spec.tau if member.tau is None else member.tau
+    if "jumprelu_init_threshold" in known and "jumprelu_init_threshold" not in spec.sae:
+        cache = {} if thresholds is None else thresholds
+        which = (panel.l0, panel.seed, member.init_scheme)
+        if which not in cache:
+            cache[which] = initial_threshold(
+                start, spec.width(d_in), panel.l0, panel.seed, member.init_scheme
+            )
+        options["jumprelu_init_threshold"] = cache[which]
+    try:
+        return config_class(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"members: {member.name} of {base}: {error}") from error
+
+
+def architecture_options(
+    base: str, l0: float, d_in: int, d_sae: int, known: set[str]
+) -> dict[str, Any]:
+    """How a base is told its target L0, and defaults where SAELens has none."""
+    if "k" in known:
+        integer = base in ("topk", "abstopk")
+        options: dict[str, Any] = {"k": int(l0) if integer else l0}
+    elif "target_l0" in known:
+        options = {"target_l0": l0}
+    else:
+        options = {}
+    if "jumprelu_sparsity_loss_mode" in known:
+        options["jumprelu_sparsity_loss_mode"] = "quadratic"
+        # SAELens' penalty is 2 / L0 * (l0 - L0)^2 against a squared error of order d_in.
+        options["l0_coefficient"] = d_in / l0
+    if "matryoshka_widths" in known:
+        # Group fractions 0.5 / 0.3 / 0.2 (paper, Appendix B).
+        options["matryoshka_widths"] = [d_sae // 2, int(0.8 * d_sae), d_sae]
+    return options
+
+
+@torch.no_grad()
+def initial_threshold(
+    start: Start, d_sae: int, l0: float, seed: int, scheme: InitScheme
+) -> float:
+    """Threshold at which the initial SAE has the target L0 on calibration activations.
+
+    A JumpReLU threshold moves by about one learning rate a step, so a start far from its
+    target may never arrive. The rule is the same for every member.
+
+    Returns:
+        A threshold >= 0, in units of the encoder's pre-activations.
+    """
+    covariance = None
+    if scheme == "cov":
+        covariance = load_covariance(covariance_path=str(start.covariance_path))
+    directions = sample_directions(
+        d_sae, start.b_dec.shape[0], seed=seed, scheme=scheme, covariance=covariance
+    )
+    pre = (start.activations - start.b_dec) @ directions.T
+    wanted = max(1, round(l0 * pre.shape[0]))
+    return max(0.0, float(pre.flatten().topk(wanted).values[-1]))
+
+
+@torch.no_grad()
+def set_b_dec(saes: dict[str, TrainingSAE[Any]], start: Start) -> None:
+    """Give every member the common b_dec."""
+    for sae in saes.values():
+        sae.b_dec.data.copy_(start.b_dec.to(sae.b_dec))

@@ -1,0 +1,132 @@
+"""Activations that no member trains on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import ActivationsStore
+from sae_lens.util import get_special_token_ids
+from tqdm.auto import tqdm
+from transformer_lens.hook_points import HookedRootModule
+
+from sae_baselines.errors import UserError
+from sae_baselines.panel.data import AnyDataset
+from sae_baselines.panel.spec import PanelSpec
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out activations, in two disjoint parts.
+
+    Attributes:
+        calibration: float32 CPU ``[n, d_in]``; thresholds and covariance come from these.
+        evaluation: float32 CPU ``[n, d_in]``; everything reported is measured on these.
+        tokens: int64 CPU ``[contexts, context_size]``; evaluation contexts to splice into.
+    """
+
+    calibration: torch.Tensor
+    evaluation: torch.Tensor
+    tokens: torch.Tensor
+
+
+def hook_width(model: HookedRootModule, hook_name: str) -> int:
+    """d_in of a hook, from a forward pass over one token (heads flattened)."""
+    tokens = torch.zeros((1, 1), dtype=torch.long, device=model_device(model))
+    with torch.no_grad():
+        cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)[1]
+    return cache[hook_name][0, 0].numel()
+
+
+def model_device(model: HookedRootModule) -> torch.device:
+    """Device of a model's first parameter."""
+    return next(model.parameters()).device
+
+
+def checked_activations(
+    get: Callable[[torch.Tensor], dict[str, torch.Tensor]], dtype: torch.dtype
+) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    """Wrap SAELens' multi-hook reader: cast to ``dtype``, and stop at NaN or infinity."""
+
+    def wrapped(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = {hook: acts.to(dtype) for hook, acts in get(tokens).items()}
+        for hook, acts in out.items():
+            if not torch.isfinite(acts).all():
+                raise UserError(
+                    f"hook_name: activations at {hook} contain NaN or infinity; try "
+                    "model.dtype=float32, or another hook"
+                )
+        return out
+
+    return wrapped
+
+
+def held_out_store(
+    model: HookedRootModule, dataset: AnyDataset, spec: PanelSpec, d_in: int, device: str
+) -> ActivationsStore:
+    """SAELens' store over the held-out documents."""
+    return ActivationsStore.from_config_multi_hook(
+        model,
+        dataset=dataset,
+        hook_names=[spec.hook_name],
+        hook_d_ins={spec.hook_name: d_in},
+        context_size=spec.context_size,
+        store_batch_size_prompts=spec.store_batch_size_prompts,
+        prepend_bos=spec.prepend_bos,
+        device=device,
+        autocast_lm=spec.autocast_lm,
+        seqpos_slice=tuple(spec.seqpos_slice),
+        total_training_tokens=1,
+    )
+
+
+@torch.no_grad()
+def collect_held_out(
+    model: HookedRootModule, dataset: AnyDataset, spec: PanelSpec, d_in: int, device: str
+) -> HeldOut:
+    """Run the model over held-out documents.
+
+    Args:
+        model: The language model.
+        dataset: Held-out documents (`data.split_text`).
+        spec: Token counts, context and slice.
+        d_in: Width of the hook.
+        device: Where the store keeps its batches.
+
+    Returns:
+        At least ``calibration_tokens`` and ``eval_tokens`` activations (whole contexts).
+
+    Raises:
+        UserError: Activations with NaN or infinity.
+    """
+    store = held_out_store(model, dataset, spec, d_in, device)
+    read = checked_activations(store.get_multi_hook_activations, torch.float32)
+    special: torch.Tensor | None = None
+    if spec.exclude_special_tokens:
+        tokenizer: Any = model.tokenizer
+        special = torch.tensor(get_special_token_ids(tokenizer), dtype=torch.long)
+
+    total = spec.calibration_tokens + spec.eval_tokens
+    with tqdm(total=total, desc="Held-out activations", unit="tok") as bar:
+
+        def collect(wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
+            acts: list[torch.Tensor] = []
+            contexts: list[torch.Tensor] = []
+            have = 0
+            while have < wanted:
+                missing = -(-(wanted - have) // spec.training_context_size)
+                tokens = store.get_batch_tokens(min(missing, spec.store_batch_size_prompts))
+                rows = read(tokens)[spec.hook_name].reshape(-1, d_in).cpu()
+                if special is not None:
+                    kept = tokens[:, slice(*spec.seqpos_slice)].reshape(-1).cpu()
+                    rows = rows[~torch.isin(kept, special)]
+                acts.append(rows)
+                contexts.append(tokens.cpu())
+                have += rows.shape[0]
+                bar.update(rows.shape[0])
+            return torch.cat(acts), torch.cat(contexts)
+
+        calibration, _ = collect(spec.calibration_tokens)
+        evaluation, tokens = collect(spec.eval_tokens)
+    n_contexts = -(-spec.ce_tokens // spec.training_context_size)
+    return HeldOut(calibration, evaluation, tokens[:n_contexts])

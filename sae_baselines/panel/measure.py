@@ -1,0 +1,216 @@
+"""What a panel reports about each exported member, on held-out activations."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from tqdm.auto import tqdm
+from transformer_lens.hook_points import HookedRootModule
+
+from sae_baselines.constraints import cosine_to_start, load_covariance, sample_directions
+from sae_baselines.panel.build import Start
+from sae_baselines.panel.held_out import HeldOut, model_device
+from sae_baselines.panel.plan import MemberKey
+from sae_baselines.panel.spec import MemberSpec, PanelSpec
+
+_ROWS_PER_CHUNK = 1024
+
+# Members are compared at the same measured L0, within this (DESIGN: matched L0 or no verdict).
+L0_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One member on held-out activations.
+
+    Attributes:
+        explained_variance: 1 - E||x - x_hat||^2 / E||x - E[x]||^2 (the paper's EV).
+        l0: Mean number of active latents of the exported SAE.
+        l0_target: What the spec asked for.
+        alive: Latents active at least once on the evaluation tokens.
+        d_sae: Number of latents.
+        cos_to_start_mean: Mean over latents of cos(decoder row, its start); None where the
+            start is not in the same space (whitening).
+        cos_to_start_min: Least of these.
+        encoder_cos_to_start_mean: The same for encoder columns.
+        ce_loss_clean: Cross-entropy per token of the model as it is, nats.
+        ce_loss_with_sae: With the reconstruction spliced in where the SAE was trained.
+        ce_loss_zero: With zeros there.
+        ce_recovered: (zero - with_sae) / (zero - clean).
+        n_tokens: Evaluation tokens.
+    """
+
+    explained_variance: float
+    l0: float
+    l0_target: float
+    alive: int
+    d_sae: int
+    cos_to_start_mean: float | None
+    cos_to_start_min: float | None
+    encoder_cos_to_start_mean: float | None
+    ce_loss_clean: float | None
+    ce_loss_with_sae: float | None
+    ce_loss_zero: float | None
+    ce_recovered: float | None
+    n_tokens: int
+
+    @property
+    def l0_matches(self) -> bool:
+        """Whether the measured L0 is within 5 % of the target."""
+        return abs(self.l0 - self.l0_target) <= L0_TOLERANCE * self.l0_target
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "l0_matches": self.l0_matches}
+
+
+@torch.no_grad()
+def explained_variance(sae: SAE[Any], activations: torch.Tensor) -> tuple[float, float, int]:
+    """EV, mean L0 and number of alive latents of an SAE.
+
+    Args:
+        sae: Inference SAE.
+        activations: ``[n, d_in]``, raw.
+
+    Returns:
+        EV as PAPER's notation defines it, mean L0, latents that fired at least once. NaN
+        where the SAE reconstructs NaN.
+    """
+    mean = activations.double().mean(dim=0).to(sae.device)
+    residual = variance = active = 0.0
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
+    for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
+        x = activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
+        acts = sae.encode(x)
+        error = x.double() - sae.decode(acts).double()
+        residual += float(error.pow(2).sum())
+        variance += float((x.double() - mean).pow(2).sum())
+        firing = acts != 0
+        active += float(firing.sum())
+        fired |= firing.any(dim=0)
+    ev = 1.0 - residual / variance if variance > 0 else math.nan
+    return ev, active / activations.shape[0], int(fired.sum())
+
+
+@dataclass(frozen=True)
+class BaseLosses:
+    """Cross-entropy without an SAE, computed once for all members."""
+
+    clean: float
+    zero: float
+
+
+@torch.no_grad()
+def splice_loss(
+    model: HookedRootModule, spec: PanelSpec, tokens: torch.Tensor, replace: Any
+) -> float:
+    """Cross-entropy per token with activations replaced at the trained positions.
+
+    Args:
+        model: The language model.
+        spec: Hook, slice and batch size.
+        tokens: ``[contexts, context_size]``.
+        replace: Maps ``[n, d_in]`` float32 activations to their replacement; None for none.
+    """
+    positions = slice(*spec.seqpos_slice)
+
+    def hook(acts: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+        kept = acts[:, positions]
+        flat = kept.reshape(-1, kept[0, 0].numel()).float()
+        out = acts.clone()
+        out[:, positions] = replace(flat).reshape(kept.shape).to(acts.dtype)
+        return out
+
+    total, count = 0.0, 0
+    for batch in tokens.split(spec.store_batch_size_prompts):
+        batch = batch.to(model_device(model))
+        hooks: list[Any] = [] if replace is None else [(spec.hook_name, hook)]
+        logits: torch.Tensor = model.run_with_hooks(
+            batch, return_type="logits", fwd_hooks=hooks
+        )
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+        )
+        total += float(loss)
+        count += batch[:, 1:].numel()
+    return total / count
+
+
+def base_losses(
+    model: HookedRootModule, spec: PanelSpec, held_out: HeldOut
+) -> BaseLosses | None:
+    """Losses of the model alone and with the hook zeroed; None if ``ce_tokens`` is 0."""
+    if len(held_out.tokens) == 0:
+        return None
+    return BaseLosses(
+        splice_loss(model, spec, held_out.tokens, None),
+        splice_loss(model, spec, held_out.tokens, torch.zeros_like),
+    )
+
+
+def measure(
+    folder: Path,
+    key: MemberKey,
+    member: MemberSpec,
+    spec: PanelSpec,
+    start: Start,
+    held_out: HeldOut,
+    model: HookedRootModule,
+    losses: BaseLosses | None,
+    device: str,
+) -> Measurement:
+    """Load an exported member with SAELens and measure it.
+
+    Args:
+        folder: The member's folder.
+        key: Which member.
+        member: Its spec.
+        spec: The study.
+        start: The common start (for the covariance).
+        held_out: Held-out activations and tokens.
+        model: The language model, to splice into.
+        losses: From `base_losses`.
+        device: Torch device.
+    """
+    sae = SAE.load_from_disk(folder, device=device)
+    ev, l0, alive = explained_variance(sae, held_out.evaluation)
+    decoder_cos = encoder_cos = None
+    if spec.normalize_activations != "covariance_whitening":
+        covariance = None
+        if member.init_scheme == "cov":
+            covariance = load_covariance(covariance_path=str(start.covariance_path))
+        rows = sample_directions(
+            sae.cfg.d_sae,
+            sae.cfg.d_in,
+            seed=key.panel.seed,
+            scheme=member.init_scheme,
+            covariance=covariance,
+        )
+        decoder_cos = cosine_to_start(sae.W_dec.data, rows)
+        encoder_cos = cosine_to_start(sae.W_enc.data.T, rows)
+    with_sae = recovered = None
+    if losses is not None:
+        with_sae = splice_loss(model, spec, held_out.tokens, sae.to(device))
+        recovered = (losses.zero - with_sae) / (losses.zero - losses.clean)
+    return Measurement(
+        explained_variance=ev,
+        l0=l0,
+        l0_target=key.panel.l0,
+        alive=alive,
+        d_sae=sae.cfg.d_sae,
+        cos_to_start_mean=None if decoder_cos is None else float(decoder_cos.mean()),
+        cos_to_start_min=None if decoder_cos is None else float(decoder_cos.min()),
+        encoder_cos_to_start_mean=None if encoder_cos is None else float(encoder_cos.mean()),
+        ce_loss_clean=None if losses is None else losses.clean,
+        ce_loss_with_sae=with_sae,
+        ce_loss_zero=None if losses is None else losses.zero,
+        ce_recovered=recovered,
+        n_tokens=held_out.evaluation.shape[0],
+    )
+
+
+def progress(items: list[Any], desc: str) -> Any:
+    """A progress bar over members."""
+    return tqdm(items, desc=desc, unit="SAE")

@@ -1,0 +1,485 @@
+"""What a study trains: a typed spec, read from and written to YAML."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as PydanticField
+from pydantic.dataclasses import dataclass
+
+from sae_baselines.architectures import (
+    CONSTRAINTS,
+    base_architectures,
+    get_twin,
+    register_baselines,
+    twin_name,
+)
+from sae_baselines.constraints.cap import validate_tau
+from sae_baselines.constraints.directions import InitScheme
+from sae_baselines.errors import UserError, did_you_mean
+
+TRAINED = "trained"
+DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+
+_CONFIG = ConfigDict(extra="forbid")
+
+# Set by the panel itself for every member; setting them by hand would break the comparison.
+_SET_BY_PANEL = {
+    "d_in",
+    "d_sae",
+    "dtype",
+    "device",
+    "metadata",
+    "k",
+    "target_l0",
+    "tau",
+    "init_seed",
+    "init_scheme",
+    "init_activations_path",
+    "init_covariance_path",
+    "init_cov_samples",
+    "decoder_init_norm",
+    "normalize_activations",
+    "reshape_activations",
+    "rescale_acts_by_decoder_norm",
+}
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class ModelSpec:
+    """The language model.
+
+    Args:
+        name: Hub name or local folder.
+        loader: SAELens' model class: ``HookedTransformer`` (what SAEBench uses) or
+            ``AutoModelForCausalLM``.
+        dtype: Weights' dtype.
+        label: Name recorded in the SAEs; default the Hub name, or a local folder's name.
+    """
+
+    name: str
+    loader: Literal["HookedTransformer", "AutoModelForCausalLM"] = "HookedTransformer"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    label: str | None = None
+
+    @property
+    def recorded_name(self) -> str:
+        return self.label or (Path(self.name).name if Path(self.name).exists() else self.name)
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class DatasetSpec:
+    """The text.
+
+    Args:
+        path: Hub name, or a local folder or .parquet/.jsonl/.json/.csv/.txt file.
+        name: Configuration of a Hub dataset.
+        split: Split to train on.
+        text_column: Column with text; ignored when there is a ``tokens`` or ``input_ids``
+            column.
+        streaming: Stream instead of downloading.
+        shuffle_seed: Shuffle documents with this seed before anything else; None keeps
+            their order.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    text_column: str = "text"
+    streaming: bool = False
+    shuffle_seed: int | None = 0
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class MemberSpec:
+    """One SAE of a panel.
+
+    Args:
+        constraint: ``trained``, or one of the constraints.
+        init_scheme: ``iso`` or ``cov`` (paper, Appendix E).
+        tau: Cap of a soft-frozen decoder; default the panel's.
+        label: Folder name; default the constraint, with ``_cov`` and ``_tau0.9`` as needed.
+    """
+
+    constraint: str
+    init_scheme: InitScheme = "iso"
+    tau: float | None = None
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        if self.label:
+            return self.label
+        cov = "_cov" if self.init_scheme == "cov" else ""
+        tau = f"_tau{self.tau:g}" if self.tau is not None else ""
+        return f"{self.constraint}{cov}{tau}"
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class PanelSpec:
+    """A study: panels over architectures, L0s and seeds on one model and hook.
+
+    A member is a constraint name, ``<constraint>:cov``, or a `MemberSpec`. Training fields
+    have SAELens' names and meaning; only ``lr``'s default differs (the paper's 2e-4).
+
+    Args:
+        name: Name of the study.
+        model: The language model.
+        hook_name: Where activations are taken, e.g. ``blocks.12.hook_resid_post``.
+        dataset: The text.
+        architecture: One base architecture, or a list.
+        d_sae: Number of latents; or give ``expansion``.
+        expansion: d_sae / d_in; give one of the two.
+        d_in: Checked against the hook if given.
+        l0: Target L0, one or a list.
+        seeds: Training seeds: initial weights, and data order if ``data_order`` says so.
+        training_tokens: Activations each member is trained on.
+        members: Members of each panel; ``trained`` must be one.
+        tau: Default cap of soft-frozen decoders.
+        data_order: ``shared``: all seeds see one stream (one pass). ``per_seed``: each seed
+            shuffles for itself (one pass per seed).
+        b_dec_init: Start of b_dec for every member: zeros (SAELens), or the mean of
+            calibration activations.
+        sae: Extra fields of the base's SAELens config, for every member alike.
+        calibration_tokens: Held-out tokens for thresholds and covariance.
+        eval_tokens: Further held-out tokens, which EV and L0 are measured on.
+        ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
+        n_checkpoints: Checkpoints during each pass; a killed run resumes from the last.
+        keep_checkpoints: How many to keep on disk.
+        max_panels_per_pass: Train at most this many panels at once (memory).
+        plugins: Modules to import first, for architectures of your own.
+    """
+
+    name: str
+    model: ModelSpec
+    hook_name: str
+    dataset: DatasetSpec
+    architecture: str | list[str] = "batchtopk"
+    d_sae: int | None = PydanticField(default=None, gt=1)
+    expansion: float | None = PydanticField(default=None, gt=0)
+    d_in: int | None = PydanticField(default=None, gt=0)
+    l0: float | list[float] = 160
+    seeds: list[int] = field(default_factory=lambda: [0])
+    training_tokens: int = PydanticField(default=500_000_000, gt=0)
+    members: list[str | MemberSpec] = field(default_factory=lambda: list(DEFAULT_MEMBERS))
+    tau: float = 0.8
+    data_order: Literal["shared", "per_seed"] = "shared"
+    b_dec_init: Literal["zeros", "mean"] = "zeros"
+    sae: dict[str, Any] = field(default_factory=dict)
+
+    context_size: int = PydanticField(default=128, gt=1)
+    prepend_bos: bool = True
+    seqpos_slice: list[int | None] = field(default_factory=lambda: [None])
+    exclude_special_tokens: bool = False
+    store_batch_size_prompts: int = PydanticField(default=32, gt=0)
+    n_batches_in_buffer: int = PydanticField(default=64, gt=0)
+    normalize_activations: Literal[
+        "none", "expected_average_only_in", "layer_norm", "covariance_whitening"
+    ] = "expected_average_only_in"
+    n_batches_for_norm_estimate: int = PydanticField(default=100, gt=0)
+
+    train_batch_size_tokens: int = PydanticField(default=4096, gt=0)
+    lr: float = PydanticField(default=2e-4, gt=0)
+    lr_scheduler_name: str = "constant"
+    lr_warm_up_steps: int = PydanticField(default=0, ge=0)
+    lr_decay_steps: int = PydanticField(default=0, ge=0)
+    adam_beta1: float = PydanticField(default=0.9, ge=0, lt=1)
+    adam_beta2: float = PydanticField(default=0.999, ge=0, lt=1)
+    dead_feature_window: int = PydanticField(default=1000, gt=0)
+    feature_sampling_window: int = PydanticField(default=2000, gt=0)
+
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    autocast: bool = False
+    autocast_lm: bool = False
+    compile_llm: bool = False
+    prefetch_llm_batches: bool = False
+
+    calibration_tokens: int = PydanticField(default=65_536, gt=0)
+    eval_tokens: int = PydanticField(default=65_536, gt=0)
+    ce_tokens: int = PydanticField(default=16_384, ge=0)
+    n_checkpoints: int = PydanticField(default=10, ge=0)
+    keep_checkpoints: int = PydanticField(default=1, ge=1)
+    max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
+    plugins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def architectures(self) -> list[str]:
+        return [self.architecture] if isinstance(self.architecture, str) else self.architecture
+
+    @property
+    def l0s(self) -> list[float]:
+        return [self.l0] if isinstance(self.l0, int | float) else list(self.l0)
+
+    @property
+    def member_specs(self) -> list[MemberSpec]:
+        return [_member(m) for m in self.members]
+
+    @property
+    def training_context_size(self) -> int:
+        return len(range(self.context_size)[slice(*self.seqpos_slice)])
+
+    def width(self, d_in: int) -> int:
+        """d_sae for a hook of this width."""
+        return self.d_sae if self.d_sae is not None else round(d_in * (self.expansion or 0))
+
+
+def _member(member: str | MemberSpec) -> MemberSpec:
+    if isinstance(member, MemberSpec):
+        return member
+    constraint, _, scheme = member.partition(":")
+    if scheme not in ("", "iso", "cov"):
+        raise UserError(f"members: {member!r}: scheme {scheme!r} is unknown; use iso or cov")
+    return MemberSpec(constraint=constraint, init_scheme="cov" if scheme == "cov" else "iso")
+
+
+def validate(spec: PanelSpec) -> None:
+    """Everything that can be wrong before a model is loaded.
+
+    Raises:
+        UserError: One line that names the field, the value and the remedy.
+    """
+    for module in spec.plugins:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"plugins: cannot import {module!r}: {error}") from error
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", spec.name):
+        raise UserError(
+            f"name: {spec.name!r} names a folder; use letters, digits, '.', '_' and '-'"
+        )
+    if (spec.d_sae is None) == (spec.expansion is None):
+        raise UserError("d_sae, expansion: give exactly one of the two")
+    if not spec.training_context_size > 0:
+        raise UserError(f"seqpos_slice: {spec.seqpos_slice} keeps no position of the context")
+    _validate_architectures(spec)
+    _validate_members(spec)
+    _validate_l0(spec)
+    _validate_seeds(spec)
+    _validate_batches(spec)
+
+
+def _validate_architectures(spec: PanelSpec) -> None:
+    if not spec.architectures:
+        raise UserError("architecture: the list is empty; name at least one, e.g. batchtopk")
+    for architecture in spec.architectures:
+        if architecture not in base_architectures():
+            if architecture.startswith(tuple(CONSTRAINTS)):
+                raise UserError(
+                    f"architecture: {architecture!r} is a baseline; name its base here and the "
+                    "constraint under members"
+                )
+            hint = did_you_mean(architecture, base_architectures())
+            raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
+        register_baselines(architecture)
+        known = {f.name for f in fields(get_twin(f"seeded_{architecture}").config_class)}
+        for option in spec.sae:
+            if option in _SET_BY_PANEL:
+                raise UserError(
+                    f"sae: {option!r} is set by the panel for every member; use the panel's "
+                    "own fields"
+                )
+            if option not in known:
+                hint = did_you_mean(option, sorted(known - _SET_BY_PANEL))
+                raise UserError(f"sae: {architecture} has no field {option!r}; {hint}")
+
+
+def _validate_members(spec: PanelSpec) -> None:
+    try:
+        validate_tau(spec.tau)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    names = [m.name for m in spec.member_specs]
+    if len(set(names)) != len(names):
+        raise UserError(f"members: {', '.join(names)}: names repeat; give one a label")
+    if TRAINED not in [m.constraint for m in spec.member_specs]:
+        raise UserError("members: 'trained' is missing; a panel compares it with its baselines")
+    for member in spec.member_specs:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", member.name):
+            raise UserError(
+                f"members: {member.name!r} names a folder; use letters, digits, ._-"
+            )
+        if member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
+            hint = did_you_mean(member.constraint, [TRAINED, *CONSTRAINTS])
+            raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
+        if member.tau is not None:
+            if member.constraint != "soft_frozen_decoder":
+                raise UserError(
+                    f"members: {member.name}: tau belongs to soft_frozen_decoder, not to "
+                    f"{member.constraint}"
+                )
+            validate_tau_of(member)
+        whitened = spec.normalize_activations == "covariance_whitening"
+        if whitened and (
+            member.constraint == "soft_frozen_decoder" or member.init_scheme == "cov"
+        ):
+            raise UserError(
+                "normalize_activations: 'covariance_whitening' is not possible with "
+                f"{member.name}; use 'expected_average_only_in'"
+            )
+        if member.constraint != TRAINED:
+            for architecture in spec.architectures:
+                try:
+                    twin_name(member.constraint, architecture)
+                except ValueError as error:
+                    raise UserError(f"members: {error}") from error
+
+
+def validate_tau_of(member: MemberSpec) -> None:
+    """Raises `UserError` if the member's own tau is out of range."""
+    try:
+        validate_tau(member.tau if member.tau is not None else 0.8)
+    except ValueError as error:
+        raise UserError(f"members: {member.name}: {error}") from error
+
+
+def _validate_l0(spec: PanelSpec) -> None:
+    if not spec.l0s:
+        raise UserError("l0: the list is empty; give at least one target")
+    if len(set(spec.l0s)) != len(spec.l0s):
+        raise UserError(f"l0: {spec.l0s}: values repeat")
+    for l0 in spec.l0s:
+        if not l0 > 0:
+            raise UserError(f"l0: {l0:g} is out of range; use a target above 0")
+        if spec.d_sae is not None and l0 >= spec.d_sae:
+            raise UserError(f"l0: {l0:g} is not below d_sae={spec.d_sae}; use a smaller target")
+        for architecture in spec.architectures:
+            if architecture in ("topk", "abstopk") and l0 != int(l0):
+                raise UserError(f"l0: {l0:g} is not an integer, but k of {architecture} is one")
+
+
+def _validate_seeds(spec: PanelSpec) -> None:
+    if not spec.seeds:
+        raise UserError("seeds: the list is empty; give at least one seed")
+    if len(set(spec.seeds)) != len(spec.seeds) or min(spec.seeds) < 0:
+        raise UserError(f"seeds: {spec.seeds}: use distinct seeds >= 0")
+
+
+def _validate_batches(spec: PanelSpec) -> None:
+    batch = spec.train_batch_size_tokens
+    if spec.training_tokens < batch:
+        raise UserError(
+            f"training_tokens: {spec.training_tokens} is less than one batch of {batch}; raise "
+            "it or lower train_batch_size_tokens"
+        )
+    buffer = spec.n_batches_in_buffer * spec.training_context_size
+    if buffer < batch:
+        need = -(-batch // spec.training_context_size)
+        raise UserError(
+            f"n_batches_in_buffer: {spec.n_batches_in_buffer} contexts hold {buffer} tokens, "
+            f"less than one batch of {batch}; use at least {need}"
+        )
+    topk_family = [a for a in spec.architectures if "topk" in a]
+    if spec.normalize_activations == "layer_norm" and topk_family:
+        raise UserError(
+            "normalize_activations: 'layer_norm' stops SAELens' dead-latent loss of "
+            f"{topk_family[0]} as soon as a latent dies; use 'expected_average_only_in'"
+        )
+
+
+_ADAPTER = TypeAdapter(PanelSpec)
+
+
+def spec_from_dict(data: Any, where: str = "panel") -> PanelSpec:
+    """Build a spec from plain data.
+
+    Args:
+        data: What YAML or JSON gave.
+        where: Name for error messages.
+
+    Raises:
+        UserError: On the first thing that is wrong.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        raise UserError(_first_problem(error, where)) from error
+
+
+def _first_problem(error: ValidationError, where: str) -> str:
+    problem = error.errors()[0]
+    parts = [str(p) for p in problem["loc"]]
+    location = ".".join(p for p in parts if not p.endswith(("Spec", "str", "int", "float")))
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return f"{where}: {cause}"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner = {"model": ModelSpec, "dataset": DatasetSpec}.get(parts[0], PanelSpec)
+        if owner is not PanelSpec and len(parts) == 1:
+            owner = PanelSpec
+        hint = did_you_mean(parts[-1], [f.name for f in dataclasses.fields(owner)])
+        return f"{where}: {location}: is not a field; {hint}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{where}: {location}: is missing"
+    value = problem.get("input")
+    return f"{where}: {location}: {value!r}: {problem['msg']}"
+
+
+def load_spec(path: str | Path) -> PanelSpec:
+    """Read a spec from YAML.
+
+    Raises:
+        UserError: No such file, not YAML, or not a valid spec.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        first_line = " ".join(str(error).split())
+        raise UserError(f"{path}: is not YAML: {first_line}") from error
+    return spec_from_dict(data, where=path.name)
+
+
+def spec_to_dict(spec: PanelSpec) -> dict[str, Any]:
+    """Plain data, complete: every default is written out."""
+    return _ADAPTER.dump_python(spec, mode="json")
+
+
+def spec_to_yaml(spec: PanelSpec) -> str:
+    """YAML of `spec_to_dict`."""
+    return yaml.safe_dump(spec_to_dict(spec), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a panel file, for editors."""
+    return _ADAPTER.json_schema()
+
+
+# What may change between two runs in one folder: they name things or say how fast to go.
+_NOT_IN_HASH = {
+    "name",
+    "device",
+    "n_checkpoints",
+    "keep_checkpoints",
+    "prefetch_llm_batches",
+    "compile_llm",
+}
+
+
+def spec_hash(spec: PanelSpec) -> str:
+    """SHA-256 over everything in the spec that can change a result."""
+    data = {k: v for k, v in spec_to_dict(spec).items() if k not in _NOT_IN_HASH}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def spec_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Names of the fields that differ and matter, for an error message."""
+    return sorted(
+        k for k in a.keys() | b.keys() if k not in _NOT_IN_HASH and a.get(k) != b.get(k)
+    )

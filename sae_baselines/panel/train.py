@@ -1,0 +1,339 @@
+"""Training a study: every panel's members on one activation stream, then measuring them."""
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import LoggingConfig, MultiSAETrainingRunnerConfig
+from sae_lens.constants import SPARSITY_FILENAME
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformer_lens.hook_points import HookedRootModule
+
+from sae_baselines.errors import UserError
+from sae_baselines.panel.build import member_configs, prepare_start, set_b_dec
+from sae_baselines.panel.calibrate import calibrate
+from sae_baselines.panel.data import AnyDataset, load_text, shuffle, split_text
+from sae_baselines.panel.folder import (
+    MEASUREMENT_FILE,
+    PROVENANCE_FILE,
+    StudyFolder,
+    write_atomically,
+)
+from sae_baselines.panel.held_out import HeldOut, collect_held_out, hook_width
+from sae_baselines.panel.language_model import load_language_model
+from sae_baselines.panel.measure import base_losses, measure, progress
+from sae_baselines.panel.plan import MemberKey, Pass, members_of, panels_of, passes_of
+from sae_baselines.panel.runner import PanelRunner, assert_finite, complete_checkpoints
+from sae_baselines.panel.spec import PanelSpec, spec_hash
+from sae_baselines.provenance import environment
+
+logger = logging.getLogger("sae_baselines")
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What `train_study` leaves behind.
+
+    Attributes:
+        folder: The study folder.
+        measurements: Per member, what `measurement.json` says.
+        trained: Members trained by this call; the others were finished already.
+    """
+
+    folder: Path
+    measurements: dict[MemberKey, dict[str, Any]]
+    trained: list[MemberKey]
+
+    @property
+    def off_target(self) -> list[MemberKey]:
+        """Members whose measured L0 is more than 5 % off."""
+        return [k for k, m in self.measurements.items() if not m["l0_matches"]]
+
+
+def train_study(
+    spec: PanelSpec,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    dataset: Any = None,
+    model: HookedRootModule | None = None,
+) -> StudyResult:
+    """Train, calibrate, export and measure every member of every panel.
+
+    A study that is finished is recognised and not repeated.
+
+    Args:
+        spec: What to train.
+        out: Study folder.
+        resume: Continue unfinished work in ``out``.
+        dataset: In-memory dataset to use instead of ``spec.dataset.path``.
+        model: Loaded model to use instead of ``spec.model.name``.
+
+    Returns:
+        Folder and measurements.
+
+    Raises:
+        UserError: Bad input, in one line; nothing finished is lost.
+        InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
+    """
+    folder = StudyFolder(out)
+    everything = [k for p in panels_of(spec) for k in members_of(spec, p)]
+    with folder.locked():
+        finished = folder.study_file.exists() and all(map(folder.measurement, everything))
+        folder.open(spec, resume=resume or finished)
+        trained: list[MemberKey] = []
+        if finished:
+            logger.info("%s is finished; nothing to do", folder.root)
+        else:
+            trained = _Study(spec, folder, dataset, model).run()
+        measurements = {k: folder.measurement(k) for k in everything}
+    return StudyResult(folder.root, {k: m for k, m in measurements.items() if m}, trained)
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is CUDA, then MPS, then CPU.
+
+    Raises:
+        UserError: A device that torch does not know or does not have.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device: {device!r} cannot be used: {reason}") from error
+    return device
+
+
+class _Study:
+    """One call of `train_study`: the model, the text and what is shared by all passes."""
+
+    def __init__(
+        self,
+        spec: PanelSpec,
+        folder: StudyFolder,
+        dataset: Any,
+        model: HookedRootModule | None,
+    ) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.device = resolve_device(spec.device)
+        text = load_text(spec.dataset, dataset)
+        if model is None:
+            model = load_language_model(spec.model, spec.hook_name, self.device)
+        elif spec.hook_name not in model.hook_dict:
+            raise UserError(f"hook_name: {spec.hook_name!r} is not a hook of the given model")
+        self.model = model
+        self.d_in = hook_width(model, spec.hook_name)
+        _check_width(spec, self.d_in)
+        split = split_text(text, spec, model)
+        self.train_text = split.train
+        self.n_held_out = split.n_held_out
+        self.held_out = self._held_out(split.held_out)
+        self.start = prepare_start(spec, self.held_out.calibration, folder.root)
+
+    def _held_out(self, documents: AnyDataset) -> HeldOut:
+        torch.manual_seed(0)
+        return collect_held_out(self.model, documents, self.spec, self.d_in, self.device)
+
+    def run(self) -> list[MemberKey]:
+        trained: list[MemberKey] = []
+        for this_pass in passes_of(self.spec):
+            keys = [k for p in this_pass.panels for k in members_of(self.spec, p)]
+            if not all(map(self.folder.is_trained, keys)):
+                self._train(this_pass)
+                trained.extend(keys)
+        self._measure_all()
+        if self.folder.checkpoints.exists():
+            shutil.rmtree(self.folder.checkpoints)
+        return trained
+
+    def _train(self, this_pass: Pass) -> None:
+        spec = self.spec
+        began = time.monotonic()
+        checkpoints = self.folder.checkpoints / this_pass.name
+        resume_from = self._checkpoint_to_resume(checkpoints)
+        configs = member_configs(spec, this_pass, self.start, self.d_in, self.device)
+        text = self.train_text
+        if spec.data_order == "per_seed":
+            text = shuffle(text, this_pass.data_seed)
+        cfg = self._runner_config(configs, this_pass, checkpoints, resume_from)
+        # SAELens warns that a dataset in memory cannot be found from its config; ours is in
+        # study.yaml.
+        saelens_logger = logging.getLogger("sae_lens")
+        level = saelens_logger.level
+        saelens_logger.setLevel(logging.ERROR)
+        try:
+            runner = PanelRunner(cfg, override_dataset=text, override_model=self.model)
+        finally:
+            saelens_logger.setLevel(level)
+        runner.prepare(spec.keep_checkpoints, spec_hash(spec))
+        set_b_dec(runner.saes, self.start)
+        torch.manual_seed(this_pass.data_seed)
+        try:
+            saes = runner.run()
+        except (SafetensorError, KeyError) as error:
+            if resume_from is None:
+                raise
+            raise UserError(
+                f"out: checkpoint {resume_from} is damaged ({_one_line(error)}); delete it and "
+                "run with --resume"
+            ) from error
+        seconds = time.monotonic() - began
+        for key in configs:
+            self._export(key, saes[key.name], runner, resume_from, seconds)
+
+    def _checkpoint_to_resume(self, checkpoints: Path) -> Path | None:
+        complete = complete_checkpoints(checkpoints)
+        for stale in checkpoints.glob("*"):
+            if stale not in complete:
+                shutil.rmtree(stale)
+        if not complete:
+            return None
+        marker = json.loads((complete[-1] / "complete.json").read_text())
+        if marker.get("spec_hash") != spec_hash(self.spec):
+            raise UserError(
+                f"out: checkpoint {complete[-1]} belongs to another spec; use another folder"
+            )
+        logger.info("resuming from %s", complete[-1])
+        return complete[-1]
+
+    def _runner_config(
+        self,
+        configs: dict[MemberKey, TrainingSAEConfig],
+        this_pass: Pass,
+        checkpoints: Path,
+        resume_from: Path | None,
+    ) -> MultiSAETrainingRunnerConfig:
+        spec = self.spec
+        cfg = MultiSAETrainingRunnerConfig(
+            saes={key.name: config for key, config in configs.items()},
+            hook_names=spec.hook_name,
+            model_name=spec.model.recorded_name,
+            model_class_name=spec.model.loader,
+            dataset_path=Path(spec.dataset.path).name
+            if Path(spec.dataset.path).exists()
+            else spec.dataset.path,
+            context_size=spec.context_size,
+            n_batches_in_buffer=spec.n_batches_in_buffer,
+            training_tokens=spec.training_tokens,
+            store_batch_size_prompts=spec.store_batch_size_prompts,
+            seqpos_slice=tuple(spec.seqpos_slice),
+            device=self.device,
+            prefetch_llm_batches=spec.prefetch_llm_batches,
+            seed=this_pass.data_seed,
+            dtype=spec.dtype,
+            prepend_bos=spec.prepend_bos,
+            autocast=spec.autocast,
+            autocast_lm=spec.autocast_lm,
+            compile_llm=spec.compile_llm,
+            train_batch_size_tokens=spec.train_batch_size_tokens,
+            adam_beta1=spec.adam_beta1,
+            adam_beta2=spec.adam_beta2,
+            lr=spec.lr,
+            lr_scheduler_name=spec.lr_scheduler_name,
+            lr_warm_up_steps=spec.lr_warm_up_steps,
+            lr_decay_steps=spec.lr_decay_steps,
+            dead_feature_window=spec.dead_feature_window,
+            feature_sampling_window=spec.feature_sampling_window,
+            logger=LoggingConfig(log_to_wandb=False),
+            n_checkpoints=spec.n_checkpoints,
+            output_path=None,
+            resume_from_checkpoint=str(resume_from) if resume_from else None,
+            exclude_special_tokens=spec.exclude_special_tokens,
+            n_batches_for_norm_estimate=spec.n_batches_for_norm_estimate,
+        )
+        cfg.checkpoint_path = str(checkpoints)  # without the random suffix SAELens appends
+        return cfg
+
+    def _export(
+        self,
+        key: MemberKey,
+        sae: TrainingSAE[Any],
+        runner: PanelRunner,
+        resumed_from: Path | None,
+        seconds: float,
+    ) -> None:
+        assert_finite(key.name, sae)
+        calibration = calibrate(sae, self.held_out.calibration, key.panel.l0)
+        trainer = runner.trainer.trainers[key.name]
+        facts = {
+            "panel": key.panel.name,
+            "member": key.member,
+            "architecture": sae.cfg.architecture(),
+            "base_architecture": key.panel.architecture,
+            "l0_target": key.panel.l0,
+            "init_seed": key.panel.seed,
+            "data_seed": runner.cfg.seed,
+            "data_order": self.spec.data_order,
+            "spec_hash": spec_hash(self.spec),
+            "tokens_seen": trainer.n_training_samples,
+            "training_steps": trainer.n_training_steps,
+            "calibration": asdict(calibration),
+            "held_out_documents": self.n_held_out,
+        }
+        sae.cfg.metadata.sae_baselines = facts
+        with self.folder.new_member(key) as scratch:
+            sae.save_inference_model(scratch)
+            sparsity = trainer.log_feature_sparsity.contiguous()
+            save_file({"sparsity": sparsity}, scratch / SPARSITY_FILENAME)
+            provenance = {
+                **facts,
+                "resumed_at_tokens": int(resumed_from.name) if resumed_from else None,
+                "pass_seconds": round(seconds, 1),
+                **environment(),
+            }
+            (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
+
+    def _measure_all(self) -> None:
+        spec = self.spec
+        missing = [
+            (key, member)
+            for panel in panels_of(spec)
+            for key, member in members_of(spec, panel).items()
+            if self.folder.measurement(key) is None
+        ]
+        losses = base_losses(self.model, spec, self.held_out) if missing else None
+        for key, member in progress(missing, "Measuring"):
+            try:
+                result = measure(
+                    self.folder.member(key),
+                    key,
+                    member,
+                    spec,
+                    self.start,
+                    self.held_out,
+                    self.model,
+                    losses,
+                    self.device,
+                )
+            except SafetensorError as error:
+                raise UserError(
+                    f"{self.folder.member(key)}: weights are damaged ({_one_line(error)}); "
+                    "delete the folder and run with --resume"
+                ) from error
+            text = json.dumps(result.to_dict(), indent=2)
+            write_atomically(self.folder.member(key) / MEASUREMENT_FILE, text)
+
+
+def _check_width(spec: PanelSpec, d_in: int) -> None:
+    if spec.d_in is not None and spec.d_in != d_in:
+        raise UserError(f"d_in: {spec.d_in} does not match {spec.hook_name}, which has {d_in}")
+    width = spec.width(d_in)
+    for l0 in spec.l0s:
+        if l0 >= width:
+            raise UserError(f"l0: {l0:g} is not below d_sae={width}; use a smaller target")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,76 @@
+"""What a result was made with."""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_baselines.version import __version__
+
+_PACKAGES = (
+    "sae-lens",
+    "transformer-lens",
+    "torch",
+    "transformers",
+    "datasets",
+    "numpy",
+    "safetensors",
+    "sae-bench",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what its numbers depend on."""
+    found = {"sae-baselines": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the source tree this package runs from, ``-dirty`` if it was edited."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and GPU."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions, revision, hardware and time, for every output."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "hardware": hardware(),
+        "created": now.isoformat(timespec="seconds"),
+    }
