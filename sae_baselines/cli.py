@@ -22,7 +22,8 @@ app = typer.Typer(
     help="Random baselines for sparse autoencoders: does your SAE beat a frozen one?",
     pretty_exceptions_enable=False,
 )
-console = Console()
+# Redirected output is not cut to the 80 columns rich would assume.
+console = Console(width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True)
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
@@ -58,6 +59,7 @@ def _main(
         # Advice of the libraries underneath that a user of this command cannot follow.
         warnings.filterwarnings("ignore", message="Dataset is not tokenized")
         warnings.filterwarnings("ignore", message="The training dataset contains fewer")
+        warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pre")
 
 
 def _print_study(result: Any) -> None:
@@ -66,7 +68,7 @@ def _print_study(result: Any) -> None:
     for panel in table.tables(result.measurements):
         console.print(panel)
     for note in table.notes(result.measurements):
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(f"Files: {result.folder}", highlight=False, soft_wrap=True)
 
 
@@ -189,24 +191,33 @@ def saelens(context: typer.Context) -> None:
     runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
 
 
+def _fail(message: str) -> None:
+    errors.print("[red]error:[/red]", end=" ")
+    errors.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
 def main() -> None:
     """Entry point: one line and exit code 1 for bad input, 130 for an interruption."""
     try:
         app()
     except UserError as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        _fail(str(error))
         sys.exit(1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        errors.print(f"[red]error:[/red] {error.strerror or error}{where}", soft_wrap=True)
+        _fail(f"{error.strerror or error}{where}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if type(error).__name__ != "InterruptedTrainingError":
+        kind = type(error).__name__
+        if kind == "InterruptedTrainingError":
+            errors.print("interrupted; continue with --resume")
+            sys.exit(130)
+        if kind not in ("AssetError", "SafetensorError"):
             raise
-        errors.print("interrupted; continue with --resume")
-        sys.exit(130)
+        _fail(str(error))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ _LINEAR_ENCODERS = {
 
 def has_linear_encoder(sae_class: type[TrainingSAE[Any]]) -> bool:
     """Whether the class encodes with one of SAELens' own linear encoders, unchanged."""
-    return sae_class.encode_with_hidden_pre in _LINEAR_ENCODERS
+    return (
+        sae_class.encode_with_hidden_pre in _LINEAR_ENCODERS
+        and sae_class.process_sae_in is TrainingSAE.process_sae_in
+    )
 
 
 class CheapBiasGradientMixin(_SAEBase):

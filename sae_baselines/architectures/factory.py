@@ -134,7 +134,7 @@ def make_twin(
     # Anything else would let a steered base and its plain config fall apart.
     config_mixins = [constraint.config_mixin, *([L0SteeringConfig] if steered else [])]
     stem = "".join(part.title() for part in constraint.name.split("_"))
-    base_stem = base_class.__name__.removesuffix("TrainingSAE")
+    base_stem = "".join(part.title() for part in base.split("_"))
 
     config_class = make_dataclass(
         f"{stem}{base_stem}TrainingSAEConfig",

@@ -64,7 +64,7 @@ def register_baselines(base: str) -> list[str]:
         full = f"{constraint.name}_{base}"
         bare = base == DEFAULT_BASE and constraint is not SEEDED
         name = constraint.name if bare else full
-        for registered in {name, full}:
+        for registered in dict.fromkeys((name, full)):
             _register(registered, name, constraint, base, base_class, base_config)
         names.append(name)
     return names

@@ -62,13 +62,18 @@ def _project_chunk_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torc
     compute = torch.promote_types(rows.dtype, torch.float32)
     w = rows.to(compute)
     s = start.to(compute)
+    s = s / torch.linalg.vector_norm(s, dim=1, keepdim=True)  # bfloat16 starts are not unit
+    scale = w.abs().amax(dim=1, keepdim=True)  # squares of extreme rows leave float32
+    w = w / scale
     norm = torch.linalg.vector_norm(w, dim=1)
     # Elementwise products and a tree sum, not a matrix product: TF32 would cost the bound.
     cos = (w * s).sum(dim=1) / norm
     outside = (cos < tau - _EDGE_SLACK) & torch.isfinite(norm) & (norm > 0)
     index = outside.nonzero().squeeze(1)
     if index.numel():
-        rows[index] = _nearest(w[index], s[index], norm[index], tau).to(rows.dtype)
+        rows[index] = (_nearest(w[index], s[index], norm[index], tau) * scale[index]).to(
+            rows.dtype
+        )
     return outside.sum()
 
 

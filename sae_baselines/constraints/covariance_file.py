@@ -40,7 +40,10 @@ def load_covariance(
         raise ValueError("give exactly one of init_activations_path, init_covariance_path")
     if activations_path is not None:
         array = _read(Path(activations_path), "activations", "init_activations_path")
-        return covariance_of(array)
+        try:
+            return covariance_of(array)
+        except ValueError as error:
+            raise ValueError(f"init_activations_path: {error}") from error
     assert covariance_path is not None
     array = _read(Path(covariance_path), "covariance", "init_covariance_path")
     return array.to(torch.float64)
@@ -52,13 +55,13 @@ def _read(path: Path, key: str, field: str) -> torch.Tensor:
     try:
         if path.suffix == ".npy":
             return torch.from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-            if key in tensors:
-                return tensors[key]
-            raise ValueError(
-                f"{field}: {path} has no tensor {key!r}; it has {', '.join(sorted(tensors))}"
-            )
-    except (SafetensorError, OSError, EOFError) as error:
+        tensors = load_file(path) if path.suffix == ".safetensors" else None
+    except (SafetensorError, OSError, EOFError, ValueError, TypeError) as error:
         raise ValueError(f"{field}: cannot read {path}: {error}") from error
+    if tensors is not None:
+        if key in tensors:
+            return tensors[key]
+        raise ValueError(
+            f"{field}: {path} has no tensor {key!r}; it has {', '.join(sorted(tensors))}"
+        )
     raise ValueError(f"{field}: {path.name} is neither .safetensors nor .npy")

@@ -56,6 +56,8 @@ class FrozenEncoderMixin(_SAEBase):
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         assert_frozen(self, "W_enc")
+        if "r_mag" in self._buffers:
+            assert_frozen(self, "r_mag")
         return super().training_forward_pass(step_input)
 
 

@@ -95,15 +95,22 @@ class SeededStartMixin(_SAEBase):
                 wanted = cfg.init_cov_samples or 4 * cfg.d_in
                 self._pending = _PendingCovariance(cfg.d_in, wanted)
         scheme: InitScheme = "cov" if covariance is not None else "iso"
-        self.set_start_directions(
-            sample_directions(
+        try:
+            directions = sample_directions(
                 cfg.d_sae,
                 cfg.d_in,
                 seed=cfg.init_seed,
                 scheme=scheme,
                 covariance=covariance,
             )
-        )
+        except ValueError as error:
+            if covariance is None:
+                raise
+            field = (
+                "init_activations_path" if cfg.init_activations_path else "init_covariance_path"
+            )
+            raise ValueError(f"{field}: {error}") from error
+        self.set_start_directions(directions)
 
     @torch.no_grad()
     def set_start_directions(self, directions: torch.Tensor) -> None:
@@ -148,12 +155,9 @@ class SeededStartMixin(_SAEBase):
         return True
 
     def _idle_step(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """A step that trains nothing: the gradient of every parameter is exactly zero."""
+        """A step that trains nothing: no parameter gets a gradient, so optimisers skip it."""
         x = step_input.sae_in
-        nothing = sum(
-            (p.float().sum() * 0.0 for p in self.parameters() if p.requires_grad),
-            start=x.new_zeros((), dtype=torch.float32),
-        )
+        nothing = x.new_zeros((), dtype=torch.float32).requires_grad_()
         acts = x.new_zeros((x.shape[0], self.cfg.d_sae))
         return TrainStepOutput(
             sae_in=x,

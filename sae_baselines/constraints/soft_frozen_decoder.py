@@ -90,8 +90,11 @@ class SoftFrozenDecoderMixin(_SAEBase):
         state_dict.pop(_START, None)
 
 
-_watched: "weakref.WeakSet[SoftFrozenDecoderMixin]" = weakref.WeakSet()
-_hook_installed = False
+# Kept by a reload of this module: SAEs built before it go on being projected.
+_watched: "weakref.WeakSet[SoftFrozenDecoderMixin]" = globals().get(
+    "_watched", weakref.WeakSet()
+)
+_hook_installed: bool = globals().get("_hook_installed", False)
 
 
 def _watch(sae: SoftFrozenDecoderMixin) -> None:

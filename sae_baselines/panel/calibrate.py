@@ -3,17 +3,24 @@
 BatchTopK exports as JumpReLU with a running average of training thresholds that lags behind
 (seen: L0 59 for a target of 32 after 200 steps), so that its inference L0 is not its k. Here
 the threshold is set from held-out activations instead. A JumpReLU SAE's thresholds are
-multiplied by one common factor. TopK has its L0 by construction, and standard and gated
-SAEs have no threshold to set: they are steered during training.
+multiplied by one common factor. Standard and gated SAEs are steered during training, and
+what is left is taken up by one number added to b_enc (b_gate) of every latent; if training
+ended further than 25 % from the target, they are left as they are, and the panel says so.
+TopK has its L0 by construction.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE, StandardTrainingSAE
 from sae_lens.saes.sae import TrainingSAE
 
 _ROWS_PER_CHUNK = 1024
+_NEAR_ENOUGH = 0.25
+
+_Score = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,9 +28,10 @@ class Calibration:
     """What calibration did.
 
     Attributes:
-        method: ``threshold``, ``threshold_factor`` or ``none``.
-        before: The learned threshold (a factor of 1 for ``threshold_factor``).
-        after: The calibrated one.
+        method: ``threshold``, ``threshold_factor``, ``b_enc_shift``, ``b_gate_shift`` or
+            ``none``.
+        before: The learned threshold; 1 for a factor, 0 for a shift.
+        after: The calibrated threshold, the factor or the shift.
     """
 
     method: str
@@ -46,48 +54,76 @@ def calibrate(sae: TrainingSAE[Any], activations: torch.Tensor, l0: float) -> Ca
     wanted = max(1, round(l0 * activations.shape[0]))
     if hasattr(sae, "topk_threshold"):
         return _set_threshold(sae, activations, wanted)
-    if isinstance(sae._parameters.get("threshold"), torch.nn.Parameter):
+    if isinstance(sae, JumpReLUTrainingSAE):
         return _scale_thresholds(sae, activations, wanted)
+    if isinstance(sae, StandardTrainingSAE):
+        return _shift_bias(sae, activations, l0, wanted, "b_enc", _pre_activations)
+    if isinstance(sae, GatedTrainingSAE):
+        return _shift_bias(sae, activations, l0, wanted, "b_gate", _gate_of_active)
     return Calibration("none")
 
 
 def _set_threshold(sae: Any, activations: torch.Tensor, wanted: int) -> Calibration:
     before = float(sae.topk_threshold)
-    lowest = _nth_largest(sae, activations, wanted, lambda pre: pre)
-    # JumpReLU fires above its threshold, so the last wanted activation must be above it.
-    after = torch.nextafter(lowest, torch.zeros_like(lowest)) if lowest > 0 else lowest * 0
-    sae.topk_threshold = after.to(sae.topk_threshold)
-    return Calibration("threshold", before, float(after))
+    after = _cut_above(sae, activations, wanted, _pre_activations)
+    sae.topk_threshold = torch.clamp(after, min=0).to(sae.topk_threshold)
+    return Calibration("threshold", before, float(sae.topk_threshold))
 
 
 def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calibration:
-    threshold = sae.threshold.data
-
-    def ratio(pre: torch.Tensor) -> torch.Tensor:
+    def ratio(sae: Any, x: torch.Tensor) -> torch.Tensor:
+        pre = _pre_activations(sae, x)
         # A zero threshold cannot be scaled: its latent fires or not whatever the factor.
         high = torch.finfo(pre.dtype).max
-        ratio = torch.where(threshold > 0, pre / threshold, (pre > 0) * high)
+        ratio = torch.where(sae.threshold > 0, pre / sae.threshold, high)
         return torch.where(pre > 0, ratio, 0)
 
-    lowest = _nth_largest(sae, activations, wanted, ratio)
-    factor = torch.nextafter(lowest, torch.zeros_like(lowest))
+    factor = _cut_above(sae, activations, wanted, ratio)
     if not 0 < float(factor) < 1e6:
         return Calibration("none")
     sae.threshold.data.mul_(factor)
     return Calibration("threshold_factor", 1.0, float(factor))
 
 
-def _nth_largest(sae: Any, activations: torch.Tensor, n: int, score: Any) -> torch.Tensor:
-    """The n-th largest positive score over all activations and latents (0 if fewer)."""
-    best = torch.zeros(0, device=sae.device)
+def _shift_bias(
+    sae: Any, activations: torch.Tensor, l0: float, wanted: int, bias: str, score: _Score
+) -> Calibration:
+    """Add one number to a bias of every latent, if training came near enough."""
+    active = 0
+    for x in _chunks(sae, activations):
+        active += int((score(sae, x) > 0).sum())
+    if abs(active / activations.shape[0] - l0) > _NEAR_ENOUGH * l0:
+        return Calibration("none")
+    cut = _cut_above(sae, activations, wanted, score)
+    if not torch.isfinite(cut):
+        return Calibration("none")  # not that many latents have a magnitude at all
+    getattr(sae, bias).data.sub_(cut)
+    return Calibration(f"{bias}_shift", 0.0, -float(cut))
+
+
+def _pre_activations(sae: Any, x: torch.Tensor) -> torch.Tensor:
+    return sae.encode_with_hidden_pre(x)[1]
+
+
+def _gate_of_active(sae: Any, x: torch.Tensor) -> torch.Tensor:
+    gate = sae.process_sae_in(x) @ sae.W_enc + sae.b_gate
+    return torch.where(_pre_activations(sae, x) > 0, gate, -torch.inf)
+
+
+def _chunks(sae: Any, activations: torch.Tensor) -> Iterator[torch.Tensor]:
     for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
-        x = activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
-        scores = score(sae.encode_with_hidden_pre(x)[1]).flatten()
+        yield activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
+
+
+def _cut_above(sae: Any, activations: torch.Tensor, n: int, score: _Score) -> torch.Tensor:
+    """A cut that exactly the n largest scores (over activations and latents) are above."""
+    best = torch.zeros(0, device=sae.device)
+    for x in _chunks(sae, activations):
+        scores = score(sae, x).flatten()
         # What is below the n-th best so far can never come back.
-        floor = best.min() if best.numel() >= n else 0.0
-        best = torch.cat([best, scores[scores > floor]])
+        if best.numel() >= n:
+            scores = scores[scores > best.min()]
+        best = torch.cat([best, scores])
         if best.numel() > n:
             best = best.topk(n, sorted=False).values
-    if best.numel() < n:
-        return torch.zeros((), device=sae.device)
-    return best.min()
+    return torch.nextafter(best.min(), torch.full_like(best.min(), -torch.inf))

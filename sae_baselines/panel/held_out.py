@@ -11,13 +11,16 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.errors import UserError
-from sae_baselines.panel.data import AnyDataset
+from sae_baselines.panel.data import AnyDataset, n_held_out_contexts
 from sae_baselines.panel.spec import PanelSpec
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out activations, in two disjoint parts.
+    """Held-out activations, in two disjoint random halves of the held-out contexts.
+
+    The split is over contexts, not over documents: neighbouring documents differ in how many
+    latents they need, and thresholds set on a few of them would miss L0 on the next few.
 
     Attributes:
         calibration: float32 CPU ``[n, d_in]``; thresholds and covariance come from these.
@@ -106,27 +109,30 @@ def collect_held_out(
         tokenizer: Any = model.tokenizer
         special = torch.tensor(get_special_token_ids(tokenizer), dtype=torch.long)
 
-    total = spec.calibration_tokens + spec.eval_tokens
-    with tqdm(total=total, desc="Held-out activations", unit="tok") as bar:
+    n_contexts = n_held_out_contexts(spec)
+    contexts = torch.cat([store.get_batch_tokens(1).cpu() for _ in range(n_contexts)])
+    order = torch.randperm(n_contexts, generator=torch.Generator().manual_seed(0))
+    contexts = contexts[order]
 
-        def collect(wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
-            acts: list[torch.Tensor] = []
-            contexts: list[torch.Tensor] = []
-            have = 0
-            while have < wanted:
-                missing = -(-(wanted - have) // spec.training_context_size)
-                tokens = store.get_batch_tokens(min(missing, spec.store_batch_size_prompts))
-                rows = read(tokens)[spec.hook_name].reshape(-1, d_in).cpu()
-                if special is not None:
-                    kept = tokens[:, slice(*spec.seqpos_slice)].reshape(-1).cpu()
-                    rows = rows[~torch.isin(kept, special)]
-                acts.append(rows)
-                contexts.append(tokens.cpu())
-                have += rows.shape[0]
-                bar.update(rows.shape[0])
-            return torch.cat(acts), torch.cat(contexts)
+    batches: list[torch.Tensor] = []
+    per_batch = spec.store_batch_size_prompts
+    for batch in tqdm(contexts.split(per_batch), desc="Held-out activations", unit="batch"):
+        rows = read(batch.to(model_device(model)))[spec.hook_name].cpu()
+        batches.append(rows.reshape(*rows.shape[:2], d_in))
+    rows = torch.cat(batches)
+    n_calibration = -(-spec.calibration_tokens // spec.training_context_size)
+    n_ce = -(-spec.ce_tokens // spec.training_context_size)
 
-        calibration, _ = collect(spec.calibration_tokens)
-        evaluation, tokens = collect(spec.eval_tokens)
-    n_contexts = -(-spec.ce_tokens // spec.training_context_size)
-    return HeldOut(calibration, evaluation, tokens[:n_contexts])
+    def flat(part: slice) -> torch.Tensor:
+        acts = rows[part].reshape(-1, d_in)
+        if special is None:
+            return acts
+        ids = contexts[part][:, slice(*spec.seqpos_slice)].reshape(-1)
+        return acts[~torch.isin(ids, special)]
+
+    evaluation = slice(n_calibration, None)
+    return HeldOut(
+        calibration=flat(slice(n_calibration)),
+        evaluation=flat(evaluation),
+        tokens=contexts[evaluation][:n_ce],
+    )

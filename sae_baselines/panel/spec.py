@@ -145,8 +145,9 @@ class PanelSpec:
         tau: Default cap of soft-frozen decoders.
         data_order: ``shared``: all seeds see one stream (one pass). ``per_seed``: each seed
             shuffles for itself (one pass per seed).
-        b_dec_init: Start of b_dec for every member: zeros (SAELens), or the mean of
-            calibration activations.
+        b_dec_init: Start of b_dec for every member: the mean of calibration activations,
+            or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
+            (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).
         sae: Extra fields of the base's SAELens config, for every member alike.
         calibration_tokens: Held-out tokens for thresholds and covariance.
         eval_tokens: Further held-out tokens, which EV and L0 are measured on.
@@ -171,7 +172,7 @@ class PanelSpec:
     members: list[str | MemberSpec] = field(default_factory=lambda: list(DEFAULT_MEMBERS))
     tau: float = 0.8
     data_order: Literal["shared", "per_seed"] = "shared"
-    b_dec_init: Literal["zeros", "mean"] = "zeros"
+    b_dec_init: Literal["zeros", "mean"] = "mean"
     sae: dict[str, Any] = field(default_factory=dict)
 
     context_size: int = PydanticField(default=128, gt=1)

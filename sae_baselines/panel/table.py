@@ -11,8 +11,9 @@ _COLUMNS = (
     "EV",
     "L0",
     "alive",
-    "cos to start (mean / min)",
-    "CE recovered",
+    "cos mean",
+    "cos min",
+    "CE rec.",
 )
 
 
@@ -21,20 +22,21 @@ def rows_of(measurements: dict[MemberKey, dict[str, Any]]) -> dict[str, list[tup
     panels: dict[str, list[tuple[str, ...]]] = {}
     for key, m in measurements.items():
         mark = "" if m["l0_matches"] else " (!)"
-        cos = "-"
-        if m["cos_to_start_mean"] is not None:
-            cos = f"{m['cos_to_start_mean']:.3f} / {m['cos_to_start_min']:.3f}"
-        ce = "-" if m["ce_recovered"] is None else f"{m['ce_recovered']:.3f}"
         row = (
             key.member,
             f"{m['explained_variance']:.3f}",
             f"{m['l0']:.1f}{mark}",
-            f"{m['alive']} / {m['d_sae']}",
-            cos,
-            ce,
+            f"{m['alive']}/{m['d_sae']}",
+            _number(m["cos_to_start_mean"]),
+            _number(m["cos_to_start_min"]),
+            _number(m["ce_recovered"]),
         )
         panels.setdefault(key.panel.name, []).append(row)
     return panels
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def tables(measurements: dict[MemberKey, dict[str, Any]]) -> list[Table]:
@@ -55,7 +57,9 @@ def notes(measurements: dict[MemberKey, dict[str, Any]]) -> list[str]:
     first = next(iter(measurements.values()))
     lines = [
         f"Held-out tokens: {first['n_tokens']}. EV = 1 - E|x - x_hat|^2 / E|x - E[x]|^2; L0, "
-        "alive latents and EV are of the exported SAE, as stock SAELens loads it.",
+        "alive latents and EV are of the exported SAE, as stock SAELens loads it; cos is that "
+        "of decoder rows with where they started; CE rec. is the share of cross-entropy lost "
+        "by zeroing the activations that the reconstruction recovers.",
     ]
     off = [k for k, m in measurements.items() if not m["l0_matches"]]
     if off:

@@ -1,0 +1,180 @@
+"""The SAEs whose training steps are compared, their data and their trainers."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_baselines.architectures import twin_name
+from sae_baselines.constraints import sample_directions
+from sae_baselines.panel.build import Start, architecture_options, initial_threshold
+
+BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
+STOCK = "stock"
+# A second, independent copy of stock: its ratio to the first is the noise of the machine.
+STOCK_AGAIN = "stock_again"
+MEMBERS = (STOCK, STOCK_AGAIN, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+
+_LR = 2e-4
+_NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a measurement, and how long it may take.
+
+    Attributes:
+        budget_s: Seconds of timed steps per base, unless few repeats already take longer.
+    """
+
+    name: str
+    d_in: int
+    d_sae: int
+    batch: int
+    k: int
+    n_batches: int = 8
+    budget_s: float = 60.0
+
+
+SHAPES = {
+    s.name: s
+    for s in (
+        Shape("quick", 16, 64, 32, 4, n_batches=2, budget_s=0.1),
+        Shape("small", 256, 4096, 1024, 32),
+        Shape("medium", 768, 12_288, 1024, 32, n_batches=4),
+        Shape("cuda", 2304, 73_728, 4096, 160, n_batches=4, budget_s=20.0),
+    )
+}
+
+
+def activations(shape: Shape, device: str) -> list[torch.Tensor]:
+    """A pool of batches: 64 Gaussians with a decaying spectrum, mean norm sqrt(d_in)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator)
+
+    spectrum = torch.arange(1, shape.d_in + 1).float().rsqrt()
+    axes = torch.linalg.qr(normal(shape.d_in, shape.d_in)).Q
+    centres = normal(64, shape.d_in) * spectrum
+    n = shape.n_batches * shape.batch
+    which = torch.randint(64, (n,), generator=generator)
+    x = (centres[which] + normal(n, shape.d_in) * spectrum) @ axes
+    x *= math.sqrt(shape.d_in) / x.norm(dim=-1).mean()
+    return list(x.to(device).split(shape.batch))
+
+
+def jumprelu_threshold(shape: Shape, batches: list[torch.Tensor]) -> float:
+    """The threshold at which every JumpReLU starts with an L0 of k."""
+    start = Start(batches[0][:512].cpu(), torch.zeros(shape.d_in), None)
+    return initial_threshold(start, shape.d_sae, shape.k, 0, "iso")
+
+
+class Stepper:
+    """One SAE in SAELens' own trainer, stepped by hand.
+
+    Args:
+        base: Architecture name of the base.
+        member: One of `MEMBERS`.
+        shape: Sizes.
+        batches: From `activations`; every member sees them in the same order.
+        threshold: Initial threshold of a JumpReLU.
+        autocast: bfloat16 autocast, as SAELens' trainer does it.
+        half_dead: Count every other latent as dead at every step, so that the dead-latent
+            loss of the TopK family runs. Otherwise no latent ever counts as dead.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        member: str,
+        shape: Shape,
+        batches: list[torch.Tensor],
+        threshold: float,
+        *,
+        autocast: bool = False,
+        half_dead: bool = False,
+    ) -> None:
+        device = batches[0].device.type
+        self.sae = _make_sae(base, member, shape, threshold, device)
+        self.half_dead = half_dead
+        config = SAETrainerConfig(
+            total_training_samples=_NEVER,
+            train_batch_size_samples=shape.batch,
+            lr=_LR,
+            lr_end=_LR,
+            device=device,
+            autocast=autocast,
+            dead_feature_window=_NEVER,
+            feature_sampling_window=_NEVER,
+        )
+        self.data: Iterator[torch.Tensor] = itertools.cycle(batches)
+        self.trainer: SAETrainer[Any, Any] = SAETrainer(config, self.sae, self.data)
+        self.output: TrainStepOutput | None = None
+
+    def steps(self, n: int) -> None:
+        """Train ``n`` steps. The last output stays alive, as in SAELens' training loop."""
+        for _ in range(n):
+            if self.half_dead:
+                self.trainer.n_forward_passes_since_fired[::2] = math.inf
+            self.output = self.trainer.step(next(self.data))
+            self.trainer.n_training_steps += 1
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active latents in the last step."""
+        assert self.output is not None
+        return float((self.output.feature_acts != 0).sum(-1).double().mean())
+
+
+def base_options(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
+    """Config fields that stock and twins share; sparsity targets as panels set them."""
+    known = {f.name for f in fields(get_sae_training_class(base)[1])}
+    options = architecture_options(base, shape.k, shape.d_in, shape.d_sae, known)
+    if base == "jumprelu":
+        options["jumprelu_init_threshold"] = threshold
+    return options
+
+
+def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: str) -> Any:
+    is_stock = member in (STOCK, STOCK_AGAIN)
+    name = base if is_stock else twin_name(member, base)
+    sae_class, config_class = get_sae_training_class(name)
+    config = config_class(
+        d_in=shape.d_in,
+        d_sae=shape.d_sae,
+        device=device,
+        decoder_init_norm=1.0,
+        **base_options(base, shape, threshold),
+    )
+    sae: Any = sae_class(config)
+    if is_stock:
+        # The twins' start, so that what depends on the data (topk, L0) is the same work.
+        directions = sample_directions(shape.d_sae, shape.d_in, seed=0)
+        sae.W_dec.data.copy_(directions)
+        sae.W_enc.data.copy_(directions.T)
+    if member == "soft_frozen_decoder":
+        _put_rows_on_edge(sae)
+    return sae
+
+
+@torch.no_grad()
+def _put_rows_on_edge(sae: Any) -> None:
+    """Move the caps so that every row starts on the edge of its own.
+
+    A fresh row is far inside its cap and needs no projection for a long time; late in a
+    training run many rows press against the edge. This is the costly case.
+    """
+    rows, tau = sae.W_dec.data, sae.cfg.tau
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(rows.shape, generator=generator).to(rows)
+    tangent = noise - (noise * rows).sum(1, keepdim=True) * rows
+    tangent /= tangent.norm(dim=1, keepdim=True)
+    sae.W_dec_start.copy_(tau * rows + math.sqrt(1 - tau * tau) * tangent)

@@ -1,0 +1,238 @@
+"""How long is a baseline's training step, and how much memory does it take, next to stock's?
+
+``python benchmarks/step_time.py`` writes results/step_time_cpu.json and prints its tables.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from render import step_time_tables
+from step_members import (
+    BASES,
+    MEMBERS,
+    SHAPES,
+    STOCK,
+    Shape,
+    Stepper,
+    activations,
+    base_options,
+    jumprelu_threshold,
+)
+from step_memory import peak_memory_mib
+
+from sae_baselines.provenance import environment
+
+RESULTS = Path(__file__).parent / "results"
+AIMS = {"frozen_decoder": 0.85, "soft_frozen_decoder": 1.05, "frozen_encoder": 0.85}
+# A block of steps is timed as one; shorter blocks measure the clock and the scheduler.
+_BLOCK_S = 0.5
+_REPEATS = (5, 25)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shapes", help="comma-separated; default: small,medium or cuda")
+    parser.add_argument("--bases", default=",".join(BASES), help="comma-separated")
+    parser.add_argument("--out", type=Path, help="default: results/step_time_<device>.json")
+    parser.add_argument("--repeats", type=int, help="default: 5 to 25, by time")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny, seconds; no file unless --out"
+    )
+    parser.add_argument(
+        "--dead", action="store_true", help="half of the latents dead (the TopK family only)"
+    )
+    args = parser.parse_args(argv)
+
+    default = "quick" if args.quick else "cuda" if args.device == "cuda" else "small,medium"
+    shapes = [SHAPES[name] for name in (args.shapes or default).split(",")]
+    bases = [b for b in args.bases.split(",") if "topk" in b or not args.dead]
+    out: Path | None = args.out
+    if out is None and not args.quick:
+        out = RESULTS / f"step_time_{args.device}{'_dead' if args.dead else ''}.json"
+    record: dict[str, Any] = {
+        "benchmark": "step_time",
+        "environment": environment(),
+        "aims": AIMS,
+        "runs": [],
+    }
+    for shape in shapes:
+        for autocast in (False, True) if shape.name == "cuda" else (False,):
+            run = _describe(shape, args.device, autocast, args.dead)
+            record["runs"].append(run)
+            batches = activations(shape, args.device)
+            for base in bases:
+                print(f"{shape.name}{' bf16' if autocast else ''}: {base}", flush=True)
+                run["bases"][base] = measure(
+                    base, shape, batches, args.repeats, autocast=autocast, half_dead=args.dead
+                )
+                if out is not None:  # after every base: what is measured is not lost
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    out.write_text(json.dumps(record, indent=2) + "\n")
+    print("\n" + step_time_tables(record))
+
+
+def _describe(shape: Shape, device: str, autocast: bool, dead: bool) -> dict[str, Any]:
+    return {
+        "shape": {
+            "name": shape.name,
+            "d_in": shape.d_in,
+            "d_sae": shape.d_sae,
+            "batch": shape.batch,
+            "k": shape.k,
+        },
+        "device": device,
+        "dtype": "float32",
+        "autocast": "bfloat16" if autocast else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "settings": {
+            "step": "SAETrainer.step of SAELens: forward, backward, clipping, Adam, counters",
+            "stock": "SAELens' class, decoder_init_norm=1.0, same initial weights as the twins",
+            "data": "64 Gaussians with decaying spectrum, mean norm sqrt(d_in), pool of "
+            f"{shape.n_batches} batches",
+            "dead_latents": "every other latent counts as dead at every step, for all members"
+            if dead
+            else "none ever (dead_feature_window 1e9), so no member runs a dead-latent loss",
+            "soft_frozen_decoder": "every row starts on the edge of its cap",
+            "frozen_encoder": "TopK family: rescale_acts_by_decoder_norm=False (stock: True)",
+            "ratio": "per repeat one block of steps of each member in turn, rotating order; "
+            "median over repeats of member / stock",
+        },
+        "bases": {},
+    }
+
+
+def measure(
+    base: str,
+    shape: Shape,
+    batches: list[torch.Tensor],
+    repeats: int | None,
+    *,
+    autocast: bool,
+    half_dead: bool,
+) -> dict[str, Any]:
+    """Everything about one base: memory first, while nothing else is allocated."""
+    threshold = jumprelu_threshold(shape, batches) if base == "jumprelu" else 0.0
+    options: Any = {"autocast": autocast, "half_dead": half_dead}
+    memory = {
+        m: peak_memory_mib(base, m, shape, threshold, batches, **options) for m in MEMBERS
+    }
+    steppers = {m: Stepper(base, m, shape, batches, threshold, **options) for m in MEMBERS}
+    synchronize = torch.cuda.synchronize if batches[0].is_cuda else _nothing
+    for stepper in steppers.values():
+        stepper.steps(2)
+    step_s = _seconds(steppers[STOCK], 1, synchronize)
+    first_l0 = {m: s.l0 for m, s in steppers.items()}
+    block = max(1, round(min(_BLOCK_S, shape.budget_s) / step_s))
+    if repeats is None:
+        fits = int(shape.budget_s / (len(MEMBERS) * block * step_s))
+        repeats = max(_REPEATS[0], min(_REPEATS[1], fits))
+    ms = _interleaved(steppers, block, repeats, synchronize)
+
+    members = {}
+    for m in MEMBERS:
+        ratios = [a / b for a, b in zip(ms[m], ms[STOCK], strict=True)]
+        ratio = statistics.median(ratios)
+        members[m] = {
+            "median_ms": statistics.median(ms[m]),
+            "ratio": ratio,
+            "ratio_quartiles": _quartiles(ratios),
+            "peak_memory_mib": memory[m],
+            "peak_memory_ratio": memory[m] / memory[STOCK] if memory[STOCK] > 0 else None,
+            "meets_aim": ratio <= AIMS[m] if m in AIMS else None,
+            "l0_first": first_l0[m],
+            "l0_last": steppers[m].l0,
+        }
+    soft = "soft_frozen_decoder"
+    return {
+        "options": base_options(base, shape, threshold),
+        "repeats": repeats,
+        "steps_per_block": block,
+        "members": members,
+        "projection": _projection(steppers[soft], members[soft]["median_ms"], synchronize),
+    }
+
+
+def _interleaved(
+    steppers: dict[str, Stepper], block: int, repeats: int, synchronize: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Milliseconds per step, one number per repeat and member."""
+    names = list(steppers)
+    ms: dict[str, list[float]] = {m: [] for m in names}
+    for repeat in range(repeats):
+        gc.collect()
+        turn = repeat % len(names)
+        for m in names[turn:] + names[:turn]:
+            ms[m].append(_seconds(steppers[m], block, synchronize) / block * 1e3)
+    return ms
+
+
+def _seconds(stepper: Stepper, n: int, synchronize: Callable[[], None]) -> float:
+    synchronize()
+    began = time.perf_counter()
+    stepper.steps(n)
+    synchronize()
+    return time.perf_counter() - began
+
+
+def _projection(
+    stepper: Stepper, step_ms: float, synchronize: Callable[[], None]
+) -> dict[str, float]:
+    """Cost of the projection alone, on weights as the optimiser leaves them."""
+    sae = stepper.sae
+    project = sae.project
+    seen: list[torch.Tensor] = []
+
+    def watched() -> torch.Tensor:
+        seen.append(sae.W_dec.detach().clone())
+        return project()
+
+    sae.project = watched
+    stepper.steps(1)
+    del sae.project
+    unprojected = seen[0]
+
+    def once() -> tuple[float, int]:
+        synchronize()
+        began = time.perf_counter()
+        moved = project()
+        synchronize()
+        return (time.perf_counter() - began) * 1e3, int(moved)
+
+    with_rows, without = [], []
+    rows = 0
+    for _ in range(7):
+        sae.W_dec.data.copy_(unprojected)
+        ms, rows = once()
+        with_rows.append(ms)
+        without.append(once()[0])  # every row is inside now: the check alone
+    median = statistics.median(with_rows)
+    return {
+        "median_ms": median,
+        "share_of_step": median / step_ms,
+        "rows_moved": rows / sae.cfg.d_sae,
+        "median_ms_nothing_to_move": statistics.median(without),
+    }
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    if len(values) < 2:
+        return [values[0], values[0]]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [low, high]
+
+
+def _nothing() -> None:
+    return None
+
+
+if __name__ == "__main__":
+    main()

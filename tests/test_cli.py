@@ -1,0 +1,75 @@
+"""The command line: help, errors in one line, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sae_baselines.panel.spec import spec_from_dict
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sae_baselines.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "demo", "preset", "list"])
+def test_help_of_every_command(command: str):
+    result = _run(command, "--help")
+    assert result.returncode == 0
+    assert "Usage" in result.stdout
+    if command in ("train", "demo", "preset"):
+        assert "Examples" in result.stdout
+
+
+def test_a_preset_is_a_panel_file():
+    result = _run("preset", "pythia-70m")
+    assert result.returncode == 0
+    assert spec_from_dict(yaml.safe_load(result.stdout)).name == "pythia-70m"
+
+
+def test_list_names_the_baselines():
+    result = _run("list")
+    assert result.returncode == 0
+    assert "frozen_decoder_jumprelu" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("architecture: batchtpok", "hook_name: is missing"),
+        ("[1, 2", "is not YAML"),
+    ],
+)
+def test_a_bad_panel_is_one_line_and_exit_code_1(tmp_path: Path, content: str, message: str):
+    panel = tmp_path / "panel.yaml"
+    panel.write_text(content)
+    result = _run("train", str(panel))
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: panel.yaml:") or "panel.yaml" in lines[0]
+    assert message in lines[0] or "is missing" in lines[0]
+    assert not (tmp_path / "studies").exists()
+
+
+def test_saelens_own_command_line_knows_the_baselines():
+    result = _run("saelens", "--help")
+    assert result.returncode == 0
+    assert "frozen_decoder_jumprelu" in result.stdout
+
+
+def test_import_stays_light():
+    code = (
+        "import sys, sae_baselines\n"
+        "heavy = {'sae_bench', 'matplotlib.pyplot', 'typer', 'gguf'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
