@@ -40,12 +40,20 @@ def peak_memory_mib(
     if isinstance(context, multiprocessing.context.ForkServerContext):
         context.set_forkserver_preload(["step_members"])
     with context.Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(_cpu_peak, (base, member, shape, threshold, autocast, half_dead))
+        options = (autocast, half_dead, torch.get_num_threads())
+        return pool.apply(_cpu_peak, (base, member, shape, threshold, *options))
 
 
 def _cpu_peak(
-    base: str, member: str, shape: Shape, threshold: float, autocast: bool, half_dead: bool
+    base: str,
+    member: str,
+    shape: Shape,
+    threshold: float,
+    autocast: bool,
+    half_dead: bool,
+    threads: int,
 ) -> float:
+    torch.set_num_threads(threads)
     # A tiny run first: library code, thread pools and workspaces are then in memory.
     tiny = SHAPES["quick"]
     Stepper(base, member, tiny, activations(tiny, "cpu"), 0.0, autocast=autocast).steps(2)

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--dead", action="store_true", help="half of the latents dead (the TopK family only)"
     )
     args = parser.parse_args(argv)
+    if args.quick:  # threads cost more than they bring, and far more on a busy machine
+        torch.set_num_threads(1)
 
     default = "quick" if args.quick else "cuda" if args.device == "cuda" else "small,medium"
     shapes = [SHAPES[name] for name in (args.shapes or default).split(",")]

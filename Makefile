@@ -1,0 +1,35 @@
+# One line each, on a machine with Python 3.10 to 3.12 and nothing else:
+#   make demo     sets up .venv and runs the demo
+#   make test     sets up .venv and runs lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test lint slow install clean
+
+demo: install
+	$(BIN)/sae-baselines demo $(ARGS)
+
+test: install lint
+	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Real models and long runs; needs the demo's downloads.
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v[:2] <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}; run: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV)
