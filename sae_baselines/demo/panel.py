@@ -2,8 +2,34 @@
 
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from sae_baselines.demo.assets import prepare_model, prepare_text
+from sae_baselines.errors import UserError
 from sae_baselines.panel.spec import PanelSpec, spec_from_dict
+
+
+_HOOK = "blocks.9.hook_resid_post"
+
+
+def middle_hook(model: str) -> str:
+    """The residual stream after the middle layer.
+
+    Args:
+        model: Hub name or local folder.
+
+    Raises:
+        UserError: The model's config cannot be read or does not say how many layers it has.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model: cannot load {model!r}: {reason}") from error
+    layers = getattr(config, "num_hidden_layers", None)
+    if not layers:
+        raise UserError(f"model: {model!r} does not say how many layers it has; give --hook")
+    return f"blocks.{layers // 2}.hook_resid_post"
 
 
 def demo_spec(
@@ -18,11 +44,12 @@ def demo_spec(
     Args:
         model: Hub name or local folder; default SmolLM2-135M from a package registry.
         dataset: Hub name or local file; default English Wikipedia from a package registry.
-        hook_name: Default: the middle layer's residual stream of SmolLM2.
+        hook_name: Default: the residual stream after a middle layer.
         training_tokens: Default 204,800.
 
     Raises:
         AssetError: The default model or text cannot be obtained.
+        UserError: The given model cannot be read.
     """
     ours = model is None
     if model is None:
@@ -38,7 +65,7 @@ def demo_spec(
                 "dtype": "bfloat16",
                 "label": "HuggingFaceTB/SmolLM2-135M-Instruct" if ours else None,
             },
-            "hook_name": hook_name or "blocks.9.hook_resid_post",
+            "hook_name": hook_name or (_HOOK if ours else middle_hook(model)),
             "dataset": {"path": dataset},
             "architecture": "batchtopk",
             "expansion": 8,
