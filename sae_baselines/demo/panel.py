@@ -8,7 +8,6 @@ from sae_baselines.demo.assets import prepare_model, prepare_text
 from sae_baselines.errors import UserError
 from sae_baselines.panel.spec import PanelSpec, spec_from_dict
 
-
 _HOOK = "blocks.9.hook_resid_post"
 
 
