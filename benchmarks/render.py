@@ -36,7 +36,8 @@ def step_time_tables(record: dict[str, Any]) -> str:
         )
         dead = "" if "none" in run["settings"]["dead_latents"] else ", half of the latents dead"
         parts += [f"**Training step: {title}{dead}**", "", _times(run, record["aims"]), ""]
-        parts += ["Peak memory of the same step:", "", _memory(run), ""]
+        if all(b["members"]["stock"]["peak_memory_mib"] for b in run["bases"].values()):
+            parts += ["Peak memory of the same step:", "", _memory(run), ""]
     return "\n".join(parts)
 
 
@@ -44,7 +45,8 @@ def _times(run: dict[str, Any], aims: dict[str, float]) -> str:
     rows = []
     for base, result in run["bases"].items():
         members = result["members"]
-        cells = [f"{members['stock']['median_ms']:.3g} ms"]
+        ms = members["stock"]["median_ms"]
+        cells = [f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"]
         cells += [_ratio(m) for name, m in members.items() if name != "stock"]
         share = result["projection"]["share_of_step"]
         rows.append([base, *cells, f"{share:.1%}", str(result["repeats"])])
@@ -66,9 +68,7 @@ def _memory(run: dict[str, Any]) -> str:
         members = result["members"]
         names = [name for name in members if name != "stock"]
         cells = [f"{members['stock']['peak_memory_mib']:,.0f} MiB"]
-        for name in names:
-            ratio = members[name]["peak_memory_ratio"]
-            cells.append("n/a" if ratio is None else f"{ratio:.2f}")
+        cells += [f"{members[name]['peak_memory_ratio']:.2f}" for name in names]
         rows.append([base, *cells])
     return table(["base", "stock", *(n.replace("stock_", "stock ") for n in names)], rows)
 

@@ -1,5 +1,6 @@
 """The SAEs whose training steps are compared, their data and their trainers."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.architectures import twin_name
-from sae_baselines.constraints import sample_directions
+from sae_baselines.constraints import sample_directions, seeded_start
 from sae_baselines.panel.build import Start, architecture_options, initial_threshold
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
@@ -21,6 +22,11 @@ STOCK = "stock"
 # A second, independent copy of stock: its ratio to the first is the noise of the machine.
 STOCK_AGAIN = "stock_again"
 MEMBERS = (STOCK, STOCK_AGAIN, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+
+# All members draw the same directions, and steps are measured, not construction, which would
+# take most of the time at the CUDA shape.
+_directions = functools.lru_cache(maxsize=1)(sample_directions)
+seeded_start.sample_directions = _directions
 
 _LR = 2e-4
 _NEVER = 10**9
@@ -40,14 +46,14 @@ class Shape:
     batch: int
     k: int
     n_batches: int = 8
-    budget_s: float = 60.0
+    budget_s: float = 50.0
 
 
 SHAPES = {
     s.name: s
     for s in (
-        Shape("quick", 16, 64, 32, 4, n_batches=2, budget_s=0.1),
-        Shape("small", 256, 4096, 1024, 32),
+        Shape("quick", 16, 64, 32, 4, n_batches=2, budget_s=0.02),
+        Shape("small", 256, 4096, 1024, 32, budget_s=40.0),
         Shape("medium", 768, 12_288, 1024, 32, n_batches=4),
         Shape("cuda", 2304, 73_728, 4096, 160, n_batches=4, budget_s=20.0),
     )
@@ -157,7 +163,9 @@ def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: st
     sae: Any = sae_class(config)
     if is_stock:
         # The twins' start, so that what depends on the data (topk, L0) is the same work.
-        directions = sample_directions(shape.d_sae, shape.d_in, seed=0)
+        directions = seeded_start.sample_directions(
+            shape.d_sae, shape.d_in, seed=0, scheme="iso", covariance=None
+        )
         sae.W_dec.data.copy_(directions)
         sae.W_enc.data.copy_(directions.T)
     if member == "soft_frozen_decoder":
@@ -173,8 +181,8 @@ def _put_rows_on_edge(sae: Any) -> None:
     training run many rows press against the edge. This is the costly case.
     """
     rows, tau = sae.W_dec.data, sae.cfg.tau
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(rows.shape, generator=generator).to(rows)
+    generator = torch.Generator(rows.device).manual_seed(1)
+    noise = torch.randn(rows.shape, generator=generator, device=rows.device)
     tangent = noise - (noise * rows).sum(1, keepdim=True) * rows
     tangent /= tangent.norm(dim=1, keepdim=True)
     sae.W_dec_start.copy_(tau * rows + math.sqrt(1 - tau * tau) * tangent)

@@ -7,7 +7,9 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from step_members import SHAPES, Shape, Stepper, activations
@@ -15,33 +17,42 @@ from step_members import SHAPES, Shape, Stepper, activations
 _MIB = 2**20
 
 
-def peak_memory_mib(
+def cpu_peak_mib(
     base: str,
     member: str,
     shape: Shape,
     threshold: float,
-    batches: list[torch.Tensor],
     *,
     autocast: bool = False,
     half_dead: bool = False,
 ) -> float:
-    """Peak memory of a step after warm-up, without what was in use before.
-
-    On CUDA: what torch has allocated. On a CPU: the resident set of a process of its own.
-    """
-    if batches[0].device.type == "cuda":
-        return _cuda_peak(base, member, shape, threshold, batches, autocast, half_dead)
+    """Growth of the resident set of a process of its own, at its peak within one step."""
     # Large blocks go back to the system when freed, so that the peak is that of live
     # tensors and not of what the allocator has kept. Read when the server process starts.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
     # A server that has imported everything and trained nothing; its children start clean.
     methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if isinstance(context, multiprocessing.context.ForkServerContext):
-        context.set_forkserver_preload(["step_members"])
-    with context.Pool(1, maxtasksperchild=1) as pool:
+    method = "forkserver" if "forkserver" in methods else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        # Not step_members: the server does not look for modules beside this file.
+        context.set_forkserver_preload(["sae_baselines.panel.build"])
+    with context.Pool(1) as pool:
         options = (autocast, half_dead, torch.get_num_threads())
         return pool.apply(_cpu_peak, (base, member, shape, threshold, *options))
+
+
+def cuda_peak_mib(build: Callable[[], Stepper]) -> tuple[Stepper, float]:
+    """Build a member; also returns what its steps add to torch's allocated memory at most."""
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    stepper = build()
+    stepper.steps(2)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    stepper.steps(2)
+    torch.cuda.synchronize()
+    return stepper, (torch.cuda.max_memory_allocated() - before) / _MIB
 
 
 def _cpu_peak(
@@ -68,28 +79,6 @@ def _cpu_peak(
     _reset_peak()
     stepper.steps(1)
     return (_peak_resident() - before) / _MIB
-
-
-def _cuda_peak(
-    base: str,
-    member: str,
-    shape: Shape,
-    threshold: float,
-    batches: list[torch.Tensor],
-    autocast: bool,
-    half_dead: bool,
-) -> float:
-    gc.collect()
-    before = torch.cuda.memory_allocated()
-    stepper = Stepper(
-        base, member, shape, batches, threshold, autocast=autocast, half_dead=half_dead
-    )
-    stepper.steps(2)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    stepper.steps(2)
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / _MIB
 
 
 def _status(field: str) -> int | None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -25,7 +26,7 @@ from step_members import (
     base_options,
     jumprelu_threshold,
 )
-from step_memory import peak_memory_mib
+from step_memory import cpu_peak_mib, cuda_peak_mib
 
 from sae_baselines.provenance import environment
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bases", default=",".join(BASES), help="comma-separated")
     parser.add_argument("--out", type=Path, help="default: results/step_time_<device>.json")
     parser.add_argument("--repeats", type=int, help="default: 5 to 25, by time")
+    parser.add_argument("--skip-memory", action="store_true", help="times only")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument(
         "--quick", action="store_true", help="tiny, seconds; no file unless --out"
     )
@@ -51,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--dead", action="store_true", help="half of the latents dead (the TopK family only)"
     )
     args = parser.parse_args(argv)
-    if args.quick:  # threads cost more than they bring, and far more on a busy machine
-        torch.set_num_threads(1)
+    if args.threads or args.quick:  # at a tiny shape threads cost more than they bring
+        torch.set_num_threads(args.threads or 1)
 
     default = "quick" if args.quick else "cuda" if args.device == "cuda" else "small,medium"
     shapes = [SHAPES[name] for name in (args.shapes or default).split(",")]
@@ -74,7 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             for base in bases:
                 print(f"{shape.name}{' bf16' if autocast else ''}: {base}", flush=True)
                 run["bases"][base] = measure(
-                    base, shape, batches, args.repeats, autocast=autocast, half_dead=args.dead
+                    base,
+                    shape,
+                    batches,
+                    args.repeats,
+                    with_memory=not args.skip_memory,
+                    autocast=autocast,
+                    half_dead=args.dead,
                 )
                 if out is not None:  # after every base: what is measured is not lost
                     out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +114,9 @@ def _describe(shape: Shape, device: str, autocast: bool, dead: bool) -> dict[str
             else "none ever (dead_feature_window 1e9), so no member runs a dead-latent loss",
             "soft_frozen_decoder": "every row starts on the edge of its cap",
             "frozen_encoder": "TopK family: rescale_acts_by_decoder_norm=False (stock: True)",
+            "peak_memory": "of a step after warm-up, on top of what was in use before: "
+            "weights, Adam's moments, gradients, activations, the previous step's output; "
+            "cuda: torch's allocator; cpu: resident set of a process of its own",
             "ratio": "per repeat one block of steps of each member in turn, rotating order; "
             "median over repeats of member / stock",
         },
@@ -118,21 +130,29 @@ def measure(
     batches: list[torch.Tensor],
     repeats: int | None,
     *,
+    with_memory: bool,
     autocast: bool,
     half_dead: bool,
 ) -> dict[str, Any]:
-    """Everything about one base: memory first, while nothing else is allocated."""
+    """Everything about one base."""
     threshold = jumprelu_threshold(shape, batches) if base == "jumprelu" else 0.0
     options: Any = {"autocast": autocast, "half_dead": half_dead}
-    memory = {
-        m: peak_memory_mib(base, m, shape, threshold, batches, **options) for m in MEMBERS
-    }
-    steppers = {m: Stepper(base, m, shape, batches, threshold, **options) for m in MEMBERS}
-    synchronize = torch.cuda.synchronize if batches[0].is_cuda else _nothing
+    on_cuda = batches[0].is_cuda
+    memory: dict[str, float] = {}
+    steppers: dict[str, Stepper] = {}
+    for m in MEMBERS:
+        build = functools.partial(Stepper, base, m, shape, batches, threshold, **options)
+        if on_cuda and with_memory:
+            steppers[m], memory[m] = cuda_peak_mib(build)
+            continue
+        if with_memory:
+            memory[m] = cpu_peak_mib(base, m, shape, threshold, **options)
+        steppers[m] = build()
+    synchronize = torch.cuda.synchronize if on_cuda else _nothing
     for stepper in steppers.values():
         stepper.steps(2)
-    step_s = _seconds(steppers[STOCK], 1, synchronize)
     first_l0 = {m: s.l0 for m, s in steppers.items()}
+    step_s = _seconds(steppers[STOCK], 1, synchronize)
     block = max(1, round(min(_BLOCK_S, shape.budget_s) / step_s))
     if repeats is None:
         fits = int(shape.budget_s / (len(MEMBERS) * block * step_s))
@@ -147,19 +167,19 @@ def measure(
             "median_ms": statistics.median(ms[m]),
             "ratio": ratio,
             "ratio_quartiles": _quartiles(ratios),
-            "peak_memory_mib": memory[m],
-            "peak_memory_ratio": memory[m] / memory[STOCK] if memory[STOCK] > 0 else None,
+            "peak_memory_mib": memory.get(m),
+            # At a tiny shape the growth can be nothing at all.
+            "peak_memory_ratio": memory[m] / memory[STOCK] if memory.get(STOCK) else None,
             "meets_aim": ratio <= AIMS[m] if m in AIMS else None,
             "l0_first": first_l0[m],
             "l0_last": steppers[m].l0,
         }
-    soft = "soft_frozen_decoder"
     return {
         "options": base_options(base, shape, threshold),
         "repeats": repeats,
         "steps_per_block": block,
         "members": members,
-        "projection": _projection(steppers[soft], members[soft]["median_ms"], synchronize),
+        "projection": _projection(steppers["soft_frozen_decoder"], synchronize),
     }
 
 
@@ -185,9 +205,7 @@ def _seconds(stepper: Stepper, n: int, synchronize: Callable[[], None]) -> float
     return time.perf_counter() - began
 
 
-def _projection(
-    stepper: Stepper, step_ms: float, synchronize: Callable[[], None]
-) -> dict[str, float]:
+def _projection(stepper: Stepper, synchronize: Callable[[], None]) -> dict[str, float]:
     """Cost of the projection alone, on weights as the optimiser leaves them."""
     sae = stepper.sae
     project = sae.project
@@ -201,27 +219,29 @@ def _projection(
     stepper.steps(1)
     del sae.project
     unprojected = seen[0]
+    rows = torch.zeros(())
 
-    def once() -> tuple[float, int]:
+    def once() -> float:
+        nonlocal rows
         synchronize()
         began = time.perf_counter()
-        moved = project()
+        rows = project()
         synchronize()
-        return (time.perf_counter() - began) * 1e3, int(moved)
+        return (time.perf_counter() - began) * 1e3
 
-    with_rows, without = [], []
-    rows = 0
+    ms, share, moved, ms_without = [], [], [], []
     for _ in range(7):
+        step_ms = _seconds(stepper, 1, synchronize) * 1e3
         sae.W_dec.data.copy_(unprojected)
-        ms, rows = once()
-        with_rows.append(ms)
-        without.append(once()[0])  # every row is inside now: the check alone
-    median = statistics.median(with_rows)
+        ms.append(once())
+        moved.append(int(rows) / sae.cfg.d_sae)
+        share.append(ms[-1] / step_ms)
+        ms_without.append(once())  # every row is inside now: the check alone
     return {
-        "median_ms": median,
-        "share_of_step": median / step_ms,
-        "rows_moved": rows / sae.cfg.d_sae,
-        "median_ms_nothing_to_move": statistics.median(without),
+        "median_ms": statistics.median(ms),
+        "share_of_step": statistics.median(share),
+        "rows_moved": statistics.median(moved),
+        "median_ms_nothing_to_move": statistics.median(ms_without),
     }
 
 

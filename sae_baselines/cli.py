@@ -1,19 +1,31 @@
 """Command line: parse, call one function, print."""
 
+import itertools
 import json
 import logging
 import runpy
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from safetensors import SafetensorError
 
-from sae_baselines.errors import UserError
+from sae_baselines.architectures import baseline_architectures
+from sae_baselines.demo.assets import AssetError
+from sae_baselines.demo.panel import demo_spec
+from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.panel import PanelSpec, StudyResult, load_spec, spec_to_yaml, train_study
+from sae_baselines.panel.presets import preset as named_preset
+from sae_baselines.panel.presets import preset_names
+from sae_baselines.panel.runner import InterruptedTrainingError
+from sae_baselines.panel.spec import json_schema
+from sae_baselines.panel.table import notes, tables
 from sae_baselines.version import __version__
 
 app = typer.Typer(
@@ -29,11 +41,6 @@ errors = Console(stderr=True)
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")]
 Device = Annotated[str | None, typer.Option(help="Torch device; default: the best there is.")]
-
-
-def _lazy(module: str) -> Any:
-    """Commands load what they need when they run, so that --help stays instant."""
-    return import_module(module)
 
 
 def _version(value: bool) -> None:
@@ -62,19 +69,17 @@ def _main(
         warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pre")
 
 
-def _print_study(result: Any) -> None:
-    table = _lazy("sae_baselines.panel.table")
+def _print_study(result: StudyResult) -> None:
     console.print()
-    for panel in table.tables(result.measurements):
+    for panel in tables(result.measurements):
         console.print(panel)
-    for note in table.notes(result.measurements):
+    for note in notes(result.measurements):
         console.print(note, highlight=False, soft_wrap=True, markup=False)
     console.print(f"Files: {result.folder}", highlight=False, soft_wrap=True)
 
 
-def _train(spec: Any, out: Path, resume: bool) -> None:
-    panel = _lazy("sae_baselines.panel")
-    result = panel.train_study(spec, out, resume=resume)
+def _train(spec: PanelSpec, out: Path, resume: bool) -> None:
+    result = train_study(spec, out, resume=resume)
     _print_study(result)
     if result.off_target:
         errors.print(
@@ -99,8 +104,7 @@ def train(
     - `sae-baselines train panel.yaml`
     - `sae-baselines train panel.yaml --out studies/first --resume`
     """
-    module = _lazy("sae_baselines.panel")
-    spec = module.load_spec(panel)
+    spec = load_spec(panel)
     if device is not None:
         spec.device = device
     _train(spec, out or Path("studies") / spec.name, resume)
@@ -133,10 +137,7 @@ def demo(
     - `sae-baselines demo --resume`
     - `sae-baselines demo --model EleutherAI/pythia-70m-deduped --dataset NeelNanda/pile-10k`
     """
-    demo_module = _lazy("sae_baselines.demo.panel")
-    spec = demo_module.demo_spec(
-        model=model, dataset=dataset, hook_name=hook, training_tokens=tokens
-    )
+    spec = demo_spec(model=model, dataset=dataset, hook_name=hook, training_tokens=tokens)
     if device is not None:
         spec.device = device
     folder = out or Path("studies") / spec.name
@@ -156,21 +157,19 @@ def preset(
     - `sae-baselines preset gemma-2-2b-layer-12-batchtopk > panel.yaml`
     """
     if schema:
-        typer.echo(json.dumps(_lazy("sae_baselines.panel.spec").json_schema(), indent=2))
+        typer.echo(json.dumps(json_schema(), indent=2))
         return
-    presets = _lazy("sae_baselines.panel.presets")
     if name is None:
-        typer.echo("\n".join(presets.preset_names()))
+        typer.echo("\n".join(preset_names()))
         return
-    typer.echo(_lazy("sae_baselines.panel.spec").spec_to_yaml(presets.preset(name)), nl=False)
+    typer.echo(spec_to_yaml(named_preset(name)), nl=False)
 
 
 @app.command("list")
 def list_architectures() -> None:
     """List the baselines registered with SAELens: name, base, what is frozen, what learns."""
-    architectures = _lazy("sae_baselines.architectures")
-    table = _lazy("rich.table").Table("architecture", "base", "frozen", "learned")
-    for name, twin in architectures.baseline_architectures().items():
+    table = Table("architecture", "base", "frozen", "learned")
+    for name, twin in baseline_architectures().items():
         if name == twin.name:
             table.add_row(name, twin.base, twin.constraint.frozen, twin.constraint.learned)
     console.print(table)
@@ -185,10 +184,17 @@ def saelens(context: typer.Context) -> None:
 
     Example: `sae-baselines saelens --architecture frozen_decoder --d_in 512 --d_sae 8192 ...`
     """
-    _lazy("sae_baselines")
+    arguments = context.args
+    for flag, value in itertools.pairwise(arguments):
+        if flag == "--architecture" and value not in SAE_TRAINING_CLASS_REGISTRY:
+            hint = did_you_mean(value, list(SAE_TRAINING_CLASS_REGISTRY))
+            raise UserError(f"architecture: {value!r} is unknown; {hint}")
     sys.argv = ["sae_lens.llm_sae_training_runner", *context.args]
     sys.modules.pop("sae_lens.llm_sae_training_runner", None)
-    runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
+    try:
+        runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def _fail(message: str) -> None:
@@ -207,17 +213,14 @@ def main() -> None:
         where = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{where}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        kind = type(error).__name__
-        if kind == "InterruptedTrainingError":
-            errors.print("interrupted; continue with --resume")
-            sys.exit(130)
-        if kind not in ("AssetError", "SafetensorError"):
-            raise
+    except (AssetError, SafetensorError) as error:
         _fail(str(error))
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InterruptedTrainingError:
+        errors.print("interrupted; continue with --resume")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from sae_baselines.constraints.directions import covariance_of
 
 
 def save_covariance(covariance: torch.Tensor, path: str | Path) -> Path:
-    """Write a ``[d_in, d_in]`` covariance as float64 under the key ``covariance``."""
+    """Write a ``[d_in, d_in]`` covariance as float64, in full or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensor = covariance.detach().to("cpu", torch.float64).contiguous()
-    save_file({"covariance": tensor}, path)
+    scratch = path.with_name(f".{path.name}.partial")
+    save_file({"covariance": tensor}, scratch)
+    scratch.replace(path)
     return path
 
 

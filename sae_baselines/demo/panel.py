@@ -44,7 +44,7 @@ def demo_spec(
         model: Hub name or local folder; default SmolLM2-135M from a package registry.
         dataset: Hub name or local file; default English Wikipedia from a package registry.
         hook_name: Default: the residual stream after a middle layer.
-        training_tokens: Default 204,800.
+        training_tokens: Default 122,880.
 
     Raises:
         AssetError: The default model or text cannot be obtained.
@@ -70,7 +70,7 @@ def demo_spec(
             "expansion": 8,
             "l0": 32,
             "seeds": [0],
-            "training_tokens": training_tokens or 204_800,
+            "training_tokens": training_tokens or 122_880,
             "context_size": 128,
             "prepend_bos": not ours,
             # The first positions of SmolLM2 have enormous norms and swamp everything else.
@@ -80,7 +80,6 @@ def demo_spec(
             "n_batches_for_norm_estimate": 4,
             "train_batch_size_tokens": 1024,
             "lr": 2e-3,
-            "dead_feature_window": 100,
             "calibration_tokens": 24_192,
             "eval_tokens": 24_192,
             "ce_tokens": 2_016,

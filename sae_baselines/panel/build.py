@@ -17,7 +17,7 @@ from sae_baselines.constraints import (
 from sae_baselines.constraints.directions import InitScheme
 from sae_baselines.errors import UserError
 from sae_baselines.panel.plan import MemberKey, Pass, members_of
-from sae_baselines.panel.spec import TRAINED, MemberSpec, PanelSpec
+from sae_baselines.panel.spec import TRAINED, MemberSpec, PanelSpec, has_integer_k
 
 # The initial threshold of a JumpReLU comes from this many calibration activations.
 _THRESHOLD_SAMPLES = 2048
@@ -61,9 +61,9 @@ def prepare_start(spec: PanelSpec, calibration: torch.Tensor, folder: Path) -> S
     path = None
     if any(m.init_scheme == "cov" for m in spec.member_specs):
         path = folder / "init_covariance.safetensors"
-        if not path.exists():
-            save_covariance(covariance_of(x), path)
-    return Start(x[:_THRESHOLD_SAMPLES], b_dec, path)
+        save_covariance(covariance_of(x), path)
+    # A copy: a view would keep all of the normalised activations in memory.
+    return Start(x[:_THRESHOLD_SAMPLES].clone(), b_dec, path)
 
 
 def member_configs(
@@ -116,8 +116,14 @@ def member_config(
         cache = {} if thresholds is None else thresholds
         which = (panel.l0, panel.seed, member.init_scheme)
         if which not in cache:
+            shift = start.b_dec if spec.sae.get("apply_b_dec_to_input", True) else 0.0
             cache[which] = initial_threshold(
-                start, spec.width(d_in), panel.l0, panel.seed, member.init_scheme
+                start.activations - shift,
+                spec.width(d_in),
+                panel.l0,
+                panel.seed,
+                member.init_scheme,
+                start.covariance_path,
             )
         options["jumprelu_init_threshold"] = cache[which]
     try:
@@ -131,8 +137,7 @@ def architecture_options(
 ) -> dict[str, Any]:
     """How a base is told its target L0, and defaults where SAELens has none."""
     if "k" in known:
-        integer = base in ("topk", "abstopk")
-        options: dict[str, Any] = {"k": int(l0) if integer else l0}
+        options: dict[str, Any] = {"k": int(l0) if has_integer_k(base) else l0}
     elif "target_l0" in known:
         options = {"target_l0": l0}
     else:
@@ -149,23 +154,36 @@ def architecture_options(
 
 @torch.no_grad()
 def initial_threshold(
-    start: Start, d_sae: int, l0: float, seed: int, scheme: InitScheme
+    encoder_in: torch.Tensor,
+    d_sae: int,
+    l0: float,
+    seed: int,
+    scheme: InitScheme,
+    covariance_path: Path | None,
 ) -> float:
     """Threshold at which the initial SAE has the target L0 on calibration activations.
 
     A JumpReLU threshold moves by about one learning rate a step, so a start far from its
     target may never arrive. The rule is the same for every member.
 
+    Args:
+        encoder_in: ``[n, d_in]`` what the encoder multiplies with W_enc.
+        d_sae: Number of latents.
+        l0: Target.
+        seed: Seed of the initial directions.
+        scheme: Their scheme.
+        covariance_path: Their covariance, for ``cov``.
+
     Returns:
         A threshold >= 0, in units of the encoder's pre-activations.
     """
     covariance = None
     if scheme == "cov":
-        covariance = load_covariance(covariance_path=str(start.covariance_path))
+        covariance = load_covariance(covariance_path=str(covariance_path))
     directions = sample_directions(
-        d_sae, start.b_dec.shape[0], seed=seed, scheme=scheme, covariance=covariance
+        d_sae, encoder_in.shape[1], seed=seed, scheme=scheme, covariance=covariance
     )
-    pre = (start.activations - start.b_dec) @ directions.T
+    pre = encoder_in @ directions.T
     wanted = max(1, round(l0 * pre.shape[0]))
     return max(0.0, float(pre.flatten().topk(wanted).values[-1]))
 

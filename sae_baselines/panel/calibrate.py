@@ -4,9 +4,9 @@ BatchTopK exports as JumpReLU with a running average of training thresholds that
 (seen: L0 59 for a target of 32 after 200 steps), so that its inference L0 is not its k. Here
 the threshold is set from held-out activations instead. A JumpReLU SAE's thresholds are
 multiplied by one common factor. Standard and gated SAEs are steered during training, and
-what is left is taken up by one number added to b_enc (b_gate) of every latent; if training
-ended further than 25 % from the target, they are left as they are, and the panel says so.
-TopK has its L0 by construction.
+what is left is taken up by one number added to b_enc (b_gate) of every latent. A gate only
+selects; b_enc also adds to what is active, so a standard SAE that ended further than 25 %
+from its target is left as it is, and the panel says so. TopK has its L0 by construction.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,9 +57,11 @@ def calibrate(sae: TrainingSAE[Any], activations: torch.Tensor, l0: float) -> Ca
     if isinstance(sae, JumpReLUTrainingSAE):
         return _scale_thresholds(sae, activations, wanted)
     if isinstance(sae, StandardTrainingSAE):
-        return _shift_bias(sae, activations, l0, wanted, "b_enc", _pre_activations)
+        if not _is_near(sae, activations, l0):
+            return Calibration("none")
+        return _shift_bias(sae, activations, wanted, "b_enc", _pre_activations)
     if isinstance(sae, GatedTrainingSAE):
-        return _shift_bias(sae, activations, l0, wanted, "b_gate", _gate_of_active)
+        return _shift_bias(sae, activations, wanted, "b_gate", _gate_of_active)
     return Calibration("none")
 
 
@@ -85,15 +87,15 @@ def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calib
     return Calibration("threshold_factor", 1.0, float(factor))
 
 
+def _is_near(sae: Any, activations: torch.Tensor, l0: float) -> bool:
+    active = sum(int((_pre_activations(sae, x) > 0).sum()) for x in _chunks(sae, activations))
+    return abs(active / activations.shape[0] - l0) <= _NEAR_ENOUGH * l0
+
+
 def _shift_bias(
-    sae: Any, activations: torch.Tensor, l0: float, wanted: int, bias: str, score: _Score
+    sae: Any, activations: torch.Tensor, wanted: int, bias: str, score: _Score
 ) -> Calibration:
-    """Add one number to a bias of every latent, if training came near enough."""
-    active = 0
-    for x in _chunks(sae, activations):
-        active += int((score(sae, x) > 0).sum())
-    if abs(active / activations.shape[0] - l0) > _NEAR_ENOUGH * l0:
-        return Calibration("none")
+    """Add one number to a bias of every latent."""
     cut = _cut_above(sae, activations, wanted, score)
     if not torch.isfinite(cut):
         return Calibration("none")  # not that many latents have a magnitude at all

@@ -11,6 +11,7 @@ from datasets import (
     IterableDatasetDict,
     load_dataset,
 )
+from datasets.exceptions import DatasetsError
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.errors import UserError
@@ -75,9 +76,14 @@ def load_text(spec: DatasetSpec, dataset: Any = None) -> AnyDataset:
         if spec.text_column != "text":
             dataset = dataset.select_columns([spec.text_column])
             dataset = dataset.rename_column(spec.text_column, "text")
+        dataset = dataset.filter(_has_text)
     if spec.shuffle_seed is not None:
         dataset = shuffle(dataset, spec.shuffle_seed)
     return dataset
+
+
+def _has_text(row: dict[str, Any]) -> bool:
+    return bool(row["text"])
 
 
 def shuffle(dataset: AnyDataset, seed: int) -> AnyDataset:
@@ -96,13 +102,20 @@ def _load(spec: DatasetSpec) -> Any:
                 raise UserError(
                     f"dataset.path: {path.name} is none of {', '.join(_BUILDERS)}; convert it"
                 )
+            options: dict[str, Any] = {}
+            if builder == "text":
+                options["sample_by"] = "paragraph"
             return load_dataset(
-                builder, data_files=str(path), split=spec.split, streaming=spec.streaming
+                builder,
+                data_files=str(path),
+                split=spec.split,
+                streaming=spec.streaming,
+                **options,
             )
         return load_dataset(
             spec.path, name=spec.name, split=spec.split, streaming=spec.streaming
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())[:300]
@@ -134,7 +147,7 @@ def split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) ->
     total = documents = 0
     for row in dataset:
         documents += 1
-        total += _n_tokens(row, tokenizer)
+        total += _n_tokens(row, tokenizer, spec.context_size)
         if total >= wanted:
             break
     if total < wanted:
@@ -142,14 +155,17 @@ def split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) ->
             f"dataset.path: has {total} tokens, fewer than the {wanted} to hold out; use more "
             "text, or lower calibration_tokens and eval_tokens"
         )
+    none_left = UserError(
+        f"dataset.path: all of its {documents} documents are needed for calibration_tokens "
+        "and eval_tokens, none are left to train on; use more text"
+    )
     if isinstance(dataset, IterableDataset):
-        return SplitText(dataset.skip(documents), dataset.take(documents), documents)
-    rest = len(dataset) - documents
-    if rest < 1:
-        raise UserError(
-            f"dataset.path: all of its {documents} documents are needed for calibration_tokens "
-            "and eval_tokens, none are left to train on; use more text"
-        )
+        rest = dataset.skip(documents)
+        if next(iter(rest), None) is None:
+            raise none_left
+        return SplitText(rest, dataset.take(documents), documents)
+    if len(dataset) == documents:
+        raise none_left
     return SplitText(
         dataset.select(range(documents, len(dataset))),
         dataset.select(range(documents)),
@@ -163,8 +179,15 @@ def n_held_out_contexts(spec: PanelSpec) -> int:
     return -(-spec.calibration_tokens // usable) + -(-spec.eval_tokens // usable)
 
 
-def _n_tokens(row: Any, tokenizer: Any) -> int:
+def _n_tokens(row: Any, tokenizer: Any, context_size: int) -> int:
+    """Tokens of a document that SAELens will use."""
     for column in _TOKEN_COLUMNS:
         if column in row:
-            return len(row[column])
-    return len(tokenizer(row["text"])["input_ids"])
+            if len(row[column]) < context_size:
+                raise UserError(
+                    f"context_size: {context_size} is more than the {len(row[column])} tokens "
+                    f"of a row of {column!r}; lower it, or tokenise again"
+                )
+            return context_size  # SAELens cuts each row to one context
+    # A tokenizer may add a token at either end that SAELens leaves out.
+    return max(0, len(tokenizer(row["text"])["input_ids"]) - 2)

@@ -46,6 +46,14 @@ def model_device(model: HookedRootModule) -> torch.device:
     return next(model.parameters()).device
 
 
+def special_tokens(model: HookedRootModule, spec: PanelSpec) -> torch.Tensor | None:
+    """Token ids that are kept out of training (``exclude_special_tokens``), or None."""
+    if not spec.exclude_special_tokens:
+        return None
+    tokenizer: Any = model.tokenizer
+    return torch.tensor(get_special_token_ids(tokenizer), dtype=torch.long)
+
+
 def checked_activations(
     get: Callable[[torch.Tensor], dict[str, torch.Tensor]], dtype: torch.dtype
 ) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
@@ -104,13 +112,17 @@ def collect_held_out(
     """
     store = held_out_store(model, dataset, spec, d_in, device)
     read = checked_activations(store.get_multi_hook_activations, torch.float32)
-    special: torch.Tensor | None = None
-    if spec.exclude_special_tokens:
-        tokenizer: Any = model.tokenizer
-        special = torch.tensor(get_special_token_ids(tokenizer), dtype=torch.long)
-
+    special = special_tokens(model, spec)
     n_contexts = n_held_out_contexts(spec)
-    contexts = torch.cat([store.get_batch_tokens(1).cpu() for _ in range(n_contexts)])
+    try:
+        rows_of_tokens = [
+            store.get_batch_tokens(1, raise_at_epoch_end=True).cpu() for _ in range(n_contexts)
+        ]
+    except StopIteration:
+        raise UserError(
+            "dataset.path: the held-out documents gave fewer tokens than counted; use more text"
+        ) from None
+    contexts = torch.cat(rows_of_tokens)
     order = torch.randperm(n_contexts, generator=torch.Generator().manual_seed(0))
     contexts = contexts[order]
 

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.constraints import cosine_to_start, load_covariance, sample_directions
 from sae_baselines.panel.build import Start
-from sae_baselines.panel.held_out import HeldOut, model_device
+from sae_baselines.panel.held_out import HeldOut, model_device, special_tokens
 from sae_baselines.panel.plan import MemberKey
 from sae_baselines.panel.spec import MemberSpec, PanelSpec
 
@@ -114,18 +114,29 @@ def splice_loss(
         tokens: ``[contexts, context_size]``.
         replace: Maps ``[n, d_in]`` float32 activations to their replacement; None for none.
     """
-    positions = slice(*spec.seqpos_slice)
-
-    def hook(acts: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
-        kept = acts[:, positions]
-        flat = kept.reshape(-1, kept[0, 0].numel()).float()
-        out = acts.clone()
-        out[:, positions] = replace(flat).reshape(kept.shape).to(acts.dtype)
-        return out
-
+    special = special_tokens(model, spec)
+    trained = torch.zeros(tokens.shape, dtype=torch.bool)
+    trained[:, slice(*spec.seqpos_slice)] = True
+    if special is not None:
+        trained &= ~torch.isin(tokens, special)
     total, count = 0.0, 0
+    masks = iter(trained.split(spec.store_batch_size_prompts))
     for batch in tokens.split(spec.store_batch_size_prompts):
         batch = batch.to(model_device(model))
+        mask = next(masks).to(batch.device)
+
+        def hook(
+            acts: torch.Tensor,
+            hook: Any,  # noqa: ARG001
+            mask: torch.Tensor = mask,
+        ) -> torch.Tensor:
+            kept = acts[mask]  # [n, ...]
+            assert replace is not None
+            new = replace(kept.flatten(1).float()).reshape(kept.shape)
+            out = acts.clone()
+            out[mask] = new.to(acts.dtype)
+            return out
+
         hooks: list[Any] = [] if replace is None else [(spec.hook_name, hook)]
         logits: torch.Tensor = model.run_with_hooks(
             batch, return_type="logits", fwd_hooks=hooks

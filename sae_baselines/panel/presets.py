@@ -28,6 +28,8 @@ _PAPER: dict[str, Any] = {
     "seeds": [0],
     "training_tokens": 500_000_000,
     "context_size": 512,
+    # BOS activations are orders of magnitude larger than any other and would set the scale.
+    "exclude_special_tokens": True,
     "train_batch_size_tokens": 4096,
     "lr": 2e-4,
     "members": _PAPER_MEMBERS,
@@ -68,6 +70,7 @@ def _presets() -> dict[str, dict[str, Any]]:
         "l0": [40],
         "seeds": [0, 1, 2],
         "training_tokens": 20_000_000,
+        "exclude_special_tokens": True,
         "lr": 5e-4,
         "train_batch_size_tokens": 2048,
     }

@@ -7,12 +7,13 @@ import json
 import re
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
+from sae_lens import TopKTrainingSAE
 
 from sae_baselines.architectures import (
     CONSTRAINTS,
@@ -188,7 +189,9 @@ class PanelSpec:
 
     train_batch_size_tokens: int = PydanticField(default=4096, gt=0)
     lr: float = PydanticField(default=2e-4, gt=0)
-    lr_scheduler_name: str = "constant"
+    lr_scheduler_name: Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"] = (
+        "constant"
+    )
     lr_warm_up_steps: int = PydanticField(default=0, ge=0)
     lr_decay_steps: int = PydanticField(default=0, ge=0)
     adam_beta1: float = PydanticField(default=0.9, ge=0, lt=1)
@@ -201,7 +204,6 @@ class PanelSpec:
     autocast: bool = False
     autocast_lm: bool = False
     compile_llm: bool = False
-    prefetch_llm_batches: bool = False
 
     calibration_tokens: int = PydanticField(default=65_536, gt=0)
     eval_tokens: int = PydanticField(default=65_536, gt=0)
@@ -261,8 +263,19 @@ def validate(spec: PanelSpec) -> None:
         )
     if (spec.d_sae is None) == (spec.expansion is None):
         raise UserError("d_sae, expansion: give exactly one of the two")
-    if not spec.training_context_size > 0:
+    if not 1 <= len(spec.seqpos_slice) <= 3 or 0 in spec.seqpos_slice[2:]:
+        raise UserError(
+            f"seqpos_slice: {spec.seqpos_slice} is not [stop], [start, stop] or [start, stop, "
+            "step > 0]"
+        )
+    if spec.training_context_size == 0:
         raise UserError(f"seqpos_slice: {spec.seqpos_slice} keeps no position of the context")
+    if spec.data_order == "per_seed" and spec.dataset.streaming:
+        # datasets shuffles underneath skip(), so held-out documents would be trained on.
+        raise UserError(
+            "data_order: 'per_seed' is not possible with dataset.streaming; use 'shared', or "
+            "download the dataset (streaming: false)"
+        )
     _validate_architectures(spec)
     _validate_members(spec)
     _validate_l0(spec)
@@ -283,7 +296,14 @@ def _validate_architectures(spec: PanelSpec) -> None:
             hint = did_you_mean(architecture, base_architectures())
             raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
         register_baselines(architecture)
-        known = {f.name for f in fields(get_twin(f"seeded_{architecture}").config_class)}
+        config_class = get_twin(f"seeded_{architecture}").config_class
+        known = {f.name for f in fields(config_class)}
+        if not known & {"k", "target_l0"}:
+            raise UserError(
+                f"architecture: {architecture!r} cannot be told a target L0; its baselines "
+                "train through SAELens' runners, but not as a panel at matched L0"
+            )
+        hints = get_type_hints(config_class)
         for option in spec.sae:
             if option in _SET_BY_PANEL:
                 raise UserError(
@@ -293,6 +313,11 @@ def _validate_architectures(spec: PanelSpec) -> None:
             if option not in known:
                 hint = did_you_mean(option, sorted(known - _SET_BY_PANEL))
                 raise UserError(f"sae: {architecture} has no field {option!r}; {hint}")
+            try:
+                TypeAdapter(hints[option]).validate_python(spec.sae[option])
+            except ValidationError as error:
+                what = error.errors()[0]["msg"]
+                raise UserError(f"sae: {option}: {spec.sae[option]!r}: {what}") from error
 
 
 def _validate_members(spec: PanelSpec) -> None:
@@ -355,8 +380,13 @@ def _validate_l0(spec: PanelSpec) -> None:
         if spec.d_sae is not None and l0 >= spec.d_sae:
             raise UserError(f"l0: {l0:g} is not below d_sae={spec.d_sae}; use a smaller target")
         for architecture in spec.architectures:
-            if architecture in ("topk", "abstopk") and l0 != int(l0):
+            if has_integer_k(architecture) and l0 != int(l0):
                 raise UserError(f"l0: {l0:g} is not an integer, but k of {architecture} is one")
+
+
+def has_integer_k(architecture: str) -> bool:
+    """Whether the base's config has a ``k`` that must be an integer (TopK, not BatchTopK)."""
+    return get_type_hints(get_twin(f"seeded_{architecture}").config_class).get("k") is int
 
 
 def _validate_seeds(spec: PanelSpec) -> None:
@@ -380,7 +410,11 @@ def _validate_batches(spec: PanelSpec) -> None:
             f"n_batches_in_buffer: {spec.n_batches_in_buffer} contexts hold {buffer} tokens, "
             f"less than one batch of {batch}; use at least {need}"
         )
-    topk_family = [a for a in spec.architectures if "topk" in a]
+    topk_family = [
+        a
+        for a in spec.architectures
+        if issubclass(get_twin(f"seeded_{a}").sae_class, TopKTrainingSAE)
+    ]
     if spec.normalize_activations == "layer_norm" and topk_family:
         raise UserError(
             "normalize_activations: 'layer_norm' stops SAELens' dead-latent loss of "
@@ -424,8 +458,9 @@ def _first_problem(error: ValidationError, where: str) -> str:
         return f"{where}: {location}: is not a field; {hint}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{where}: {location}: is missing"
-    value = problem.get("input")
-    return f"{where}: {location}: {value!r}: {problem['msg']}"
+    if not location:
+        return f"{where}: {' '.join(problem['msg'].split())}"
+    return f"{where}: {location}: {problem.get('input')!r}: {problem['msg']}"
 
 
 def load_spec(path: str | Path) -> PanelSpec:
@@ -468,7 +503,6 @@ _NOT_IN_HASH = {
     "device",
     "n_checkpoints",
     "keep_checkpoints",
-    "prefetch_llm_batches",
     "compile_llm",
 }
 

@@ -1,5 +1,6 @@
 """Training a study: every panel's members on one activation stream, then measuring them."""
 
+import gc
 import json
 import logging
 import shutil
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from sae_lens import LoggingConfig, MultiSAETrainingRunnerConfig
-from sae_lens.constants import SPARSITY_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -28,7 +30,7 @@ from sae_baselines.panel.folder import (
 )
 from sae_baselines.panel.held_out import HeldOut, collect_held_out, hook_width
 from sae_baselines.panel.language_model import load_language_model
-from sae_baselines.panel.measure import base_losses, measure, progress
+from sae_baselines.panel.measure import Measurement, base_losses, measure, progress
 from sae_baselines.panel.plan import MemberKey, Pass, members_of, panels_of, passes_of
 from sae_baselines.panel.runner import PanelRunner, assert_finite, complete_checkpoints
 from sae_baselines.panel.spec import PanelSpec, spec_hash
@@ -153,6 +155,12 @@ class _Study:
             if not all(map(self.folder.is_trained, keys)):
                 self._train(this_pass)
                 trained.extend(keys)
+                # SAELens' runner and trainer refer to each other: without this the SAEs and
+                # optimisers of finished passes stay in memory.
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            shutil.rmtree(self.folder.checkpoints / this_pass.name, ignore_errors=True)
         self._measure_all()
         if self.folder.checkpoints.exists():
             shutil.rmtree(self.folder.checkpoints)
@@ -182,16 +190,22 @@ class _Study:
         torch.manual_seed(this_pass.data_seed)
         try:
             saes = runner.run()
-        except (SafetensorError, KeyError) as error:
-            if resume_from is None:
-                raise
+        except (SafetensorError, KeyError, RuntimeError, EOFError) as error:
+            if resume_from is None or hasattr(runner, "trainer"):
+                raise  # not while the checkpoint was being read
             raise UserError(
                 f"out: checkpoint {resume_from} is damaged ({_one_line(error)}); delete it and "
                 "run with --resume"
             ) from error
         seconds = time.monotonic() - began
+        epochs = _epochs(runner.activations_store.n_dataset_processed, text)
+        if epochs is not None and epochs > 1:
+            logger.warning(
+                "the text was read %.1f times over; use more text, or fewer training_tokens",
+                epochs,
+            )
         for key in configs:
-            self._export(key, saes[key.name], runner, resume_from, seconds)
+            self._export(key, saes[key.name], runner, resume_from, seconds, epochs)
 
     def _checkpoint_to_resume(self, checkpoints: Path) -> Path | None:
         complete = complete_checkpoints(checkpoints)
@@ -230,7 +244,6 @@ class _Study:
             store_batch_size_prompts=spec.store_batch_size_prompts,
             seqpos_slice=tuple(spec.seqpos_slice),
             device=self.device,
-            prefetch_llm_batches=spec.prefetch_llm_batches,
             seed=this_pass.data_seed,
             dtype=spec.dtype,
             prepend_bos=spec.prepend_bos,
@@ -263,6 +276,7 @@ class _Study:
         runner: PanelRunner,
         resumed_from: Path | None,
         seconds: float,
+        epochs: float | None,
     ) -> None:
         assert_finite(key.name, sae)
         calibration = calibrate(sae, self.held_out.calibration, key.panel.l0)
@@ -291,6 +305,7 @@ class _Study:
                 **facts,
                 "resumed_at_tokens": int(resumed_from.name) if resumed_from else None,
                 "pass_seconds": round(seconds, 1),
+                "epochs": epochs,
                 **environment(),
             }
             (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
@@ -322,8 +337,25 @@ class _Study:
                     f"{self.folder.member(key)}: weights are damaged ({_one_line(error)}); "
                     "delete the folder and run with --resume"
                 ) from error
-            text = json.dumps(result.to_dict(), indent=2)
-            write_atomically(self.folder.member(key) / MEASUREMENT_FILE, text)
+            self._record(key, result)
+
+    def _record(self, key: MemberKey, result: Measurement) -> None:
+        """Write the measurement, and the held-out L0 where SAELens users look for it."""
+        folder = self.folder.member(key)
+        cfg = json.loads((folder / SAE_CFG_FILENAME).read_text())
+        # SAELens puts the L0 of the last training batches here, before calibration.
+        cfg["metadata"]["l0"] = result.l0
+        write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
+        provenance = json.loads((folder / PROVENANCE_FILE).read_text())
+        provenance["l0_held_out"] = result.l0
+        write_atomically(folder / PROVENANCE_FILE, json.dumps(provenance, indent=2))
+        text = json.dumps(result.to_dict(), indent=2)
+        write_atomically(folder / MEASUREMENT_FILE, text)
+
+
+def _epochs(documents_read: int, text: AnyDataset) -> float | None:
+    """How often the text was read, or None for a stream of unknown length."""
+    return None if isinstance(text, IterableDataset) else documents_read / len(text)
 
 
 def _check_width(spec: PanelSpec, d_in: int) -> None:

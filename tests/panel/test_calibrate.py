@@ -75,7 +75,7 @@ def test_a_gate_that_cannot_be_opened_far_enough_is_left_alone():
         sae.b_mag.sub_(0.0).clamp_(max=0.0)
         magnitudes = float((sae.encode_with_hidden_pre(X)[1] > 0).float().sum(-1).mean())
     wanted = magnitudes + 1
-    assert abs(wanted - l0) < 0.25 * wanted  # near, but out of reach
+    assert wanted > l0
     bias = sae.b_gate.detach().clone()
     assert calibrate(sae, X, wanted).method == "none"
     assert torch.equal(sae.b_gate, bias)

@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 
 from sae_baselines.errors import UserError
 from sae_baselines.panel.data import load_text, split_text
+from sae_baselines.panel.held_out import collect_held_out
 from sae_baselines.panel.language_model import load_language_model
 from sae_baselines.panel.spec import DatasetSpec, PanelSpec, spec_from_dict
-from tests.tiny_model import tiny_panel
+from tests.tiny_model import tiny_panel, tiny_text
 
 
 def _spec(model_folder: Path, **overrides: Any) -> PanelSpec:
@@ -39,7 +41,7 @@ def test_local_files_give_their_text(tmp_path: Path, suffix: str):
     elif suffix == ".csv":
         data.to_csv(path)
     else:
-        path.write_text("\n".join(rows))
+        path.write_text("\n\n".join(rows))
     assert _rows(load_text(DatasetSpec(path=str(path), shuffle_seed=None))) == rows
 
 
@@ -84,10 +86,41 @@ def test_held_out_documents_are_never_trained_on(
     assert not set(held_out) & set(train)
     assert set(held_out) | set(train) == set(rows)
     assert len(held_out) == split.n_held_out
-    # enough for both parts, and no more than one document over
     n_tokens = [len(model.tokenizer(r)["input_ids"]) for r in held_out]
     wanted = spec.calibration_tokens + spec.eval_tokens
-    assert sum(n_tokens) >= wanted > sum(n_tokens[:-1])
+    assert wanted <= sum(n_tokens) < 1.2 * wanted
+
+
+def test_tokenised_rows_count_as_one_context_each(model: Any, model_folder: Path):
+    spec = _spec(model_folder)
+    rows = torch.randint(3, 20, (300, 128), generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_dict({"tokens": rows.tolist()})
+    split = split_text(data, spec, model)
+    assert split.n_held_out == (spec.calibration_tokens + spec.eval_tokens) // 32
+    held_out = collect_held_out(model, split.held_out, spec, 32, "cpu")
+    contexts = torch.cat([held_out.calibration, held_out.evaluation])
+    assert len(torch.unique(contexts, dim=0)) > 0.95 * len(contexts)
+
+    short = Dataset.from_dict({"tokens": rows[:, :16].tolist()})
+    with pytest.raises(UserError, match="context_size: 32 is more than the 16 tokens"):
+        split_text(short, spec, model)
+
+
+def test_calibration_and_evaluation_share_no_context(model: Any, model_folder: Path):
+    spec = _spec(model_folder)
+    split = split_text(tiny_text(), spec, model)
+    held_out = collect_held_out(model, split.held_out, spec, 32, "cpu")
+    again = collect_held_out(model, split.held_out, spec, 32, "cpu")
+    assert torch.equal(held_out.evaluation, again.evaluation)
+    first_tokens = held_out.evaluation.reshape(-1, 32, 32)[:, 8:]
+    others = held_out.calibration.reshape(-1, 32, 32)[:, 8:]
+    for context in first_tokens:
+        assert not (others == context).all(dim=(1, 2)).any()
+
+
+def test_rows_without_text_are_dropped():
+    data = Dataset.from_dict({"text": ["x", None, "", "y"]})
+    assert _rows(load_text(DatasetSpec(path="memory", shuffle_seed=None), data)) == ["x", "y"]
 
 
 def test_too_little_text_is_refused(model: Any, model_folder: Path):

@@ -58,6 +58,17 @@ def test_only_trained_positions_are_spliced(spliced: Any):
     assert sum(seen) == 12 * (32 - 4)
 
 
+def test_special_tokens_are_not_spliced(model_folder: Path):
+    spec = spec_from_dict(tiny_panel(model_folder, exclude_special_tokens=True))
+    model = load_language_model(spec.model, spec.hook_name, "cpu")
+    tokens = torch.randint(3, 20, (4, 32), generator=torch.Generator().manual_seed(0))
+    tokens[:, 0] = 0  # bos
+    tokens[1, 5:8] = 1  # eos
+    seen: list[int] = []
+    splice_loss(model, spec, tokens, lambda x: (seen.append(len(x)), x)[1])
+    assert sum(seen) == 4 * 31 - 3
+
+
 def test_zeroing_costs_loss_and_no_tokens_means_no_losses(spliced: Any):
     spec, model, tokens = spliced
     empty = torch.zeros(0, 4)

@@ -68,7 +68,15 @@ BASE = tiny_panel(Path("model"), d_sae=64, expansion=None)
         ),
         (
             {"architecture": "matching_pursuit"},
-            "its encoder is its decoder transposed",
+            "cannot be told a target L0",
+        ),
+        ({"sae": {"aux_loss_coefficient": "abc"}}, "sae: aux_loss_coefficient: 'abc'"),
+        ({"lr_scheduler_name": "foo"}, "lr_scheduler_name: 'foo'"),
+        ({"seqpos_slice": []}, "seqpos_slice: []"),
+        ({"seqpos_slice": [0, 5, 0]}, "seqpos_slice: [0, 5, 0]"),
+        (
+            {"data_order": "per_seed", "dataset": {"path": "d", "streaming": True}},
+            "data_order: 'per_seed' is not possible with dataset.streaming",
         ),
         ({"plugins": ["no_such_module"]}, "plugins: cannot import 'no_such_module'"),
     ],

@@ -1,6 +1,7 @@
 """Studies end to end on a tiny model, through SAELens' runner."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -20,8 +21,10 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_baselines.constraints import sample_directions
+from sae_baselines.constraints.frozen_decoder import FrozenDecoderMixin
 from sae_baselines.errors import UserError
 from sae_baselines.panel import StudyResult, train_study
+from sae_baselines.panel import train as train_module
 from sae_baselines.panel.language_model import load_language_model
 from sae_baselines.panel.runner import complete_checkpoints
 from sae_baselines.panel.spec import PanelSpec, spec_from_dict, spec_to_yaml
@@ -73,6 +76,10 @@ def test_members_carry_their_provenance_and_no_path(study: tuple[PanelSpec, Stud
         folder = result.folder / "panels" / key.panel.name / key.member
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["tokens_seen"] == 128 * 200
+        assert provenance["epochs"] > 0
+        l0 = result.measurements[key]["l0"]
+        assert provenance["l0_held_out"] == l0
+        assert SAE.load_from_disk(folder).cfg.metadata.l0 == l0
         assert provenance["init_seed"] == key.panel.seed
         assert provenance["versions"]["sae-lens"]
         assert len(provenance["spec_hash"]) == 64
@@ -234,6 +241,50 @@ def test_other_normalisations_work(
     for key, measured in result.measurements.items():
         if key.member.startswith("frozen_decoder"):
             assert measured["cos_to_start_min"] == pytest.approx(1, abs=1e-6)
+
+
+def test_finished_passes_leave_no_sae_in_memory_and_no_checkpoint(
+    model_folder: Path, text: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    alive: list[int] = []
+    kept: list[int] = []
+    measure_all = train_module._Study._measure_all
+
+    def look(study: Any) -> None:
+        found = [o for o in gc.get_objects() if isinstance(o, FrozenDecoderMixin)]
+        alive.append(len(found))
+        kept.append(len(list((tmp_path / "out" / "checkpoints").glob("*"))))
+        measure_all(study)
+
+    monkeypatch.setattr(train_module._Study, "_measure_all", look)
+    spec = _spec(model_folder, l0=[4, 6], max_panels_per_pass=1, training_tokens=128 * 5)
+    before = len([o for o in gc.get_objects() if isinstance(o, FrozenDecoderMixin)])
+    train_study(spec, tmp_path / "out", dataset=text)
+    assert alive == [before]
+    assert kept == [0]
+
+
+def test_an_architecture_of_ones_own_makes_a_panel(
+    model_folder: Path, text: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plugin = tmp_path / "own_topk_plugin.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig\n"
+        "from sae_lens import register_sae_training_class, TopKSAEConfig\n"
+        "@dataclass\n"
+        "class OwnConfig(TopKTrainingSAEConfig):\n"
+        "    @classmethod\n"
+        "    def architecture(cls): return 'own_topk'\n"
+        "    def get_inference_config_class(self): return TopKSAEConfig\n"
+        "class OwnTopK(TopKTrainingSAE): pass\n"
+        "register_sae_training_class('own_topk', OwnTopK, OwnConfig)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = _spec(model_folder, architecture="own_topk", plugins=["own_topk_plugin"])
+    result = train_study(spec, tmp_path / "out", dataset=text)
+    assert result.off_target == []
+    assert len(result.measurements) == 4
 
 
 def test_nan_in_activations_stops_the_run(model_folder: Path, text: Dataset, tmp_path: Path):

@@ -1,0 +1,144 @@
+"""The benchmarks run and say what they should. Nothing here depends on how long it takes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tiny_model import HOOK, save_tiny_model, tiny_text
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
+MEMBERS = ("stock", "stock_again", "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+
+
+def run(script: str, *args: str | Path) -> str:
+    """Run a benchmark as a user would."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def step_time(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One quick run: its file and what it printed."""
+    out = tmp_path_factory.mktemp("step_time") / "step_time.json"
+    return out, run("step_time.py", "--quick", "--repeats", "3", "--skip-memory", "--out", out)
+
+
+def only_run(file: Path) -> dict[str, Any]:
+    """The one measurement in a result file."""
+    (measured,) = json.loads(file.read_text())["runs"]
+    return measured
+
+
+def test_step_time_measures_every_member_of_every_base(step_time: tuple[Path, str]) -> None:
+    bases = only_run(step_time[0])["bases"]
+    assert tuple(bases) == BASES
+    for base in bases.values():
+        assert tuple(base["members"]) == MEMBERS
+        assert base["repeats"] == 3
+        for member in base["members"].values():
+            low, high = member["ratio_quartiles"]
+            assert 0 < low <= member["ratio"] <= high < math.inf
+            assert 0 < member["median_ms"] < math.inf
+        assert base["projection"]["median_ms"] > 0
+        assert 0 < base["projection"]["rows_moved"] < 1
+
+
+def test_stock_is_its_own_reference(step_time: tuple[Path, str]) -> None:
+    for base in only_run(step_time[0])["bases"].values():
+        stock, again = base["members"]["stock"], base["members"]["stock_again"]
+        assert stock["ratio"] == 1
+        assert stock["meets_aim"] is again["meets_aim"] is None
+        assert stock["l0_first"] == again["l0_first"]
+
+
+def test_stock_and_twins_do_the_same_work(step_time: tuple[Path, str]) -> None:
+    for name, base in only_run(step_time[0])["bases"].items():
+        l0 = [m["l0_first"] for m in base["members"].values()]
+        assert max(l0) <= 1.1 * min(l0), name
+        if "topk" in name:
+            assert l0[0] == pytest.approx(4, rel=0.1), name
+        elif name == "jumprelu":  # its threshold is set on another batch
+            assert 2 < l0[0] < 8, name
+
+
+def test_aims_are_marked_from_the_ratios(step_time: tuple[Path, str]) -> None:
+    record = json.loads(step_time[0].read_text())
+    for base in record["runs"][0]["bases"].values():
+        for member, aim in record["aims"].items():
+            result = base["members"][member]
+            assert result["meets_aim"] == (result["ratio"] <= aim)
+
+
+def test_results_name_the_machine_but_no_path_on_it(step_time: tuple[Path, str]) -> None:
+    text = step_time[0].read_text()
+    environment = json.loads(text)["environment"]
+    assert environment["hardware"]["cpu_count"]
+    assert environment["versions"]["sae-lens"]
+    assert str(Path.home()) not in text
+    assert str(BENCHMARKS.parent) not in text
+
+
+def test_render_prints_what_the_run_printed(step_time: tuple[Path, str]) -> None:
+    out, printed = step_time
+    tables = run("render.py", out)
+    assert tables.strip() in printed
+    for base in BASES:
+        assert sum(line.startswith(f"| {base} |") for line in tables.splitlines()) == 1
+
+
+def test_dead_latents_and_memory(tmp_path: Path) -> None:
+    """``--dead`` leaves out bases without a loss for them."""
+    out = tmp_path / "dead.json"
+    run("step_time.py", "--quick", "--dead", "--bases", "standard,topk", "--out", out)
+    measured = only_run(out)
+    assert list(measured["bases"]) == ["topk"]
+    assert "every other latent" in measured["settings"]["dead_latents"]
+    for member in measured["bases"]["topk"]["members"].values():
+        # Around zero: at this size a step may reuse what the process has already.
+        assert abs(member["peak_memory_mib"]) < 100
+
+
+def test_panel_against_runs(tmp_path: Path) -> None:
+    tiny_text().to_parquet(str(tmp_path / "text.parquet"))
+    spec = {
+        "name": "tiny",
+        "model": {"name": str(save_tiny_model(tmp_path / "model")), "dtype": "bfloat16"},
+        "hook_name": HOOK,
+        "dataset": {"path": str(tmp_path / "text.parquet")},
+        "d_sae": 64,
+        "l0": 4,
+        "context_size": 16,
+        "store_batch_size_prompts": 8,
+        "n_batches_in_buffer": 32,
+        "n_batches_for_norm_estimate": 2,
+        "train_batch_size_tokens": 128,
+        "calibration_tokens": 512,
+        "eval_tokens": 512,
+        "device": "cpu",
+    }
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(spec))
+    out = tmp_path / "panel_vs_runs.json"
+    run("panel_vs_runs.py", "--spec", tmp_path / "panel.yaml", "--tokens", "2048", "--out", out)
+    record = json.loads(out.read_text())
+    assert list(record["runs"]) == ["trained", *MEMBERS[2:]]
+    assert len(record["panels"]) == 2
+    for part in ("training", "whole"):
+        runs = record["runs_total"][f"{part}_s"]
+        mean = sum(p[f"{part}_s"] for p in record["panels"]) / 2
+        assert record["ratios"][part] == pytest.approx(mean / runs)
+    assert str(tmp_path) not in out.read_text()
+    assert "one panel of 4" in run("render.py", out)
