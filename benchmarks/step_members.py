@@ -15,7 +15,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.architectures import twin_name
 from sae_baselines.constraints import sample_directions, seeded_start
-from sae_baselines.panel.build import Start, architecture_options, initial_threshold
+from sae_baselines.panel.build import architecture_options
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
 STOCK = "stock"
@@ -77,10 +77,17 @@ def activations(shape: Shape, device: str) -> list[torch.Tensor]:
     return list(x.to(device).split(shape.batch))
 
 
+@torch.no_grad()
 def jumprelu_threshold(shape: Shape, batches: list[torch.Tensor]) -> float:
     """The threshold at which every JumpReLU starts with an L0 of k."""
-    start = Start(batches[0][:512].cpu(), torch.zeros(shape.d_in), None)
-    return initial_threshold(start, shape.d_sae, shape.k, 0, "iso")
+    x = batches[0][:512]
+    pre = x @ _start(shape).to(x.device).T
+    return float(pre.flatten().topk(shape.k * x.shape[0]).values[-1])
+
+
+def _start(shape: Shape) -> torch.Tensor:
+    """The decoder rows that every twin starts from (its init_seed is 0)."""
+    return _directions(shape.d_sae, shape.d_in, seed=0, scheme="iso", covariance=None)
 
 
 class Stepper:
@@ -163,9 +170,7 @@ def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: st
     sae: Any = sae_class(config)
     if is_stock:
         # The twins' start, so that what depends on the data (topk, L0) is the same work.
-        directions = seeded_start.sample_directions(
-            shape.d_sae, shape.d_in, seed=0, scheme="iso", covariance=None
-        )
+        directions = _start(shape)
         sae.W_dec.data.copy_(directions)
         sae.W_enc.data.copy_(directions.T)
     if member == "soft_frozen_decoder":
