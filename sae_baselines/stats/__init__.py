@@ -1,0 +1,35 @@
+"""Does the trained SAE beat its random baselines? Differences, intervals, verdicts."""
+
+from sae_baselines.stats.against_random import AgainstRandom, against_random
+from sae_baselines.stats.decision import ALPHA, Decision, Word, decide, words
+from sae_baselines.stats.differences import Comparison, Exclusion, differences
+from sae_baselines.stats.equivalence import tost
+from sae_baselines.stats.intervals import Interval, hierarchical_bootstrap, t_interval
+from sae_baselines.stats.margins import Margin, margin_for
+from sae_baselines.stats.retained import Retained, fieller, retained
+from sae_baselines.stats.verdict import Verdict, to_frame, verdicts
+
+__all__ = [
+    "ALPHA",
+    "AgainstRandom",
+    "Comparison",
+    "Decision",
+    "Exclusion",
+    "Interval",
+    "Margin",
+    "Retained",
+    "Verdict",
+    "Word",
+    "against_random",
+    "decide",
+    "differences",
+    "fieller",
+    "hierarchical_bootstrap",
+    "margin_for",
+    "retained",
+    "t_interval",
+    "to_frame",
+    "tost",
+    "verdicts",
+    "words",
+]

@@ -1,0 +1,113 @@
+"""The words of one family of metrics, from differences over seeds.
+
+A **family** is all metrics of one architecture, L0 and baseline. Two lists of p-values are
+corrected by Holm, each within its family:
+
+1. two-sided paired t tests of "no difference" (one per metric). Adjusted p <= alpha makes
+   **beats** where the mean is positive and **falls short** where it is negative. The chance of
+   any false *beats* or *falls short* in the family is at most alpha, and of any false *beats*
+   about half of that. Two-sided, because the answer may go either way and the interval printed
+   beside it, (1 - alpha), is two-sided too.
+2. two one-sided tests of "apart by the margin or more" (one per metric that has a margin).
+   Adjusted p <= alpha makes **matches**, unless list 1 already gave a word. The chance of any
+   false *matches* in the family is at most alpha.
+
+So *beats* always means an interval above 0, and *matches* a (1 - 2 alpha) interval inside the
+margin, both with room to spare for the number of metrics. A metric can be both: more than 0 and
+less than the margin; the word is then *beats*, flagged as within the margin.
+
+Families are not corrected for one another: each baseline, architecture and L0 is a question of
+its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sae_baselines.stats.equivalence import tost
+from sae_baselines.stats.intervals import paired_t
+from sae_baselines.stats.multiplicity import holm
+
+ALPHA = 0.05
+
+Word = Literal["beats", "matches", "falls short", "inconclusive", "single seed", "no verdict"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the tests say about one metric.
+
+    Attributes:
+        word: One of the first four words.
+        p: Two-sided p-value of the paired t test.
+        p_adjusted: After Holm over the family.
+        p_equivalence: p-value of the two one-sided tests; None without a margin.
+        p_equivalence_adjusted: After Holm over the metrics with a margin.
+        within_margin: Whether the equivalence test rejects, whatever the word.
+    """
+
+    word: Word
+    p: float
+    p_adjusted: float
+    p_equivalence: float | None
+    p_equivalence_adjusted: float | None
+    within_margin: bool
+
+
+def decide(
+    differences: Sequence[np.ndarray],
+    margins: Sequence[float | None],
+    alpha: float = ALPHA,
+) -> list[Decision]:
+    """Decide one family.
+
+    Args:
+        differences: Per metric, oriented differences per seed, ``[n_seeds >= 2]`` each.
+        margins: Per metric, the equivalence margin or None.
+        alpha: Chance of a false word.
+    """
+    means, p = [], []
+    for d in differences:
+        mean, value = paired_t(d)
+        means.append(float(mean))
+        p.append(float(value))
+    same = [
+        None if margin is None else float(tost(d, margin))
+        for d, margin in zip(differences, margins, strict=True)
+    ]
+    return words(means, p, same, alpha)
+
+
+def words(
+    means: Sequence[float],
+    p: Sequence[float],
+    p_equivalence: Sequence[float | None],
+    alpha: float = ALPHA,
+) -> list[Decision]:
+    """The words of one family, from its p-values.
+
+    Args:
+        means: Per metric, the oriented mean difference.
+        p: Of `paired_t`.
+        p_equivalence: Of `tost`, or None without a margin.
+        alpha: Chance of a false word.
+    """
+    adjusted = holm(p)
+    equal: list[float | None] = [None] * len(p)
+    with_margin = [i for i, value in enumerate(p_equivalence) if value is not None]
+    found = holm([value for value in p_equivalence if value is not None])
+    for i, value in zip(with_margin, found, strict=True):
+        equal[i] = float(value)
+    out = []
+    for i, mean in enumerate(means):
+        value = equal[i]
+        within = value is not None and value <= alpha
+        word: Word = "matches" if within else "inconclusive"
+        if adjusted[i] <= alpha:
+            word = "beats" if mean > 0 else "falls short"
+        out.append(
+            Decision(word, float(p[i]), float(adjusted[i]), p_equivalence[i], value, within)
+        )
+    return out

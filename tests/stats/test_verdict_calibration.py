@@ -1,0 +1,65 @@
+"""The simulation runs, and what it committed holds what the verdicts promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "benchmarks" / "results" / "verdict_calibration.json"
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One quick run: its file and what it printed."""
+    out = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "benchmarks" / "verdict_calibration.py"),
+            "--quick",
+            "--out",
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_quick_run_writes_all_of_it(quick: tuple[Path, str]) -> None:
+    out, printed = quick
+    found: dict[str, Any] = json.loads(out.read_text())
+    assert {row["seeds"] for row in found["null"]} == {2, 3, 5}
+    for part in ("null", "ties_in_turn", "coverage", "power", "equivalence"):
+        for row in found[part]:
+            for value in row.values():
+                if isinstance(value, dict):
+                    assert 0 <= value["low"] <= value["rate"] <= value["high"] <= 1
+    assert out.with_suffix(".svg").read_text().startswith("<?xml")
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "Power of 'beats'" in printed
+    assert str(ROOT) not in out.read_text()
+
+
+def test_committed_results_hold() -> None:
+    found: dict[str, Any] = json.loads(COMMITTED.read_text())
+    claims = found["summary"]
+    for claim in (
+        "false_beats_one_metric",
+        "false_beats_any_metric",
+        "false_beats_random_any_metric",
+        "false_beats_random_when_baselines_tie_in_turn",
+        "false_matches_any_of_8",
+    ):
+        assert claims[claim]["consistent_with_at_most_5_percent"], claim
+    low, high = claims["t_coverage_these_tasks"]
+    assert 0.93 < low <= high < 0.97
+    for row in found["power"]:
+        assert row["one_metric"]["rate"] == pytest.approx(row["one_metric_by_theory"], abs=0.05)
