@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     render = {"step_time": step_time_tables, "panel_vs_runs": panel_table}
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
-        print(render[record["benchmark"]](record))
+        # Others, like verdict_calibration, come with a figure instead of a table.
+        if record["benchmark"] in render:
+            print(render[record["benchmark"]](record))
 
 
 def step_time_tables(record: dict[str, Any]) -> str:
