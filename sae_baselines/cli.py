@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from sae_baselines.architectures import baseline_architectures
 from sae_baselines.demo.assets import AssetError
 from sae_baselines.demo.panel import demo_spec
-from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.panel import PanelSpec, StudyResult, load_spec, spec_to_yaml, train_study
 from sae_baselines.panel.presets import preset as named_preset
 from sae_baselines.panel.presets import preset_names
@@ -194,7 +194,7 @@ def saelens(context: typer.Context) -> None:
     try:
         runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
     except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
 
 
 def _fail(message: str) -> None:

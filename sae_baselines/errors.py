@@ -7,6 +7,11 @@ class UserError(ValueError):
     """A mistake in the input, in one line: the field, the value, the remedy."""
 
 
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """Another package's message on one line, at most ``limit`` characters of it."""
+    return " ".join(str(error).split())[:limit]
+
+
 def did_you_mean(value: str, known: list[str]) -> str:
     """``did you mean a or b?``, or the list of what is known."""
     near = difflib.get_close_matches(str(value), known, n=3, cutoff=0.5)

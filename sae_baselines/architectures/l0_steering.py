@@ -21,6 +21,8 @@ from sae_lens.saes.sae import (
     TrainStepOutput,
 )
 
+from sae_baselines.constraints.buffers import restore_precision
+
 if TYPE_CHECKING:
     _ConfigBase = TrainingSAEConfig
     _SAEBase = TrainingSAE[Any]
@@ -80,10 +82,7 @@ class L0SteeringMixin(_SAEBase):
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         kept = self._buffers.get(_STATE)
         out = super()._apply(fn, *args, **kwargs)
-        moved = self._buffers.get(_STATE)
-        if kept is not None and moved is not None and moved.dtype != torch.float64:
-            source = moved if kept.is_meta else kept
-            self._buffers[_STATE] = source.to(moved.device, torch.float64)
+        restore_precision(self, _STATE, kept, torch.float64)
         return out
 
     @property

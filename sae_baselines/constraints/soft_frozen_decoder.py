@@ -15,6 +15,7 @@ import torch
 from sae_lens.saes.sae import TrainingSAE
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from sae_baselines.constraints.buffers import restore_precision
 from sae_baselines.constraints.cap import project_to_cap_, validate_tau
 from sae_baselines.constraints.seeded_start import SeededStartConfig
 
@@ -74,11 +75,8 @@ class SoftFrozenDecoderMixin(_SAEBase):
     def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kept = self._buffers.get(_START)
         out = super()._apply(fn, *args, **kwargs)
-        moved = self._buffers.get(_START)
         # .to(bfloat16) must not round the directions that the cap is measured from.
-        if kept is not None and moved is not None and moved.dtype != torch.float32:
-            source = moved if kept.is_meta else kept
-            self._buffers[_START] = source.to(moved.device, torch.float32)
+        restore_precision(self, _START, kept, torch.float32)
         return out
 
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from sae_baselines.demo.assets import prepare_model, prepare_text
-from sae_baselines.errors import UserError
+from sae_baselines.errors import UserError, one_line
 from sae_baselines.panel.spec import PanelSpec, spec_from_dict
 
 _HOOK = "blocks.9.hook_resid_post"
@@ -23,7 +23,7 @@ def middle_hook(model: str) -> str:
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"model: cannot load {model!r}: {reason}") from error
     layers = getattr(config, "num_hidden_layers", None)
     if not layers:

@@ -14,7 +14,7 @@ from datasets import (
 from datasets.exceptions import DatasetsError
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_baselines.errors import UserError
+from sae_baselines.errors import UserError, one_line
 from sae_baselines.panel.spec import DatasetSpec, PanelSpec
 
 AnyDataset = Dataset | IterableDataset
@@ -118,7 +118,7 @@ def _load(spec: DatasetSpec) -> Any:
     except (OSError, ValueError, DatasetsError) as error:
         if isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"dataset.path: cannot load {spec.path!r}: {reason}") from error
 
 

@@ -13,7 +13,7 @@ from transformer_lens import loading_from_pretrained
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_baselines.errors import UserError
+from sae_baselines.errors import UserError, one_line
 from sae_baselines.panel.spec import ModelSpec
 
 
@@ -47,7 +47,7 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
             raise UserError(
                 f"hook_name: {hook_name!r} is not a module of {spec.name}"
             ) from error
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"model.name: cannot load {spec.name!r}: {reason}") from error
     if hook_name not in model.hook_dict:
         near = difflib.get_close_matches(hook_name, list(model.hook_dict), n=3)

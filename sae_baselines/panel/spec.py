@@ -24,7 +24,7 @@ from sae_baselines.architectures import (
 )
 from sae_baselines.constraints.cap import validate_tau
 from sae_baselines.constraints.directions import InitScheme
-from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.errors import UserError, did_you_mean, one_line
 
 TRAINED = "trained"
 DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
@@ -477,8 +477,7 @@ def load_spec(path: str | Path) -> PanelSpec:
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        first_line = " ".join(str(error).split())
-        raise UserError(f"{path}: is not YAML: {first_line}") from error
+        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
     return spec_from_dict(data, where=path.name)
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_baselines.errors import UserError
+from sae_baselines.errors import UserError, one_line
 from sae_baselines.panel.build import member_configs, prepare_start, set_b_dec
 from sae_baselines.panel.calibrate import calibrate
 from sae_baselines.panel.data import AnyDataset, load_text, shuffle, split_text
@@ -193,8 +193,8 @@ class _Study:
             if resume_from is None or hasattr(runner, "trainer"):
                 raise  # not while the checkpoint was being read
             raise UserError(
-                f"out: checkpoint {resume_from} is damaged ({_one_line(error)}); delete it and "
-                "run with --resume"
+                f"out: checkpoint {resume_from} is damaged ({one_line(error, 200)}); delete it "
+                "and run with --resume"
             ) from error
         seconds = time.monotonic() - began
         epochs = _epochs(runner.activations_store.n_dataset_processed, text)
@@ -333,7 +333,7 @@ class _Study:
                 )
             except SafetensorError as error:
                 raise UserError(
-                    f"{self.folder.member(key)}: weights are damaged ({_one_line(error)}); "
+                    f"{self.folder.member(key)}: weights are damaged ({one_line(error, 200)}); "
                     "delete the folder and run with --resume"
                 ) from error
             self._record(key, result)
@@ -364,7 +364,3 @@ def _check_width(spec: PanelSpec, d_in: int) -> None:
     for l0 in spec.l0s:
         if l0 >= width:
             raise UserError(f"l0: {l0:g} is not below d_sae={width}; use a smaller target")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
