@@ -17,9 +17,11 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from safetensors import SafetensorError
 
 from sae_baselines.architectures import baseline_architectures
+from sae_baselines.cli_evals import app as evals_app
 from sae_baselines.demo.assets import AssetError
 from sae_baselines.demo.panel import demo_spec
 from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.evals.presets import preset_evals_yaml
 from sae_baselines.panel import PanelSpec, StudyResult, load_spec, spec_to_yaml, train_study
 from sae_baselines.panel.presets import preset as named_preset
 from sae_baselines.panel.presets import preset_names
@@ -37,6 +39,7 @@ app = typer.Typer(
 # Redirected output is not cut to the 80 columns rich would assume.
 console = Console(width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True)
+app.add_typer(evals_app)
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")]
@@ -162,7 +165,7 @@ def preset(
     if name is None:
         typer.echo("\n".join(preset_names()))
         return
-    typer.echo(spec_to_yaml(named_preset(name)), nl=False)
+    typer.echo(spec_to_yaml(named_preset(name)) + preset_evals_yaml(name), nl=False)
 
 
 @app.command("list")

@@ -21,6 +21,8 @@ _PACKAGES = (
     "numpy",
     "safetensors",
     "sae-bench",
+    "sae-probes",
+    "beartype",
 )
 
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from sae_baselines.panel.spec import spec_from_dict
+from sae_baselines.evals import load_eval_spec
+from sae_baselines.panel.spec import load_spec
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -20,19 +20,24 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["train", "demo", "preset", "list"])
+@pytest.mark.parametrize(
+    "command", ["train", "demo", "preset", "list", "eval", "doctor", "report", "check"]
+)
 def test_help_of_every_command(command: str):
     result = _run(command, "--help")
     assert result.returncode == 0
     assert "Usage" in result.stdout
-    if command in ("train", "demo", "preset"):
-        assert "Examples" in result.stdout
+    if command != "list":
+        assert "Example" in result.stdout
 
 
-def test_a_preset_is_a_panel_file():
+def test_a_preset_is_a_panel_file(tmp_path: Path):
     result = _run("preset", "pythia-70m")
     assert result.returncode == 0
-    assert spec_from_dict(yaml.safe_load(result.stdout)).name == "pythia-70m"
+    panel = tmp_path / "panel.yaml"
+    panel.write_text(result.stdout)
+    assert load_spec(panel).name == "pythia-70m"
+    assert list(load_eval_spec(panel).suites) == ["core", "sparse_probing_sae_probes"]
 
 
 def test_list_names_the_baselines():

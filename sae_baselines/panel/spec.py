@@ -466,6 +466,8 @@ def _first_problem(error: ValidationError, where: str) -> str:
 def load_spec(path: str | Path) -> PanelSpec:
     """Read a spec from YAML.
 
+    A section ``evals`` is left alone: it says how to evaluate (`sae_baselines.evals`).
+
     Raises:
         UserError: No such file, not YAML, or not a valid spec.
     """
@@ -478,6 +480,8 @@ def load_spec(path: str | Path) -> PanelSpec:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
+    if isinstance(data, dict):
+        data = {field: value for field, value in data.items() if field != "evals"}
     return spec_from_dict(data, where=path.name)
 
 

@@ -1,0 +1,318 @@
+"""Which suites can run here, and why the others cannot, before an hour is spent."""
+
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import torch
+from huggingface_hub import constants, get_token
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sae_baselines.errors import UserError, one_line
+from sae_baselines.evals import needs
+from sae_baselines.evals.needs import NEEDS, Needs
+from sae_baselines.evals.registry import get_suite
+from sae_baselines.evals.suite import Subject, Suite
+from sae_baselines.evals.suites.endpoint import endpoint_problems
+from sae_baselines.evals.versions import VersionProblem, version_problems
+
+Options = Mapping[str, Mapping[str, Any]]
+
+TIMEOUT = 1.5
+_OPENAI = "https://api.openai.com/v1"
+# Repositories whose licence has to be accepted before the Hub gives the weights away.
+_GATED = ("google/gemma", "meta-llama/")
+_GATEKEEPER = "https://huggingface.co"
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of one suite.
+
+    Attributes:
+        suite: Its name.
+        problems: Why it cannot run here, each with its remedy; empty if it can.
+        warnings: What may go wrong, or could not be checked.
+    """
+
+    suite: str
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is known that keeps it from running."""
+        return not self.problems
+
+
+def diagnose(
+    subject: Subject | None,
+    suites: Iterable[str],
+    options: Options | None = None,
+    out: str | Path = ".",
+    *,
+    timeout: float = TIMEOUT,
+) -> list[Diagnosis]:
+    """Check the suites against versions, data, model, judge, memory and disk.
+
+    Loads no model and downloads nothing; the Hub and the judge's address are asked for a sign
+    of life. No secret is read further than to see that it is there.
+
+    Args:
+        subject: Model, hook and device of the SAEs; None to check the machine alone.
+        suites: Names.
+        options: The user's options by suite.
+        out: Where evaluations and their caches will be written; need not exist.
+        timeout: Seconds to wait for a sign of life.
+
+    Returns:
+        One diagnosis per suite, in that order.
+
+    Raises:
+        UserError: There is no such suite.
+    """
+    adapters = [get_suite(name) for name in suites]
+    machine = _Machine(subject, Path(out), timeout)
+    return [machine.diagnose(suite, (options or {}).get(suite.name, {})) for suite in adapters]
+
+
+def print_diagnoses(diagnoses: Sequence[Diagnosis], console: Console) -> None:
+    """A table: suite, verdict, reasons. A reason of several suites is a note below it."""
+    said = Counter(text for d in diagnoses for text in (*d.problems, *d.warnings))
+    notes = [text for text, times in said.items() if times > 1]
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("suite", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for d in diagnoses:
+        word = Text("ok", style="green") if d.ok else Text("cannot run", style="red")
+        reasons = [(t, "red") for t in d.problems] + [(t, "yellow") for t in d.warnings]
+        # Text, since reasons hold square brackets, which are markup in a str.
+        own = [Text(t, style=style) for t, style in reasons if t not in notes]
+        for style in ("red", "yellow"):
+            numbers = [str(notes.index(t) + 1) for t, s in reasons if s == style and t in notes]
+            if numbers:
+                own.append(Text(f"see {', '.join(numbers)}", style=style))
+        table.add_row(d.suite, word, Text("\n").join(own))
+    console.print(table)
+    for number, text in enumerate(notes, start=1):
+        console.print(Text(f"{number}  {text}"), soft_wrap=True)
+
+
+class _Machine:
+    """What is the same for all suites, looked up when first needed."""
+
+    def __init__(self, subject: Subject | None, out: Path, timeout: float) -> None:
+        self.subject = subject
+        self.out = out
+        self.timeout = timeout
+        self.planned = 0.0
+
+    def diagnose(self, suite: Suite, given: Mapping[str, Any]) -> Diagnosis:
+        need = NEEDS.get(suite.name, Needs())
+        versions = [p for p in self.versions if p.affects(suite.name)]
+        problems, warnings = [str(p) for p in versions], []
+        options: dict[str, Any] | None = None
+        if self.subject is None:
+            if need.judge:
+                problems += endpoint_problems()
+        elif any(p.package in ("sae-bench", "torchvision") for p in versions):
+            pass  # the adapter asks SAEBench for its defaults, which cannot be imported
+        else:
+            found, options = _of_adapter(suite, self.subject, given)
+            problems += found
+            if options is not None:
+                cached, more = self._disk(need, self.subject, options)
+                problems += cached
+                warnings += more
+        if self.subject is None:
+            warnings.append("without SAEs their model, device and disk are not checked")
+        else:
+            problems += self.model_problems if need.model else []
+            problems += self.device_problems(need)
+        warnings += self._reach(need, options or given)
+        return Diagnosis(suite.name, tuple(dict.fromkeys(problems)), tuple(warnings))
+
+    @cached_property
+    def versions(self) -> list[VersionProblem]:
+        return version_problems()
+
+    @cached_property
+    def hub_silence(self) -> str | None:
+        return _silence(constants.ENDPOINT, self.timeout)
+
+    @cached_property
+    def judge_silence(self) -> str | None:
+        return _silence(os.environ.get("OPENAI_BASE_URL") or _OPENAI, self.timeout)
+
+    @cached_property
+    def model_problems(self) -> list[str]:
+        """Why the language model cannot be had."""
+        subject = self.subject
+        if subject is None:
+            return []
+        if subject.local_model is not None:
+            if (subject.local_model / "config.json").is_file():
+                return []
+            return [f"no model in {subject.local_model}: it has no config.json"]
+        repo = needs.hub_name(subject)
+        if needs.in_cache(repo):
+            return []
+        if constants.HF_HUB_OFFLINE:
+            return [
+                f"model {repo} is not in the Hub's cache and HF_HUB_OFFLINE is set; unset it, "
+                "or give a local folder"
+            ]
+        if self.hub_silence is not None:
+            return [
+                f"model {repo} is not in the Hub's cache and {constants.ENDPOINT} does not "
+                f"answer ({self.hub_silence}); give a local folder, or set HF_ENDPOINT"
+            ]
+        problems = []
+        is_gated = repo.startswith(_GATED) and constants.ENDPOINT == _GATEKEEPER
+        if is_gated and not get_token():
+            problems.append(
+                f"model {repo} is gated and there is no Hugging Face token; accept its licence "
+                f"at {_GATEKEEPER}/{repo}, then run: hf auth login"
+            )
+        cache = Path(constants.HF_HUB_CACHE)
+        wanted, free = needs.model_on_disk(subject), _free(cache)
+        if free < wanted:
+            problems.append(
+                f"{cache} has {_gib(free)} free and {repo} takes {_gib(wanted)} or more; free "
+                "some, or set HF_HOME to another disk"
+            )
+        return problems
+
+    def device_problems(self, need: Needs) -> list[str]:
+        """Whether the device exists and holds the model and an SAE."""
+        subject = self.subject
+        if subject is None or not subject.device.startswith("cuda"):
+            return []
+        if not torch.cuda.is_available():
+            return [f"device {subject.device}: torch sees no GPU; use --device cpu"]
+        try:
+            free, _ = torch.cuda.mem_get_info(torch.device(subject.device))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            return [f"device {subject.device}: {one_line(error, 120)}; name another"]
+        model = needs.model_in_memory(subject) if need.model else 0.0
+        wanted = needs.sae_in_memory(subject) + (model or 0.0)
+        if free >= wanted:
+            return []
+        return [
+            f"{subject.device} has {_gib(free)} free and model and SAE take {_gib(wanted)} or "
+            "more; end what else runs there, use --device cpu, or a smaller llm_dtype"
+        ]
+
+    def _disk(
+        self, need: Needs, subject: Subject, options: Mapping[str, Any]
+    ) -> tuple[list[str], list[str]]:
+        """Room for cached activations: of this suite, and of those before it as well."""
+        try:
+            wanted = 0.0 if need.disk is None else need.disk(subject, options)
+        except (KeyError, TypeError):
+            return [], []  # an option of another type, which the adapter has complained about
+        free = _free(self.out)
+        self.planned += wanted
+        where = f"{self.out} has {_gib(free)} free and"
+        remedy = "free some, or choose another folder"
+        if wanted > free:
+            return [f"{where} cached activations take {_gib(wanted)} or more; {remedy}"], []
+        if wanted and self.planned > free:
+            text = f"{where} cached activations of all suites {_gib(self.planned)} or more"
+            return [], [f"{text}; {remedy}"]
+        return [], []
+
+    def _reach(self, need: Needs, options: Mapping[str, Any]) -> list[str]:
+        """Addresses that give no sign of life; a proxy or a cache may make up for it."""
+        found = []
+        given = options.get("dataset") or options.get("dataset_name")
+        from_hub = need.data and not (given and Path(str(given)).exists())
+        if from_hub and constants.HF_HUB_OFFLINE:
+            found.append("HF_HUB_OFFLINE is set: runs only if its datasets are cached")
+        elif from_hub and self.hub_silence is not None:
+            found.append(
+                f"{constants.ENDPOINT} does not answer ({self.hub_silence}): runs only if its "
+                "datasets are cached"
+            )
+        # Silence of an address that is unset or malformed was reported with its remedy.
+        if need.judge and not list(endpoint_problems()) and self.judge_silence is not None:
+            found.append(f"the judge's address does not answer ({self.judge_silence})")
+        return found
+
+
+def _of_adapter(
+    suite: Suite, subject: Subject, given: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any] | None]:
+    """What the adapter itself says, and its options; None if they are wrong."""
+    try:
+        options = suite.complete(given)
+        return list(suite.problems(subject, options)), options
+    except UserError as error:
+        return [str(error)], None
+    except Exception as error:  # importing SAEBench may fail in ways of its own
+        return [f"cannot be imported: {type(error).__name__}: {one_line(error, 200)}"], None
+
+
+def _silence(url: str, timeout: float) -> str | None:
+    """Why an address gives no sign of life; None if it does. Any HTTP answer is one.
+
+    Args:
+        url: Address; only its host is asked, since the rest may hold a password.
+        timeout: Seconds for all of it, name resolution included.
+    """
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    root = f"{parts.scheme}://{host}/"
+    return _within(timeout, lambda: _head(root, timeout), "no answer in time")
+
+
+def _head(url: str, timeout: float) -> str | None:
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=timeout):
+            return None
+    except HTTPError:
+        return None
+    except URLError as error:
+        # Certificates are the clients' own business, and they bring their own.
+        reason = one_line(error.reason if isinstance(error.reason, Exception) else error, 80)
+        return None if "CERTIFICATE" in reason.upper() else reason
+    except (OSError, ValueError, HTTPException) as error:
+        return type(error).__name__
+
+
+def _within(timeout: float, work: Callable[[], str | None], late: str) -> str | None:
+    """The result of some work, or ``late``: a name server can keep one waiting for long."""
+    result: list[str | None] = [late]
+
+    def run() -> None:
+        result[0] = work()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return result[0]
+
+
+def _free(folder: Path) -> int:
+    """Free bytes where a folder is or will be."""
+    folder = folder.absolute()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB"

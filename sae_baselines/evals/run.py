@@ -1,0 +1,442 @@
+"""Running SAEBench's suites on SAEs: seeds, caches, resume, failures."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sae_lens import SAE, StandardSAE, StandardSAEConfig
+from tqdm.auto import tqdm
+
+from sae_baselines.errors import UserError, one_line
+from sae_baselines.evals.doctor import diagnose
+from sae_baselines.evals.language_models import LanguageModels
+from sae_baselines.evals.local_data import described, linked
+from sae_baselines.evals.measured import not_finite
+from sae_baselines.evals.registry import get_suite, suite_names
+from sae_baselines.evals.spec import EvalSpec, eval_spec_from_dict, settings_hash
+from sae_baselines.evals.store import EvalStore, Failure
+from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
+from sae_baselines.evals.target import Target, prepare, target_of
+from sae_baselines.panel.train import resolve_device
+from sae_baselines.provenance import environment, versions
+
+logger = logging.getLogger("sae_baselines")
+
+# What a score depends on; another version makes another result.
+_DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")
+_THROWAWAY = "warm-up"
+_THROWAWAY_LATENTS = 512
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What `evaluate` did.
+
+    Attributes:
+        out: Folder; results are in ``evals`` below it.
+        done: (suite, name) evaluated by this call.
+        kept: (suite, name) that were finished already.
+        failures: What failed.
+        notes: Sentences worth showing, as "suite name: note".
+    """
+
+    out: Path
+    done: list[tuple[str, str]]
+    kept: list[tuple[str, str]]
+    failures: list[Failure]
+    notes: list[str]
+
+
+def evaluate(
+    saes: Mapping[str, SAE[Any] | str | Path] | Sequence[Target],
+    suites: EvalSpec | Mapping[str, Mapping[str, Any]] | Sequence[str] | None = None,
+    out: str | Path = "evaluation",
+    *,
+    model: str | Path | None = None,
+    verbose: bool = False,
+) -> EvalReport:
+    """Run SAEBench's suites, unchanged, on every SAE.
+
+    What is finished in ``out`` under the same settings is not repeated; a suite that fails on
+    one SAE is recorded and the others go on. A score does not depend on the other SAEs, their
+    order, or what was cached.
+
+    Args:
+        saes: Name to SAE, SAELens folder, or ``release:sae_id``; or prepared targets.
+        suites: An `EvalSpec`, suite names, or suites with options.
+        out: Folder to write to.
+        model: Local folder of the language model; default: the model named in the SAEs, from
+            the Hub.
+        verbose: Show SAEBench's own output instead of writing it to log files.
+
+    Returns:
+        What was done and what failed.
+
+    Raises:
+        UserError: Bad input, before any work.
+    """
+    spec = _spec(suites)
+    targets = (
+        [target_of(name, source) for name, source in saes.items()]
+        if isinstance(saes, Mapping)
+        else list(saes)
+    )
+    _check_names(targets)
+    device = resolve_device(spec.device)
+    subject = subject_of(targets, spec, device, model)
+    diagnoses = diagnose(subject, list(spec.suites), spec.suites, out)
+    problems = [f"{d.suite}: {problem}" for d in diagnoses for problem in d.problems]
+    if problems:
+        raise UserError("; ".join(problems))
+    for diagnosis in diagnoses:
+        for warning in diagnosis.warnings:
+            logger.warning("%s: %s", diagnosis.suite, warning)
+    runner = _Runner(EvalStore(out), spec, subject, verbose)
+    return runner.run(targets)
+
+
+def _spec(suites: Any) -> EvalSpec:
+    if isinstance(suites, EvalSpec):
+        return suites
+    if suites is None:
+        return EvalSpec()
+    if isinstance(suites, str):
+        raise UserError(f"suites: give a list of names, not the text {suites!r}")
+    if not isinstance(suites, Mapping):
+        suites = {name: {} for name in suites}
+    given = {name: dict(options) for name, options in suites.items()}
+    return eval_spec_from_dict({"suites": given}, where="evaluate")
+
+
+def _check_names(targets: Sequence[Target]) -> None:
+    if not targets:
+        raise UserError("saes: none given")
+    names = [t.name for t in targets]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise UserError(f"saes: {', '.join(twice)}: names must differ in files; rename one")
+
+
+def subject_of(
+    targets: Sequence[Target], spec: EvalSpec, device: str, model: str | Path | None
+) -> Subject:
+    """What the SAEs have in common.
+
+    Raises:
+        UserError: They belong to different models or hooks, which no comparison bridges, or
+            do not name theirs.
+    """
+    found: dict[tuple[str, str, int], str] = {}
+    widths = []
+    for target in targets:
+        sae = target.load()
+        metadata: Any = sae.cfg.metadata
+        name = getattr(metadata, "model_name", None)
+        hook = getattr(metadata, "hook_name", None)
+        if not name or not hook:
+            raise UserError(
+                f"{target.name}: its metadata lacks model_name or hook_name, which SAEBench "
+                "needs; set sae.cfg.metadata.model_name and .hook_name"
+            )
+        found.setdefault((str(name), str(hook), int(sae.cfg.d_in)), target.name)
+        widths.append(int(sae.cfg.d_sae))
+    if len(found) > 1:
+        listed = "; ".join(f"{who}: {m}, {h}, d_in {d}" for (m, h, d), who in found.items())
+        raise UserError(f"saes: not of one model and hook ({listed}); evaluate them apart")
+    ((model_name, hook_name, d_in),) = found
+    folder = None
+    if model is not None:
+        folder = Path(model).resolve()
+        if not folder.is_dir():
+            raise UserError(f"model: {model} is not a folder; leave it out for the Hub's")
+    return Subject(
+        model_name=model_name,
+        hook_name=hook_name,
+        d_in=d_in,
+        d_sae=min(widths),
+        device=device,
+        llm_dtype=spec.llm_dtype,
+        llm_batch_size=spec.llm_batch_size,
+        local_model=folder,
+    )
+
+
+class _Runner:
+    def __init__(
+        self, store: EvalStore, spec: EvalSpec, subject: Subject, verbose: bool
+    ) -> None:
+        self.store, self.spec, self.subject, self.verbose = store, spec, subject, verbose
+        found = versions()
+        self.versions = {name: found[name] for name in _DECISIVE if name in found}
+        self.done: list[tuple[str, str]] = []
+        self.kept: list[tuple[str, str]] = []
+        self.failures: list[Failure] = []
+        self.notes: list[str] = []
+
+    def run(self, targets: Sequence[Target]) -> EvalReport:
+        wanted = [name for name in suite_names() if name in self.spec.suites]
+        jobs = {name: self._open(name, targets) for name in wanted}
+        total = sum(map(len, jobs.values()))
+        with tqdm(total=total, desc="Evaluating", unit="SAE", file=sys.stderr) as bar:
+            for name, missing in jobs.items():
+                if missing:
+                    self._run_suite(get_suite(name), missing, bar)
+        return EvalReport(self.store.root, self.done, self.kept, self.failures, self.notes)
+
+    def _open(self, suite: str, targets: Sequence[Target]) -> list[Target]:
+        """The targets that have no result under these settings."""
+        missing = []
+        settings = settings_hash(suite, self.spec, self.versions)
+        for target in targets:
+            found = self.store.load(suite, target.name)
+            if found is None:
+                missing.append(target)
+            elif (found.record["settings"], found.record["weights"]) != (
+                settings,
+                target.weights,
+            ):
+                logger.info("%s %s: other settings or weights; again", suite, target.name)
+                missing.append(target)
+            else:
+                self.kept.append((suite, target.name))
+                self._note(suite, target.name, found.record["notes"])
+        return missing
+
+    def _note(self, suite: str, name: str, notes: Sequence[str]) -> None:
+        self.notes.extend(f"{suite} {name}: {note}" for note in notes)
+
+    def _run_suite(self, suite: Suite, targets: Sequence[Target], bar: "tqdm[Any]") -> None:
+        models = LanguageModels(
+            self.subject, self.spec.shared, int(self.spec.shared_gib * 2**30)
+        )
+        key = self._cache_key(suite)
+        try:
+            if suite.warm_up:
+                bar.set_postfix_str(f"{suite.name}: caches")
+                try:
+                    self._warm_up(suite, targets[0], models, key)
+                except Exception as error:
+                    for target in targets:
+                        self._fail(suite, target, error)
+                        bar.update()
+                    return
+            for target in targets:
+                bar.set_postfix_str(f"{suite.name}: {target.name}")
+                try:
+                    self._run_one(suite, target, models, key)
+                except Exception as error:
+                    self._fail(suite, target, error)
+                bar.update()
+        finally:
+            models.forget()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _cache_key(self, suite: Suite) -> str:
+        """Of everything that can change what is cached, which no SAE is part of."""
+        local = self.subject.local_model
+        data = {
+            "settings": settings_hash(suite.name, self.spec, self.versions),
+            "model": self.subject.model_name,
+            "local_model": None if local is None else _fingerprint(local),
+            "hook": self.subject.hook_name,
+            "device": torch.device(self.subject.device).type,
+            "data": described(self.spec.options_of(suite.name), suite.local_data),
+        }
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _warm_up(self, suite: Suite, like: Target, models: LanguageModels, key: str) -> None:
+        marker = self.store.cache(suite.name, key) / "warm"
+        if marker.exists():
+            return
+        sae = throwaway(like.load(), self.subject)
+        work = self.store.work(suite.name, _THROWAWAY)
+        call = self._call(suite, _THROWAWAY, key, work)
+        self._execute(suite, sae, call, models, self.store.log_file(suite.name, _THROWAWAY))
+        shutil.rmtree(work, ignore_errors=True)
+        marker.touch()
+
+    def _run_one(self, suite: Suite, target: Target, models: LanguageModels, key: str) -> None:
+        sae, note = prepare(target.load(), self.subject.device, self.spec.fold_decoder_norms)
+        work = self._own_work(suite, target)
+        call = self._call(suite, target.name, key, work)
+        began = time.monotonic()
+        log = self.store.log_file(suite.name, target.name)
+        extras = self._execute(suite, sae, call, models, log)
+        payload = json.loads(call.expected.read_text(encoding="utf-8"))
+        bad = not_finite(suite.rows(payload, extras.values))
+        primary = [metric for metric in bad if metric in suite.primary]
+        if primary:
+            raise RuntimeError(f"not a number: {', '.join(primary)}")
+        notes = [*([note] if note else []), *extras.notes]
+        notes += [f"{metric} is not a number" for metric in bad]
+        record = {
+            "suite": suite.name,
+            "name": target.name,
+            "facts": target.facts.to_dict(),
+            "options": self.spec.options_of(suite.name),
+            "seed": self.spec.seed,
+            "llm_dtype": self.spec.llm_dtype,
+            "llm_batch_size": self.spec.llm_batch_size,
+            "fold_decoder_norms": self.spec.fold_decoder_norms,
+            "shared": self.spec.shared,
+            "warm_up": suite.warm_up,
+            "model_name": self.subject.model_name,
+            "hook_name": self.subject.hook_name,
+            "settings": settings_hash(suite.name, self.spec, self.versions),
+            "weights": target.weights,
+            "extras": extras.values,
+            "notes": notes,
+            "seconds": round(time.monotonic() - began, 1),
+            **environment(),
+        }
+        self.store.keep(suite.name, target.name, call.expected, record)
+        shutil.rmtree(work, ignore_errors=True)
+        self.done.append((suite.name, target.name))
+        self._note(suite.name, target.name, notes)
+
+    def _own_work(self, suite: Suite, target: Target) -> Path:
+        """Scratch that an interrupted run of the same SAE and settings continues in."""
+        work = self.store.work(suite.name, target.name)
+        owner = work / "owner"
+        mine = f"{settings_hash(suite.name, self.spec, self.versions)} {target.weights}"
+        if work.exists() and (not owner.exists() or owner.read_text() != mine):
+            shutil.rmtree(work)
+        work.mkdir(parents=True, exist_ok=True)
+        owner.write_text(mine)
+        return work
+
+    def _call(self, suite: Suite, name: str, key: str, work: Path) -> SuiteCall:
+        cache = self.store.cache(suite.name, key)
+        output = work / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        for folder in (cache, output):
+            folder.mkdir(parents=True, exist_ok=True)
+        link = work / "cache"
+        if not link.is_symlink():
+            link.symlink_to(cache, target_is_directory=True)
+        options = self.spec.options_of(suite.name)
+        return SuiteCall(
+            subject=self.subject,
+            options=suite.resolve(linked(options, suite.local_data, work)),
+            seed=self.spec.seed,
+            name=name,
+            output=output,
+            cache=cache,
+            work=work,
+        )
+
+    def _execute(
+        self, suite: Suite, sae: SAE[Any], call: SuiteCall, models: LanguageModels, log: Path
+    ) -> Extras:
+        with (
+            _output_to(None if self.verbose else log),
+            _chdir(call.work),
+            models.answering(),
+            _seeded(call.seed),
+        ):
+            extras = suite.run(sae, call)
+        if not call.expected.exists():
+            raise RuntimeError("SAEBench wrote no result")
+        return extras
+
+    def _fail(self, suite: Suite, target: Target, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {one_line(error, 500)}"
+        trace = "".join(traceback.format_exception(error))
+        log = self.store.log_file(suite.name, target.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(trace)
+        failure = {"reason": reason, "facts": target.facts.to_dict(), **environment()}
+        self.store.fail(suite.name, target.name, failure)
+        self.failures.append(Failure(suite.name, target.name, reason))
+        logger.error("%s %s failed: %s (log: %s)", suite.name, target.name, reason, log)
+
+
+def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:
+    """An untrained SAE that runs first where SAEBench treats the first differently.
+
+    Args:
+        like: For its metadata.
+        subject: Width and device.
+    """
+    cfg = StandardSAEConfig(
+        d_in=subject.d_in, d_sae=min(subject.d_sae, _THROWAWAY_LATENTS), device=subject.device
+    )
+    cfg.metadata = like.cfg.metadata
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        sae = StandardSAE(cfg)
+    with torch.no_grad():
+        rows = torch.randn(sae.W_dec.shape, generator=generator)
+        rows = rows / rows.norm(dim=-1, keepdim=True)
+        sae.W_dec.copy_(rows)
+        sae.W_enc.copy_(rows.T)
+    return sae.to(subject.device).eval()
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while chunk := file.read(2**22):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's, numpy's and torch's generators from a seed, and back afterwards."""
+    state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state[0])
+            np.random.set_state(state[1])
+
+
+@contextlib.contextmanager
+def _chdir(folder: Path) -> Iterator[None]:
+    # contextlib.chdir came with Python 3.11.
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def _output_to(path: Path | None) -> Iterator[None]:
+    """What SAEBench prints goes to a file, so that one progress bar remains readable."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield

@@ -1,0 +1,38 @@
+"""The evaluation settings of a study, kept beside its results."""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from sae_baselines.errors import UserError, one_line
+from sae_baselines.evals.spec import EvalSpec, eval_spec_from_dict, eval_spec_to_dict
+from sae_baselines.evals.store import EVALS
+from sae_baselines.panel.folder import write_atomically
+
+_FILE = "evals.yaml"
+
+
+def stored_spec(root: str | Path) -> EvalSpec | None:
+    """Settings of the last evaluation in a folder, or None.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = Path(root) / EVALS / _FILE
+    if not path.exists():
+        return None
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+    return eval_spec_from_dict(data, where=str(path))
+
+
+def store_spec(root: str | Path, spec: EvalSpec) -> None:
+    """Keep settings; suites evaluated before under a call that left them out stay listed."""
+    before = stored_spec(root)
+    if before is not None:
+        spec = dataclasses.replace(spec, suites={**before.suites, **spec.suites})
+    text = yaml.safe_dump(eval_spec_to_dict(spec), sort_keys=False)
+    write_atomically(Path(root) / EVALS / _FILE, text)

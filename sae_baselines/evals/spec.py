@@ -1,0 +1,168 @@
+"""What to evaluate and how: the ``evals`` section of a panel file, or keyword arguments."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as PydanticField
+from pydantic.dataclasses import dataclass
+
+from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
+from sae_baselines.evals.shared_model import DEFAULT_BYTES
+
+_CONFIG = ConfigDict(extra="forbid")
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class EvalSpec:
+    """How SAEs are evaluated.
+
+    Args:
+        suites: Suites and their options (SAEBench's config fields). A list of names means their
+            default options.
+        seed: For SAEBench's ``random_seed``; python, numpy and torch are seeded with it before
+            every run, also for suites that forget to.
+        llm_dtype: Dtype of the language model (and of the SAE, where SAEBench casts it).
+        llm_batch_size: Prompts in one forward pass of the language model.
+        device: Torch device.
+        fold_decoder_norms: Fold W_dec's norms into the other weights first, for every SAE
+            alike, as SAEBench does for released SAEs. Where SAELens cannot (TopK), a note says
+            so.
+        shared: Load the language model once and do not repeat forward passes that no SAE can
+            change; scores are the same bit for bit.
+        shared_gib: Most memory for that.
+        primary: Metrics that verdicts are made of, as ``suite/metric``; default: each suite's.
+        margins: Equivalence margins by ``suite/metric``, in place of the defaults.
+    """
+
+    suites: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {name: {} for name in DEFAULT_SUITES}
+    )
+    seed: int = PydanticField(default=42, ge=0)
+    llm_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    llm_batch_size: int = PydanticField(default=16, gt=0)
+    device: str = "auto"
+    fold_decoder_norms: bool = True
+    shared: bool = True
+    shared_gib: float = PydanticField(default=DEFAULT_BYTES / 2**30, ge=0)
+    primary: list[str] | None = None
+    margins: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.suites:
+            raise UserError("suites: none given; for example core")
+        for name, options in self.suites.items():
+            _complete(name, options)
+
+    def options_of(self, suite: str) -> dict[str, Any]:
+        """A suite's options, complete."""
+        return _complete(suite, self.suites.get(suite, {}))
+
+    @property
+    def primary_metrics(self) -> list[str]:
+        """``suite/metric`` of the verdicts."""
+        if self.primary is not None:
+            return self.primary
+        return [
+            f"{name}/{metric}" for name in self.suites for metric in get_suite(name).primary
+        ]
+
+    def only(self, names: list[str]) -> "EvalSpec":
+        """The same with other suites; options given for them are kept.
+
+        Raises:
+            UserError: There is no such suite.
+        """
+        for name in names:
+            get_suite(name)
+        return dataclasses.replace(self, suites={n: self.suites.get(n, {}) for n in names})
+
+
+def _complete(suite: str, options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return get_suite(suite).complete(options)
+    except ImportError as error:
+        # Defaults are those of SAEBench's own configs.
+        raise UserError(
+            f"suites.{suite}: SAEBench cannot be imported ({one_line(error, 200)}); run "
+            "sae-baselines doctor, or pip install 'sae-baselines[bench]'"
+        ) from error
+
+
+_ADAPTER = TypeAdapter(EvalSpec)
+
+
+def eval_spec_from_dict(data: Any, where: str = "evals") -> EvalSpec:
+    """Build from plain data, as YAML gave it.
+
+    Raises:
+        UserError: On the first thing that is wrong.
+    """
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: is not a mapping of fields")
+    suites = data.get("suites")
+    if isinstance(suites, str):
+        suites = [name.strip() for name in suites.split(",") if name.strip()]
+    if isinstance(suites, list):
+        data = {**data, "suites": {name: {} for name in suites}}
+    elif isinstance(suites, dict):
+        data = {**data, "suites": {name: options or {} for name, options in suites.items()}}
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            raise UserError(f"{where}: {cause}") from error
+        location = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            hint = did_you_mean(location, [f.name for f in dataclasses.fields(EvalSpec)])
+            raise UserError(f"{where}: {location}: is not a field; {hint}") from error
+        value = problem.get("input")
+        raise UserError(f"{where}: {location}: {value!r}: {problem['msg']}") from error
+
+
+def eval_spec_to_dict(spec: EvalSpec) -> dict[str, Any]:
+    """Plain data, complete: suites with every option."""
+    data = _ADAPTER.dump_python(spec, mode="json")
+    data["suites"] = {name: spec.options_of(name) for name in spec.suites}
+    return data
+
+
+def load_eval_spec(path: str | Path) -> EvalSpec:
+    """The ``evals`` section of a panel file; without one, the defaults.
+
+    Raises:
+        UserError: No such file, not YAML, or not valid.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
+    section = data.get("evals") if isinstance(data, dict) else None
+    return eval_spec_from_dict(section, where=f"{path.name}: evals")
+
+
+def settings_hash(suite: str, spec: EvalSpec, versions: dict[str, str]) -> str:
+    """Hash of all that must be equal for two results of a suite to be compared."""
+    data = {
+        "suite": suite,
+        "options": spec.options_of(suite),
+        "seed": spec.seed,
+        "llm_dtype": spec.llm_dtype,
+        "llm_batch_size": spec.llm_batch_size,
+        "fold_decoder_norms": spec.fold_decoder_norms,
+        "versions": versions,
+    }
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

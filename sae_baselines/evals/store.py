@@ -1,0 +1,156 @@
+"""The ``evals`` folder: SAEBench's JSON byte for byte, and a record beside each."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_baselines.errors import UserError
+from sae_baselines.panel.folder import write_atomically
+
+EVALS = "evals"
+_RESULT = "_custom_sae_eval_results.json"
+_RECORD = ".record.json"
+_FAILURE = ".failed.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished evaluation.
+
+    Attributes:
+        suite: Suite.
+        name: Name of the SAE in files.
+        payload: SAEBench's JSON.
+        record: What this package wrote beside it: facts, options, seed, versions, extras,
+            notes, wall time.
+    """
+
+    suite: str
+    name: str
+    payload: dict[str, Any]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An evaluation that was tried and failed.
+
+    Attributes:
+        suite: Suite.
+        name: Name of the SAE in files.
+        reason: One line.
+    """
+
+    suite: str
+    name: str
+    reason: str
+
+
+class EvalStore:
+    """Paths and files of one study's evaluations.
+
+    A result counts only with a record whose checksum is that of SAEBench's file; the record is
+    written last, so a killed process leaves none.
+
+    Args:
+        root: Study folder, or any folder for SAEs that are not of a study.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).resolve()
+        self.folder = self.root / EVALS
+
+    def result_file(self, suite: str, name: str) -> Path:
+        return self.folder / suite / f"{name}{_RESULT}"
+
+    def record_file(self, suite: str, name: str) -> Path:
+        return self.folder / suite / f"{name}{_RECORD}"
+
+    def failure_file(self, suite: str, name: str) -> Path:
+        return self.folder / suite / f"{name}{_FAILURE}"
+
+    def log_file(self, suite: str, name: str) -> Path:
+        return self.folder / "logs" / suite / f"{name}.log"
+
+    def work(self, suite: str, name: str) -> Path:
+        return self.folder / ".work" / suite / name
+
+    def cache(self, suite: str, key: str) -> Path:
+        return self.folder / ".cache" / suite / key
+
+    def keep(self, suite: str, name: str, produced: Path, record: dict[str, Any]) -> None:
+        """Take over SAEBench's file, then write its record."""
+        target = self.result_file(suite, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.record_file(suite, name).unlink(missing_ok=True)
+        data = produced.read_bytes()
+        scratch = target.with_name(f".{target.name}.new")
+        scratch.write_bytes(data)
+        scratch.replace(target)
+        complete = {**record, "sha256": hashlib.sha256(data).hexdigest()}
+        write_atomically(self.record_file(suite, name), json.dumps(complete, indent=2))
+        self.failure_file(suite, name).unlink(missing_ok=True)
+
+    def fail(self, suite: str, name: str, failure: dict[str, Any]) -> None:
+        """Record a failure; a result from before no longer counts."""
+        self.record_file(suite, name).unlink(missing_ok=True)
+        write_atomically(self.failure_file(suite, name), json.dumps(failure, indent=2))
+
+    def load(self, suite: str, name: str) -> Result | None:
+        """A finished result, or None.
+
+        Raises:
+            UserError: SAEBench's file is not the one that was recorded.
+        """
+        path = self.record_file(suite, name)
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            data = self.result_file(suite, name).read_bytes()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be read with its result ({error}); delete it and evaluate "
+                "again"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != record.get("sha256"):
+            raise UserError(
+                f"{self.result_file(suite, name)}: was changed after it was written; delete "
+                f"{path.name} beside it and evaluate again"
+            )
+        return Result(suite, name, json.loads(data), record)
+
+    def results(self) -> list[Result]:
+        """All finished results, by suite and name."""
+        found = []
+        for path in sorted(self.folder.glob(f"*/*{_RECORD}")):
+            result = self.load(path.parent.name, path.name.removesuffix(_RECORD))
+            if result is not None:
+                found.append(result)
+        return found
+
+    def records(self) -> list[dict[str, Any]]:
+        """Records alone, by suite and name; SAEBench's files may be somewhere else."""
+        found = []
+        for path in sorted(self.folder.glob(f"*/*{_RECORD}")):
+            try:
+                found.append(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path}: cannot be read: {error}") from error
+        return found
+
+    def failures(self) -> list[Failure]:
+        """All failures that were not made good."""
+        found = []
+        for path in sorted(self.folder.glob(f"*/*{_FAILURE}")):
+            reason = json.loads(path.read_text(encoding="utf-8"))["reason"]
+            found.append(Failure(path.parent.name, path.name.removesuffix(_FAILURE), reason))
+        return found
+
+    def clean(self) -> None:
+        """Remove caches and scratch."""
+        for name in (".cache", ".work"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""The members of a study as targets."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sae_lens import SAE
+
+from sae_baselines.errors import UserError
+from sae_baselines.evals.target import Facts, Target, hash_of_folder, target_of
+from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
+from sae_baselines.panel.plan import MemberKey, members_of, panels_of
+from sae_baselines.panel.spec import PanelSpec, spec_from_dict
+
+
+def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
+    """Spec and provenance of a study folder.
+
+    Raises:
+        UserError: No study there, or not readable.
+    """
+    path = Path(study) / STUDY_FILE
+    if not path.exists():
+        raise UserError(
+            f"study: {study} has no {STUDY_FILE}; train one with sae-baselines train"
+        )
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = record.pop("spec")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"study: {path} cannot be read: {error}") from error
+    return spec_from_dict(spec, where=str(path)), record
+
+
+def target_name(key: MemberKey) -> str:
+    """Name of a member among the results."""
+    return f"{key.panel.name}.{key.member}"
+
+
+def facts_of_member(key: MemberKey, constraint: str) -> Facts:
+    """A member's columns of the results table."""
+    return Facts(
+        panel=key.panel.name,
+        member=key.member,
+        constraint=constraint,
+        architecture=key.panel.architecture,
+        l0=key.panel.l0,
+        seed=key.panel.seed,
+    )
+
+
+def study_targets(study: str | Path, seeds: int | None = None) -> list[Target]:
+    """Every member of every panel.
+
+    Args:
+        study: Study folder.
+        seeds: Only the first so many training seeds.
+
+    Raises:
+        UserError: A member is not trained yet.
+    """
+    spec, _ = load_study(study)
+    folder = StudyFolder(study)
+    if seeds is not None and not 1 <= seeds <= len(spec.seeds):
+        raise UserError(f"seeds: {seeds} of {len(spec.seeds)} training seeds in {study}")
+    chosen = spec.seeds[:seeds]
+    targets = []
+    for panel in panels_of(spec):
+        if panel.seed not in chosen:
+            continue
+        for key, member in members_of(spec, panel).items():
+            if not folder.is_trained(key) or folder.measurement(key) is None:
+                raise UserError(
+                    f"study: {folder.member(key)} is not finished; run sae-baselines train "
+                    "--resume first"
+                )
+            targets.append(
+                _target(folder.member(key), key, facts_of_member(key, member.constraint))
+            )
+    return targets
+
+
+def _target(path: Path, key: MemberKey, facts: Facts) -> Target:
+    path = path.resolve()
+
+    def load() -> SAE[Any]:
+        return SAE.load_from_disk(path, device="cpu")
+
+    return Target(target_name(key), facts, load, hash_of_folder(path))
+
+
+def local_model_of(study: str | Path) -> Path | None:
+    """The local folder a study's language model came from, if it did.
+
+    Raises:
+        UserError: The folder is gone.
+    """
+    spec, _ = load_study(study)
+    name = spec.model.name
+    for path in (Path(name), Path(study) / name):
+        if path.is_dir():
+            return path
+    if name.startswith((".", "/", "~")) or spec.model.label is not None:
+        raise UserError(
+            f"model: the study's language model was read from {name}, which is not there; "
+            "run where it is, or give --model"
+        )
+    return None
+
+
+def measurements(study: str | Path) -> dict[MemberKey, tuple[str, dict[str, Any]]]:
+    """Per member, its constraint and its panel measurement (those that exist)."""
+    spec, _ = load_study(study)
+    folder = StudyFolder(study)
+    found = {}
+    for panel in panels_of(spec):
+        for key, member in members_of(spec, panel).items():
+            measured = folder.measurement(key)
+            if measured is not None:
+                found[key] = (member.constraint, measured)
+    return found
+
+
+def training_versions(study: str | Path, key: MemberKey) -> dict[str, str]:
+    """Package versions a member was trained with."""
+    path = StudyFolder(study).member(key) / "provenance.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("versions", {})
+    except (OSError, ValueError):
+        return {}
+
+
+def targets_of(sources: Sequence[str | Path]) -> list[Target]:
+    """Targets from folders and ``release:sae_id`` references, named after themselves."""
+    return [
+        target_of(Path(str(s)).name if Path(str(s)).is_dir() else str(s), s) for s in sources
+    ]

@@ -1,0 +1,181 @@
+"""The SAEs to evaluate: of a study, a folder, a release, or in memory."""
+
+import copy
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
+
+from sae_baselines.errors import UserError, one_line
+
+# What the results table calls an SAE whose origin is not recorded in it.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Which SAE it is: the first columns of the results table.
+
+    Attributes:
+        panel: Panel, or "" for an SAE on its own.
+        member: Member of the panel.
+        constraint: "trained" or a constraint; "unknown" where the SAE does not say.
+        architecture: Base architecture.
+        l0: Target L0 (NaN if unknown).
+        seed: Training seed; -1 if unknown.
+    """
+
+    panel: str
+    member: str
+    constraint: str
+    architecture: str
+    l0: float
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One SAE to evaluate.
+
+    Attributes:
+        name: Unique, file-safe.
+        facts: Columns of its rows.
+        load: Returns a fresh SAE on the CPU.
+        weights: SHA-256 of its weights; a changed SAE is evaluated anew.
+    """
+
+    name: str
+    facts: Facts
+    load: Callable[[], SAE[Any]]
+    weights: str
+
+
+def target_of(name: str, source: SAE[Any] | str | Path, facts: Facts | None = None) -> Target:
+    """A target from an SAE in memory, a SAELens folder, or ``release:sae_id``.
+
+    Args:
+        name: Name in files and tables; characters that do not suit a file become "_".
+        source: What to evaluate.
+        facts: Where it belongs; default: what its metadata says.
+
+    Raises:
+        UserError: The folder or release cannot be loaded.
+    """
+    safe = re.sub(r"[^\w.=+-]+", "_", name)
+    if isinstance(source, SAE):
+        kept = source
+
+        def load() -> SAE[Any]:
+            return copy.deepcopy(kept).cpu()
+
+        return Target(safe, facts or facts_of(safe, source), load, _hash_of_state(source))
+    text = str(source)
+    if Path(text).is_dir():
+        folder = Path(text).resolve()
+
+        def load() -> SAE[Any]:
+            return _from_folder(folder)
+
+        sae = _from_folder(folder)
+        return Target(safe, facts or facts_of(safe, sae), load, hash_of_folder(folder))
+    release, separator, sae_id = text.partition(":")
+    if not separator:
+        raise UserError(
+            f"sae: {text!r} is neither a folder nor a release:sae_id such as "
+            "gpt2-small-res-jb:blocks.8.hook_resid_pre"
+        )
+    sae = _from_release(release, sae_id)
+    return target_of(name, sae, facts)
+
+
+def facts_of(name: str, sae: SAE[Any]) -> Facts:
+    """What an SAE's own metadata says about where it comes from."""
+    metadata: Any = sae.cfg.metadata
+    ours = getattr(metadata, "sae_baselines", None)
+    details = ours if isinstance(ours, Mapping) else {}
+    architecture = str(getattr(metadata, "training_architecture", None) or "")
+    return Facts(
+        panel=str(details.get("panel") or ""),
+        member=str(details.get("member") or name),
+        constraint=constraint_of(str(details.get("architecture") or architecture)),
+        architecture=str(details.get("base_architecture") or sae.cfg.architecture()),
+        l0=float(details.get("l0_target", math.nan)),
+        seed=int(details.get("init_seed", -1)),
+    )
+
+
+def constraint_of(architecture: str) -> str:
+    """The constraint in a training architecture's name."""
+    for constraint in ("soft_frozen_decoder", "frozen_decoder", "frozen_encoder"):
+        if architecture.startswith(constraint):
+            return constraint
+    return "trained" if architecture.startswith("seeded_") else UNKNOWN
+
+
+def prepare(sae: SAE[Any], device: str, fold: bool) -> tuple[SAE[Any], str | None]:
+    """An SAE as it is handed to SAEBench.
+
+    Args:
+        sae: A fresh one.
+        device: Torch device.
+        fold: Fold the decoder's norms into the other weights, as SAEBench does for releases.
+
+    Returns:
+        The SAE, and a note if its norms could not be folded.
+    """
+    note = None
+    norms = sae.W_dec.detach().norm(dim=-1)
+    if fold and not torch.allclose(norms, torch.ones_like(norms), atol=1e-5):
+        try:
+            sae.fold_W_dec_norm()
+        except NotImplementedError:
+            note = "SAELens cannot fold the decoder norms of this SAE; they stay as they are"
+    return sae.to(device=device, dtype=torch.float32).eval(), note
+
+
+def hash_of_folder(folder: Path) -> str:
+    """SHA-256 of a folder's weights and config."""
+    digest = hashlib.sha256()
+    for name in (SAE_WEIGHTS_FILENAME, "cfg.json"):
+        try:
+            digest.update((folder / name).read_bytes())
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _hash_of_state(sae: SAE[Any]) -> str:
+    digest = hashlib.sha256(repr(sorted(sae.cfg.to_dict().items(), key=str)).encode())
+    for name, value in sorted(sae.state_dict().items()):
+        data = value.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(data.shape)}{data.dtype}".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_folder(folder: Path) -> SAE[Any]:
+    try:
+        return SAE.load_from_disk(folder, device="cpu")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: is not an SAE that SAELens can load: {one_line(error, 200)}"
+        ) from error
+
+
+def _from_release(release: str, sae_id: str) -> SAE[Any]:
+    try:
+        return SAE.from_pretrained(release, sae_id, device="cpu")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"sae: {release}:{sae_id} cannot be loaded: {one_line(error, 300)}"
+        ) from error

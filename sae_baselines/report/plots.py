@@ -1,0 +1,330 @@
+"""The figures. Importing this module imports matplotlib."""
+
+import math
+import re
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+
+from sae_baselines.report import style
+from sae_baselines.report.document import Figure
+from sae_baselines.report.names import arrow, better, title
+from sae_baselines.report.tidy import Group, MetricKey, Tidy
+from sae_baselines.stats import Verdict
+
+_TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
+_STEPS = [1, 2, 2.5, 5, 10]
+_NULL_FLOOR = ("autointerp", "null_floor")
+
+
+def score_figures(table: Tidy, metrics: Sequence[MetricKey]) -> list[Figure]:
+    """Each metric against L0, or by member where an architecture has one L0."""
+    by_architecture: dict[str, list[Group]] = defaultdict(list)
+    for group in table.groups:
+        by_architecture[group[0]].append(group)
+    out = []
+    for metric in metrics:
+        limits = _limits(table, metric)
+        for architecture, groups in by_architecture.items():
+            have = [g for g in groups if table.present(g, metric)]
+            if limits is None or not have:
+                continue
+            if len(have) == 1:
+                out.append(_by_member(table, metric, have[0], limits))
+            else:
+                out.append(_against_l0(table, metric, architecture, have, limits))
+    return out
+
+
+def forest_figures(items: Sequence[Verdict], members: list[str]) -> list[Figure]:
+    """Differences with their t intervals and margins, a figure per metric and architecture."""
+    by_metric: dict[MetricKey, dict[str, list[Verdict]]] = defaultdict(dict)
+    for v in items:
+        if math.isfinite(v.mean_difference):
+            by_metric[v.suite, v.metric].setdefault(v.architecture, []).append(v)
+    out = []
+    for by_architecture in by_metric.values():
+        every = [v for vs in by_architecture.values() for v in vs]
+        ends = [0.0]
+        for v in every:
+            ends += [v.mean_difference, v.interval.low, v.interval.high]
+            if v.margin is not None:
+                ends += [-v.margin.value, v.margin.value]
+        finite = [e for e in ends if math.isfinite(e)]
+        pad = 0.06 * ((max(finite) - min(finite)) or 1.0)
+        limits = (min(finite) - pad, max(finite) + pad)
+        out += [_forest(vs, members, limits) for vs in by_architecture.values()]
+    return out
+
+
+def distribution_figures(table: Tidy) -> list[Figure]:
+    """AutoInterp scores of latents, per member, all seeds together."""
+    out = []
+    for metric in table.metrics:
+        if metric[0] != "autointerp" or table.direction(metric) == 0:
+            continue
+        for group in table.groups:
+            scores: dict[str, list[float]] = defaultdict(list)
+            for members in table.tasks(group, metric).values():
+                for member, by_seed in members.items():
+                    scores[member] += [v for v in by_seed.values() if math.isfinite(v)]
+            found = {m: scores[m] for m in table.members if scores.get(m)}
+            if found:
+                out.append(_distribution(table, metric, group, found))
+    return out
+
+
+def null_floors(table: Tidy, group: Group) -> dict[str, float]:
+    """AutoInterp score with descriptions shuffled between latents, mean over seeds."""
+    found = {
+        m: [v for v in table.values(group, _NULL_FLOOR, m).values() if math.isfinite(v)]
+        for m in table.members
+    }
+    return {m: float(np.mean(values)) for m, values in found.items() if values}
+
+
+def _against_l0(
+    table: Tidy,
+    metric: MetricKey,
+    architecture: str,
+    groups: list[Group],
+    limits: tuple[float, float],
+) -> Figure:
+    members = [m for m in table.members if any(m in table.present(g, metric) for g in groups)]
+    looks = style.looks(table.members)
+    measured = all(
+        math.isfinite(table.l0(g, m)) for g in groups for m in table.present(g, metric)
+    )
+    rows = math.ceil(len(members) / 2)
+    fig, ax = style.canvas(2.9 + 0.2 * rows)
+    n_seeds = 0
+    for member in members:
+        points = []
+        for group in groups:
+            values = _finite(table, group, metric, member)
+            if values:
+                x = table.l0(group, member) if measured else group[1]
+                points.append((x, float(np.mean(values)), min(values), max(values)))
+                n_seeds = max(n_seeds, len(values))
+        if not points:
+            continue
+        x, mean, low, high = np.array(sorted(points)).T
+        look = looks[member]
+        ax.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+        ax.plot(
+            x,
+            mean,
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.line,
+            label=member,
+            zorder=4 if look.line == "-" else 3,
+        )
+    _log_l0(ax, [g[1] for g in groups])
+    ax.set_ylim(*limits)
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
+    ax.grid(axis="y")
+    _titles(fig, title(*metric), architecture)
+    ax.set_xlabel("L0, measured" if measured else "L0, target")
+    ax.set_ylabel(_axis(table, metric))
+    fig.legend(loc="outside lower left", ncols=2, handlelength=2.4, columnspacing=1.0)
+    band = "Bands: range over seeds. " if n_seeds > 1 else "Single seed. "
+    caption = (
+        f"{title(*metric)} against L0, {architecture} ({better(table.direction(metric))}). "
+        f"{band}Trained solid, baselines dashed."
+    )
+    return style.finish(fig, _name(metric, "vs_l0", architecture), caption)
+
+
+def _by_member(
+    table: Tidy, metric: MetricKey, group: Group, limits: tuple[float, float]
+) -> Figure:
+    members = table.present(group, metric)
+    looks = style.looks(table.members)
+    fig, ax = style.canvas(0.95 + 0.3 * len(members))
+    n_seeds = 0
+    for y, member in enumerate(members):
+        values = _finite(table, group, metric, member)
+        n_seeds = max(n_seeds, len(values))
+        look = looks[member]
+        if not values:
+            continue
+        mean = float(np.mean(values))
+        ax.plot([mean, mean], [y - 0.3, y + 0.3], color=look.colour, linewidth=2.2)
+        ax.plot(
+            values,
+            np.full(len(values), y),
+            linestyle="none",
+            marker=look.marker,
+            markerfacecolor=look.colour if member == "trained" else "none",
+            color=look.colour,
+            markersize=6,
+        )
+    _member_rows(ax, members)
+    ax.set_xlim(*limits)
+    _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
+    ax.set_xlabel(_axis(table, metric))
+    what = "One marker per seed, bar: mean" if n_seeds > 1 else "Single seed"
+    caption = (
+        f"{title(*metric)} by member, {group[0]}, L0 {group[1]:g} "
+        f"({better(table.direction(metric))}). {what}."
+    )
+    name = _name(metric, "by_member", group[0], f"l0_{group[1]:g}")
+    return style.finish(fig, name, caption)
+
+
+def _forest(vs: list[Verdict], members: list[str], limits: tuple[float, float]) -> Figure:
+    rank = {m: i for i, m in enumerate(members)}
+    vs = sorted(vs, key=lambda v: (rank[v.baseline], v.l0))
+    several = len({v.l0 for v in vs}) > 1
+    looks = style.looks(members)
+    fig, ax = style.canvas(1.05 + 0.38 * len(vs))
+    margins = {v.margin.value for v in vs if v.margin is not None}
+    # One metric has one margin.
+    for margin in margins:
+        ax.axvspan(-margin, margin, color=style.SHADE, linewidth=0, zorder=0)
+    ax.axvline(0, color=style.MUTED, linewidth=0.9, zorder=1)
+    for y, v in enumerate(vs):
+        look = looks[v.baseline]
+        if math.isfinite(v.interval.low):
+            ax.plot([v.interval.low, v.interval.high], [y, y], color=look.colour, zorder=2)
+        ax.plot([v.mean_difference], [y], color=look.colour, marker=look.marker, markersize=6.5)
+    labels = [f"{v.baseline}{f', L0 {v.l0:g}' if several else ''}\n{v.word}" for v in vs]
+    _member_rows(ax, labels)
+    ax.set_xlim(*limits)
+    first = vs[0]
+    lower = first.direction < 0
+    at = f"{first.architecture}" + ("" if several else f", L0 {first.l0:g}")
+    _titles(fig, title(first.suite, first.metric), at)
+    which = "baseline - trained" if lower else "trained - baseline"
+    ax.set_xlabel(f"{which}\n(right: trained is better)")
+    level = f"{first.interval.level:.0%}"
+    parts = [
+        f"{title(first.suite, first.metric)}, {first.architecture}: {which}"
+        + (" (lower is better, so the sign is turned)" if lower else "")
+        + "."
+    ]
+    if any(math.isfinite(v.interval.low) for v in vs):
+        parts.append(f"Bars: {level} t interval over seeds, before Holm's correction.")
+    if not any(v.word in _TEST_WORDS for v in vs):
+        parts.append("No interval supports a verdict here; see the table.")
+    if margins:
+        parts.append(f"Shaded: equivalence margin ±{min(margins):g}.")
+    return style.finish(
+        fig,
+        _name((first.suite, first.metric), "differences", first.architecture),
+        " ".join(parts),
+    )
+
+
+def _distribution(
+    table: Tidy, metric: MetricKey, group: Group, scores: dict[str, list[float]]
+) -> Figure:
+    floors = null_floors(table, group)
+    looks = style.looks(table.members)
+    every = [v for vs in scores.values() for v in vs]
+    low, high = min(every), max(every)
+    # Scores are multiples of one over the examples; more bins than values would leave gaps.
+    bins = min(20, len({round(v, 9) for vs in scores.values() for v in vs}))
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    fig, ax = style.canvas(0.95 + 0.42 * len(scores))
+    for y, (member, values) in enumerate(scores.items()):
+        counts, _ = np.histogram(values, edges)
+        # Rows run downwards, so heights are subtracted.
+        base = y + 0.42
+        heights = 0.84 * counts / counts.max()
+        look = looks[member]
+        ax.bar(
+            edges[:-1],
+            -heights,
+            width=np.diff(edges),
+            bottom=base,
+            align="edge",
+            color=look.colour,
+            alpha=0.45,
+            linewidth=0,
+        )
+        mean = float(np.mean(values))
+        ax.plot([mean], [base], marker=look.marker, color=look.colour, clip_on=False, zorder=5)
+        if member in floors:
+            ax.plot(
+                [floors[member]] * 2,
+                [base, base - 0.9],
+                color=style.INK,
+                linestyle=(0, (2, 1.5)),
+                linewidth=1.2,
+            )
+    _member_rows(ax, list(scores))
+    _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
+    ax.set_xlabel(_axis(table, metric))
+    floor = (
+        "Dashed: null floor, the score with descriptions shuffled between latents. "
+        if floors
+        else "No null floor was measured. "
+    )
+    counted = ", ".join(f"{m} {len(v)}" for m, v in scores.items())
+    caption = (
+        f"{title(*metric)} of single latents, {group[0]}, L0 {group[1]:g}, all seeds together. "
+        f"Marker: mean. {floor}Latents: {counted}."
+    )
+    name = _name(metric, "distribution", group[0], f"l0_{group[1]:g}")
+    return style.finish(fig, name, caption)
+
+
+def _member_rows(ax: Axes, labels: list[str]) -> None:
+    """One row per label, the first on top."""
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+
+
+def _log_l0(ax: Axes, targets: list[float]) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(sorted(targets)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    plain = ScalarFormatter()
+    plain.set_scientific(False)
+    ax.xaxis.set_major_formatter(plain)
+
+
+def _limits(table: Tidy, metric: MetricKey) -> tuple[float, float] | None:
+    """The same axis for every architecture."""
+    values = [
+        v
+        for g in table.groups
+        for m in table.present(g, metric)
+        for v in _finite(table, g, metric, m)
+    ]
+    if not values:
+        return None
+    pad = 0.06 * ((max(values) - min(values)) or abs(max(values)) or 1.0)
+    return min(values) - pad, max(values) + pad
+
+
+def _finite(table: Tidy, group: Group, metric: MetricKey, member: str) -> list[float]:
+    found = table.values(group, metric, member)
+    return [found[s] for s in sorted(found) if math.isfinite(found[s])]
+
+
+def _axis(table: Tidy, metric: MetricKey) -> str:
+    direction = table.direction(metric)
+    return f"{better(direction)} {arrow(direction)}".strip()
+
+
+def _titles(fig: Canvas, metric: str, where: str) -> None:
+    """Above everything, where even a long name has the figure's whole width."""
+    text = "\n".join(textwrap.wrap(metric, 44))
+    fig.suptitle(f"{text}\n{where}", x=0.01, ha="left", fontsize=9)
+
+
+def _name(metric: MetricKey, what: str, *more: str) -> str:
+    parts = (*metric, what, *more)
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", p) for p in parts).replace(".", "_")

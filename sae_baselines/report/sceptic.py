@@ -1,0 +1,191 @@
+"""Where each number comes from, and what was used."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from sae_baselines.report.caveats import version_mix
+from sae_baselines.report.context import ReportContext
+from sae_baselines.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Details,
+    Row,
+    Rows,
+    Table,
+    Text,
+    code,
+)
+from sae_baselines.report.numbers import MISSING
+from sae_baselines.report.tidy import Tidy
+from sae_baselines.stats import ALPHA, Verdict
+from sae_baselines.stats.intervals import RESAMPLES
+
+
+def sceptic(
+    table: Tidy, context: ReportContext, primary: Sequence[str], items: Sequence[Verdict]
+) -> list[Block]:
+    """Commands, files, method and limits."""
+    return [
+        Text("Commands that made this study, in order:"),
+        Code("\n".join(context.commands) if context.commands else "# none were recorded"),
+        Text("Which command makes each number again, and where it lies in the study folder:"),
+        _sources(table, context),
+        Text("The verdicts alone, from `results.csv`:"),
+        Code(_python(context, primary)),
+        Text("How a verdict is computed:"),
+        Bullets(_method(items)),
+        Text("What a verdict does not say:"),
+        Bullets(_limits(context)),
+    ]
+
+
+def _sources(table: Tidy, context: ReportContext) -> Table:
+    folder = context.folder
+    suites = [s for s in dict.fromkeys(table.frame["suite"]) if s != "panel"]
+    rows = [
+        (
+            "weights of every member",
+            "`panels/<panel>/<member>/`, a SAELens folder each",
+            f"`sae-baselines train`, from the spec in `{folder}/study.yaml`",
+        ),
+        (
+            "metrics of suite `panel`: EV, L0, live latents, cross-entropy",
+            "`panels/<panel>/<member>/measurement.json`",
+            "the same",
+        ),
+        *(
+            (
+                f"metrics of suite {code(s)}",
+                f"`evals/{s}/`, SAEBench's JSON as it wrote it",
+                f"`sae-baselines eval {folder} --suites {s}`",
+            )
+            for s in sorted(suites)
+        ),
+        ("all of these as one table", "`results.csv`", f"`sae-baselines eval {folder}`"),
+        (
+            "verdicts, intervals, shares, figures",
+            "`verdicts.csv`, `report.md`, `report.html`, `figures/`",
+            f"`sae-baselines report {folder}`",
+        ),
+    ]
+    cells = [Row([Cell(text) for text in row]) for row in rows]
+    return Table(("number", "file", "command"), [Rows("", cells)], layout="stack")
+
+
+def _python(context: ReportContext, primary: Sequence[str]) -> str:
+    margins = {p: getattr(m, "value", m) for p, m in context.margins.items()}
+    return "\n".join(
+        [
+            "from sae_baselines.evals.results import load_results",
+            "from sae_baselines.stats import against_random, to_frame, verdicts",
+            "",
+            f"results = load_results({context.folder!r})",
+            "found = verdicts(",
+            "    results,",
+            f"    metrics={list(primary) or None!r},",
+            f"    margins={margins!r},",
+            '    on_missing="exclude",',
+            ")",
+            "print(to_frame(found))",
+            "print(to_frame(against_random(found)))",
+        ]
+    )
+
+
+def _method(items: Sequence[Verdict]) -> list[str]:
+    alpha = items[0].alpha if items else ALPHA
+    return [
+        "The unit is the training seed. Trained and baseline of one seed share the "
+        "seed, the data and the target L0; d is the difference of their scores, one number per "
+        "seed. Tasks (datasets, attributes) are averaged first.",
+        f"t interval: mean(d) ∓ t(1 - {alpha / 2:g}, n - 1) · sd(d) / √n over the n seeds.",
+        f"Bootstrap: {RESAMPLES:,} replicates that resample seeds and, where a metric has "
+        "paired tasks, tasks; percentiles. With few seeds it is too narrow; it is shown and "
+        "never decides.",
+        "p: two-sided paired t test of d = 0. 'matches': two one-sided tests against the "
+        "margin. Both lists are corrected by Holm over the metrics of one baseline, at "
+        f"{alpha:g}.",
+        "Beats random: an intersection-union test; the largest p over the baselines, Holm over "
+        "the metrics.",
+        "L0 of two SAEs may differ by 5% at most; otherwise no verdict is given.",
+        "Margins are conventions, to be fixed before looking; each row prints the one it used.",
+    ]
+
+
+def _limits(context: ReportContext) -> list[str]:
+    where = " ".join(
+        part
+        for part in (
+            code(context.model) if context.model else "this model",
+            f"at {code(context.hook)}" if context.hook else "",
+        )
+        if part
+    )
+    return [
+        f"It is about {where}, this training budget, these L0s and these datasets; not about "
+        "sparse autoencoders at large.",
+        "Beating random baselines says that training the frozen part helped on this metric. It "
+        "does not say that latents are the model's own features.",
+        "'inconclusive' and 'not shown' are no evidence of equality; only 'matches' is, and "
+        "only up to its margin.",
+        "The chance of error is controlled over the metrics of one baseline (or of one panel, "
+        "for 'beats random'), not over architectures, L0s or repeated looks at more seeds.",
+        "Where the metrics, the margins or the seeds were chosen after looking at results, the "
+        "p-values do not hold.",
+        "Baselines have hyperparameters too; they were trained with those of the trained SAE.",
+    ]
+
+
+def provenance(table: Tidy, context: ReportContext) -> list[Block]:
+    """Study, versions, machines, spec."""
+    facts: list[tuple[str, Any]] = [
+        ("study", context.study),
+        ("model", context.model),
+        ("hook", context.hook),
+        ("d_in", context.d_in),
+        ("d_sae", context.d_sae),
+        (
+            "training tokens per member",
+            f"{context.training_tokens:,}" if context.training_tokens else "",
+        ),
+        ("target L0", ", ".join(f"{l0:g}" for l0 in context.l0s)),
+        ("training seeds", ", ".join(map(str, context.seeds))),
+        ("SAEs with rows", len(table.panels)),
+        ("rows", f"{len(table.frame):,}"),
+        *((f"machine ({stage})", text) for stage, text in context.hardware.items()),
+    ]
+    cells = [
+        Row([Cell(name), Cell(code(value))]) for name, value in facts if value not in (None, "")
+    ]
+    blocks: list[Block] = [Table(("what", "value"), [Rows("", cells)])]
+    blocks += _versions(table, context)
+    if context.spec:
+        text = yaml.safe_dump(dict(context.spec), sort_keys=False, allow_unicode=True)
+        blocks.append(Details("The resolved spec", [Code(text.rstrip())]))
+    return blocks
+
+
+def _versions(table: Tidy, context: ReportContext) -> list[Block]:
+    blocks: list[Block] = []
+    packages = dict.fromkeys(p for found in context.versions.values() for p in found)
+    if packages:
+        stages = list(context.versions)
+        rows = [
+            Row([Cell(code(p)), *(Cell(context.versions[s].get(p, MISSING)) for s in stages)])
+            for p in packages
+        ]
+        blocks.append(Table(("package", *stages), [Rows("", rows)], "Versions by stage."))
+    by_row = version_mix(table)
+    if by_row:
+        rows = [
+            Row([Cell(code(p)), Cell(code(version)), Cell(", ".join(sorted(suites)))])
+            for p, versions in by_row.items()
+            for version, suites in sorted(versions.items())
+        ]
+        grid = Table(("package", "version", "suites"), [Rows("", rows)])
+        blocks.append(Details("Versions recorded in the rows", [grid]))
+    return blocks

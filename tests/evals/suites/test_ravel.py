@@ -1,0 +1,151 @@
+"""RAVEL through the adapter, on a tiny model that knows the facts."""
+
+import dataclasses
+import math
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sae_bench.evals.ravel import main as _main  # noqa: F401  (imported before the clock runs)
+
+from sae_baselines.errors import UserError
+from sae_baselines.evals.measured import HIGHER
+from sae_baselines.evals.suite import Subject
+from sae_baselines.evals.suites.ravel import Ravel
+from tests.evals.tiny_hub import RAVEL_MODEL, evaluate_with, suite_call, tiny_sae
+
+OPTIONS: dict[str, Any] = {
+    "entity_attribute_selection": {
+        "city": ["Country", "Language"],
+        "nobel_prize_winner": ["Field", "Gender"],
+    },
+    "num_pairs_per_attribute": 12,
+    "n_generated_tokens": 2,
+    "learning_rate": 0.5,
+    "num_epochs": 1,
+}
+
+
+def sae_of(seed: int, architecture: str = "jumprelu") -> Any:
+    return tiny_sae(seed, architecture=architecture, model_name=RAVEL_MODEL)
+
+
+def run(folder: Path, sae: Any) -> Any:
+    # One name and one folder for all: nothing that an SAE leaves may reach the next.
+    call = suite_call(Ravel(), folder, OPTIONS, sae=sae, batch=4)
+    call.expected.unlink(missing_ok=True)
+    return evaluate_with(Ravel(), sae, call)
+
+
+@pytest.fixture(scope="module")
+def results(tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """One SAE with cold caches, another, and the first one again."""
+    del tiny_hub
+    folder = tmp_path_factory.mktemp("ravel")
+    return [run(folder, sae) for sae in (sae_of(0), sae_of(1, "topk"), sae_of(0))]
+
+
+def test_rows_are_saebenchs_numbers(results: list[Any]) -> None:
+    payload, _, rows = results[0]
+    metrics = payload["eval_result_metrics"]["ravel"]
+    found = {(row.metric, row.task): row for row in rows}
+    for name in ("disentanglement_score", "cause_score", "isolation_score"):
+        assert found[name, ""].value == metrics[name]
+        assert found[name, ""].direction == HIGHER
+    assert {row.task for row in rows} == {
+        "",
+        "city_Country",
+        "city_Language",
+        "nobel_prize_winner_Field",
+        "nobel_prize_winner_Gender",
+    }
+    country = payload["eval_result_unstructured"]["city_results"]["city_Country"]
+    assert found["cause_score", "city_Country"].value == country["cause_score"]
+    assert country["isolation_score"] > 0
+    tasks = [row.value for row in rows if row.task and row.metric == "disentanglement_score"]
+    assert sum(tasks) / 4 == pytest.approx(metrics["disentanglement_score"])
+    assert payload["eval_config"]["random_seed"] == 0
+    assert payload["eval_config"]["artifact_dir"] == "artifacts"
+
+
+def test_score_depends_on_the_sae_alone(results: list[Any]) -> None:
+    first, other, again = (rows for _, _, rows in results)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.usefixtures("tiny_hub")
+def test_too_few_pairs_are_an_error_not_a_nan(tmp_path: Path) -> None:
+    # Known facts make 12 pairs of prizes, not the 100 asked for: no full batch to test on.
+    options = {
+        **OPTIONS,
+        "entity_attribute_selection": {"nobel_prize_winner": ["Field", "Gender"]},
+        "num_pairs_per_attribute": 100,
+    }
+    call = suite_call(Ravel(), tmp_path, options, sae=sae_of(0), batch=16)
+    assert not problems(call.subject, **call.options)
+    with pytest.raises(UserError, match=r"nobel_prize_winner_Gender.*lower llm_batch_size: 16"):
+        evaluate_with(Ravel(), sae_of(0), call)
+
+
+def problems(subject: Subject, **options: Any) -> list[str]:
+    return list(Ravel().problems(subject, Ravel().complete(options)))
+
+
+SUBJECT = Subject(RAVEL_MODEL, "blocks.4.hook_resid_post", 768, 4096, "cpu", "float32", 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma-2-2b", "google/gemma-2-2b", "EleutherAI/pythia-160m-deduped"]
+)
+def test_models_go_by_either_name(name: str) -> None:
+    assert problems(dataclasses.replace(SUBJECT, model_name=name)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_name": "gpt2"}, "gemma-2-2b and pythia-160m-deduped"),
+        ({"local_model": Path("folder")}, "from the Hub"),
+        ({"hook_name": "blocks.4.hook_mlp_out"}, "train on blocks.<layer>.hook_resid_post"),
+        ({"llm_batch_size": 4096}, "3000 to test; lower it"),
+    ],
+)
+def test_what_it_cannot_evaluate(change: dict[str, Any], said: str) -> None:
+    (problem,) = problems(dataclasses.replace(SUBJECT, **change))
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"full_dataset_downsample": 100}, "lower top_n_entities"),
+        ({"train_test_split": 1.0}, "not between 0 and 1"),
+        ({"num_epochs": 0}, "not positive"),
+        ({"entity_attribute_selection": {"city": ["Country"]}}, "at least two attributes"),
+        ({"top_n_entities": "many"}, "many"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], said: str) -> None:
+    (problem,) = problems(SUBJECT, **options)
+    assert said in problem
+
+
+def test_transformers_5_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "5.1.0" if name == "transformers" else installed(name)
+    )
+    (problem,) = problems(SUBJECT)
+    assert "transformers 5.1.0" in problem
+    assert "pip install 'transformers<5'" in problem
+
+
+def test_scores_that_are_missing_are_no_rows_of_zero() -> None:
+    payload = {
+        "eval_result_metrics": {"ravel": {"cause_score": float("nan")}},
+        "eval_result_unstructured": {},
+    }
+    (row,) = Ravel().rows(payload, {})
+    assert math.isnan(row.value)

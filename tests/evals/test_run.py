@@ -1,0 +1,305 @@
+"""The runner: order, caches, resume, failures."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE
+
+from sae_baselines.errors import UserError
+from sae_baselines.evals import EvalSpec, collect, evaluate, load_results, write_results
+from sae_baselines.evals import registry as suites
+from sae_baselines.evals.store import EvalStore
+from tests.evals.fake_suite import FakeSuite
+from tests.evals.tiny_hub import tiny_sae
+
+# The preflight asks for the model.
+pytestmark = pytest.mark.usefixtures("tiny_hub")
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(suites._SUITES, "fake", ("", ""))
+    real = suites._load
+
+    def load(name: str) -> Any:
+        return FakeSuite() if name == "fake" else real(name)
+
+    monkeypatch.setattr(suites, "_load", load)
+
+
+def saes(*names: str) -> Mapping[str, SAE[Any]]:
+    return {name: tiny_sae(seed=NAMES.index(name)) for name in names}
+
+
+def scores(out: Path) -> dict[str, float]:
+    return {
+        r.name: json.loads(EvalStore(out).result_file("fake", r.name).read_text())["score"]
+        for r in EvalStore(out).results()
+    }
+
+
+def run(out: Path, *names: str, **options: Any) -> Any:
+    return evaluate(saes(*(names or NAMES)), {"fake": options}, out)
+
+
+def test_a_score_does_not_depend_on_place_or_cache(tmp_path: Path) -> None:
+    run(tmp_path / "all", "a", "b", "c")
+    run(tmp_path / "turned", "c", "b", "a")
+    expected = scores(tmp_path / "all")
+    assert scores(tmp_path / "turned") == expected
+    for name in NAMES:
+        run(tmp_path / name, name)
+        assert scores(tmp_path / name) == {name: expected[name]}
+    # Warm caches of an earlier call, one SAE more.
+    run(tmp_path / "grown", "b")
+    run(tmp_path / "grown", "a", "b", "c")
+    assert scores(tmp_path / "grown") == expected
+
+
+def test_the_trap_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the warm-up the first SAE gets another score, so the test above can fail."""
+    monkeypatch.setattr(FakeSuite, "warm_up", False)
+    run(tmp_path / "first", "a", "b")
+    run(tmp_path / "second", "b", "a")
+    assert scores(tmp_path / "first") != scores(tmp_path / "second")
+
+
+def test_global_random_state_is_given_back(tmp_path: Path) -> None:
+    given = saes("a")
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    evaluate(given, {"fake": {}}, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seed_is_that_of_the_spec(tmp_path: Path) -> None:
+    run(tmp_path / "one", "a")
+    evaluate(saes("a"), EvalSpec(suites={"fake": {}}, seed=1), tmp_path / "two")
+    assert scores(tmp_path / "one") != scores(tmp_path / "two")
+
+
+def test_what_is_finished_is_kept(tmp_path: Path) -> None:
+    first = run(tmp_path, "a", "b")
+    assert first.done == [("fake", "a"), ("fake", "b")]
+    again = run(tmp_path, "a", "b", "c")
+    assert again.done == [("fake", "c")]
+    assert again.kept == [("fake", "a"), ("fake", "b")]
+    (runs,) = tmp_path.glob("evals/.cache/fake/*/runs")
+    assert runs.read_text().split() == ["warm-up", "a", "b", "c"]
+
+
+def test_other_weights_or_settings_are_evaluated_again(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    other = evaluate({"a": tiny_sae(seed=9)}, {"fake": {}}, tmp_path)
+    assert other.done == [("fake", "a")]
+    changed = evaluate({"a": tiny_sae(seed=9)}, {"fake": {"fail_on": "z"}}, tmp_path)
+    assert changed.done == [("fake", "a")]
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path: Path) -> None:
+    report = run(tmp_path, fail_on="b")
+    assert report.done == [("fake", "a"), ("fake", "c")]
+    (failure,) = report.failures
+    assert (failure.suite, failure.name) == ("fake", "b")
+    assert failure.reason == "ValueError: it broke badly"
+    assert EvalStore(tmp_path).failures() == [failure]
+    assert "it broke" in EvalStore(tmp_path).log_file("fake", "b").read_text()
+    assert set(collect(tmp_path)["member"]) == {"a", "c"}
+
+
+def test_a_failure_is_made_good(tmp_path: Path) -> None:
+    run(tmp_path, "a", fail_on="a")
+    run(tmp_path, "a")
+    assert EvalStore(tmp_path).failures() == []
+    assert set(scores(tmp_path)) == {"a"}
+
+
+def test_a_failure_takes_the_place_of_an_older_result(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    run(tmp_path, "a", fail_on="a")
+    assert scores(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"), [("silent_on", "wrote no result"), ("nan_on", "not a number: score")]
+)
+def test_no_result_and_no_number_are_failures(tmp_path: Path, option: str, reason: str) -> None:
+    report = run(tmp_path, "a", "b", **{option: "a"})
+    (failure,) = report.failures
+    assert reason in failure.reason
+    assert set(scores(tmp_path)) == {"b"}
+
+
+def test_a_warm_up_that_fails_fails_all(tmp_path: Path) -> None:
+    report = run(tmp_path, "a", "b", fail_on="warm-up")
+    assert [f.name for f in report.failures] == ["a", "b"]
+
+
+def test_interrupted_work_continues_where_it_was(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "a", "b", kill_on="b")
+    assert set(scores(tmp_path)) == {"a"}
+    store = EvalStore(tmp_path)
+    # As after kill -9, the scratch of the same SAE and settings is still there ...
+    settings = (store.work("fake", "b") / "owner").read_text()
+    run(tmp_path, "a", "b")
+    # ... but these are other settings, so nothing of it may be used.
+    assert store.load("fake", "b").record["extras"]["resumed"] is False  # type: ignore[union-attr]
+    assert settings.endswith(store.load("fake", "b").record["weights"])  # type: ignore[union-attr]
+
+
+def test_same_settings_resume_in_the_same_scratch(tmp_path: Path) -> None:
+    store = EvalStore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "b", kill_on="b")
+    owner = (store.work("fake", "b") / "owner").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "b", kill_on="b")
+    assert (store.work("fake", "b") / "partial").exists()
+    assert (store.work("fake", "b") / "owner").read_text() == owner
+
+
+def test_a_result_without_its_record_does_not_count(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    store = EvalStore(tmp_path)
+    store.record_file("fake", "a").unlink()
+    assert store.results() == []
+    assert run(tmp_path, "a").done == [("fake", "a")]
+
+
+def test_a_changed_result_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    EvalStore(tmp_path).result_file("fake", "a").write_text('{"score": 99}')
+    with pytest.raises(UserError, match="was changed"):
+        collect(tmp_path)
+
+
+def test_saebenchs_file_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    text = EvalStore(tmp_path).result_file("fake", "a").read_text()
+    assert text == json.dumps(json.loads(text))  # as the suite wrote it, unindented
+
+
+def test_results_under_different_settings_do_not_mix(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    evaluate(saes("b"), EvalSpec(suites={"fake": {}}, seed=7), tmp_path)
+    with pytest.raises(UserError, match="different settings"):
+        collect(tmp_path)
+
+
+def test_problems_stop_everything_before_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fake: fail_on: 'early' is refused"):
+        run(tmp_path, "a", fail_on="early")
+    assert not (tmp_path / "evals").exists()
+
+
+def test_chatter_goes_to_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "a")
+    assert "chatter" not in capsys.readouterr().out
+    assert "chatter" in EvalStore(tmp_path).log_file("fake", "a").read_text()
+
+
+def test_record_says_how(tmp_path: Path) -> None:
+    report = run(tmp_path, "a")
+    (result,) = EvalStore(tmp_path).results()
+    record = result.record
+    assert record["seed"] == 42
+    assert record["options"]["fail_on"] == ""
+    assert record["versions"]["sae-lens"]
+    assert record["warm_up"] is True
+    assert record["facts"]["member"] == "a"
+    assert report.notes == ["fake a: a note"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "saes: none given"),
+        ({"a/b": tiny_sae(), "a?b": tiny_sae()}, "names must differ"),
+        ({"a": tiny_sae(), "b": tiny_sae(model_name="other")}, "not of one model"),
+        ({"a": "nowhere"}, "neither a folder nor a release"),
+    ],
+)
+def test_bad_saes(tmp_path: Path, given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(given, {"fake": {}}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["cores"], "did you mean core"),
+        ({"fake": {"fail_onn": 1}}, "did you mean fail_on"),
+        ("core", "give a list"),
+        ({}, "suites: none given"),
+    ],
+)
+def test_bad_suites(tmp_path: Path, given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(saes("a"), given, tmp_path)
+
+
+def test_without_saebench_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("sae_bench")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sae_bench", None)
+    with pytest.raises(UserError, match=r"pip install 'sae-baselines\[bench\]'"):
+        evaluate(saes("a"), ["sparse_probing_sae_probes"], tmp_path)
+
+
+def test_an_sae_without_model_name_is_refused(tmp_path: Path) -> None:
+    sae = tiny_sae()
+    sae.cfg.metadata.model_name = None
+    with pytest.raises(UserError, match="a: its metadata lacks model_name"):
+        evaluate({"a": sae}, {"fake": {}}, tmp_path)
+
+
+def test_an_sae_on_disk_is_the_sae_in_memory(tmp_path: Path) -> None:
+    tiny_sae(seed=1).save_model(tmp_path / "saved")
+    evaluate({"b": str(tmp_path / "saved")}, {"fake": {}}, tmp_path / "disk")
+    run(tmp_path / "memory", "b")
+    assert scores(tmp_path / "disk") == scores(tmp_path / "memory")
+
+
+def test_results_round_trip(tmp_path: Path) -> None:
+    run(tmp_path)
+    written = write_results(tmp_path)
+    read = load_results(tmp_path)
+    assert read.equals(written)
+    first = (tmp_path / "results.csv").read_bytes()
+    write_results(tmp_path)
+    assert (tmp_path / "results.csv").read_bytes() == first
+    tasks = read[(read["member"] == "b") & (read["metric"] == "score")]
+    assert set(tasks["task"]) == {"", "a", "b"}
+    whole = scores(tmp_path)["b"]
+    assert tasks.loc[tasks["task"] == "", "value"].item() == whole
+    assert tasks.loc[tasks["task"] == "a", "value"].item() == whole - 1
+    assert "sae-lens=" in read["versions"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="task"), "columns are"),
+        (lambda t: t.assign(direction=2), "direction 2"),
+        (lambda t: t.assign(task=""), "there twice"),
+        (lambda t: t.assign(member=""), "empty member"),
+    ],
+)
+def test_a_table_without_the_schema_is_refused(
+    tmp_path: Path, change: Any, message: str
+) -> None:
+    run(tmp_path, "a")
+    change(write_results(tmp_path)).to_csv(tmp_path / "results.csv", index=False)
+    with pytest.raises(UserError, match=message):
+        load_results(tmp_path)

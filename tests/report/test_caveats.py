@@ -1,0 +1,167 @@
+"""Every caveat appears when it applies, and only then."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sae_baselines.report import Failure, ReportContext
+from sae_baselines.report.caveats import Caveat, caveats
+from sae_baselines.report.tidy import tidy
+from sae_baselines.stats import verdicts
+from tests.report.studies import MEMBERS, PRIMARY, VERSIONS, change, clean, context
+from tests.stats.tables import rows
+
+Edit = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def _found(frame: pd.DataFrame, given: ReportContext) -> list[Caveat]:
+    items = verdicts(frame, metrics=PRIMARY[1:], on_missing="exclude", resamples=50)
+    return caveats(tidy(frame), given, items, [])
+
+
+def _without(**where: Any) -> Edit:
+    def edit(frame: pd.DataFrame) -> pd.DataFrame:
+        chosen = pd.Series(True, index=frame.index)
+        for name, wanted in where.items():
+            chosen &= frame[name] == wanted
+        return frame.loc[~chosen]
+
+    return edit
+
+
+def _frac_alive(value: float) -> Edit:
+    def edit(frame: pd.DataFrame) -> pd.DataFrame:
+        values = {(m, s): value for m in MEMBERS for s in range(4)}
+        more = pd.DataFrame(rows(values, metric="frac_alive"))
+        more["versions"] = VERSIONS
+        return pd.concat([_without(metric="alive")(frame), more])
+
+    return edit
+
+
+def test_nothing_is_said_of_a_clean_study():
+    assert _found(clean(), context()) == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "says"),
+    [
+        (
+            lambda f: change(f, 0.9, metric="explained_variance", member="trained"),
+            "EV disagreement",
+            "4 of 16 SAEs",
+        ),
+        (_without(metric="explained_variance_paper"), "EV unchecked", "16 SAEs"),
+        (
+            lambda f: change(f, 850, metric="alive", member="frozen_encoder", seed=1),
+            "dead latents",
+            "`frozen_encoder` of batchtopk at L0 32: 15%",
+        ),
+        (_frac_alive(0.7), "dead latents", "30%"),
+        (
+            lambda f: change(f, "torch=2.12.0", column="versions", suite="ravel"),
+            "version mix",
+            "2.12.0 (ravel)",
+        ),
+        (_without(constraint="frozen_encoder"), "baselines absent", "`frozen_encoder`"),
+        (
+            lambda f: change(f, math.nan, metric="explained_variance", member="trained"),
+            "not a number",
+            "core/explained_variance",
+        ),
+        (
+            _without(suite="ravel", member="trained", seed=0),
+            "missing",
+            "1 of 16 SAEs: `batchtopk_l0_32_seed_0/trained`",
+        ),
+        (
+            lambda f: change(
+                change(f, 36, metric="l0", member="trained"), 36, metric="l0", suite="panel"
+            ),
+            "L0 off target",
+            "16 of 16 SAEs",
+        ),
+    ],
+)
+def test_each_reason_is_found_alone(edit: Edit, kind: str, says: str):
+    found = _found(edit(clean()), context())
+    assert {c.kind for c in found} == {kind}
+    assert says in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "says"),
+    [
+        ({"failures": [Failure("mdl", "", "no `loguru`")]}, "failure", "`mdl` gave no result"),
+        (
+            {"failures": [Failure("tpp", "trained", "out of\nmemory", "p")]},
+            "failure",
+            "on `p/trained`: `out of memory`",
+        ),
+        ({"suites": ["core", "scr"]}, "missing", "Suite `scr` has no rows"),
+        ({"spec": {"data_order": "shared"}}, "shared data order", "initial weights"),
+        ({"versions": {"a": {"x": "1"}, "b": {"x": "2"}}}, "version mix", "1 (a); 2 (b)"),
+        ({"notes": ["one thing."]}, "note", "one thing."),
+    ],
+)
+def test_each_circumstance_is_told_alone(changes: dict[str, Any], kind: str, says: str):
+    found = _found(clean(), context(**changes))
+    assert [c.kind for c in found] == [kind]
+    assert says in found[0].text
+
+
+def test_ev_just_inside_the_tolerance_is_no_disagreement():
+    frame = clean()
+    paper = frame["metric"] == "explained_variance_paper"
+    for shift, kinds in ((0.0199, []), (0.0201, ["EV disagreement"])):
+        moved = frame.copy()
+        moved.loc[paper, "value"] += shift
+        assert [c.kind for c in _found(moved, context())] == kinds
+
+
+def test_ten_per_cent_dead_is_not_more_than_ten():
+    assert _found(change(clean(), 900, metric="alive"), context()) == []
+    found = _found(change(clean(), 899, metric="alive"), context())
+    assert [c.kind for c in found] == ["dead latents"]
+
+
+def test_l0_apart_gives_its_reason_once_per_baseline():
+    frame = change(clean(), 33.5, metric="l0", member="trained")
+    frame = change(frame, 31.0, metric="l0", member="frozen_encoder")
+    found = _found(frame, context())
+    assert [c.kind for c in found] == ["L0 apart"]
+    assert "frozen_encoder 31" in found[0].text
+
+
+def test_an_unknown_l0_is_said():
+    frame = _without(metric="l0", member="trained", seed=2)(clean())
+    assert [c.kind for c in _found(frame, context())] == ["L0 unknown"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "kinds"), [(1, ["single seed"]), (2, ["two seeds"]), (3, [])]
+)
+def test_few_seeds_are_named(seeds: int, kinds: list[str]):
+    assert [c.kind for c in _found(clean(seeds), context())] == kinds
+
+
+def test_a_failure_is_not_told_again_as_missing():
+    frame = _without(suite="ravel", member="trained", seed=0)(clean())
+    name = "batchtopk_l0_32_seed_0"
+    for failure in (
+        Failure("ravel", "trained", "boom", name),
+        Failure("ravel", f"{name}.trained", "boom"),
+    ):
+        assert [c.kind for c in _found(frame, context(failures=[failure]))] == ["failure"]
+
+
+def test_notes_that_several_saes_share_are_one_line():
+    notes = [f"core p.{m}: not folded" for m in MEMBERS]
+    found = _found(clean(), context(notes=[*notes, "core p.trained: 3 latents dropped out"]))
+    assert [c.text for c in found] == [
+        "`core`, 4 SAEs: not folded",
+        "`core`, `p.trained`: 3 latents dropped out",
+    ]

@@ -1,0 +1,162 @@
+"""The words and numbers on the page are the statistics', and nothing more."""
+
+import math
+
+import pytest
+
+from sae_baselines.report import Report, build_report, to_html, to_markdown
+from sae_baselines.stats import Verdict, against_random, retained, verdicts
+from tests.report.page import Node, cells, markdown_rows, parse
+from tests.report.studies import BASELINES, PRIMARY, clean, context
+
+TESTED = {"beats", "matches", "falls short", "inconclusive"}
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return build_report(clean(), context())
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> Node:
+    return parse(to_html(report))
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Verdict]:
+    return verdicts(clean(), metrics=PRIMARY)
+
+
+@pytest.fixture(scope="module")
+def single() -> Report:
+    return build_report(clean(seeds=1), context(seeds=(0,)))
+
+
+def _key(v: Verdict) -> tuple[str, str]:
+    return f"{v.suite}/{v.metric}", v.baseline
+
+
+def test_the_known_effects_have_their_words(expected: list[Verdict]):
+    words = {_key(v): v.word for v in expected}
+    assert {words[PRIMARY[0], b] for b in BASELINES} == {"beats"}
+    assert words[PRIMARY[1], "soft_frozen_decoder"] == "matches"
+    assert words[PRIMARY[1], "frozen_decoder"] == "beats"
+    assert words[PRIMARY[2], "soft_frozen_decoder"] == "falls short"
+
+
+def test_html_table_has_stats_words_and_numbers(page: Node, expected: list[Verdict]):
+    shown = cells(page.section("verdicts"))
+    assert len(shown) == len(expected) == 9
+    for v in expected:
+        (row,) = [
+            r
+            for r in shown
+            if f"{v.suite}/{v.metric}" in r["heading"] and r["against"] == v.baseline
+        ]
+        assert row["verdict"] == v.word
+        assert math.isclose(float(row["difference"]), v.mean_difference, abs_tol=6e-4)
+        for column, interval in (("t 95%", v.interval), ("bootstrap 95%", v.bootstrap)):
+            low, high = map(float, row[column].strip("[]").split(","))
+            assert math.isclose(low, interval.low, abs_tol=6e-4)
+            assert math.isclose(high, interval.high, abs_tol=6e-4)
+        assert math.isclose(float(row["trained"]), v.trained, abs_tol=6e-4)
+        assert math.isclose(float(row["baseline"]), v.other, abs_tol=6e-4)
+        assert row["seeds"] == "4"
+        assert v.margin is not None
+        assert row["margin"] == f"±{v.margin.value:g}"
+        assert row["note"].casefold().startswith(v.reason.casefold())
+
+
+def test_markdown_table_has_the_same_words(report: Report, expected: list[Verdict]):
+    shown = markdown_rows(to_markdown(report), "against")
+    found = {
+        (f"{v.suite}/{v.metric}", v.baseline): r["verdict"]
+        for r in shown
+        for v in expected
+        if f"`{v.suite}/{v.metric}`" in r["heading"] and r["against"] == f"`{v.baseline}`"
+    }
+    assert found == {_key(v): f"**{v.word}**" for v in expected}
+
+
+def test_headline_says_random_is_beaten_only_where_it_is(page: Node, expected: list[Verdict]):
+    shown = cells(page.section("answer"))
+    found = {row["metric"]: row["against all baselines"] for row in shown}
+    assert found == {
+        "Explained variance, the paper's definition": "beats random",
+        "Absorption fraction": "not shown",
+        "RAVEL disentanglement": "not shown",
+    }
+    assert [a.beats for a in against_random(expected)].count(True) == 1
+    (sentence,) = page.section("answer").all("li")
+    assert "beats random on 1 of 3 metrics" in sentence.text
+
+
+def test_words_used_are_explained_and_no_others(page: Node):
+    explained = [item.all("strong")[0].text for item in page.section("verdicts").all("li")]
+    assert explained == ["beats", "falls short", "matches"]
+
+
+def test_forest_figures_carry_the_words(report: Report, expected: list[Verdict]):
+    by_name = {f.name: f for f in report.figures if "-differences-" in f.name}
+    assert len(by_name) == len(PRIMARY)
+    for metric in PRIMARY:
+        figure = by_name[metric.replace("/", "-") + "-differences-batchtopk"]
+        texts = [t.text for t in parse(figure.inline).all("text")]
+        assert [t for t in texts if t in TESTED] == [
+            v.word
+            for b in BASELINES
+            for v in expected
+            if (f"{v.suite}/{v.metric}", v.baseline) == (metric, b)
+        ]
+
+
+def test_lower_is_better_is_labelled_and_turned(report: Report, page: Node):
+    name = "absorption-mean_absorption_fraction_score"
+    rows = [r for r in cells(page.section("verdicts")) if "Absorption" in r["heading"]]
+    assert all("↓ (lower is better)" in row["heading"] for row in rows)
+    worse = next(r for r in rows if r["against"] == "frozen_decoder")
+    # Trained 0.10, baseline 0.30: better, so positive.
+    assert float(worse["difference"]) == pytest.approx(0.2, abs=1e-3)
+    forest = next(f for f in report.figures if f.name == f"{name}-differences-batchtopk")
+    assert "baseline - trained" in parse(forest.inline).text
+    assert "trained - baseline" not in parse(forest.inline).text
+    scores = next(f for f in report.figures if f.name.startswith(f"{name}-by_member"))
+    assert "lower is better ↓" in parse(scores.inline).text
+    assert "lower is better" in scores.caption
+
+
+def test_retained_share_stands_beside_the_papers(page: Node):
+    shown = [r for r in cells(page.section("retained")) if "explained_variance" in r["heading"]]
+    expected = {r.baseline: r for r in retained(clean(), metrics=[PRIMARY[0]])}
+    for row in shown:
+        name = row["against"] if "against" in row else row["baseline"].split(" ")[0]
+        assert row["change"] == f"{100 * expected[name].change:+.1f}%"
+        assert ("best frozen" in row["baseline"]) == expected[name].best
+    best = next(r for r in shown if "best frozen" in r["baseline"])
+    # The paper, BatchTopK: soft-frozen .785, trained .852.
+    assert best["paper's change"] == "-7.9%"
+    assert "0.785 against 0.852" in best["note"]
+    assert "Gemma-2-2B, layer 12" in page.section("retained").text
+
+
+def test_single_seed_gives_numbers_and_no_verdict(single: Report):
+    page = parse(to_html(single))
+    shown = cells(page.section("verdicts"))
+    assert {row["verdict"] for row in shown} == {"single seed"}
+    assert {row["t 95%"] for row in shown} == {"n/a"}
+    assert {row["difference"] for row in shown} != {"n/a"}
+    badges = {n.text for n in page.all("span", "word")}
+    assert badges == {"single seed", "no verdict"}
+    for figure in single.figures:
+        assert not TESTED & {t.text for t in parse(figure.inline).all("text")}
+    md = to_markdown(single)
+    assert not any(f"**{word}**" in md for word in (*TESTED, "beats random"))
+    assert "single seed" in [c.kind for c in single.caveats]
+
+
+def test_margins_given_are_used_and_shown():
+    margins = {"core/*": 0.5, "unlearning/*": 0.1}
+    report = build_report(clean(), context(margins=margins, primary=PRIMARY[:1]))
+    assert {v.margin.value for v in report.verdicts if v.margin} == {0.5}
+    assert {r["margin"] for r in cells(parse(to_html(report)).section("verdicts"))} == {"±0.5"}
+    assert [c.kind for c in report.caveats] == ["unused margin"]
