@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
 
 test: install lint
-	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} -m "not slow"
+	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadfile -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .
