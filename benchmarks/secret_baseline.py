@@ -381,9 +381,8 @@ def _false_words(axis: Any, record: Mapping[str, Any]) -> None:
             label=label,
         )
     both = [row["relabelled"]["rate"] for row in record["null"] if row["kind"] == kinds[-1]]
-    axis.plot(
-        range(len(both)), both, "_", ms=60, color="k", label="labels at random, both kinds"
-    )
+    ends = [np.arange(len(both)) + side for side in (-0.35, 0.35)]
+    axis.hlines(both, *ends, color="k", lw=1.2, label="labels at random, both kinds")
     axis.axhline(record["alpha"], color="0.4", lw=1, ls="--")
     n_seeds = [row["seeds"] for row in record["control"]]
     axis.set_xticks(range(len(n_seeds)), [f"{n} seeds" for n in n_seeds])
