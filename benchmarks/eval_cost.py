@@ -52,7 +52,8 @@ def same(one: pd.DataFrame, many: pd.DataFrame, member: str) -> tuple[int, list[
     left = one[one["member"] == member].set_index(keys)["value"]
     right = many[many["member"] == member].set_index(keys)["value"].reindex(left.index)
     differ = (left != right) & ~(left.isna() & right.isna())
-    changed: list[Any] = left.index[differ].tolist()
+    index: Any = left.index[differ]
+    changed: list[Any] = index.tolist()
     return len(left), [f"{metric} {task}".strip() for metric, task in changed]
 
 

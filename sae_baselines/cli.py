@@ -22,6 +22,8 @@ from sae_baselines.demo.assets import AssetError
 from sae_baselines.demo.panel import demo_spec
 from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.evals.presets import preset_evals_yaml
+from sae_baselines.evals.settings import store_spec
+from sae_baselines.evals.spec import has_eval_spec, load_eval_spec
 from sae_baselines.panel import PanelSpec, StudyResult, load_spec, spec_to_yaml, train_study
 from sae_baselines.panel.presets import preset as named_preset
 from sae_baselines.panel.presets import preset_names
@@ -110,7 +112,11 @@ def train(
     spec = load_spec(panel)
     if device is not None:
         spec.device = device
-    _train(spec, out or Path("studies") / spec.name, resume)
+    folder = out or Path("studies") / spec.name
+    _train(spec, folder, resume)
+    # What `eval` will do by default.
+    if has_eval_spec(panel):
+        store_spec(folder, load_eval_spec(panel))
 
 
 @app.command()
@@ -220,9 +226,10 @@ def main() -> None:
         _fail(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
+        errors.print("interrupted; what is finished is kept, the same command continues")
         sys.exit(130)
     except InterruptedTrainingError:
-        errors.print("interrupted; continue with --resume")
+        errors.print("interrupted; continue with --resume (train) or the same command (check)")
         sys.exit(130)
 
 

@@ -1,6 +1,7 @@
 """The commands that evaluate and report."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from sae_baselines.evals import (
     EvalReport,
     EvalSpec,
     Target,
+    eval_spec_from_dict,
     evaluate,
     load_eval_spec,
     study_targets,
@@ -23,7 +25,7 @@ from sae_baselines.evals.doctor import diagnose, print_diagnoses
 from sae_baselines.evals.run import subject_of
 from sae_baselines.evals.settings import store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.evals.study import local_model_of, targets_of
+from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.evals.suites.endpoint import check_endpoint
 from sae_baselines.evals.table import primary_table
@@ -65,7 +67,7 @@ def _settings(
     spec = load_eval_spec(config) if config is not None else None
     if spec is None and root is not None:
         spec = stored_spec(root)
-    spec = spec or EvalSpec()
+    spec = spec or eval_spec_from_dict({})
     if suites is not None:
         names = suite_names() if suites == "all" else [s.strip() for s in suites.split(",")]
         spec = spec.only([name for name in names if name])
@@ -108,6 +110,9 @@ def evaluate_command(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show SAEBench's own output.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Evaluate again what is finished.")
+    ] = False,
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove cached activations at the end.")
     ] = False,
@@ -124,11 +129,17 @@ def evaluate_command(
     - `sae-baselines eval gpt2-small-res-jb:blocks.8.hook_resid_pre --suites core --out checked`
     """
     study = len(sources) == 1 and _is_study(sources[0])
+    if study and out is not None:
+        raise UserError("out: a study is evaluated in its own folder; leave --out away")
     if out is None and not study:
-        raise UserError("out: needed for SAEs that are not a study, e.g. --out evaluation")
+        raise UserError(
+            f"out: needed for SAEs that are not a study, and {sources[0]} is none; e.g. --out "
+            "evaluation"
+        )
     root = out or Path(sources[0])
     spec = _settings(root, config, suites, device)
-    failed = _evaluate(_targets(sources, seeds), spec, root, _model(sources, model), verbose)
+    targets = _targets(sources, seeds)
+    failed = _evaluate(targets, spec, root, _model(sources, model), verbose, force)
     if clean:
         EvalStore(root).clean()
     if failed:
@@ -136,12 +147,21 @@ def evaluate_command(
 
 
 def _evaluate(
-    targets: list[Target], spec: EvalSpec, root: Path, model: Path | None, verbose: bool
+    targets: list[Target],
+    spec: EvalSpec,
+    root: Path,
+    model: Path | None,
+    verbose: bool,
+    force: bool = False,
 ) -> bool:
     """Evaluate, write results.csv, print; whether anything failed."""
+    command = shlex.join(["sae-baselines", *sys.argv[1:]])
     with StudyFolder(root).locked():
-        report = evaluate(targets, spec, root, model=model, verbose=verbose)
+        # First, so that an interrupted evaluation goes on under the same settings.
         store_spec(root, spec)
+        report = evaluate(
+            targets, spec, root, model=model, force=force, verbose=verbose, command=command
+        )
         results = write_results(root)
     for table in primary_table(results, spec.primary_metrics):
         console.print(table)
@@ -262,12 +282,13 @@ def check(
     root = out or Path("studies") / spec.name
     problems = [
         f"{d.suite}: {problem}"
-        for d in diagnose(None, list(evals.suites), evals.suites, root)
+        for d in diagnose(subject_of_panel(spec, evals), list(evals.suites), evals.suites, root)
         for problem in d.problems
     ]
     if problems:
         raise UserError("; ".join(problems))
     train_study(spec, root, resume=True)
+    store_spec(root, evals)
     failed = _evaluate(study_targets(root), evals, root, local_model_of(root), verbose)
     _report(root)
     if failed:

@@ -264,7 +264,8 @@ def _of_adapter(
     except UserError as error:
         return [str(error)], None
     except Exception as error:  # importing SAEBench may fail in ways of its own
-        return [f"cannot be imported: {type(error).__name__}: {one_line(error, 200)}"], None
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        return [f"cannot be imported ({reason}); pip install 'sae-baselines[bench]'"], None
 
 
 def _silence(url: str, timeout: float) -> str | None:

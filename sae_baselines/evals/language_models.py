@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformer_lens.hook_points import HookedRootModule
 
+from sae_baselines.errors import UserError
 from sae_baselines.evals.shared_model import Memory, replaced_loader, share
 from sae_baselines.evals.suite import Subject
 from sae_baselines.panel.language_model import load_language_model
@@ -63,6 +64,13 @@ class LanguageModels:
         return model
 
     def _from_folder(self, folder: Path, kwargs: dict[str, Any]) -> HookedRootModule:
+        known = {"dtype": None, "device": None, "center_writing_weights": False}
+        for option, value in kwargs.items():
+            if option not in known or (known[option] is not None and value != known[option]):
+                raise UserError(
+                    f"model: the SAEs ask for {option}={value!r}, which a local folder is not "
+                    "loaded with; leave --model out to load the Hub's model as they ask"
+                )
         dtype = kwargs.get("dtype", torch.float32)
         name: Any = dtype if isinstance(dtype, str) else _DTYPES[dtype]
         spec = ModelSpec(name=str(folder), dtype=name)

@@ -1,20 +1,23 @@
 """Local datasets under names without their paths, which SAEBench would publish."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def local_folder(value: Any) -> Path | None:
-    """The folder of a dataset option that names a local folder or file, else None."""
-    path = Path(str(value))
-    if not path.exists():
+def local_path(value: Any) -> Path | None:
+    """The local folder or file that a dataset option names, else None."""
+    if not isinstance(value, str) or not value:
         return None
-    return (path if path.is_dir() else path.parent).resolve()
+    path = Path(value)
+    return path.resolve() if path.exists() else None
 
 
 def linked(options: Mapping[str, Any], names: Iterable[str], work: Path) -> dict[str, Any]:
-    """Options whose local datasets are links in the working directory of a run.
+    """Options whose local datasets are folders in the working directory of a run.
+
+    Each is a folder of links to the dataset's files: of a file, to that file alone.
 
     Args:
         options: A suite's options, paths relative to the present working directory.
@@ -23,23 +26,36 @@ def linked(options: Mapping[str, Any], names: Iterable[str], work: Path) -> dict
     """
     found = dict(options)
     for name in names:
-        folder = local_folder(options.get(name))
-        if folder is None:
+        path = local_path(options.get(name))
+        if path is None:
             continue
-        link = work / folder.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder, target_is_directory=True)
+        folder = work / f"data_{path.stem}"
+        folder.mkdir(exist_ok=True)
+        for each in path.iterdir() if path.is_dir() else [path]:
+            link = folder / each.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(each)
         found[name] = folder.name
     return found
 
 
-def described(options: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
-    """Paths, sizes and times of local datasets, for the key of what is cached of them."""
-    found: list[Any] = []
+def fingerprints(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Hash of each local dataset's names and contents; SAEs scored on others do not compare."""
+    found = {}
     for name in names:
-        folder = local_folder(options.get(name))
-        if folder is not None:
-            files = sorted(p for p in folder.rglob("*") if p.is_file())
-            stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-            found.append([name, stats])
+        path = local_path(options.get(name))
+        if path is not None:
+            found[name] = hash_of_files(path)
     return found
+
+
+def hash_of_files(path: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder by name."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**22):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -31,6 +31,7 @@ from sae_baselines.evals.store import EvalStore, Result
 from sae_baselines.evals.study import (
     facts_of_member,
     measurements,
+    study_targets,
     training_versions,
 )
 from sae_baselines.panel.folder import STUDY_FILE, write_atomically
@@ -97,6 +98,8 @@ def collect(root: str | Path) -> pd.DataFrame:
         rows.extend(_panel_rows(root))
     results = [r for r in EvalStore(root).results() if r.suite in suite_names()]
     _check_settings(results)
+    if (root / STUDY_FILE).exists():
+        _check_weights(root, results)
     for result in results:
         rows.extend(_rows(result))
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
@@ -141,6 +144,24 @@ def load_results(root: str | Path) -> pd.DataFrame:
     return check(table)
 
 
+def current_results(root: str | Path) -> pd.DataFrame:
+    """``results.csv``, after making sure that it is what the results in the folder say.
+
+    Where SAEBench's files are not there (a published folder, say) the table is taken as it is.
+
+    Raises:
+        UserError: As `load_results` and `collect`.
+    """
+    store = EvalStore(root)
+    records = store.records()
+    if not all(store.result_file(r["suite"], r["name"]).exists() for r in records):
+        return load_results(root)
+    if records and not (Path(root) / RESULTS_FILE).exists():
+        return write_results(root)
+    table = load_results(root)
+    return table if not records or table.equals(collect(root)) else write_results(root)
+
+
 def check(table: pd.DataFrame) -> pd.DataFrame:
     """Raise unless the table has the documented schema.
 
@@ -149,7 +170,8 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
     """
     if tuple(table.columns) != COLUMNS:
         raise UserError(f"results: columns are {', '.join(table.columns)}; see the schema")
-    table = table.astype({"direction": "int64", "seed": "int64", "value": "float64"})
+    types = {"direction": "int64", "seed": "int64", "value": "float64", "l0": "float64"}
+    table = table.astype(types)
     table["n"] = table["n"].astype("Int64")
     for column in ("member", "constraint", "architecture", "suite", "metric", "versions"):
         if bool((table[column] == "").any()):
@@ -212,6 +234,22 @@ def _columns(row: Measured) -> dict[str, Any]:
 
 def _versions(found: Mapping[str, str]) -> str:
     return "; ".join(f"{name}={found[name]}" for name in _DECISIVE if name in found)
+
+
+def _check_weights(root: Path, results: list[Result]) -> None:
+    """A member that was trained anew must not stand beside its predecessor's scores."""
+    hashes = {target.name: target.weights for target in study_targets(root)}
+    for result in results:
+        if result.name not in hashes:
+            raise UserError(
+                f"results: {result.suite} of {result.name} is of no member of this study; move "
+                f"{EvalStore(root).record_file(result.suite, result.name)} away"
+            )
+        if hashes[result.name] != result.record["weights"]:
+            raise UserError(
+                f"results: {result.name} was changed after {result.suite} scored it; run "
+                f"sae-baselines eval --suites {result.suite} again"
+            )
 
 
 def _check_settings(results: list[Result]) -> None:

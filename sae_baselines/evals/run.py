@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.doctor import diagnose
 from sae_baselines.evals.language_models import LanguageModels
-from sae_baselines.evals.local_data import described, linked
+from sae_baselines.evals.local_data import fingerprints, hash_of_files, linked
 from sae_baselines.evals.measured import not_finite
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import EvalSpec, eval_spec_from_dict, settings_hash
@@ -67,7 +67,9 @@ def evaluate(
     out: str | Path = "evaluation",
     *,
     model: str | Path | None = None,
+    force: bool = False,
     verbose: bool = False,
+    command: str | None = None,
 ) -> EvalReport:
     """Run SAEBench's suites, unchanged, on every SAE.
 
@@ -81,7 +83,9 @@ def evaluate(
         out: Folder to write to.
         model: Local folder of the language model; default: the model named in the SAEs, from
             the Hub.
+        force: Evaluate again what is finished.
         verbose: Show SAEBench's own output instead of writing it to log files.
+        command: Command line to record.
 
     Returns:
         What was done and what failed.
@@ -105,7 +109,7 @@ def evaluate(
     for diagnosis in diagnoses:
         for warning in diagnosis.warnings:
             logger.warning("%s: %s", diagnosis.suite, warning)
-    runner = _Runner(EvalStore(out), spec, subject, verbose)
+    runner = _Runner(EvalStore(out), spec, subject, force, verbose, command)
     return runner.run(targets)
 
 
@@ -177,11 +181,20 @@ def subject_of(
 
 class _Runner:
     def __init__(
-        self, store: EvalStore, spec: EvalSpec, subject: Subject, verbose: bool
+        self,
+        store: EvalStore,
+        spec: EvalSpec,
+        subject: Subject,
+        force: bool,
+        verbose: bool,
+        command: str | None,
     ) -> None:
-        self.store, self.spec, self.subject, self.verbose = store, spec, subject, verbose
+        self.store, self.spec, self.subject = store, spec, subject
+        self.force, self.verbose, self.command = force, verbose, command
         found = versions()
         self.versions = {name: found[name] for name in _DECISIVE if name in found}
+        self._known: dict[str, dict[str, Any]] = {}
+        self._hash_of_model: str | None = None
         self.done: list[tuple[str, str]] = []
         self.kept: list[tuple[str, str]] = []
         self.failures: list[Failure] = []
@@ -200,10 +213,10 @@ class _Runner:
     def _open(self, suite: str, targets: Sequence[Target]) -> list[Target]:
         """The targets that have no result under these settings."""
         missing = []
-        settings = settings_hash(suite, self.spec, self.versions)
+        settings = self._settings(suite)
         for target in targets:
             found = self.store.load(suite, target.name)
-            if found is None:
+            if found is None or self.force:
                 missing.append(target)
             elif (found.record["settings"], found.record["weights"]) != (
                 settings,
@@ -215,6 +228,27 @@ class _Runner:
                 self.kept.append((suite, target.name))
                 self._note(suite, target.name, found.record["notes"])
         return missing
+
+    def _conditions(self, suite: str) -> dict[str, Any]:
+        """What a score depends on that no option says."""
+        if suite not in self._known:
+            adapter, local = get_suite(suite), self.subject.local_model
+            options = self.spec.options_of(suite)
+            self._known[suite] = {
+                "device": torch.device(self.subject.device).type,
+                "local_model": None if local is None else self._model_hash(local),
+                "data": fingerprints(options, adapter.local_data),
+                **adapter.conditions(options),
+            }
+        return self._known[suite]
+
+    def _model_hash(self, folder: Path) -> str:
+        if self._hash_of_model is None:
+            self._hash_of_model = hash_of_files(folder)
+        return self._hash_of_model
+
+    def _settings(self, suite: str) -> str:
+        return settings_hash(suite, self.spec, self.versions, self._conditions(suite))
 
     def _note(self, suite: str, name: str, notes: Sequence[str]) -> None:
         self.notes.extend(f"{suite} {name}: {note}" for note in notes)
@@ -249,14 +283,10 @@ class _Runner:
 
     def _cache_key(self, suite: Suite) -> str:
         """Of everything that can change what is cached, which no SAE is part of."""
-        local = self.subject.local_model
         data = {
-            "settings": settings_hash(suite.name, self.spec, self.versions),
+            "settings": self._settings(suite.name),
             "model": self.subject.model_name,
-            "local_model": None if local is None else _fingerprint(local),
             "hook": self.subject.hook_name,
-            "device": torch.device(self.subject.device).type,
-            "data": described(self.spec.options_of(suite.name), suite.local_data),
         }
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -298,7 +328,9 @@ class _Runner:
             "warm_up": suite.warm_up,
             "model_name": self.subject.model_name,
             "hook_name": self.subject.hook_name,
-            "settings": settings_hash(suite.name, self.spec, self.versions),
+            "settings": self._settings(suite.name),
+            "conditions": self._conditions(suite.name),
+            "command": self.command,
             "weights": target.weights,
             "extras": extras.values,
             "notes": notes,
@@ -314,7 +346,7 @@ class _Runner:
         """Scratch that an interrupted run of the same SAE and settings continues in."""
         work = self.store.work(suite.name, target.name)
         owner = work / "owner"
-        mine = f"{settings_hash(suite.name, self.spec, self.versions)} {target.weights}"
+        mine = f"{self._settings(suite.name)} {target.weights}"
         if work.exists() and (not owner.exists() or owner.read_text() != mine):
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
@@ -364,7 +396,8 @@ class _Runner:
             file.write(trace)
         failure = {"reason": reason, "facts": target.facts.to_dict(), **environment()}
         self.store.fail(suite.name, target.name, failure)
-        self.failures.append(Failure(suite.name, target.name, reason))
+        facts = target.facts.to_dict()
+        self.failures.append(Failure(suite.name, target.name, reason, facts))
         logger.error("%s %s failed: %s (log: %s)", suite.name, target.name, reason, log)
 
 
@@ -388,17 +421,6 @@ def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:
         sae.W_dec.copy_(rows)
         sae.W_enc.copy_(rows.T)
     return sae.to(subject.device).eval()
-
-
-def _fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while chunk := file.read(2**22):
-                    digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -34,5 +34,7 @@ def store_spec(root: str | Path, spec: EvalSpec) -> None:
     before = stored_spec(root)
     if before is not None:
         spec = dataclasses.replace(spec, suites={**before.suites, **spec.suites})
-    text = yaml.safe_dump(eval_spec_to_dict(spec), sort_keys=False)
+    # The device is the machine's, not the study's.
+    data = eval_spec_to_dict(dataclasses.replace(spec, device="auto"))
+    text = yaml.safe_dump(data, sort_keys=False)
     write_atomically(Path(root) / EVALS / _FILE, text)

@@ -1,5 +1,6 @@
 """What to evaluate and how: the ``evals`` section of a panel file, or keyword arguments."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +18,10 @@ from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
 from sae_baselines.evals.shared_model import DEFAULT_BYTES
 
 _CONFIG = ConfigDict(extra="forbid")
+
+
+class NoSAEBenchError(UserError):
+    """SAEBench is not installed, or cannot be imported."""
 
 
 @dataclass(config=_CONFIG, kw_only=True)
@@ -58,7 +63,10 @@ class EvalSpec:
         if not self.suites:
             raise UserError("suites: none given; for example core")
         for name, options in self.suites.items():
-            _complete(name, options)
+            get_suite(name)
+            # Without SAEBench the preflight says what to install.
+            with contextlib.suppress(NoSAEBenchError):
+                _complete(name, options)
 
     def options_of(self, suite: str) -> dict[str, Any]:
         """A suite's options, complete."""
@@ -87,9 +95,10 @@ class EvalSpec:
 def _complete(suite: str, options: dict[str, Any]) -> dict[str, Any]:
     try:
         return get_suite(suite).complete(options)
-    except ImportError as error:
-        # Defaults are those of SAEBench's own configs.
-        raise UserError(
+    except UserError:
+        raise
+    except Exception as error:  # defaults are SAEBench's, whose import may fail in many ways
+        raise NoSAEBenchError(
             f"suites.{suite}: SAEBench cannot be imported ({one_line(error, 200)}); run "
             "sae-baselines doctor, or pip install 'sae-baselines[bench]'"
         ) from error
@@ -137,6 +146,12 @@ def eval_spec_to_dict(spec: EvalSpec) -> dict[str, Any]:
     return data
 
 
+def has_eval_spec(path: str | Path) -> bool:
+    """Whether a panel file has a section ``evals``."""
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return isinstance(data, dict) and "evals" in data
+
+
 def load_eval_spec(path: str | Path) -> EvalSpec:
     """The ``evals`` section of a panel file; without one, the defaults.
 
@@ -154,8 +169,17 @@ def load_eval_spec(path: str | Path) -> EvalSpec:
     return eval_spec_from_dict(section, where=f"{path.name}: evals")
 
 
-def settings_hash(suite: str, spec: EvalSpec, versions: dict[str, str]) -> str:
-    """Hash of all that must be equal for two results of a suite to be compared."""
+def settings_hash(
+    suite: str, spec: EvalSpec, versions: dict[str, str], conditions: dict[str, Any]
+) -> str:
+    """Hash of all that must be equal for two results of a suite to be compared.
+
+    Args:
+        suite: Its name.
+        spec: How it is run.
+        versions: Of the packages that decide.
+        conditions: Where it is run: device, contents of local models and data, judge.
+    """
     data = {
         "suite": suite,
         "options": spec.options_of(suite),
@@ -164,5 +188,6 @@ def settings_hash(suite: str, spec: EvalSpec, versions: dict[str, str]) -> str:
         "llm_batch_size": spec.llm_batch_size,
         "fold_decoder_norms": spec.fold_decoder_norms,
         "versions": versions,
+        "conditions": conditions,
     }
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

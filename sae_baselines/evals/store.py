@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,13 @@ class Failure:
         suite: Suite.
         name: Name of the SAE in files.
         reason: One line.
+        facts: Columns of the SAE's rows (`target.Facts`).
     """
 
     suite: str
     name: str
     reason: str
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class EvalStore:
@@ -146,8 +148,11 @@ class EvalStore:
         """All failures that were not made good."""
         found = []
         for path in sorted(self.folder.glob(f"*/*{_FAILURE}")):
-            reason = json.loads(path.read_text(encoding="utf-8"))["reason"]
-            found.append(Failure(path.parent.name, path.name.removesuffix(_FAILURE), reason))
+            failed = json.loads(path.read_text(encoding="utf-8"))
+            name = path.name.removesuffix(_FAILURE)
+            found.append(
+                Failure(path.parent.name, name, failed["reason"], failed.get("facts", {}))
+            )
         return found
 
     def clean(self) -> None:

@@ -7,12 +7,17 @@ from typing import Any
 
 import yaml
 from sae_lens import SAE
+from sae_lens.constants import SAE_CFG_FILENAME
+from transformers import AutoConfig
 
-from sae_baselines.errors import UserError
+from sae_baselines.errors import UserError, one_line
+from sae_baselines.evals.spec import EvalSpec
+from sae_baselines.evals.suite import Subject
 from sae_baselines.evals.target import Facts, Target, hash_of_folder, target_of
 from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
 from sae_baselines.panel.plan import MemberKey, members_of, panels_of
 from sae_baselines.panel.spec import PanelSpec, spec_from_dict
+from sae_baselines.panel.train import resolve_device
 
 
 def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
@@ -91,6 +96,40 @@ def _target(path: Path, key: MemberKey, facts: Facts) -> Target:
     return Target(target_name(key), facts, load, hash_of_folder(path))
 
 
+def subject_of_panel(spec: PanelSpec, evals: EvalSpec) -> Subject:
+    """What the SAEs of a panel will have in common, before there are any.
+
+    Args:
+        spec: What will be trained; without ``d_in`` the model's config is read.
+        evals: How it will be evaluated.
+
+    Raises:
+        UserError: The model's config cannot be read.
+    """
+    d_in = spec.d_in or _model_width(spec)
+    folder = Path(spec.model.name)
+    return Subject(
+        model_name=spec.model.recorded_name,
+        hook_name=spec.hook_name,
+        d_in=d_in,
+        d_sae=spec.width(d_in),
+        device=resolve_device(evals.device),
+        llm_dtype=evals.llm_dtype,
+        llm_batch_size=evals.llm_batch_size,
+        local_model=folder.resolve() if folder.is_dir() else None,
+    )
+
+
+def _model_width(spec: PanelSpec) -> int:
+    try:
+        return int(AutoConfig.from_pretrained(spec.model.name).hidden_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"model.name: cannot read the width of {spec.model.name!r} "
+            f"({one_line(error, 200)}); give d_in"
+        ) from error
+
+
 def local_model_of(study: str | Path) -> Path | None:
     """The local folder a study's language model came from, if it did.
 
@@ -102,12 +141,24 @@ def local_model_of(study: str | Path) -> Path | None:
     for path in (Path(name), Path(study) / name):
         if path.is_dir():
             return path
-    if name.startswith((".", "/", "~")) or spec.model.label is not None:
+    trained_on = {
+        _model_name(study, key) for p in panels_of(spec) for key in members_of(spec, p)
+    }
+    # A folder's SAEs name its label or last part; the Hub's name its name.
+    if trained_on - {None, name}:
         raise UserError(
             f"model: the study's language model was read from {name}, which is not there; "
             "run where it is, or give --model"
         )
     return None
+
+
+def _model_name(study: str | Path, key: MemberKey) -> str | None:
+    """Language model in a member's own config."""
+    path = StudyFolder(study).member(key) / SAE_CFG_FILENAME
+    if not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get("metadata", {}).get("model_name")
 
 
 def measurements(study: str | Path) -> dict[MemberKey, tuple[str, dict[str, Any]]]:
@@ -133,7 +184,13 @@ def training_versions(study: str | Path, key: MemberKey) -> dict[str, str]:
 
 
 def targets_of(sources: Sequence[str | Path]) -> list[Target]:
-    """Targets from folders and ``release:sae_id`` references, named after themselves."""
-    return [
-        target_of(Path(str(s)).name if Path(str(s)).is_dir() else str(s), s) for s in sources
-    ]
+    """Targets from folders and ``release:sae_id`` references, named after themselves.
+
+    Folders of the same name are told apart by as many parents as it takes.
+    """
+    folders = {str(s): Path(s).resolve().parts[1:] for s in sources if Path(s).is_dir()}
+    depth = 1
+    while len({p[-depth:] for p in folders.values()}) < len(set(folders.values())):
+        depth += 1
+    names = {source: "_".join(parts[-depth:]) for source, parts in folders.items()}
+    return [target_of(names.get(str(s), str(s)), s) for s in sources]

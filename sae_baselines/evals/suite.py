@@ -148,6 +148,11 @@ class Suite(ABC):
                 raise UserError(f"suites.{self.name}: {option!r} is not an option; {hint}")
         return {**known, **given}
 
+    def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What scores depend on besides options, versions, device, model and local data."""
+        del options
+        return {}
+
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options with local files made absolute, as a run has another working directory.
 

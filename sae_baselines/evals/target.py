@@ -40,7 +40,8 @@ class Facts:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data; an unknown L0 is None, as JSON knows no NaN."""
+        return {**asdict(self), "l0": None if math.isnan(self.l0) else self.l0}
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def facts_of(name: str, sae: SAE[Any]) -> Facts:
     architecture = str(getattr(metadata, "training_architecture", None) or "")
     return Facts(
         panel=str(details.get("panel") or ""),
-        member=str(details.get("member") or name),
+        # As it was called here: two SAEs may be the same member of two panels.
+        member=name,
         constraint=constraint_of(str(details.get("architecture") or architecture)),
         architecture=str(details.get("base_architecture") or sae.cfg.architecture()),
         l0=float(details.get("l0_target", math.nan)),

@@ -61,6 +61,10 @@ def explained_variance(
         EV and the number of tokens it rests on.
     """
     layer = int(hook_name.split(".")[1]) + 1
+    head: int | None = getattr(sae.cfg, "hook_head_index", None)
+    if "hook_z" in hook_name:
+        # The width is made one here, so that the SAE must not do it again.
+        sae.turn_off_forward_pass_hook_z_reshaping()
     total = RunningVariance()
     for tokens in batches:
         _, cache = model.run_with_cache(
@@ -68,7 +72,7 @@ def explained_variance(
         )
         x = cache[hook_name]
         if x.ndim == 4:  # [batch, pos, head, d_head]
-            x = x.flatten(-2, -1)
+            x = x.flatten(-2, -1) if head is None else x[:, :, head]
         x = x.to(sae.device)
         x_hat = sae.decode(sae.encode(x))
         keep = torch.ones_like(tokens, dtype=torch.bool)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_baselines.panel.measure import L0_TOLERANCE
-from sae_baselines.report.context import ReportContext
+from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.document import code
 from sae_baselines.report.numbers import number
 from sae_baselines.report.tidy import Tidy, ordered
@@ -19,6 +19,8 @@ EV_TOLERANCE = 0.02
 # Latents of a member that fire on no evaluation token.
 DEAD_SHARE = 0.1
 _SHOWN = 8
+# SAEs that a note names; of more it says how many.
+_SAES_OF_A_NOTE = 4
 _SAEBENCH_EV = ("core", "explained_variance")
 _PAPER_EV = ("core", "explained_variance_paper")
 _CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
@@ -272,8 +274,9 @@ def _versions(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
             )
     stages: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for stage, packages in context.versions.items():
-        for package, version in packages.items():
-            stages[package][version].append(stage)
+        for package, used in packages.items():
+            for version in used.split(", "):
+                stages[package][version].append(stage)
     for package, versions in sorted(stages.items()):
         if len(versions) > 1:
             named = "; ".join(f"{v} ({', '.join(s)})" for v, s in versions.items())
@@ -293,23 +296,42 @@ def _data_order(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
 
 
 def _notes(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
-    """Notes of evaluations, ``suite SAE: note``; one line where several SAEs share a note."""
-    suites = {*table.frame["suite"], *context.suites}
-    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for note in dict.fromkeys(context.notes):
-        head, _, text = note.partition(": ")
-        suite, _, name = head.partition(" ")
-        if text and name and " " not in name and suite in suites:
-            grouped[suite, text].append(name)
-        else:
-            grouped["", note] = []
+    """One line where several SAEs share a note."""
+    grouped: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for note in context.notes:
+        grouped[note.suite, _without_suite(note)].update({note.name: None} if note.name else {})
     for (suite, text), names in grouped.items():
-        if not suite:
-            yield Caveat("note", text)
-        elif len(names) == 1:
-            yield Caveat("note", f"{code(suite)}, {code(names[0])}: {text}")
-        else:
-            yield Caveat("note", f"{code(suite)}, {len(names)} SAEs: {text}")
+        said_of = [part for part in (code(suite), _saes(table, list(names))) if part]
+        yield Caveat("note", f"{', '.join(said_of)}: {text}" if said_of else text)
+
+
+def _without_suite(note: Note) -> str:
+    """The text; some suites begin theirs with their own name."""
+    return note.text.removeprefix(f"{note.suite}:").strip() if note.suite else note.text
+
+
+def _saes(table: Tidy, names: Sequence[str]) -> str:
+    """The SAEs of a note: by name, or how many and of what."""
+    if len(names) <= 1:
+        return _named(names)
+    if len(names) <= _SAES_OF_A_NOTE:
+        return f"{len(names)} SAEs ({_named(names)})"
+    known = {f"{panel}.{m}": (group[0], m) for (group, m, _), panel in table.panels.items()}
+    if not set(names) <= set(known):
+        return f"{len(names)} SAEs"
+    if len(names) == len(known):
+        return f"all {len(names)} SAEs"
+    among = (
+        ("of", [known[n][0] for n in names], [g[0] for g in table.groups]),
+        ("members", [known[n][1] for n in names], table.members),
+    )
+    parts = [
+        f"{word} {_named([each for each in dict.fromkeys(every) if each in here])}"
+        for word, here, every in among
+        if set(here) < set(every)
+    ]
+    of = f" ({'; '.join(parts)})" if parts else ""
+    return f"{len(names)} of {len(known)} SAEs{of}"
 
 
 def _named(names: Sequence[str]) -> str:

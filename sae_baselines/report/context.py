@@ -25,6 +25,21 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What an evaluation remarked on.
+
+    Attributes:
+        suite: Name of the suite, or "".
+        name: The SAE, ``panel.member`` in a study; or "" for all.
+        text: The remark.
+    """
+
+    suite: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class ReportContext:
     """Everything a report says that is not in its rows.
 
@@ -38,10 +53,12 @@ class ReportContext:
         l0s: Target L0s.
         seeds: Training seeds.
         spec: The resolved spec, as in study.yaml.
-        versions: Stage ("train", "eval", "report") to package to version.
+        versions: Stage ("train", "eval", "report") to package to version; several versions
+            separated by ", ".
         hardware: Stage to a description of the machine.
-        commands: Commands that made the study, in order.
-        notes: Caveats collected by the evaluations, one sentence each.
+        evals: Evaluation settings, complete.
+        commands: Commands that were recorded with the results, in order.
+        notes: Remarks of the evaluations.
         failures: Suites that gave no result.
         suites: Suites that were asked for.
         primary: Patterns ``suite/metric`` that verdicts are made of; empty for every metric
@@ -61,8 +78,9 @@ class ReportContext:
     spec: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     hardware: Mapping[str, str] = field(default_factory=dict)
+    evals: Mapping[str, Any] = field(default_factory=dict)
     commands: Sequence[str] = ()
-    notes: Sequence[str] = ()
+    notes: Sequence[Note] = ()
     failures: Sequence[Failure] = ()
     suites: Sequence[str] = ()
     primary: Sequence[str] = ()

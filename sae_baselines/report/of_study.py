@@ -1,17 +1,19 @@
 """The report of a study folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_baselines.evals.results import load_results
+from sae_baselines.evals.results import current_results
 from sae_baselines.evals.settings import stored_spec
+from sae_baselines.evals.spec import eval_spec_to_dict
 from sae_baselines.evals.store import EvalStore
+from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements
 from sae_baselines.panel.spec import spec_to_dict
 from sae_baselines.provenance import hardware, versions
 from sae_baselines.report.build import Report, build_report
-from sae_baselines.report.context import Failure, ReportContext
+from sae_baselines.report.context import Failure, Note, ReportContext
 
 
 def report_of_study(study: str | Path) -> Report:
@@ -21,10 +23,11 @@ def report_of_study(study: str | Path) -> Report:
         study: Study folder.
 
     Raises:
-        UserError: No study or no results there, or a table that is not what it should be.
+        UserError: No study or no results there, or a table that is not what it should be or
+            not that of the records.
     """
     study = Path(study)
-    return build_report(load_results(study), study_context(study))
+    return build_report(current_results(study), study_context(study))
 
 
 def study_context(study: Path) -> ReportContext:
@@ -34,7 +37,6 @@ def study_context(study: Path) -> ReportContext:
     store = EvalStore(study)
     records = store.records()
     widths = {m["d_sae"] for _, m in measurements(study).values()}
-    by_name = {r["name"]: r["facts"] for r in records}
     # As it was typed, unless that would publish where a home folder is.
     folder = study.name if study.is_absolute() else str(study)
     return ReportContext(
@@ -49,21 +51,10 @@ def study_context(study: Path) -> ReportContext:
         spec={**spec_to_dict(spec), "spec_hash": record.get("spec_hash")},
         versions=_versions(record, records),
         hardware=_hardware(record, records),
-        commands=[
-            f"sae-baselines train panel.yaml --out {folder}",
-            f"sae-baselines eval {folder} --config panel.yaml",
-            f"sae-baselines report {folder}",
-        ],
-        notes=_notes(records),
-        failures=[
-            Failure(
-                suite=f.suite,
-                member=by_name.get(f.name, {}).get("member", f.name.rpartition(".")[2]),
-                reason=f.reason,
-                panel=by_name.get(f.name, {}).get("panel", f.name.rpartition(".")[0]),
-            )
-            for f in store.failures()
-        ],
+        evals=eval_spec_to_dict(evals) if evals else {},
+        commands=_commands(records),
+        notes=[Note(r["suite"], r["name"], text) for r in records for text in r["notes"]],
+        failures=[_failure(f) for f in store.failures()],
         suites=["panel", *evals.suites] if evals else ["panel"],
         primary=evals.primary_metrics if evals else [],
         margins=dict(evals.margins) if evals else {},
@@ -71,16 +62,20 @@ def study_context(study: Path) -> ReportContext:
     )
 
 
-def _notes(records: list[dict[str, Any]]) -> list[str]:
-    """Notes of all evaluations; one that many members share is said once."""
-    said: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        for note in record["notes"]:
-            said.setdefault((record["suite"], note), []).append(record["name"])
-    return [
-        f"{suite}, {names[0] if len(names) == 1 else f'{len(names)} SAEs'}: {note}"
-        for (suite, note), names in said.items()
-    ]
+def _failure(failed: FailedEvaluation) -> Failure:
+    # Without facts the name stands for the member: names cannot be taken apart safely.
+    return Failure(
+        suite=failed.suite,
+        member=failed.facts.get("member") or failed.name,
+        reason=failed.reason,
+        panel=failed.facts.get("panel", ""),
+    )
+
+
+def _commands(records: list[dict[str, Any]]) -> list[str]:
+    """Each once, where its first result was made."""
+    made = sorted((r["created"], r["command"]) for r in records if r.get("command"))
+    return list(dict.fromkeys(command for _, command in made))
 
 
 def _versions(
@@ -88,15 +83,24 @@ def _versions(
 ) -> dict[str, dict[str, str]]:
     found = {"train": dict(record.get("versions", {}))}
     if records:
-        found["eval"] = dict(records[-1]["versions"])
+        found["eval"] = _union(r["versions"] for r in records)
     found["report"] = versions()
     return found
+
+
+def _union(every: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Every version of every package."""
+    found: dict[str, set[str]] = {}
+    for used in every:
+        for package, version in used.items():
+            found.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(several)) for package, several in found.items()}
 
 
 def _hardware(record: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str, str]:
     found = {"train": _machine(record.get("hardware", {}))}
     if records:
-        found["eval"] = _machine(records[-1]["hardware"])
+        found["eval"] = "; ".join(sorted({_machine(r["hardware"]) for r in records}))
     found["report"] = _machine(hardware())
     return found
 

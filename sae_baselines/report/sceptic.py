@@ -1,6 +1,7 @@
 """Where each number comes from, and what was used."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -24,15 +25,20 @@ from sae_baselines.report.tidy import Tidy
 from sae_baselines.stats import ALPHA, Verdict
 from sae_baselines.stats.intervals import RESAMPLES
 
+_HOME = re.compile(r"(?<![\w.~])(/home/[^/\s'\"]+|/Users/[^/\s'\"]+)(?![^/\s'\"])")
+
 
 def sceptic(
     table: Tidy, context: ReportContext, primary: Sequence[str], items: Sequence[Verdict]
 ) -> list[Block]:
     """Commands, files, method and limits."""
     return [
-        Text("Commands that made this study, in order:"),
-        Code("\n".join(context.commands) if context.commands else "# none were recorded"),
-        Text("Which command makes each number again, and where it lies in the study folder:"),
+        *_commands(context),
+        Text(
+            "Where each number lies in the study folder, and which command makes it again. "
+            "Finished results are kept: a suite runs again under the same settings only "
+            "with `--force`, and a finished study is trained again only in another folder."
+        ),
         _sources(table, context),
         Text("The verdicts alone, from `results.csv`:"),
         Code(_python(context, primary)),
@@ -43,6 +49,27 @@ def sceptic(
     ]
 
 
+def _commands(context: ReportContext) -> list[Block]:
+    if context.commands:
+        return [
+            Text("Commands that were recorded with the results, oldest first:"),
+            Code(_without_home("\n".join(context.commands))),
+        ]
+    again = [
+        "sae-baselines train panel.yaml --out <other>",
+        "sae-baselines eval <other> --config panel.yaml",
+        "sae-baselines report <other>",
+    ]
+    return [
+        Text(
+            "No commands were recorded. These would make it again in another folder, from a "
+            "`panel.yaml` with the spec and, as its section `evals`, the evaluation settings "
+            "that are printed under Provenance:"
+        ),
+        Code("\n".join(again)),
+    ]
+
+
 def _sources(table: Tidy, context: ReportContext) -> Table:
     folder = context.folder
     suites = [s for s in dict.fromkeys(table.frame["suite"]) if s != "panel"]
@@ -50,7 +77,8 @@ def _sources(table: Tidy, context: ReportContext) -> Table:
         (
             "weights of every member",
             "`panels/<panel>/<member>/`, a SAELens folder each",
-            f"`sae-baselines train`, from the spec in `{folder}/study.yaml`",
+            "`sae-baselines train panel.yaml --out <other>`, with the spec in "
+            f"`{folder}/study.yaml`",
         ),
         (
             "metrics of suite `panel`: EV, L0, live latents, cross-entropy",
@@ -61,7 +89,7 @@ def _sources(table: Tidy, context: ReportContext) -> Table:
             (
                 f"metrics of suite {code(s)}",
                 f"`evals/{s}/`, SAEBench's JSON as it wrote it",
-                f"`sae-baselines eval {folder} --suites {s}`",
+                f"`sae-baselines eval {folder} --force --suites {s}`",
             )
             for s in sorted(suites)
         ),
@@ -164,9 +192,20 @@ def provenance(table: Tidy, context: ReportContext) -> list[Block]:
     blocks: list[Block] = [Table(("what", "value"), [Rows("", cells)])]
     blocks += _versions(table, context)
     if context.spec:
-        text = yaml.safe_dump(dict(context.spec), sort_keys=False, allow_unicode=True)
-        blocks.append(Details("The resolved spec", [Code(text.rstrip())]))
+        blocks.append(_settings("The resolved spec", context.spec))
+    if context.evals:
+        blocks.append(_settings("The evaluation settings", context.evals))
     return blocks
+
+
+def _settings(title: str, settings: Mapping[str, Any]) -> Details:
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    return Details(title, [Code(_without_home(text.rstrip()))])
+
+
+def _without_home(text: str) -> str:
+    """Home folders as ``~``: a report is published, and they hold names of people."""
+    return _HOME.sub("~", text)
 
 
 def _versions(table: Tidy, context: ReportContext) -> list[Block]:

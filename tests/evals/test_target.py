@@ -72,7 +72,8 @@ def test_facts_come_from_metadata() -> None:
     }
     facts = facts_of("x", sae)
     assert facts.constraint == "frozen_decoder"
-    assert (facts.panel, facts.member) == ("jumprelu_l0_8_seed_1", "frozen_decoder_cov")
+    # Its own name is the one it was given here.
+    assert (facts.panel, facts.member) == ("jumprelu_l0_8_seed_1", "x")
     assert (facts.architecture, facts.l0, facts.seed) == ("jumprelu", 8.0, 1)
 
 

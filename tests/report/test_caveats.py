@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sae_baselines.report import Failure, ReportContext
+from sae_baselines.report import Failure, Note, ReportContext
 from sae_baselines.report.caveats import Caveat, caveats
 from sae_baselines.report.tidy import tidy
 from sae_baselines.stats import verdicts
@@ -104,7 +104,12 @@ def test_each_reason_is_found_alone(edit: Edit, kind: str, says: str):
         ({"suites": ["core", "scr"]}, "missing", "Suite `scr` has no rows"),
         ({"spec": {"data_order": "shared"}}, "shared data order", "initial weights"),
         ({"versions": {"a": {"x": "1"}, "b": {"x": "2"}}}, "version mix", "1 (a); 2 (b)"),
-        ({"notes": ["one thing."]}, "note", "one thing."),
+        (
+            {"versions": {"eval": {"numpy": "1.0, 2.0"}}},
+            "version mix",
+            "`numpy`: 1.0 (eval); 2.0 (eval)",
+        ),
+        ({"notes": [Note("", "", "one thing.")]}, "note", "one thing."),
     ],
 )
 def test_each_circumstance_is_told_alone(changes: dict[str, Any], kind: str, says: str):
@@ -158,10 +163,35 @@ def test_a_failure_is_not_told_again_as_missing():
         assert [c.kind for c in _found(frame, context(failures=[failure]))] == ["failure"]
 
 
+def _texts(notes: list[Note]) -> list[str]:
+    return [c.text for c in _found(clean(), context(notes=notes))]
+
+
 def test_notes_that_several_saes_share_are_one_line():
-    notes = [f"core p.{m}: not folded" for m in MEMBERS]
-    found = _found(clean(), context(notes=[*notes, "core p.trained: 3 latents dropped out"]))
-    assert [c.text for c in found] == [
-        "`core`, 4 SAEs: not folded",
-        "`core`, `p.trained`: 3 latents dropped out",
+    notes = [Note("core", f"p.{m}", "not folded") for m in MEMBERS[:2]]
+    notes += [
+        Note("core", "p.trained", "one, two: 3"),
+        Note("ravel", "p.trained", "not folded"),
     ]
+    assert _texts([*notes, notes[0]]) == [
+        "`core`, 2 SAEs (`p.trained`, `p.soft_frozen_decoder`): not folded",
+        "`core`, `p.trained`: one, two: 3",
+        "`ravel`, `p.trained`: not folded",
+    ]
+
+
+def test_a_note_of_many_saes_says_how_many_and_of_what():
+    def notes(members: tuple[str, ...]) -> list[Note]:
+        panels = [f"batchtopk_l0_32_seed_{seed}" for seed in range(4)]
+        return [Note("core", f"{p}.{m}", "x") for p in panels for m in members]
+
+    assert _texts(notes(MEMBERS)) == ["`core`, all 16 SAEs: x"]
+    assert _texts(notes(MEMBERS[:2])) == [
+        "`core`, 8 of 16 SAEs (members `trained`, `soft_frozen_decoder`): x"
+    ]
+    assert _texts(notes(("another", *MEMBERS))) == ["`core`, 20 SAEs: x"]
+
+
+def test_a_note_does_not_name_its_suite_twice():
+    assert _texts([Note("mdl", "", "mdl: bits are estimates")]) == ["`mdl`: bits are estimates"]
+    assert _texts([Note("core", "", "mdl: odd")]) == ["`core`: mdl: odd"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
+import yaml
 
 from sae_baselines.errors import UserError
 from sae_baselines.report import (
@@ -154,10 +155,38 @@ def test_tasks_are_listed():
 def test_the_sceptic_finds_a_command_for_every_suite(page: Node):
     text = page.section("sceptic").text
     for suite in ("core", "ravel", "absorption", "autointerp"):
-        assert f"sae-baselines eval studies/tiny --suites {suite}" in text
+        assert f"sae-baselines eval studies/tiny --force --suites {suite}" in text
     code = next(n.text for n in page.section("sceptic").all("pre") if "import" in n.text)
     compile(code, "snippet", "exec")
     assert str(list(_PRIMARY)) in code
+
+
+def test_commands_are_those_recorded_or_what_would_make_it_again(page: Node):
+    recorded = page.section("sceptic").text
+    assert "recorded with the results" in recorded
+    assert "panel.yaml --config" not in recorded
+    report = build_report(clean(), context(commands=(), primary=PRIMARY[:1]))
+    generic = parse(to_html(report)).section("sceptic").text
+    assert "These would make it again" in generic
+    assert "recorded with the results" not in generic
+    assert "sae-baselines train panel.yaml --out <other>" in generic
+
+
+def test_evaluation_settings_are_printed_without_home_folders():
+    given = context(
+        primary=PRIMARY[:1],
+        evals={"suites": {"core": {"n": 7, "data": "/home/ann/x"}}, "seed": 42},
+        commands=["sae-baselines eval '/Users/bob/s' --model /home/ann --out /homes/x"],
+    )
+    page = parse(to_html(build_report(clean(), given)))
+    shown = {d.all("summary")[0].text: d for d in page.section("provenance").all("details")}
+    (settings,) = shown["The evaluation settings"].all("pre")
+    assert yaml.safe_load(settings.text) == {
+        "suites": {"core": {"n": 7, "data": "~/x"}},
+        "seed": 42,
+    }
+    command = "sae-baselines eval '~/s' --model ~ --out /homes/x"
+    assert command in page.section("sceptic").text
 
 
 def test_written_files_are_what_the_report_lists(report: Report, tmp_path: Path):

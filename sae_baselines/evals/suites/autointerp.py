@@ -104,6 +104,10 @@ class AutoInterp(Suite):
                 endpoint, lambda: _outside_loop(lambda: _run(sae, call, endpoint, artifacts))
             )
 
+    def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        del options
+        return {"judge_host": from_environment().host}
+
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         metrics = payload["eval_result_metrics"]["autointerp"]
         scores = {

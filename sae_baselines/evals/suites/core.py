@@ -106,7 +106,14 @@ class Core(Suite):
         ev, n = explained_variance(
             model, sae, call.subject.hook_name, batches[n_first:], ignored
         )
-        return Extras({PAPER_EV: ev, "n_variance_tokens": n})
+        trained_on = getattr(sae.cfg.metadata, "seqpos_slice", None) or (None,)
+        notes = []
+        if tuple(trained_on) != (None,):
+            notes.append(
+                f"SAEBench scores every position of a context; these SAEs were trained on "
+                f"positions {list(trained_on)} (start, stop) alone"
+            )
+        return Extras({PAPER_EV: ev, "n_variance_tokens": n}, notes)
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         metrics: Mapping[str, Any] = payload["eval_result_metrics"]

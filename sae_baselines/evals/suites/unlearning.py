@@ -9,6 +9,7 @@ import torch
 from sae_lens import SAE
 
 from sae_baselines.evals.caches import all_or_nothing
+from sae_baselines.evals.local_data import hash_of_files, local_path
 from sae_baselines.evals.measured import HIGHER, Measured, from_mapping
 from sae_baselines.evals.option_checks import positive_problems, validated
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, config_defaults
@@ -45,6 +46,10 @@ class Unlearning(Suite):
         given = config_defaults(UnlearningEvalConfig, (*_PER_CALL, *_NOT_OFFERED))
         return {**given, _CORPUS: "bio-forget-corpus.jsonl"}
 
+    def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        corpus = local_path(options[_CORPUS])
+        return {_CORPUS: None if corpus is None else hash_of_files(corpus)}
+
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, _CORPUS: str(Path(options[_CORPUS]).resolve())}
 
@@ -57,6 +62,11 @@ class Unlearning(Suite):
             yield (
                 f"model: {subject.model_name!r}: SAEBench has prompts for "
                 f"{' and '.join(_MODELS)} alone; train SAEs on one of them"
+            )
+        if subject.local_model is not None:
+            yield (
+                "model: SAEBench's unlearning loads its model by a short name, from the Hub "
+                "alone; leave the local folder out"
             )
         if not Path(options[_CORPUS]).is_file():
             yield (

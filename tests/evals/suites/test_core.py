@@ -101,7 +101,7 @@ def test_a_local_dataset_leaves_no_path_in_the_result(tmp_path: Path, tiny_hub: 
     call = suite_call(suite, tmp_path, {**OPTIONS, "dataset": str(data)}, sae=sae, batch=8)
     options = linked(call.options, suite.local_data, call.work)
     payload, _, _ = evaluate_with(suite, sae, dataclasses.replace(call, options=options))
-    assert payload["eval_config"]["dataset"] == "data"
+    assert payload["eval_config"]["dataset"] == "data_data"
     assert str(tmp_path) not in json.dumps(payload)
 
 

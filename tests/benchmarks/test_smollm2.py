@@ -1,0 +1,107 @@
+"""The committed real run: complete, and its claims follow from its own table."""
+
+import csv
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sae_baselines.evals import load_eval_spec, load_results
+from sae_baselines.evals.store import EvalStore
+from sae_baselines.panel import load_spec
+from sae_baselines.panel.spec import spec_hash
+from sae_baselines.report.of_study import report_of_study
+from sae_baselines.report.write import to_csv
+from sae_baselines.stats import against_random
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "smollm2"
+# The columns of the README's tables.
+METRICS = (
+    ("panel", "l0", ".1f"),
+    ("core", "explained_variance_paper", ".3f"),
+    ("core", "explained_variance", ".3f"),
+    ("core", "ce_loss_score", ".3f"),
+    ("sparse_probing_sae_probes", "sae_top_1_test_accuracy", ".3f"),
+    ("sparse_probing_sae_probes", "sae_top_5_test_accuracy", ".3f"),
+)
+
+
+@pytest.fixture(scope="module")
+def results() -> pd.DataFrame:
+    return load_results(FOLDER)
+
+
+def table_row(results: pd.DataFrame, architecture: str, member: str) -> str:
+    """A line of the README: mean over seeds, and standard deviation of scores."""
+    cells = [f"`{member}`"]
+    for suite, metric, digits in METRICS:
+        chosen = results[
+            (results["architecture"] == architecture)
+            & (results["member"] == member)
+            & (results["suite"] == suite)
+            & (results["metric"] == metric)
+            & (results["task"] == "")
+        ]["value"]
+        spread = "" if metric == "l0" else f" ± {format(chosen.std(), digits)}"
+        cells.append(f"{format(chosen.mean(), digits)}{spread}")
+    return f"| {' | '.join(cells)} |"
+
+
+def test_nothing_is_missing(results: pd.DataFrame) -> None:
+    spec, evals = load_spec(FOLDER / "panel.yaml"), load_eval_spec(FOLDER / "panel.yaml")
+    members = {m.name for m in spec.member_specs}
+    assert len(members) == 5
+    assert len(spec.seeds) == 3
+    datasets = evals.options_of("sparse_probing_sae_probes")["dataset_names"]
+    assert len(datasets) >= 10
+    for architecture in ("batchtopk", "jumprelu"):
+        for seed in spec.seeds:
+            panel = f"{architecture}_l0_32_seed_{seed}"
+            rows = results[results["panel"] == panel]
+            assert set(rows["member"]) == members
+            for member in members:
+                own = rows[rows["member"] == member]
+                assert {"panel", "core", "sparse_probing_sae_probes"} == set(own["suite"])
+                probed = own[own["metric"] == "sae_top_1_test_accuracy"]
+                assert set(probed["task"]) == {"", *datasets}
+
+
+def test_panel_file_is_that_of_the_study() -> None:
+    study = (FOLDER / "study.yaml").read_text()
+    assert spec_hash(load_spec(FOLDER / "panel.yaml")) in study
+    for record in EvalStore(FOLDER).records():
+        assert "-dirty" not in record["git_revision"]
+
+
+def test_aggregates_are_means_of_their_datasets(results: pd.DataFrame) -> None:
+    probing = results[results["metric"] == "sae_top_5_test_accuracy"]
+    for _, rows in probing.groupby(["panel", "member"]):
+        whole = rows.loc[rows["task"] == "", "value"].item()
+        assert whole == pytest.approx(rows.loc[rows["task"] != "", "value"].mean(), abs=1e-9)
+
+
+def test_verdicts_follow_from_the_table() -> None:
+    committed = list(csv.DictReader(io.StringIO((FOLDER / "verdicts.csv").read_text())))
+    again = list(csv.DictReader(io.StringIO(to_csv(report_of_study(FOLDER)))))
+    assert len(again) == len(committed) == 2 * 4 * 4
+    for mine, theirs in zip(again, committed, strict=True):
+        for column in ("architecture", "suite", "metric", "baseline", "word"):
+            assert mine[column] == theirs[column]
+        for column in ("mean_difference", "interval_low", "interval_high", "margin"):
+            assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-9)
+
+
+def test_the_reports_headline_is_the_verdicts(results: pd.DataFrame) -> None:
+    del results
+    page = (FOLDER / "report.md").read_text()
+    for line in against_random(report_of_study(FOLDER).verdicts):
+        assert line.reason.replace("_", "\\_") in page or line.reason in page
+
+
+def test_tables_of_the_readme_are_the_results(results: pd.DataFrame) -> None:
+    readme = (FOLDER / "README.md").read_text()
+    members = list(dict.fromkeys(results["member"]))
+    for architecture in ("batchtopk", "jumprelu"):
+        for member in members:
+            assert table_row(results, architecture, member) in readme
