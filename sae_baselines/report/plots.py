@@ -5,13 +5,14 @@ import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from sae_baselines.report import style
+from sae_baselines.report import axes, style
 from sae_baselines.report.document import Figure
 from sae_baselines.report.names import arrow, better, title
 from sae_baselines.report.tidy import Group, MetricKey, Tidy
@@ -35,7 +36,9 @@ def score_figures(table: Tidy, metrics: Sequence[MetricKey]) -> list[Figure]:
             if limits is None or not have:
                 continue
             if len(have) == 1:
-                out.append(_by_member(table, metric, have[0], limits))
+                out.append(
+                    _by_member(table, metric, have[0], axes.limits(_rows(table, metric)))
+                )
             else:
                 out.append(_against_l0(table, metric, architecture, have, limits))
     return out
@@ -50,14 +53,9 @@ def forest_figures(items: Sequence[Verdict], members: list[str]) -> list[Figure]
     out = []
     for by_architecture in by_metric.values():
         every = [v for vs in by_architecture.values() for v in vs]
-        ends = [0.0]
-        for v in every:
-            ends += [v.mean_difference, v.interval.low, v.interval.high]
-            if v.margin is not None:
-                ends += [-v.margin.value, v.margin.value]
-        finite = [e for e in ends if math.isfinite(e)]
-        pad = 0.06 * ((max(finite) - min(finite)) or 1.0)
-        limits = (min(finite) - pad, max(finite) + pad)
+        rows = [[v.mean_difference, v.interval.low, v.interval.high] for v in every]
+        margins = {v.margin.value for v in every if v.margin is not None}
+        limits = axes.limits(rows, [0.0, *(s * m for m in margins for s in (-1, 1))])
         out += [_forest(vs, members, limits) for vs in by_architecture.values()]
     return out
 
@@ -148,6 +146,7 @@ def _by_member(
     looks = style.looks(table.members)
     fig, ax = style.canvas(0.95 + 0.3 * len(members))
     n_seeds = 0
+    far: list[str] = []
     for y, member in enumerate(members):
         values = _finite(table, group, metric, member)
         n_seeds = max(n_seeds, len(values))
@@ -155,6 +154,10 @@ def _by_member(
         if not values:
             continue
         mean = float(np.mean(values))
+        if side := axes.beyond(values, limits):
+            far.append(member)
+            _off_axis(ax, y, mean, side, limits, look.colour)
+            continue
         ax.plot([mean, mean], [y - 0.3, y + 0.3], color=look.colour, linewidth=2.2)
         ax.plot(
             values,
@@ -172,7 +175,7 @@ def _by_member(
     what = "One marker per seed, bar: mean" if n_seeds > 1 else "Single seed"
     caption = (
         f"{title(*metric)} by member, {group[0]}, L0 {group[1]:g} "
-        f"({better(table.direction(metric))}). {what}."
+        f"({better(table.direction(metric))}). {what}.{_far(far)}"
     )
     name = _name(metric, "by_member", group[0], f"l0_{group[1]:g}")
     return style.finish(fig, name, caption)
@@ -189,8 +192,13 @@ def _forest(vs: list[Verdict], members: list[str], limits: tuple[float, float]) 
     for margin in margins:
         ax.axvspan(-margin, margin, color=style.SHADE, linewidth=0, zorder=0)
     ax.axvline(0, color=style.MUTED, linewidth=0.9, zorder=1)
+    far: list[str] = []
     for y, v in enumerate(vs):
         look = looks[v.baseline]
+        if side := axes.beyond([v.mean_difference], limits):
+            far.append(v.baseline)
+            _off_axis(ax, y, v.mean_difference, side, limits, look.colour)
+            continue
         if math.isfinite(v.interval.low):
             ax.plot([v.interval.low, v.interval.high], [y, y], color=look.colour, zorder=2)
         ax.plot([v.mean_difference], [y], color=look.colour, marker=look.marker, markersize=6.5)
@@ -218,8 +226,26 @@ def _forest(vs: list[Verdict], members: list[str], limits: tuple[float, float]) 
     return style.finish(
         fig,
         _name((first.suite, first.metric), "differences", first.architecture),
-        " ".join(parts),
+        " ".join(parts) + _far(far),
     )
+
+
+def _off_axis(
+    ax: Any, y: int, value: float, side: int, limits: tuple[float, float], colour: str
+) -> None:
+    """An arrow at the edge with the number, for a member too far away to be drawn."""
+    text = f"← {value:.3g}" if side < 0 else f"{value:.3g} →"
+    pad = 0.01 * (limits[1] - limits[0])
+    at = limits[0] + pad if side < 0 else limits[1] - pad
+    align = "left" if side < 0 else "right"
+    ax.text(at, y, text, color=colour, ha=align, va="center")
+
+
+def _far(members: Sequence[str]) -> str:
+    if not members:
+        return ""
+    named = ", ".join(dict.fromkeys(members))
+    return f" Off the axis, mean beside the arrow: {named}."
 
 
 def _distribution(
@@ -297,16 +323,17 @@ def _log_l0(ax: Axes, targets: list[float]) -> None:
 
 def _limits(table: Tidy, metric: MetricKey) -> tuple[float, float] | None:
     """The same axis for every architecture."""
-    values = [
-        v
-        for g in table.groups
-        for m in table.present(g, metric)
-        for v in _finite(table, g, metric, m)
-    ]
+    values = [v for row in _rows(table, metric) for v in row]
     if not values:
         return None
     pad = 0.06 * ((max(values) - min(values)) or abs(max(values)) or 1.0)
     return min(values) - pad, max(values) + pad
+
+
+def _rows(table: Tidy, metric: MetricKey) -> list[list[float]]:
+    return [
+        _finite(table, g, metric, m) for g in table.groups for m in table.present(g, metric)
+    ]
 
 
 def _finite(table: Tidy, group: Group, metric: MetricKey, member: str) -> list[float]:
