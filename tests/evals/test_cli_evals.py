@@ -1,6 +1,9 @@
 """eval, doctor, report and check from the command line, on the tiny Hub."""
 
 import json
+import shutil
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,6 +15,7 @@ from typer.testing import CliRunner
 from sae_baselines.cli import app
 from sae_baselines.errors import UserError
 from sae_baselines.evals import load_results
+from sae_baselines.evals.settings import stored_spec
 from sae_baselines.evals.store import EvalStore
 from tests.evals.tiny_hub import HOOK, MODEL, tiny_sae
 
@@ -130,6 +134,61 @@ def test_a_failure_has_its_exit_code(checked: Path, monkeypatch: pytest.MonkeyPa
     assert "no such luck" in (study / "report.md").read_text()
     store.failure_file("core", "batchtopk_l0_8_seed_1.trained").unlink()
     record.write_text(text)
+
+
+def test_force_evaluates_again(checked: Path) -> None:
+    result = call("eval", checked / "study", "--seeds", 1, "--force")
+    assert result.exit_code == 0
+    assert "Evaluated 2, kept 0 from before" in result.output
+
+
+def test_train_keeps_the_files_section_for_eval(checked: Path, tmp_path: Path) -> None:
+    shutil.copytree(checked / "study", tmp_path / "study")
+    shutil.rmtree(tmp_path / "study" / "evals")
+    result = call("train", checked / "panel.yaml", "--out", tmp_path / "study")
+    assert result.exit_code == 0
+    kept = stored_spec(tmp_path / "study")
+    assert kept is not None
+    assert kept.options_of("core")["n_eval_reconstruction_batches"] == 1
+    assert kept.margins == {"core/ce_loss_score": 0.05}
+
+
+def test_a_member_trained_anew_does_not_keep_its_scores(checked: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(checked / "study", study)
+    member = study / "panels" / "batchtopk_l0_8_seed_0" / "trained"
+    tiny_sae(seed=5).save_model(member)
+    result = call("report", study)
+    assert isinstance(result.exception, UserError)
+    assert "was changed after core scored it" in str(result.exception)
+
+
+def test_check_refuses_before_training(tmp_path: Path, tiny_hub: Path) -> None:
+    del tiny_hub
+    suites = {**PANEL["evals"]["suites"], "ravel": {}}
+    panel = {**PANEL, "evals": {**PANEL["evals"], "suites": suites}}
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
+    result = call("check", tmp_path / "panel.yaml", "--out", tmp_path / "study")
+    assert isinstance(result.exception, UserError)
+    assert "ravel: " in str(result.exception)
+    assert not (tmp_path / "study").exists()
+
+
+def test_doctor_works_where_saebench_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in sys.modules if n.startswith("sae_bench")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sae_bench", None)
+    real = metadata.version
+
+    def version(package: str) -> str:
+        if package == "sae-bench":
+            raise metadata.PackageNotFoundError(package)
+        return real(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    result = call("doctor", "--suites", "core,sparse_probing")
+    assert result.exit_code == 1, result.output
+    assert "sae-bench is not installed" in " ".join(result.output.split())
 
 
 def test_doctor_says_which_suites_can_run(

@@ -1,6 +1,7 @@
 """The runner: order, caches, resume, failures."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from sae_baselines.evals import EvalSpec, collect, evaluate, load_results, write
 from sae_baselines.evals import registry as suites
 from sae_baselines.evals.store import EvalStore
 from tests.evals.fake_suite import FakeSuite
-from tests.evals.tiny_hub import tiny_sae
+from tests.evals.tiny_hub import MODEL, tiny_sae
 
 # The preflight asks for the model.
 pytestmark = pytest.mark.usefixtures("tiny_hub")
@@ -101,6 +102,26 @@ def test_other_weights_or_settings_are_evaluated_again(tmp_path: Path) -> None:
     other = evaluate({"a": tiny_sae(seed=9)}, {"fake": {}}, tmp_path)
     assert other.done == [("fake", "a")]
     changed = evaluate({"a": tiny_sae(seed=9)}, {"fake": {"fail_on": "z"}}, tmp_path)
+    assert changed.done == [("fake", "a")]
+
+
+def test_force_evaluates_again(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    again = evaluate(saes("a"), {"fake": {}}, tmp_path, force=True)
+    assert again.done == [("fake", "a")]
+
+
+def test_another_local_model_is_another_setting(tmp_path: Path, tiny_hub: Path) -> None:
+    """Same name, other weights: the scores must not be taken for comparable."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        shutil.copytree(tiny_hub / "EleutherAI" / MODEL, folder)
+    evaluate(saes("a"), {"fake": {}}, tmp_path / "out", model=first)
+    moved = evaluate(saes("a"), {"fake": {}}, tmp_path / "out", model=second)
+    assert moved.kept == [("fake", "a")]  # the same model in another place
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps({**config, "changed": True}))
+    changed = evaluate(saes("a"), {"fake": {}}, tmp_path / "out", model=second)
     assert changed.done == [("fake", "a")]
 
 

@@ -1,13 +1,16 @@
 """The paper's explained variance in one pass."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformer_lens import HookedTransformer
 
-from sae_baselines.evals.variance import RunningVariance
+from sae_baselines.evals.variance import RunningVariance, explained_variance
+from tests.evals.tiny_hub import CONTEXT, D_MODEL, MODEL, tiny_sae
 
 
 def direct(x: torch.Tensor, x_hat: torch.Tensor) -> float:
@@ -55,3 +58,21 @@ def test_without_variance_there_is_no_number() -> None:
     assert math.isnan(total.explained_variance)
     total.add(torch.ones(4, 3), torch.zeros(4, 3))
     assert math.isnan(total.explained_variance)
+
+
+@pytest.mark.usefixtures("tiny_hub")
+def test_heads_side_by_side_are_one_width() -> None:
+    """An SAE on hook_z reshapes for itself, which must not happen twice."""
+    hook = "blocks.0.attn.hook_z"
+    sae: Any = tiny_sae(hook_name=hook)
+    sae.cfg.reshape_activations = "hook_z"
+    sae.turn_on_forward_pass_hook_z_reshaping()
+    model = HookedTransformer.from_pretrained_no_processing(MODEL, device="cpu")
+    tokens = torch.randint(5, 50, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
+    ev, n = explained_variance(model, sae, hook, [tokens], set())
+    with torch.no_grad():
+        x = model.run_with_cache(tokens, names_filter=[hook])[1][hook].flatten(-2, -1)
+        x = x.reshape(-1, D_MODEL)
+        x_hat = sae.decode(sae.encode(x))
+    assert n == tokens.numel()
+    assert ev == pytest.approx(direct(x, x_hat), abs=1e-6)
