@@ -96,7 +96,7 @@ def test_the_reports_headline_is_the_verdicts(results: pd.DataFrame) -> None:
     del results
     page = (FOLDER / "report.md").read_text()
     for line in against_random(report_of_study(FOLDER).verdicts):
-        assert line.reason.replace("_", "\\_") in page or line.reason in page
+        assert line.reason[1:] in page  # it begins a sentence there
 
 
 def test_tables_of_the_readme_are_the_results(results: pd.DataFrame) -> None:
