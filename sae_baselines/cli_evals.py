@@ -170,8 +170,8 @@ def _evaluate(
 
 
 def _print_report(report: EvalReport) -> None:
-    for note in dict.fromkeys(report.notes):
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    for line in _grouped(report.notes):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     done, kept = len(report.done), len(report.kept)
     console.print(
         f"Evaluated {done}, kept {kept} from before, failed {len(report.failures)}. "
@@ -186,6 +186,17 @@ def _print_report(report: EvalReport) -> None:
             soft_wrap=True,
             markup=False,
         )
+
+
+def _grouped(notes: list[tuple[str, str, str]]) -> list[str]:
+    """A note that several SAEs share is said once."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for suite, name, text in notes:
+        named.setdefault((suite, text.removeprefix(f"{suite}: ")), []).append(name)
+    return [
+        f"{suite}, {names[0] if len(names) == 1 else f'{len(names)} SAEs'}: {text}"
+        for (suite, text), names in named.items()
+    ]
 
 
 @app.command()

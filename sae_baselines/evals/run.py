@@ -51,14 +51,14 @@ class EvalReport:
         done: (suite, name) evaluated by this call.
         kept: (suite, name) that were finished already.
         failures: What failed.
-        notes: Sentences worth showing, as "suite name: note".
+        notes: Sentences worth showing: suite, name, note.
     """
 
     out: Path
     done: list[tuple[str, str]]
     kept: list[tuple[str, str]]
     failures: list[Failure]
-    notes: list[str]
+    notes: list[tuple[str, str, str]]
 
 
 def evaluate(
@@ -198,7 +198,7 @@ class _Runner:
         self.done: list[tuple[str, str]] = []
         self.kept: list[tuple[str, str]] = []
         self.failures: list[Failure] = []
-        self.notes: list[str] = []
+        self.notes: list[tuple[str, str, str]] = []
 
     def run(self, targets: Sequence[Target]) -> EvalReport:
         wanted = [name for name in suite_names() if name in self.spec.suites]
@@ -251,7 +251,7 @@ class _Runner:
         return settings_hash(suite, self.spec, self.versions, self._conditions(suite))
 
     def _note(self, suite: str, name: str, notes: Sequence[str]) -> None:
-        self.notes.extend(f"{suite} {name}: {note}" for note in notes)
+        self.notes.extend((suite, name, note) for note in notes)
 
     def _run_suite(self, suite: Suite, targets: Sequence[Target], bar: "tqdm[Any]") -> None:
         models = LanguageModels(

@@ -23,7 +23,7 @@ def primary_table(results: pd.DataFrame, primary: Sequence[str]) -> list[Table]:
         table = Table(title=f"{architecture}, L0 {l0:g}", title_justify="left")
         table.add_column("member", no_wrap=True)
         for key in shown:
-            table.add_column(key, justify="right")
+            table.add_column(key.replace("/", "\n", 1), justify="right", overflow="fold")
         for member in dict.fromkeys(group["member"]):
             cells = [
                 _cell(group.loc[(group["member"] == member) & (group["key"] == key), "value"])

@@ -198,7 +198,7 @@ def _barred(c: Comparison) -> tuple[Word, str] | None:
     if spread(d) == 0 and d[0] != 0:
         return "no verdict", (
             f"the difference is the same to the last digit in all {len(d)} seeds: these are "
-            "copies, not replicates"
+            "copies, not replicates, or a score with so few values that it has no spread"
         )
     return None
 

@@ -237,7 +237,7 @@ def test_record_says_how(tmp_path: Path) -> None:
     assert record["versions"]["sae-lens"]
     assert record["warm_up"] is True
     assert record["facts"]["member"] == "a"
-    assert report.notes == ["fake a: a note"]
+    assert report.notes == [("fake", "a", "a note")]
 
 
 @pytest.mark.parametrize(
