@@ -21,7 +21,7 @@ from sae_baselines.evals import (
     suite_names,
     write_results,
 )
-from sae_baselines.evals.doctor import diagnose, print_diagnoses
+from sae_baselines.evals.doctor import diagnose, print_diagnoses, require_runnable
 from sae_baselines.evals.run import subject_of
 from sae_baselines.evals.settings import store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
@@ -291,15 +291,9 @@ def check(
         spec.device = device
         evals = dataclasses.replace(evals, device=device)
     root = out or Path("studies") / spec.name
-    problems = [
-        f"{d.suite}: {problem}"
-        for d in diagnose(subject_of_panel(spec, evals), list(evals.suites), evals.suites, root)
-        for problem in d.problems
-    ]
-    if problems:
-        raise UserError("; ".join(problems))
+    subject = subject_of_panel(spec, evals)
+    require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
     train_study(spec, root, resume=True)
-    store_spec(root, evals)
     failed = _evaluate(study_targets(root), evals, root, local_model_of(root), verbose)
     _report(root)
     if failed:

@@ -89,6 +89,17 @@ def diagnose(
     return [machine.diagnose(suite, (options or {}).get(suite.name, {})) for suite in adapters]
 
 
+def require_runnable(diagnoses: Sequence[Diagnosis]) -> None:
+    """Stop unless every suite can run.
+
+    Raises:
+        UserError: All problems, in one line.
+    """
+    problems = [f"{d.suite}: {problem}" for d in diagnoses for problem in d.problems]
+    if problems:
+        raise UserError("; ".join(problems))
+
+
 def print_diagnoses(diagnoses: Sequence[Diagnosis], console: Console) -> None:
     """A table: suite, verdict, reasons. A reason of several suites is a note below it."""
     said = Counter(text for d in diagnoses for text in (*d.problems, *d.warnings))

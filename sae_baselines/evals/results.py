@@ -27,6 +27,7 @@ import pandas as pd
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
 from sae_baselines.evals.registry import get_suite, suite_names
+from sae_baselines.evals.spec import DECISIVE
 from sae_baselines.evals.store import EvalStore, Result
 from sae_baselines.evals.study import (
     facts_of_member,
@@ -68,15 +69,7 @@ _PANEL: tuple[tuple[str, str, Direction], ...] = (
     ("cos_to_start_mean", "cos_to_start_mean", NEITHER),
     ("cos_to_start_min", "cos_to_start_min", NEITHER),
 )
-_DECISIVE = (
-    "sae-baselines",
-    "sae-bench",
-    "sae-probes",
-    "sae-lens",
-    "transformer-lens",
-    "torch",
-    "transformers",
-)
+_VERSIONS = ("sae-baselines", *DECISIVE)
 
 
 def collect(root: str | Path) -> pd.DataFrame:
@@ -233,7 +226,7 @@ def _columns(row: Measured) -> dict[str, Any]:
 
 
 def _versions(found: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}={found[name]}" for name in _DECISIVE if name in found)
+    return "; ".join(f"{name}={found[name]}" for name in _VERSIONS if name in found)
 
 
 def _check_weights(root: Path, results: list[Result]) -> None:

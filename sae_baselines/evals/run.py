@@ -22,12 +22,12 @@ from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from tqdm.auto import tqdm
 
 from sae_baselines.errors import UserError, one_line
-from sae_baselines.evals.doctor import diagnose
+from sae_baselines.evals.doctor import diagnose, require_runnable
 from sae_baselines.evals.language_models import LanguageModels
 from sae_baselines.evals.local_data import fingerprints, hash_of_files, linked
 from sae_baselines.evals.measured import not_finite
 from sae_baselines.evals.registry import get_suite, suite_names
-from sae_baselines.evals.spec import EvalSpec, eval_spec_from_dict, settings_hash
+from sae_baselines.evals.spec import DECISIVE, EvalSpec, eval_spec_from_dict, settings_hash
 from sae_baselines.evals.store import EvalStore, Failure
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
@@ -36,8 +36,6 @@ from sae_baselines.provenance import environment, versions
 
 logger = logging.getLogger("sae_baselines")
 
-# What a score depends on; another version makes another result.
-_DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")
 _THROWAWAY = "warm-up"
 _THROWAWAY_LATENTS = 512
 
@@ -103,9 +101,7 @@ def evaluate(
     device = resolve_device(spec.device)
     subject = subject_of(targets, spec, device, model)
     diagnoses = diagnose(subject, list(spec.suites), spec.suites, out)
-    problems = [f"{d.suite}: {problem}" for d in diagnoses for problem in d.problems]
-    if problems:
-        raise UserError("; ".join(problems))
+    require_runnable(diagnoses)
     for diagnosis in diagnoses:
         for warning in diagnosis.warnings:
             logger.warning("%s: %s", diagnosis.suite, warning)
@@ -192,7 +188,7 @@ class _Runner:
         self.store, self.spec, self.subject = store, spec, subject
         self.force, self.verbose, self.command = force, verbose, command
         found = versions()
-        self.versions = {name: found[name] for name in _DECISIVE if name in found}
+        self.versions = {name: found[name] for name in DECISIVE if name in found}
         self._known: dict[str, dict[str, Any]] = {}
         self._hash_of_model: str | None = None
         self.done: list[tuple[str, str]] = []
@@ -394,9 +390,9 @@ class _Runner:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write(trace)
-        failure = {"reason": reason, "facts": target.facts.to_dict(), **environment()}
-        self.store.fail(suite.name, target.name, failure)
         facts = target.facts.to_dict()
+        failure = {"reason": reason, "facts": facts, **environment()}
+        self.store.fail(suite.name, target.name, failure)
         self.failures.append(Failure(suite.name, target.name, reason, facts))
         logger.error("%s %s failed: %s (log: %s)", suite.name, target.name, reason, log)
 

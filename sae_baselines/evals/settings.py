@@ -5,10 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.spec import EvalSpec, eval_spec_from_dict, eval_spec_to_dict
 from sae_baselines.evals.store import EVALS
 from sae_baselines.panel.folder import write_atomically
+from sae_baselines.panel.spec import read_yaml
 
 _FILE = "evals.yaml"
 
@@ -22,11 +22,7 @@ def stored_spec(root: str | Path) -> EvalSpec | None:
     path = Path(root) / EVALS / _FILE
     if not path.exists():
         return None
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
-    return eval_spec_from_dict(data, where=str(path))
+    return eval_spec_from_dict(read_yaml(path), where=str(path))
 
 
 def store_spec(root: str | Path, spec: EvalSpec) -> None:

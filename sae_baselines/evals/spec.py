@@ -8,7 +8,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
@@ -16,6 +15,10 @@ from pydantic.dataclasses import dataclass
 from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
 from sae_baselines.evals.shared_model import DEFAULT_BYTES
+from sae_baselines.panel.spec import read_yaml
+
+# What a score depends on; another version makes another result.
+DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")
 
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -148,7 +151,7 @@ def eval_spec_to_dict(spec: EvalSpec) -> dict[str, Any]:
 
 def has_eval_spec(path: str | Path) -> bool:
     """Whether a panel file has a section ``evals``."""
-    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    data = read_yaml(path)
     return isinstance(data, dict) and "evals" in data
 
 
@@ -158,15 +161,9 @@ def load_eval_spec(path: str | Path) -> EvalSpec:
     Raises:
         UserError: No such file, not YAML, or not valid.
     """
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
+    data = read_yaml(path)
     section = data.get("evals") if isinstance(data, dict) else None
-    return eval_spec_from_dict(section, where=f"{path.name}: evals")
+    return eval_spec_from_dict(section, where=f"{Path(path).name}: evals")
 
 
 def settings_hash(

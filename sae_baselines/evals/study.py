@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME
 from transformers import AutoConfig
 
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.spec import EvalSpec
 from sae_baselines.evals.suite import Subject
-from sae_baselines.evals.target import Facts, Target, hash_of_folder, target_of
+from sae_baselines.evals.target import Facts, Target, target_of
 from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
 from sae_baselines.panel.plan import MemberKey, members_of, panels_of
 from sae_baselines.panel.spec import PanelSpec, spec_from_dict
@@ -81,19 +80,9 @@ def study_targets(study: str | Path, seeds: int | None = None) -> list[Target]:
                     f"study: {folder.member(key)} is not finished; run sae-baselines train "
                     "--resume first"
                 )
-            targets.append(
-                _target(folder.member(key), key, facts_of_member(key, member.constraint))
-            )
+            facts = facts_of_member(key, member.constraint)
+            targets.append(target_of(target_name(key), folder.member(key), facts))
     return targets
-
-
-def _target(path: Path, key: MemberKey, facts: Facts) -> Target:
-    path = path.resolve()
-
-    def load() -> SAE[Any]:
-        return SAE.load_from_disk(path, device="cpu")
-
-    return Target(target_name(key), facts, load, hash_of_folder(path))
 
 
 def subject_of_panel(spec: PanelSpec, evals: EvalSpec) -> Subject:

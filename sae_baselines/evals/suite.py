@@ -65,6 +65,16 @@ class SuiteCall:
     work: Path
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Fields that SAEBench's configs take from the call."""
+        return {
+            "model_name": self.subject.model_name,
+            "llm_dtype": self.subject.llm_dtype,
+            "llm_batch_size": self.subject.llm_batch_size,
+            "random_seed": self.seed,
+        }
+
+    @property
     def expected(self) -> Path:
         """Where SAEBench's JSON must be after the run."""
         return self.output / f"{self.name}_custom_sae_eval_results.json"

@@ -14,6 +14,7 @@ from sae_lens import SAE
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.errors import UserError, one_line
+from sae_baselines.evals.caches import add_weights
 
 # What the results table calls an SAE whose origin is not recorded in it.
 UNKNOWN = "unknown"
@@ -87,8 +88,7 @@ def target_of(name: str, source: SAE[Any] | str | Path, facts: Facts | None = No
         def load() -> SAE[Any]:
             return _from_folder(folder)
 
-        sae = _from_folder(folder)
-        return Target(safe, facts or facts_of(safe, sae), load, hash_of_folder(folder))
+        return Target(safe, facts or facts_of(safe, load()), load, hash_of_folder(folder))
     release, separator, sae_id = text.partition(":")
     if not separator:
         raise UserError(
@@ -158,10 +158,7 @@ def hash_of_folder(folder: Path) -> str:
 
 def _hash_of_state(sae: SAE[Any]) -> str:
     digest = hashlib.sha256(repr(sorted(sae.cfg.to_dict().items(), key=str)).encode())
-    for name, value in sorted(sae.state_dict().items()):
-        data = value.detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(data.shape)}{data.dtype}".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, sae)
     return digest.hexdigest()
 
 

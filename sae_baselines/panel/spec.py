@@ -463,6 +463,23 @@ def _first_problem(error: ValidationError, where: str) -> str:
     return f"{where}: {location}: {problem.get('input')!r}: {problem['msg']}"
 
 
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: No such file, or not YAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
+
+
 def load_spec(path: str | Path) -> PanelSpec:
     """Read a spec from YAML.
 
@@ -471,18 +488,10 @@ def load_spec(path: str | Path) -> PanelSpec:
     Raises:
         UserError: No such file, not YAML, or not a valid spec.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
+    data = read_yaml(path)
     if isinstance(data, dict):
         data = {field: value for field, value in data.items() if field != "evals"}
-    return spec_from_dict(data, where=path.name)
+    return spec_from_dict(data, where=Path(path).name)
 
 
 def spec_to_dict(spec: PanelSpec) -> dict[str, Any]:

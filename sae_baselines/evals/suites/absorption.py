@@ -96,10 +96,7 @@ class Absorption(Suite):
         )
 
         config = AbsorptionEvalConfig(
-            model_name=call.subject.model_name,
-            llm_dtype=call.subject.llm_dtype,
-            llm_batch_size=call.subject.llm_batch_size,
-            random_seed=call.seed,
+            **call.config,
             **_theirs(call.options),
         )
         ordered = words_in_order() if call.options[_ORDER] else nullcontext()

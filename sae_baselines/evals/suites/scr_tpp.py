@@ -5,10 +5,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from sae_lens import SAE
 
-from sae_baselines.evals.caches import all_or_nothing
 from sae_baselines.evals.measured import HIGHER, LOWER, Direction, Measured, from_mapping
 from sae_baselines.evals.option_checks import (
     block_problems,
@@ -19,6 +17,7 @@ from sae_baselines.evals.option_checks import (
     written_sizes,
 )
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, config_defaults
+from sae_baselines.evals.suites.seed_cache import run_on_seed_cache
 
 _PER_CALL = ("model_name", "llm_dtype", "llm_batch_size", "random_seed", "perform_scr")
 _PAIRS = "column1_vals_lookup"
@@ -87,21 +86,9 @@ class _ScrAndTpp(Suite):
         config = ScrAndTppEvalConfig(
             **call.options,
             perform_scr=self.scr,
-            model_name=call.subject.model_name,
-            llm_dtype=call.subject.llm_dtype,
-            llm_batch_size=call.subject.llm_batch_size,
-            random_seed=call.seed,
+            **call.config,
         )
-        # SAEBench switches gradients on and off for the whole process.
-        with torch.enable_grad(), all_or_nothing(call.cache / f"seed_{call.seed}") as artifacts:
-            run_eval(
-                config,
-                [(call.name, sae)],
-                call.subject.device,
-                str(call.output),
-                force_rerun=True,
-                artifacts_path=str(artifacts),
-            )
+        run_on_seed_cache(run_eval, config, sae, call)
         folder = call.output / self.name
         (folder / call.expected.name).replace(call.expected)
         folder.rmdir()
