@@ -21,7 +21,10 @@ BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batch
 STOCK = "stock"
 # A second, independent copy of stock: its ratio to the first is the noise of the machine.
 STOCK_AGAIN = "stock_again"
-MEMBERS = (STOCK, STOCK_AGAIN, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+BASELINES = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+MEMBERS = (STOCK, STOCK_AGAIN, *BASELINES)
+# The unconstrained twin: what a panel may train in stock's place.
+SPARSE = "sparse"
 
 # All members draw the same directions, and steps are measured, not construction, which would
 # take most of the time at the CUDA shape.
@@ -53,6 +56,8 @@ SHAPES = {
     s.name: s
     for s in (
         Shape("quick", 16, 64, 32, 4, n_batches=2, budget_s=0.02),
+        # Wide enough for a few latents per row to be few.
+        Shape("quick_sparse", 16, 512, 32, 4, n_batches=2, budget_s=0.02),
         Shape("small", 256, 4096, 1024, 32, budget_s=40.0),
         Shape("medium", 768, 12_288, 1024, 32, n_batches=4),
         Shape("cuda", 2304, 73_728, 4096, 160, n_batches=4, budget_s=20.0),
@@ -81,11 +86,11 @@ def activations(shape: Shape, device: str) -> list[torch.Tensor]:
 def jumprelu_threshold(shape: Shape, batches: list[torch.Tensor]) -> float:
     """The threshold at which every JumpReLU starts with an L0 of k."""
     x = batches[0][:512]
-    pre = x @ _start(shape).to(x.device).T
+    pre = x @ start_directions(shape).to(x.device).T
     return float(pre.flatten().topk(shape.k * x.shape[0]).values[-1])
 
 
-def _start(shape: Shape) -> torch.Tensor:
+def start_directions(shape: Shape) -> torch.Tensor:
     """The decoder rows that every twin starts from (its init_seed is 0)."""
     return _directions(shape.d_sae, shape.d_in, seed=0, scheme="iso", covariance=None)
 
@@ -95,13 +100,15 @@ class Stepper:
 
     Args:
         base: Architecture name of the base.
-        member: One of `MEMBERS`.
+        member: One of `MEMBERS`, or `SPARSE`.
         shape: Sizes.
         batches: From `activations`; every member sees them in the same order.
-        threshold: Initial threshold of a JumpReLU.
+        threshold: Initial threshold of a JumpReLU. Standard and gated SAEs start with the
+            negative of it in their biases, for the same L0.
         autocast: bfloat16 autocast, as SAELens' trainer does it.
         half_dead: Count every other latent as dead at every step, so that the dead-latent
             loss of the TopK family runs. Otherwise no latent ever counts as dead.
+        rows_on_edge: Every row of a soft-frozen decoder starts on the edge of its cap.
     """
 
     def __init__(
@@ -114,9 +121,12 @@ class Stepper:
         *,
         autocast: bool = False,
         half_dead: bool = False,
+        rows_on_edge: bool = True,
     ) -> None:
         device = batches[0].device.type
         self.sae = _make_sae(base, member, shape, threshold, device)
+        if member == "soft_frozen_decoder" and rows_on_edge:
+            _put_rows_on_edge(self.sae)
         self.half_dead = half_dead
         config = SAETrainerConfig(
             total_training_samples=_NEVER,
@@ -144,7 +154,8 @@ class Stepper:
     def l0(self) -> float:
         """Mean number of active latents in the last step."""
         assert self.output is not None
-        return float((self.output.feature_acts != 0).sum(-1).double().mean())
+        acts = self.output.feature_acts
+        return float(acts.bool().float().sum()) / acts.shape[0]
 
 
 def base_options(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
@@ -170,11 +181,11 @@ def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: st
     sae: Any = sae_class(config)
     if is_stock:
         # The twins' start, so that what depends on the data (topk, L0) is the same work.
-        directions = _start(shape)
+        directions = start_directions(shape)
         sae.W_dec.data.copy_(directions)
         sae.W_enc.data.copy_(directions.T)
-    if member == "soft_frozen_decoder":
-        _put_rows_on_edge(sae)
+    for bias in {"standard": ["b_enc"], "gated": ["b_gate", "b_mag"]}.get(base, []):
+        getattr(sae, bias).data.fill_(-threshold)
     return sae
 
 

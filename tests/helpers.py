@@ -51,6 +51,11 @@ def make_sae(name: str, **overrides: Any) -> AnySAE:
     )
 
 
+def dense_step(base: str) -> dict[str, Any]:
+    """Config fields of a twin of ``base`` that make it train by SAELens' own dense step."""
+    return {"sparse_step": False} if base in SIX_BASES else {}
+
+
 def activations(n: int, *, d_in: int = D_IN, seed: int = 0) -> torch.Tensor:
     """Sparse positive combinations of ``3 * d_in`` fixed unit directions, ``[n, d_in]``."""
     n_features = 3 * d_in

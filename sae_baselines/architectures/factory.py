@@ -40,6 +40,7 @@ from sae_baselines.constraints.soft_frozen_decoder import (
     SoftFrozenDecoderConfig,
     SoftFrozenDecoderMixin,
 )
+from sae_baselines.sparse import SPARSE_STEPS, SparseStepConfig
 
 _OF_SAELENS = {
     AbsTopKTrainingSAE,
@@ -65,7 +66,8 @@ class Constraint:
 
     Attributes:
         name: ``frozen_decoder``, ``soft_frozen_decoder`` or ``frozen_encoder``; ``seeded``
-            for the twin that fixes nothing but the start.
+            for the twin that fixes nothing but the start, ``sparse`` for the same with a
+            sparse training step.
         frozen: What is not trained, for tables.
         learned: What is trained, for tables.
     """
@@ -78,6 +80,9 @@ class Constraint:
 
 
 SEEDED = Constraint("seeded", "nothing", "everything", SeededStartConfig, SeededStartMixin)
+SPARSE = Constraint(
+    "sparse", "nothing", "everything (on active entries)", SeededStartConfig, SeededStartMixin
+)
 FROZEN_DECODER = Constraint(
     "frozen_decoder",
     "W_dec",
@@ -133,6 +138,10 @@ def make_twin(
     steered = _needs_steering(base_config)
     # Anything else would let a steered base and its plain config fall apart.
     config_mixins = [constraint.config_mixin, *([L0SteeringConfig] if steered else [])]
+    # Another class's losses are not known here, so only SAELens' own have a sparse step.
+    sparse_step = None if constraint is SEEDED else SPARSE_STEPS.get(base_class)
+    if sparse_step is not None:
+        config_mixins.append(SparseStepConfig)
     stem = "".join(part.title() for part in constraint.name.split("_"))
     base_stem = "".join(part.title() for part in base.split("_"))
 
@@ -152,12 +161,14 @@ def make_twin(
     _add_details(config_class, constraint.name, base)
 
     mixins: list[type[Any]] = [constraint.sae_mixin]
-    if constraint is not SEEDED:
+    if constraint.sae_mixin is not SeededStartMixin:
         mixins.append(SeededStartMixin)
-        if has_linear_encoder(base_class):
-            mixins.append(CheapBiasGradientMixin)
     if constraint is FROZEN_ENCODER and base_class.calculate_aux_loss in _NORM_PENALTIES:
         mixins.append(ConstantDecoderPenaltyMixin)
+    if sparse_step is not None:
+        mixins.append(sparse_step)
+    if constraint is not SEEDED and has_linear_encoder(base_class):
+        mixins.append(CheapBiasGradientMixin)
     if steered:
         mixins.append(L0SteeringMixin)
     namespace: dict[str, Any] = {

@@ -11,11 +11,13 @@ from sae_baselines.architectures.factory import (
     FROZEN_ENCODER,
     SEEDED,
     SOFT_FROZEN_DECODER,
+    SPARSE,
     Constraint,
     Twin,
     make_twin,
 )
 from sae_baselines.errors import did_you_mean
+from sae_baselines.sparse import SPARSE_STEPS
 
 DEFAULT_BASE = "batchtopk"
 CONSTRAINTS: dict[str, Constraint] = {
@@ -38,7 +40,8 @@ def register_baselines(base: str) -> list[str]:
     """Register the baselines of a training architecture known to SAELens.
 
     Adds ``<constraint>_<base>`` for each constraint, and ``seeded_<base>``: the base itself,
-    unconstrained, with the seeded start of its baselines. For ``batchtopk`` the bare
+    unconstrained, with the seeded start of its baselines; for SAELens' main architectures
+    also ``sparse_<base>``: the same with the sparse training step. For ``batchtopk`` the bare
     constraint names are added too (the paper's main architecture). Calling it again is
     harmless.
 
@@ -58,11 +61,12 @@ def register_baselines(base: str) -> list[str]:
     if hasattr(base_class, "twin_constraint"):
         raise ValueError(f"architecture: {base!r} is a baseline already; name its base instead")
     names = []
-    for constraint in (*CONSTRAINTS.values(), SEEDED):
+    unconstrained = [SEEDED, SPARSE] if base_class in SPARSE_STEPS else [SEEDED]
+    for constraint in (*CONSTRAINTS.values(), *unconstrained):
         if constraint.name in _WITHOUT.get(base, {}):
             continue
         full = f"{constraint.name}_{base}"
-        bare = base == DEFAULT_BASE and constraint is not SEEDED
+        bare = base == DEFAULT_BASE and constraint not in unconstrained
         name = constraint.name if bare else full
         for registered in dict.fromkeys((name, full)):
             _register(registered, name, constraint, base, base_class, base_config)
@@ -135,12 +139,12 @@ def get_twin(name: str) -> Twin:
 
 
 def twin_name(constraint: str, base: str) -> str:
-    """Registered name of ``constraint`` on ``base``; ``constraint`` may be ``"seeded"``.
+    """Registered name of ``constraint`` on ``base``; also of ``"seeded"`` and ``"sparse"``.
 
     Raises:
         ValueError: On an unknown constraint or base, naming the nearest known ones.
     """
-    if constraint != SEEDED.name and constraint not in CONSTRAINTS:
+    if constraint not in (SEEDED.name, SPARSE.name, *CONSTRAINTS):
         raise ValueError(_unknown("constraint", constraint, list(CONSTRAINTS)))
     if base not in base_architectures():
         raise ValueError(_unknown("architecture", base, base_architectures()))

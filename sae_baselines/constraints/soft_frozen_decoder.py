@@ -4,6 +4,9 @@ Paper, Section 4.1: cosine similarity with its own random start at least tau (0.
 projection runs after every optimiser step of every optimiser, through torch's own hook for
 that, so that the constraint holds under any trainer and after the last step too. Adam's
 moments are left alone (the paper is silent; resetting them would slow the rows at the edge).
+
+Under Adam without weight decay a row moves only if it has a gradient or momentum. Rows that
+never had either since the last projection of all rows are not looked at.
 """
 
 import weakref
@@ -50,6 +53,10 @@ class SoftFrozenDecoderMixin(_SAEBase):
 
     cfg: SoftFrozenDecoderConfig
     W_dec_start: torch.Tensor
+    # [d_sae] bool: rows that Adam may move; None if that is not known.
+    _moving: torch.Tensor | None = None
+    # Where the moments lie that it was read from: another optimiser's say something else.
+    _moments_at: int = 0
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -60,6 +67,7 @@ class SoftFrozenDecoderMixin(_SAEBase):
     @torch.no_grad()
     def set_start_directions(self, directions: torch.Tensor) -> None:
         super().set_start_directions(directions)  # type: ignore[misc]
+        self._moving = None
         # W_dec is what was stored (bfloat16 rounds), so a fresh row has cosine 1.
         self.register_buffer(_START, self.W_dec.detach().float().clone())
 
@@ -68,11 +76,37 @@ class SoftFrozenDecoderMixin(_SAEBase):
         """Project W_dec onto its caps in place; returns how many rows moved (int64 scalar)."""
         return project_to_cap_(self.W_dec.data, self.W_dec_start, self.cfg.tau)
 
+    @torch.no_grad()
+    def _project_moving(self, optimizer: Optimizer) -> None:
+        """Project after a step of ``optimizer``, leaving out rows that it cannot have moved."""
+        momentum = _momentum_of(optimizer, self.W_dec)
+        grad = self.W_dec.grad
+        if momentum is None or grad is None:
+            self._moving = None
+        elif self._moving is None or self._moments_at != momentum.data_ptr():
+            self._moving = _nonzero_rows(momentum)
+            self._moments_at = momentum.data_ptr()
+        elif not bool(self._moving.all()):
+            self._moving |= _nonzero_rows(grad)
+            index = self._moving.nonzero().squeeze(1)
+            # Most rows at once are faster in place than gathered.
+            if 2 * index.shape[0] < self._moving.shape[0]:
+                rows = self.W_dec.data[index]
+                if int(project_to_cap_(rows, self.W_dec_start[index], self.cfg.tau)):
+                    self.W_dec.data[index] = rows
+                return
+        self.project()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._moving = None
+        return super().load_state_dict(*args, **kwargs)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _watch(self)  # a copy.deepcopy has not been through initialize_weights
 
     def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._moving = None
         kept = self._buffers.get(_START)
         out = super()._apply(fn, *args, **kwargs)
         # .to(bfloat16) must not round the directions that the cap is measured from.
@@ -113,4 +147,20 @@ def _after_optimizer_step(
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for sae in list(_watched):
         if id(sae.W_dec) in stepped and not sae.start_is_pending:
-            sae.project()
+            sae._project_moving(optimizer)
+
+
+def _momentum_of(optimizer: Optimizer, parameter: torch.Tensor) -> torch.Tensor | None:
+    """First moments of a parameter, if they and the gradient are all that can move it."""
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return None
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            if group["weight_decay"] != 0:
+                return None
+            return optimizer.state.get(parameter, {}).get("exp_avg")
+    return None
+
+
+def _nonzero_rows(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.any(dim=1)  # not a norm: squares underflow

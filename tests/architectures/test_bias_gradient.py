@@ -14,6 +14,7 @@ from tests.helpers import (
     TOPK_FAMILY,
     AnySAE,
     activations,
+    dense_step,
     gradients,
     make_sae,
     matrix_products,
@@ -42,7 +43,7 @@ def pair(variant: str, constraint: str, seed: int, **more: Any) -> tuple[AnySAE,
     """A baseline and SAELens' own class with the same weights, off their start."""
     base = variant.split()[0]
     options = {**VARIANTS[variant], **more}
-    sae = make_sae(f"{constraint}_{base}", **options)
+    sae = make_sae(f"{constraint}_{base}", **dense_step(base), **options)
     randomise_(sae, seed)
     stock = make_sae(base, **options)
     set_weights(stock, weights(sae))
@@ -146,14 +147,14 @@ def test_the_gradient_check_of_torch_agrees(base: str) -> None:
 @pytest.mark.parametrize("base", ["standard", "topk", "batchtopk", "jumprelu"])
 def test_the_product_over_the_batch_is_not_done(base: str) -> None:
     saved = matrix_products(make_sae(base)) - matrix_products(
-        make_sae(f"soft_frozen_decoder_{base}")
+        make_sae(f"soft_frozen_decoder_{base}", **dense_step(base))
     )
     # One product of [batch, d_sae] with W_enc, less two of a vector with it.
     assert saved == 1 - 2 / BATCH
 
 
 def test_without_b_dec_at_the_input_there_is_nothing_to_save() -> None:
-    sae = make_sae("soft_frozen_decoder_topk", apply_b_dec_to_input=False)
+    sae = make_sae("soft_frozen_decoder_topk", apply_b_dec_to_input=False, **dense_step("topk"))
     assert matrix_products(sae) == matrix_products(make_sae("topk", apply_b_dec_to_input=False))
 
 

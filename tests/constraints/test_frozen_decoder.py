@@ -16,6 +16,7 @@ from tests.helpers import (
     batches,
     checked,
     compile_like_the_runner,
+    dense_step,
     make_sae,
     make_trainer,
     matrix_products,
@@ -71,7 +72,8 @@ def test_the_work_of_its_gradient_is_not_done(base: str) -> None:
     # Training everything: two products forward, and backward W_dec, the activations, W_enc
     # and the input (for b_dec; that one takes two products with a vector in a baseline).
     assert matrix_products(make_sae(f"seeded_{base}")) == 6
-    assert matrix_products(make_sae(f"frozen_decoder_{base}")) == 4 + 2 / BATCH
+    frozen_decoder = make_sae(f"frozen_decoder_{base}", **dense_step(base))
+    assert matrix_products(frozen_decoder) == 4 + 2 / BATCH
 
 
 def test_requires_grad_on_the_sae_does_not_thaw_it() -> None:

@@ -16,6 +16,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from safetensors.torch import load_file
 
+from sae_baselines.constraints import project_to_cap_, soft_frozen_decoder
 from tests.helpers import (
     BASES,
     BATCH,
@@ -28,6 +29,7 @@ from tests.helpers import (
     checked,
     compile_like_the_runner,
     cosines,
+    dense_step,
     differing,
     make_sae,
     make_trainer,
@@ -267,7 +269,7 @@ def test_any_cap_in_any_dimension_holds_through_training(
 
 def test_inside_the_cap_training_is_the_unconstrained_training_bit_for_bit() -> None:
     sae, _ = soft("gated", tau=-0.999)
-    free = make_sae("seeded_gated")
+    free = make_sae("sparse_gated")
     train(sae, 30)
     train(free, 30)
     assert differing(weights(sae), weights(free)) == ["W_dec_start"]
@@ -275,7 +277,8 @@ def test_inside_the_cap_training_is_the_unconstrained_training_bit_for_bit() -> 
 
 def test_its_decoder_gradient_is_computed() -> None:
     # Of the six products of training everything, only the input's is gone.
-    assert matrix_products(soft("batchtopk")[0]) == 5 + 2 / BATCH
+    sae, _ = soft("batchtopk", **dense_step("batchtopk"))
+    assert matrix_products(sae) == 5 + 2 / BATCH
 
 
 def test_tau_is_eight_tenths_unless_told() -> None:
@@ -384,3 +387,83 @@ def test_a_row_with_nan_stays_and_the_others_are_kept_inside() -> None:
     assert torch.equal(sae.W_dec[4], torch.zeros(D_IN))
     rest = [i for i in range(D_SAE) if i not in (3, 4)]
     assert cosines(sae.W_dec[rest], start[rest]).min() >= TAU - 1e-6
+
+
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each projection reads, recorded from now on."""
+    sizes: list[int] = []
+
+    def project(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torch.Tensor:
+        sizes.append(rows.shape[0])
+        return project_to_cap_(rows, start, tau)
+
+    monkeypatch.setattr(soft_frozen_decoder, "project_to_cap_", project)
+    return sizes
+
+
+def step_rows(sae: AnySAE, optimizer: torch.optim.Optimizer, rows: list[int]) -> None:
+    """A large step of the optimiser on a few decoder rows, towards their antipodes."""
+    loss = (sae.W_dec[rows] * sae.W_dec_start[rows]).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_rows_without_gradient_and_momentum_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sae, start = soft("batchtopk")
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.3)
+    sizes = looked_at(monkeypatch)
+    for rows in ([0, 1], [1, 2], [2], [30]):
+        step_rows(sae, optimizer, rows)
+        assert_inside(sae, start)
+    # All at first; then those with momentum and those with a gradient.
+    assert sizes == [D_SAE, 3, 3, 4]
+    moved = (sae.W_dec != start).any(dim=1).nonzero().flatten().tolist()
+    assert moved == [0, 1, 2, 30]
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.3, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
+        lambda p: torch.optim.RMSprop(p, lr=0.3),
+    ],
+    ids=["decaying weights", "sgd", "rmsprop"],
+)
+def test_with_another_optimiser_every_row_is_looked_at(
+    make_optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, start = soft("batchtopk")
+    optimizer = make_optimizer(sae.parameters())
+    sizes = looked_at(monkeypatch)
+    for rows in ([0], [1], [2]):
+        step_rows(sae, optimizer, rows)
+        assert_inside(sae, start)
+    assert sizes == [D_SAE] * 3
+
+
+def test_loaded_weights_and_a_new_optimiser_bring_every_row_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sae, start = soft("batchtopk")
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.3)
+    sizes = looked_at(monkeypatch)
+    step_rows(sae, optimizer, [0])
+    step_rows(sae, optimizer, [0])
+    state = weights(sae)
+    state["W_dec"][5] = -state["W_dec"][5]  # outside its cap
+    sae.load_state_dict(state)
+    step_rows(sae, optimizer, [0])
+    assert sizes == [D_SAE, 1, D_SAE]
+    assert_inside(sae, start)
+    # Each optimiser moves the rows that it has momentum for.
+    other = torch.optim.Adam(sae.parameters(), lr=0.3)
+    for one, rows in ((other, [9]), (optimizer, [0]), (other, [0])):
+        step_rows(sae, one, rows)
+        assert_inside(sae, start)
+    optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
+    step_rows(sae, optimizer, [0])
+    assert sizes[3:] == [D_SAE] * 4

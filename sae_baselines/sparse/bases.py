@@ -1,0 +1,399 @@
+"""The sparse step of each SAELens base: which entries matter, and the losses on them.
+
+What SAELens computes on dense ``[batch, d_sae]`` matrices is computed here at entries; each
+formula names the SAELens method it equals, and tests hold the two together. TopK-family
+norms (``rescale_acts_by_decoder_norm``) scale activations before the selection and unscale
+them in every decode, so the gradient that stock passes through them is zero up to rounding;
+here they are constants.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    GatedTrainingSAE,
+    JumpReLUTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAE,
+    StandardTrainingSAE,
+    TopKTrainingSAE,
+)
+from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput
+from torch.utils.checkpoint import checkpoint
+
+from sae_baselines.constraints.shadow import shadow
+from sae_baselines.sparse.entries import Entries
+from sae_baselines.sparse.select import (
+    Found,
+    NotSparseError,
+    above,
+    batch_top_k,
+    finish,
+    top_k_per_row,
+)
+from sae_baselines.sparse.step import (
+    ActiveLatents,
+    SparseStepMixin,
+    active_latents,
+    per_row,
+    unscaled,
+)
+
+# Ties at a batch-top-k's cut are left to stock's own operator on the dense matrix, up to
+# this many values (1 GiB in float32); beyond, the first rows win.
+_DENSE_TIES = 2**28
+# Dead latents' pre-activations are formed for this many values at a time.
+_AUX_VALUES = {"cpu": 2**25}
+_AUX_VALUES_ELSEWHERE = 2**28
+
+
+class SparseTopKMixin(SparseStepMixin):
+    """TopKTrainingSAE: k latents per row."""
+
+    _frozen_norm: "_FrozenNorm | None" = None
+
+    def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
+        x = step_input.sae_in
+        if self.activation_fn.k * x.shape[0] > self._max_entries(x):
+            return "dense"
+        return super()._why_dense_here(step_input)
+
+    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
+        norm = None
+        if self.cfg.rescale_acts_by_decoder_norm:
+            norm = self._decoder_norm()
+            if not bool((norm > 0).all()):
+                raise NotSparseError("decoder norm")
+        x, W_enc = self._multiplied(x)
+        with torch.no_grad():
+            found = self._select(x, W_enc, norm)
+        product = self._trainable_product(found, x)
+        pre = finish(product, found.entries.cols, self.b_enc, norm)
+        # Only positive entries are found, where ReLU is the identity.
+        return ActiveLatents(found.entries, pre, pre, x, norm)
+
+    def _select(self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None) -> Found:
+        def ranked(product: torch.Tensor) -> torch.Tensor:
+            pre = product + self.b_enc
+            return pre if norm is None else pre * norm
+
+        return top_k_per_row(x, W_enc, self.activation_fn.k, ranked)
+
+    @torch.no_grad()
+    def _decoder_norm(self) -> torch.Tensor:
+        if self.W_dec.requires_grad:
+            return self.W_dec.norm(dim=-1)
+        if self._frozen_norm is None or not self._frozen_norm.is_of(self.W_dec):
+            self._frozen_norm = _FrozenNorm(self.W_dec)
+        return self._frozen_norm.norm
+
+    def calculate_topk_aux_loss(
+        self,
+        sae_in: torch.Tensor,
+        sae_out: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        dead_neuron_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Stock's loss on the problem restricted to dead latents, which is the same number."""
+        stock: Any = super().calculate_topk_aux_loss  # type: ignore[misc]
+        latents = active_latents(hidden_pre)
+        if latents is None or dead_neuron_mask is None or not bool(dead_neuron_mask.any()):
+            return stock(sae_in, sae_out, hidden_pre, dead_neuron_mask)
+        dead = dead_neuron_mask.nonzero().squeeze(1)
+        pre_activations = self._dead_pre_activations(latents, dead)
+        W_dec = self.W_dec.index_select(0, dead)
+        everything = torch.ones_like(dead, dtype=torch.bool)
+
+        def loss(rows: slice) -> torch.Tensor:
+            pre = pre_activations(rows)
+            if self.cfg.rescale_acts_by_decoder_norm:
+                pre = pre * W_dec.norm(dim=-1)
+            with shadow(self, W_dec=W_dec):
+                return stock(sae_in[rows], sae_out[rows], pre, everything)
+
+        batch = sae_in.shape[0]
+        budget = _AUX_VALUES.get(sae_in.device.type, _AUX_VALUES_ELSEWHERE)
+        height = max(1, budget // dead.shape[0])
+        if height >= batch:
+            return loss(slice(None))
+        total = sae_out.new_zeros(())
+        for first in range(0, batch, height):
+            rows = slice(first, min(first + height, batch))
+            part: Any = checkpoint(loss, rows, use_reentrant=False)
+            total = total + part * ((rows.stop - rows.start) / batch)
+        return total
+
+
+class SparseBatchTopKMixin(SparseTopKMixin):
+    """BatchTopKTrainingSAE: k latents per row on average over the batch."""
+
+    def _select(self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None) -> Found:
+        state = self.sparse_state
+        found, state.floor = batch_top_k(
+            x,
+            W_enc,
+            self.b_enc,
+            norm,
+            int(self.activation_fn.k * x.shape[0]),
+            state.floor,
+            first_of_ties=x.shape[0] * self.cfg.d_sae > _DENSE_TIES,
+        )
+        return self._stock_choice(x, W_enc, norm) if found is None else found
+
+    def _stock_choice(
+        self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None
+    ) -> Found:
+        """Entries by stock's operator on the dense matrix: it decides between equals."""
+        product = x @ W_enc
+        pre = product + self.b_enc
+        acts = self.activation_fn(pre if norm is None else pre * norm)
+        keys = acts.flatten().nonzero().squeeze(1)
+        entries = Entries.from_keys(keys, x.shape[0], self.cfg.d_sae)
+        return Found(entries, product.flatten()[keys])
+
+    def update_topk_threshold(self, acts_topk: torch.Tensor) -> None:
+        latents = active_latents(acts_topk)
+        values = acts_topk if latents is None else latents.values
+        super().update_topk_threshold(values)  # type: ignore[misc]
+
+
+class SparseMatryoshkaMixin(SparseBatchTopKMixin):
+    """MatryoshkaBatchTopKTrainingSAE: a reconstruction per prefix of the dictionary."""
+
+    def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
+        mask = step_input.dead_neuron_mask
+        if self.cfg.use_matryoshka_aux_loss and mask is not None and bool(mask.any()):
+            return "matryoshka auxiliary loss"  # one problem per prefix: stock's
+        return super()._why_dense_here(step_input)
+
+    def _iterable_decode(
+        self, feature_acts: torch.Tensor, include_outer_loss: bool = False
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        latents = active_latents(feature_acts)
+        if latents is None:
+            yield from super()._iterable_decode(feature_acts, include_outer_loss)  # type: ignore[misc]
+            return
+        widths = self.cfg.matryoshka_widths
+        widths = widths if include_outer_loss else widths[:-1]
+        if not widths:
+            return
+        # Each row becomes one row per prefix: its entries are sorted by latent already.
+        found, n = latents.entries, len(widths)
+        edges = torch.tensor(widths, device=found.cols.device)
+        level = torch.bucketize(found.cols, edges, right=True)
+        kept = level < n
+        entries = Entries(
+            (found.rows * n + level)[kept], found.cols[kept], found.n_rows * n, found.d_sae
+        )
+        parts = self._sparse_product(entries, unscaled(latents)[kept])
+        sums = parts.view(found.n_rows, n, -1).cumsum(dim=1) + self.b_dec
+        for i, width in enumerate(widths):
+            yield width, self.run_time_activation_norm_fn_out(sums[:, i])
+
+
+class SparseJumpReLUMixin(SparseStepMixin):
+    """JumpReLUTrainingSAE: entries above the threshold, or near it on either side.
+
+    The straight-through estimators give a gradient within half a bandwidth of the threshold,
+    also to latents just below it, which are inactive.
+    """
+
+    bandwidth: float
+    threshold: torch.Tensor
+
+    def _threshold(self, entries: Entries, dtype: torch.dtype) -> torch.Tensor:
+        return self.threshold.to(dtype).index_select(0, entries.cols)
+
+    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
+        x, W_enc = self._multiplied(x)
+        with torch.no_grad():
+            dtype = torch.promote_types(x.dtype, self.b_enc.dtype)
+            threshold = self.threshold.to(dtype).double()
+            bias = self.b_enc.double()
+            eps = 8 * torch.finfo(dtype).eps
+            lower = threshold - 0.5 * self.bandwidth - bias
+            lower -= eps * (threshold.abs() + bias.abs() + self.bandwidth)
+            found = above(x, W_enc, lower.to(dtype), self._max_entries(x))
+        pre = finish(self._trainable_product(found, x), found.entries.cols, self.b_enc, None)
+        values: Any = JumpReLU.apply(
+            pre[None],
+            self._threshold(found.entries, pre.dtype),
+            self.bandwidth,
+            self.cfg.jumprelu_ste_to_input,
+        )
+        return ActiveLatents(found.entries, values[0], pre, x)
+
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        sae_out: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """JumpReLUTrainingSAE.calculate_aux_loss at entries."""
+        latents = active_latents(feature_acts)
+        if latents is None:
+            return super().calculate_aux_loss(  # type: ignore[misc,return-value]
+                step_input, feature_acts, hidden_pre, sae_out
+            )
+        losses = {"l0_loss": self._l0_loss(latents, step_input.coefficients["l0"])}
+        if self.cfg.pre_act_loss_coefficient is not None:
+            losses["pre_act_loss"] = self._pre_act_loss(latents, step_input)
+        return losses
+
+    def _l0_loss(self, latents: ActiveLatents, coefficient: float) -> torch.Tensor:
+        entries, pre = latents.entries, latents.pre
+        if self.cfg.jumprelu_sparsity_loss_mode == "tanh":
+            norm = self.W_dec.norm(dim=1).index_select(0, entries.cols)
+            per_entry = torch.tanh(self.cfg.jumprelu_tanh_scale * latents.values * norm)
+            return (coefficient * per_row(entries, per_entry)).mean()
+        active: Any = Step.apply(
+            pre[None],
+            self._threshold(entries, pre.dtype),
+            self.bandwidth,
+            self.cfg.jumprelu_ste_to_input,
+        )
+        l0 = per_row(entries, active[0])
+        if self.cfg.jumprelu_sparsity_loss_mode == "quadratic":
+            target = self.cfg.target_l0
+            return (coefficient * (2 / target * (l0 - target) ** 2)).mean()
+        return (coefficient * l0).mean()
+
+    def _pre_act_loss(self, latents: ActiveLatents, step_input: TrainStepInput) -> torch.Tensor:
+        mask = step_input.dead_neuron_mask
+        if mask is None or not bool(mask.any()):
+            return latents.pre.new_tensor(0.0)
+        dead = mask.nonzero().squeeze(1)
+        pre = self._dead_pre_activations(latents, dead)(slice(None))
+        return calculate_pre_act_loss(
+            self.cfg.pre_act_loss_coefficient,
+            self.threshold.to(pre.dtype).index_select(0, dead),
+            pre,
+            torch.ones_like(dead, dtype=torch.bool),
+            self.W_dec.index_select(0, dead).norm(dim=1),
+        )
+
+
+class SparseStandardMixin(SparseStepMixin):
+    """StandardTrainingSAE: ReLU and an L1 penalty."""
+
+    def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
+        if self.cfg.lp_norm != 1:
+            return "lp_norm"
+        return super()._why_dense_here(step_input)
+
+    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
+        x, W_enc = self._multiplied(x)
+        with torch.no_grad():
+            found = above(x, W_enc, -self.b_enc, self._max_entries(x))
+        pre = finish(self._trainable_product(found, x), found.entries.cols, self.b_enc, None)
+        return ActiveLatents(found.entries, self.activation_fn(pre), pre, x)
+
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        sae_out: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """StandardTrainingSAE.calculate_aux_loss at entries."""
+        latents = active_latents(feature_acts)
+        if latents is None:
+            return super().calculate_aux_loss(  # type: ignore[misc,return-value]
+                step_input, feature_acts, hidden_pre, sae_out
+            )
+        norm = self.W_dec.norm(dim=1).index_select(0, latents.entries.cols)
+        sparsity = per_row(latents.entries, (latents.values * norm).abs())
+        return {"l1_loss": (step_input.coefficients["l1"] * sparsity).mean()}
+
+
+class SparseGatedMixin(SparseStepMixin):
+    """GatedTrainingSAE: entries whose gate is open.
+
+    Stock multiplies with W_enc three times: for the gate, for the magnitude (with columns
+    scaled by exp(r_mag)) and again for the auxiliary loss. One product serves all three.
+    """
+
+    b_gate: torch.Tensor
+    r_mag: torch.Tensor
+    b_mag: torch.Tensor
+
+    def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
+        if self.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+            return "normalize_activations"  # the auxiliary loss sees unnormalised input
+        return super()._why_dense_here(step_input)
+
+    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
+        x, W_enc = self._multiplied(x)
+        with torch.no_grad():
+            found = above(x, W_enc, -self.b_gate, self._max_entries(x))
+        cols = found.entries.cols
+        product = self._trainable_product(found, x)
+        gate = product + self.b_gate.index_select(0, cols)
+        gain = self.r_mag.exp().index_select(0, cols)
+        pre = product * gain + self.b_mag.index_select(0, cols)
+        values = (gate > 0).to(self.dtype) * self.activation_fn(pre)
+        return GatedLatents(found.entries, values, pre, x, gate=gate)
+
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        sae_out: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """GatedTrainingSAE.calculate_aux_loss at entries."""
+        latents = active_latents(feature_acts)
+        if not isinstance(latents, GatedLatents):
+            return super().calculate_aux_loss(  # type: ignore[misc,return-value]
+                step_input, feature_acts, hidden_pre, sae_out
+            )
+        entries, gate = latents.entries, torch.relu(latents.gate)
+        norm = self.W_dec.norm(dim=1).index_select(0, entries.cols)
+        l1 = step_input.coefficients["l1"] * per_row(entries, gate * norm).mean()
+        via_gate = self._sparse_product(entries, gate) + self.b_dec
+        recon = (via_gate - step_input.sae_in).pow(2).sum(dim=-1).mean()
+        return {"l1_loss": l1, "auxiliary_reconstruction_loss": recon}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GatedLatents(ActiveLatents):
+    """Also the pre-activations of the gate, ``[n]``."""
+
+    gate: torch.Tensor
+
+
+class _FrozenNorm:
+    """Row norms of a decoder that is not trained, computed once.
+
+    Anything that replaces or rescales the decoder (loading, folding, moving it) changes its
+    memory, its version or the norms of the probed rows.
+    """
+
+    def __init__(self, W_dec: torch.Tensor) -> None:
+        self.norm = W_dec.norm(dim=-1)
+        self._key = self._key_of(W_dec)
+        self._step = max(1, W_dec.shape[0] // 64)
+
+    @staticmethod
+    def _key_of(W_dec: torch.Tensor) -> tuple[Any, ...]:
+        return W_dec.data_ptr(), W_dec._version, W_dec.shape, W_dec.dtype, W_dec.device
+
+    def is_of(self, W_dec: torch.Tensor) -> bool:
+        if self._key_of(W_dec) != self._key:
+            return False
+        probe = W_dec[:: self._step].norm(dim=-1)
+        return torch.equal(probe, self.norm[:: self._step])
+
+
+SPARSE_STEPS: dict[type[TrainingSAE[Any]], type[SparseStepMixin]] = {
+    TopKTrainingSAE: SparseTopKMixin,
+    BatchTopKTrainingSAE: SparseBatchTopKMixin,
+    MatryoshkaBatchTopKTrainingSAE: SparseMatryoshkaMixin,
+    JumpReLUTrainingSAE: SparseJumpReLUMixin,
+    StandardTrainingSAE: SparseStandardMixin,
+    GatedTrainingSAE: SparseGatedMixin,
+}

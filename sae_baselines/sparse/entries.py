@@ -1,0 +1,75 @@
+"""Where a batch of latents is not zero, and the sums over those places."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Positions in a ``[batch, d_sae]`` matrix, sorted by row, then by latent.
+
+    Attributes:
+        rows: int64 ``[n]``, ascending.
+        cols: int64 ``[n]``, latents; ascending within a row, none twice.
+        n_rows: Batch size.
+        d_sae: Number of latents.
+    """
+
+    rows: torch.Tensor
+    cols: torch.Tensor
+    n_rows: int
+    d_sae: int
+
+    @classmethod
+    def from_keys(cls, keys: torch.Tensor, n_rows: int, d_sae: int) -> "Entries":
+        """From ascending flat positions ``row * d_sae + col``."""
+        rows = torch.div(keys, d_sae, rounding_mode="floor")
+        return cls(rows, keys - rows * d_sae, n_rows, d_sae)
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @cached_property
+    def row_starts(self) -> torch.Tensor:
+        """int64 ``[n_rows]``: the first entry of each row."""
+        return _starts(self.rows, self.n_rows)
+
+    @cached_property
+    def by_latent(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Order that sorts entries by latent, and the first entry of each latent in it."""
+        cols, order = torch.sort(self.cols, stable=True)
+        return order, _starts(cols, self.d_sae)
+
+    def to_coo(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` at these places as a coalesced sparse ``[batch, d_sae]`` tensor."""
+        return torch.sparse_coo_tensor(
+            torch.stack([self.rows, self.cols]),
+            values,
+            (self.n_rows, self.d_sae),
+            check_invariants=False,
+            is_coalesced=True,
+        )
+
+
+def _starts(sorted_ids: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.searchsorted(sorted_ids, torch.arange(n, device=sorted_ids.device))
+
+
+def gather_sum(
+    table: torch.Tensor, index: torch.Tensor, starts: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Weighted sums of rows of a table, one sum per bag of entries.
+
+    Args:
+        table: ``[m, d]``.
+        index: int64 ``[n]``, rows of ``table``.
+        starts: int64 ``[r]``, ascending: bag j is ``index[starts[j] : starts[j + 1]]``.
+        weights: ``[n]``, in the dtype of ``table``.
+
+    Returns:
+        ``[r, d]``; differentiable in ``table`` and ``weights``. An empty bag sums to 0.
+    """
+    return F.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weights)

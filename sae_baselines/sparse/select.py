@@ -1,0 +1,275 @@
+"""Which entries of ``x @ W_enc`` matter, found block by block.
+
+The product is formed in blocks of latents (or of rows, for a top-k per row) that fit a
+cache, so that ``[batch, d_sae]`` never exists. What is returned are the entries and the
+values of the product there, exactly those that a search of the whole matrix would give.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sae_baselines.sparse.entries import Entries
+
+# A block of the product: small enough for a CPU's last cache, large enough for its product
+# to run at full speed. An accelerator wants few launches instead.
+_BLOCK_BYTES = {"cpu": 24 * 2**20}
+_BLOCK_BYTES_ELSEWHERE = 512 * 2**20
+_MIN_ROWS = 256
+
+# Candidates of a batch-top-k, in units of what it selects: more are cut down on the way.
+_TOO_MANY = 4
+# What the next step's floor is set to have; the surplus absorbs what a step changes.
+_WANTED = 1.75
+_SAMPLE_ROWS = 64
+# Below this a product with a decoder norm may leave the range of normal numbers.
+_SMALLEST_FLOOR = 1e-30
+
+
+class NotSparseError(Exception):
+    """The sparse step cannot, or should not, do this batch; stock's dense step does it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Entries, and the values of ``x @ W_enc`` there.
+
+    Attributes:
+        product: ``[n]``, in the dtype of the multiplication.
+    """
+
+    entries: Entries
+    product: torch.Tensor
+
+
+def _block_bytes(device: torch.device) -> int:
+    return _BLOCK_BYTES.get(device.type, _BLOCK_BYTES_ELSEWHERE)
+
+
+def latent_blocks(
+    x: torch.Tensor, W_enc: torch.Tensor
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """``(first, last, x @ W_enc[:, first:last])``; each block is valid until the next."""
+    batch, d_sae = x.shape[0], W_enc.shape[1]
+    widest = max(1, _block_bytes(x.device) // (batch * x.element_size()))
+    n_blocks = -(-d_sae // widest)
+    width = -(-d_sae // n_blocks)
+    buffer = x.new_empty(batch * width)
+    for first in range(0, d_sae, width):
+        last = min(first + width, d_sae)
+        block = buffer[: batch * (last - first)].view(batch, last - first)
+        torch.mm(x, W_enc[:, first:last], out=block)
+        yield first, last, block
+
+
+def row_blocks(x: torch.Tensor, W_enc: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """``(first, last, x[first:last] @ W_enc)``; each block is valid until the next."""
+    batch, d_sae = x.shape[0], W_enc.shape[1]
+    most = max(_MIN_ROWS, _block_bytes(x.device) // (d_sae * x.element_size()))
+    n_blocks = -(-batch // most)
+    height = -(-batch // n_blocks)
+    buffer = x.new_empty(height, d_sae)
+    for first in range(0, batch, height):
+        last = min(first + height, batch)
+        block = buffer[: last - first]
+        torch.mm(x[first:last], W_enc, out=block)
+        yield first, last, block
+
+
+def above(x: torch.Tensor, W_enc: torch.Tensor, lower: torch.Tensor, max_entries: int) -> Found:
+    """Every entry of the product above a bound of its latent, and every NaN.
+
+    Args:
+        x: ``[batch, d_in]``.
+        W_enc: ``[d_in, d_sae]``.
+        lower: ``[d_sae]``.
+        max_entries: Give up beyond this many.
+
+    Raises:
+        NotSparseError: If there are more.
+    """
+    d_sae = W_enc.shape[1]
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    count = 0
+    for first, last, block in latent_blocks(x, W_enc):
+        block_keys, block_values = _above_in_block(block, lower[first:last], first, d_sae)
+        keys.append(block_keys)
+        values.append(block_values)
+        count += block_keys.shape[0]
+        if count > max_entries:
+            raise NotSparseError("dense")
+    return _sorted(torch.cat(keys), torch.cat(values), x.shape[0], d_sae)
+
+
+def _above_in_block(
+    block: torch.Tensor, lower: torch.Tensor, first: int, d_sae: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # "not below or equal" instead of "above": a NaN must be found, not lost.
+    index = (block <= lower).logical_not_().view(-1).nonzero().squeeze(1)
+    rows = torch.div(index, block.shape[1], rounding_mode="floor")
+    return rows * (d_sae - block.shape[1]) + index + first, block.view(-1)[index]
+
+
+def _sorted(keys: torch.Tensor, values: torch.Tensor, n_rows: int, d_sae: int) -> Found:
+    keys, order = torch.sort(keys)
+    return Found(Entries.from_keys(keys, n_rows, d_sae), values[order])
+
+
+def top_k_per_row(
+    x: torch.Tensor,
+    W_enc: torch.Tensor,
+    k: int,
+    finish: Callable[[torch.Tensor], torch.Tensor],
+) -> Found:
+    """The k largest per row, by torch.topk as stock SAELens does it, if they are positive.
+
+    Args:
+        x: ``[batch, d_in]``.
+        W_enc: ``[d_in, d_sae]``.
+        k: How many.
+        finish: From the product to what is ranked, ``[rows, d_sae]`` both.
+    """
+    d_sae = W_enc.shape[1]
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    for first, last, block in row_blocks(x, W_enc):
+        top = torch.topk(finish(block), k, dim=-1, sorted=False)
+        rows = torch.arange(first, last, device=x.device)[:, None]
+        # A NaN is selected and stays; what ReLU makes zero contributes nothing.
+        kept = (top.values <= 0).logical_not_()
+        keys.append((rows * d_sae + top.indices)[kept])
+        values.append(block.gather(1, top.indices)[kept])
+    return _sorted(torch.cat(keys), torch.cat(values), x.shape[0], d_sae)
+
+
+def batch_top_k(
+    x: torch.Tensor,
+    W_enc: torch.Tensor,
+    b_enc: torch.Tensor,
+    norm: torch.Tensor | None,
+    n_selected: int,
+    floor: float | None,
+    *,
+    first_of_ties: bool = False,
+) -> tuple[Found | None, float]:
+    """The ``n_selected`` largest positive entries of ``(x @ W_enc + b_enc) * norm``.
+
+    Only entries above a floor are looked at. If there are at least ``n_selected`` of them,
+    nothing below the floor can be among the largest, whatever the floor was: that is the
+    proof of exactness, checked on every batch. Otherwise the search is repeated over all
+    positive entries.
+
+    Args:
+        x: ``[batch, d_in]``.
+        W_enc: ``[d_in, d_sae]``.
+        b_enc: ``[d_sae]``.
+        norm: ``[d_sae]``, positive, or None for 1.
+        n_selected: How many over the whole batch.
+        floor: A guess from the step before; None estimates one from a few rows.
+        first_of_ties: Of equal values that straddle the cut take those in the first rows.
+
+    Returns:
+        The entries; None if equal values straddle the cut and ``first_of_ties`` is False:
+        the choice is then stock's to make. And a floor for the next step.
+
+    Raises:
+        NotSparseError: On NaN, which stock's step must see.
+    """
+    if n_selected == 0:
+        return above(x, W_enc, torch.full_like(b_enc, torch.inf), 0), 0.0
+    if floor is None:
+        floor = _estimate_floor(x, W_enc, b_enc, norm, n_selected)
+    found = _candidates(x, W_enc, b_enc, norm, n_selected, floor)
+    if found is None:
+        found = _candidates(x, W_enc, b_enc, norm, n_selected, 0.0)
+        assert found is not None
+    keys, product, values, floor = found
+    n_rows, d_sae = x.shape[0], W_enc.shape[1]
+    if values.shape[0] > n_selected:
+        wanted = min(values.shape[0], int(_WANTED * n_selected))
+        ranked = torch.topk(values, wanted, sorted=True).values
+        cut = ranked[n_selected - 1]
+        kept = values >= cut
+        floor = float(ranked[-1])
+        surplus = int(kept.sum()) - n_selected
+        if surplus and not first_of_ties:
+            return None, floor
+        if surplus:
+            tied = keys[values == cut].sort().values
+            kept &= ~torch.isin(keys, tied[-surplus:])
+        keys, product = keys[kept], product[kept]
+    return _sorted(keys, product, n_rows, d_sae), 0.9 * floor
+
+
+def _candidates(
+    x: torch.Tensor,
+    W_enc: torch.Tensor,
+    b_enc: torch.Tensor,
+    norm: torch.Tensor | None,
+    n_selected: int,
+    floor: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float] | None:
+    """Keys, products and values >= floor; None if they do not prove to be enough."""
+    d_sae = W_enc.shape[1]
+    keys = torch.empty(0, dtype=torch.int64, device=x.device)
+    product = x.new_empty(0)
+    values = finish(product, keys, b_enc, norm)
+    lower = _lower_bound(b_enc, norm, floor)
+    for first, last, block in latent_blocks(x, W_enc):
+        more_keys, more = _above_in_block(block, lower[first:last], first, d_sae)
+        more_values = finish(more, more_keys % d_sae, b_enc, norm)
+        if bool(more_values.isnan().any()):
+            raise NotSparseError("NaN")
+        # The bound on the product is generous; the exact values decide.
+        kept = (more_values <= 0) if floor == 0 else (more_values < floor)
+        kept = kept.logical_not_()
+        keys = torch.cat([keys, more_keys[kept]])
+        product = torch.cat([product, more[kept]])
+        values = torch.cat([values, more_values[kept]])
+        if values.shape[0] > _TOO_MANY * n_selected:
+            # The n-th largest so far is a floor for the n-th largest of all.
+            floor = float(torch.topk(values, n_selected, sorted=True).values[-1])
+            lower = _lower_bound(b_enc, norm, floor)
+            kept = values >= floor
+            keys, product, values = keys[kept], product[kept], values[kept]
+    if floor > 0 and values.shape[0] < n_selected:
+        return None
+    return keys, product, values, floor
+
+
+def finish(
+    product: torch.Tensor, cols: torch.Tensor, b_enc: torch.Tensor, norm: torch.Tensor | None
+) -> torch.Tensor:
+    """Stock's pre-activations ``(product + b_enc) * norm`` at entries, rounded in its order."""
+    values = product + b_enc.index_select(0, cols)
+    return values if norm is None else values * norm.index_select(0, cols)
+
+
+def _lower_bound(b_enc: torch.Tensor, norm: torch.Tensor | None, floor: float) -> torch.Tensor:
+    """A bound that the product exceeds wherever the pre-activation is >= floor (> 0 if 0)."""
+    bias = b_enc.double()
+    if floor < _SMALLEST_FLOOR:
+        return -b_enc  # product + bias rounds to something positive only if it is positive
+    at = floor if norm is None else floor / norm.double()
+    # Rounding of the sum and of the product, in the coarsest precision involved.
+    eps = torch.finfo(b_enc.dtype).eps
+    lower = at - bias - 8 * eps * (at + bias.abs())
+    return lower.to(torch.promote_types(b_enc.dtype, torch.float32))
+
+
+def _estimate_floor(
+    x: torch.Tensor,
+    W_enc: torch.Tensor,
+    b_enc: torch.Tensor,
+    norm: torch.Tensor | None,
+    n_selected: int,
+) -> float:
+    sample = x[:: max(1, x.shape[0] // _SAMPLE_ROWS)]
+    share = sample.shape[0] / x.shape[0]
+    values = sample @ W_enc + b_enc
+    if norm is not None:
+        values = values * norm
+    n = max(1, min(values.numel(), int(_WANTED * share * n_selected)))
+    return max(0.0, 0.9 * float(torch.topk(values.flatten(), n, sorted=True).values[-1]))

@@ -1,0 +1,247 @@
+"""The training step on active entries only: when it runs, and what is common to all bases.
+
+Inside `training_forward_pass` the encoder answers with a sparse COO tensor that remembers
+its entries, and SAELens' own training step goes on with it: decoding, losses, threshold
+updates and bookkeeping see the same numbers as in stock's step. Everywhere else (encode in
+evaluation, calibration, export) nothing changes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.sae import (
+    TrainingSAE,
+    TrainingSAEConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
+
+from sae_baselines.sparse.autograd import decoder_product, encoder_product
+from sae_baselines.sparse.entries import Entries
+from sae_baselines.sparse.optimizer import use_fused_adam
+from sae_baselines.sparse.select import Found, NotSparseError
+
+if TYPE_CHECKING:
+    _ConfigBase = TrainingSAEConfig
+    _SAEBase = TrainingSAE[Any]
+else:
+    _ConfigBase = object
+    _SAEBase = object
+
+# More entries than this share of batch x d_sae, and dense products are the faster ones
+# (measured in benchmarks/: a dense multiply-add costs about 1/25 of a gathered one).
+MAX_DENSITY = 1 / 32
+
+# After a batch that was not sparse: look again after this many steps, then twice as many.
+_FIRST_WAIT, _LONGEST_WAIT = 8, 128
+
+
+@dataclass(kw_only=True)
+class SparseStepConfig(_ConfigBase):
+    """Config field of every twin that can train on active entries only.
+
+    Args:
+        sparse_step: Compute the training step on active entries where that is exact and
+            faster, falling back to SAELens' dense step by itself; False never tries.
+    """
+
+    sparse_step: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveLatents:
+    """What the sparse encoder found on a batch.
+
+    Attributes:
+        entries: Where.
+        values: ``[n]`` activations there, differentiable; may be 0.
+        pre: ``[n]`` pre-activations there (stock's hidden_pre), differentiable.
+        x: ``[batch, d_in]`` what W_enc was multiplied with, no gradient.
+        norm: ``[d_sae]`` decoder norms that activations are scaled by, or None.
+    """
+
+    entries: Entries
+    values: torch.Tensor
+    pre: torch.Tensor
+    x: torch.Tensor
+    norm: torch.Tensor | None = None
+
+
+@dataclass
+class SparseStepState:
+    """What one step tells the next. Results do not depend on it, only speed does.
+
+    Attributes:
+        inside: Whether a sparse step is running.
+        floor: Where a batch-top-k may start to look.
+        wait: Steps left before a batch that was not sparse is followed by another try.
+        next_wait: How long to wait next time.
+        sparse_steps: How many steps ran sparse.
+        dense_steps: Why others did not: reason -> how many.
+    """
+
+    inside: bool = False
+    floor: float | None = None
+    wait: int = 0
+    next_wait: int = _FIRST_WAIT
+    sparse_steps: int = 0
+    dense_steps: dict[str, int] = field(default_factory=dict)
+
+    def count_dense(self, reason: str) -> None:
+        self.dense_steps[reason] = self.dense_steps.get(reason, 0) + 1
+
+
+def active_latents(acts: torch.Tensor) -> ActiveLatents | None:
+    """The entries of an activation tensor made by a sparse step; None for any other tensor."""
+    return getattr(acts, "_active_latents", None)
+
+
+def _with_latents(acts: torch.Tensor, latents: ActiveLatents) -> torch.Tensor:
+    acts._active_latents = latents  # type: ignore[attr-defined]
+    return acts
+
+
+class SparseStepMixin(_SAEBase):
+    """Machinery of the sparse step; a subclass per base finds the entries (see bases.py)."""
+
+    cfg: Any  # SparseStepConfig, and the base's
+    activation_fn: Any
+    run_time_activation_norm_fn_out: Any
+    b_enc: torch.Tensor
+    sparse_state: SparseStepState
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.sparse_state = SparseStepState()
+        use_fused_adam(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        use_fused_adam(self)  # a copy.deepcopy has not been through initialize_weights
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        state = self.sparse_state
+        reason = self._why_dense(step_input)
+        if reason is None:
+            try:
+                with _inside(state):
+                    output = super().training_forward_pass(step_input)
+            except NotSparseError as error:
+                # Raised while encoding, before anything has changed.
+                reason = str(error)
+                if reason == "dense":
+                    state.wait = state.next_wait
+                    state.next_wait = min(2 * state.next_wait, _LONGEST_WAIT)
+            else:
+                state.sparse_steps += 1
+                state.next_wait = _FIRST_WAIT
+                return output
+        state.count_dense(reason)
+        state.wait = max(0, state.wait - 1)
+        return super().training_forward_pass(step_input)
+
+    def _why_dense(self, step_input: TrainStepInput) -> str | None:
+        """Why stock's dense step must do this batch; None if the sparse one can."""
+        x = step_input.sae_in
+        if not self.cfg.sparse_step:
+            return "off"
+        if torch.compiler.is_compiling():
+            return "compiling"  # entries have data-dependent shapes
+        if self.sparse_state.wait > 0:
+            return "dense"
+        if not torch.is_grad_enabled() or x.requires_grad or x.ndim != 2 or x.shape[0] == 0:
+            return "input"
+        if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+            return "dtype"
+        hooks = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        if any(h._forward_hooks or h._backward_hooks or h._forward_pre_hooks for h in hooks):
+            return "hooks"  # they are owed dense activations
+        return self._why_dense_here(step_input)
+
+    def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
+        del step_input
+        return None
+
+    def _max_entries(self, x: torch.Tensor) -> int:
+        return int(MAX_DENSITY * x.shape[0] * self.cfg.d_sae)
+
+    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.sparse_state.inside:
+            return super().encode_with_hidden_pre(x)  # type: ignore[misc]
+        latents = self._sparse_encode(x)
+        acts = _with_latents(latents.entries.to_coo(latents.values), latents)
+        pre = _with_latents(latents.entries.to_coo(latents.pre), latents)
+        return acts, pre
+
+    @abstractmethod
+    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents: ...
+
+    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        latents = active_latents(feature_acts)
+        if latents is None:
+            return super().decode(feature_acts)
+        sae_out_pre = self._sparse_product(latents.entries, unscaled(latents)) + self.b_dec
+        sae_out_pre = self.hook_sae_recons(sae_out_pre)
+        sae_out_pre = self.run_time_activation_norm_fn_out(sae_out_pre)
+        return self.reshape_fn_out(sae_out_pre, self.d_head)
+
+    # -- for the bases
+
+    @torch.no_grad()
+    def _multiplied(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What stock multiplies, in the precision it does: ``x - b_dec`` and W_enc."""
+        dtype = self._product_dtype()
+        return self.process_sae_in(x).to(dtype), self.W_enc.detach().to(dtype)
+
+    def _product_dtype(self) -> torch.dtype:
+        device = self.W_dec.device.type
+        if torch.is_autocast_enabled(device) and self.dtype != torch.float64:
+            return torch.get_autocast_dtype(device)
+        return self.dtype
+
+    def _dead_pre_activations(
+        self, latents: ActiveLatents, dead: torch.Tensor
+    ) -> Callable[[slice], torch.Tensor]:
+        """Pre-activations before decoder norms of dead latents, ``[rows, dead]`` for rows."""
+        W_enc = self.W_enc.index_select(1, dead)
+        b_enc = self.b_enc.index_select(0, dead)
+        if self.cfg.apply_b_dec_to_input:
+            # As in bias_gradient: a term of value 0 that carries b_dec's gradient.
+            through_encoder = -(self.b_dec @ W_enc.detach())
+            b_enc = b_enc + (through_encoder - through_encoder.detach())
+        return lambda rows: latents.x[rows] @ W_enc + b_enc
+
+    def _trainable_product(self, found: Found, x: torch.Tensor) -> torch.Tensor:
+        """``x @ W_enc`` at the entries, differentiable in W_enc and b_dec."""
+        b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        return encoder_product(found.product, found.entries, x, self.W_enc, b_dec)
+
+    def _sparse_product(self, entries: Entries, values: torch.Tensor) -> torch.Tensor:
+        """``acts @ W_dec``, ``[batch, d_in]``."""
+        return decoder_product(values, entries, self.W_dec, self._product_dtype())
+
+
+def unscaled(latents: ActiveLatents) -> torch.Tensor:
+    """Activations as they multiply W_dec: stock divides by the norm it multiplied with."""
+    if latents.norm is None:
+        return latents.values
+    return latents.values * (1 / latents.norm)[latents.entries.cols]
+
+
+@contextmanager
+def _inside(state: SparseStepState) -> Iterator[None]:
+    state.inside = True
+    try:
+        yield
+    finally:
+        state.inside = False
+
+
+def per_row(entries: Entries, values: torch.Tensor) -> torch.Tensor:
+    """Sum of entries in each row, ``[batch]``; added up in float32 at least, as torch.sum."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return wide.new_zeros(entries.n_rows).index_add(0, entries.rows, wide).to(values.dtype)

@@ -1,0 +1,23 @@
+"""Running tests of behaviour with both ways to compute a training step."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sae_baselines.sparse import step
+
+
+@pytest.fixture(scope="module", autouse=True, params=["dense step", "sparse step"])
+def either_step(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test of the module twice; small SAEs are too dense to be sparse by themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "MAX_DENSITY", 0.0 if request.param == "dense step" else 1.0)
+        yield request.param
+
+
+def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Equal up to float32 rounding of sums over d_in or the batch (as small as in tests)."""
+    ours, theirs = ours.detach(), theirs.detach()
+    scale = float(theirs.abs().max()) if theirs.numel() else 0.0
+    return torch.allclose(ours, theirs, rtol=2e-6, atol=2e-6 * scale)
