@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from sae_lens import register_sae_training_class
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 
 from sae_baselines.architectures.factory import (
     FROZEN_DECODER,
@@ -61,7 +61,7 @@ def register_baselines(base: str) -> list[str]:
     if hasattr(base_class, "twin_constraint"):
         raise ValueError(f"architecture: {base!r} is a baseline already; name its base instead")
     names = []
-    unconstrained = [SEEDED, SPARSE] if base_class in SPARSE_STEPS else [SEEDED]
+    unconstrained = [SEEDED, SPARSE] if has_sparse_step(base) else [SEEDED]
     for constraint in (*CONSTRAINTS.values(), *unconstrained):
         if constraint.name in _WITHOUT.get(base, {}):
             continue
@@ -116,6 +116,11 @@ def base_architectures() -> list[str]:
         for name, (cls, _) in SAE_TRAINING_CLASS_REGISTRY.items()
         if not hasattr(cls, "twin_constraint")
     ]
+
+
+def has_sparse_step(base: str) -> bool:
+    """Whether twins of a registered base can train on active entries only."""
+    return get_sae_training_class(base)[0] in SPARSE_STEPS
 
 
 def baseline_architectures() -> dict[str, Twin]:

@@ -121,7 +121,7 @@ def constraint_of(architecture: str) -> str:
     for constraint in ("soft_frozen_decoder", "frozen_decoder", "frozen_encoder"):
         if architecture.startswith(constraint):
             return constraint
-    return "trained" if architecture.startswith("seeded_") else UNKNOWN
+    return "trained" if architecture.startswith(("seeded_", "sparse_")) else UNKNOWN
 
 
 def prepare(sae: SAE[Any], device: str, fold: bool) -> tuple[SAE[Any], str | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
-from sae_baselines.architectures import get_twin, twin_name
+from sae_baselines.architectures import get_twin, has_sparse_step, twin_name
 from sae_baselines.constraints import (
     covariance_of,
     load_covariance,
@@ -94,8 +94,7 @@ def member_config(
     """
     panel = key.panel
     base = panel.architecture
-    constraint = "seeded" if member.constraint == TRAINED else member.constraint
-    config_class = get_twin(twin_name(constraint, base)).config_class
+    config_class = get_twin(twin_name(_constraint(spec, base, member), base)).config_class
     known = {f.name for f in fields(config_class)}
     options: dict[str, Any] = {
         "d_in": d_in,
@@ -110,6 +109,8 @@ def member_config(
     }
     if member.init_scheme == "cov":
         options["init_covariance_path"] = str(start.covariance_path)
+    if "sparse_step" in known:
+        options["sparse_step"] = spec.sparse_step != "none"
     if "tau" in known:
         options["tau"] = spec.tau if member.tau is None else member.tau
     if "jumprelu_init_threshold" in known and "jumprelu_init_threshold" not in spec.sae:
@@ -130,6 +131,13 @@ def member_config(
         return config_class(**options)
     except (TypeError, ValueError) as error:
         raise UserError(f"members: {member.name} of {base}: {error}") from error
+
+
+def _constraint(spec: PanelSpec, base: str, member: MemberSpec) -> str:
+    if member.constraint != TRAINED:
+        return member.constraint
+    # An architecture without a sparse step is trained as ever.
+    return "sparse" if spec.sparse_step == "all" and has_sparse_step(base) else "seeded"
 
 
 def architecture_options(

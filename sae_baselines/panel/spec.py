@@ -47,6 +47,7 @@ _SET_BY_PANEL = {
     "init_covariance_path",
     "init_cov_samples",
     "decoder_init_norm",
+    "sparse_step",
     "normalize_activations",
     "reshape_activations",
     "rescale_acts_by_decoder_norm",
@@ -150,6 +151,8 @@ class PanelSpec:
             or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
             (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).
         sae: Extra fields of the base's SAELens config, for every member alike.
+        sparse_step: Which members train on active entries only (same numbers up to float32
+            rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
         calibration_tokens: Held-out tokens for thresholds and covariance.
         eval_tokens: Further held-out tokens, which EV and L0 are measured on.
         ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
@@ -175,6 +178,7 @@ class PanelSpec:
     data_order: Literal["shared", "per_seed"] = "shared"
     b_dec_init: Literal["zeros", "mean"] = "mean"
     sae: dict[str, Any] = field(default_factory=dict)
+    sparse_step: Literal["baselines", "all", "none"] = "baselines"
 
     context_size: int = PydanticField(default=128, gt=1)
     prepend_bos: bool = True

@@ -84,6 +84,7 @@ def test_facts_come_from_metadata() -> None:
         ("frozen_decoder_topk", "frozen_decoder"),
         ("frozen_encoder_gated", "frozen_encoder"),
         ("seeded_batchtopk", "trained"),
+        ("sparse_batchtopk", "trained"),
         ("batchtopk", "unknown"),
     ],
 )

@@ -54,6 +54,8 @@ BASE = tiny_panel(Path("model"), d_sae=64, expansion=None)
             "has no field 'aux_los_coefficient'; did you mean",
         ),
         ({"sae": {"k": 3}}, "sae: 'k' is set by the panel"),
+        ({"sae": {"sparse_step": False}}, "sae: 'sparse_step' is set by the panel"),
+        ({"sparse_step": "some"}, "sparse_step: 'some'"),
         ({"seeds": [1, 1]}, "seeds: [1, 1]: use distinct seeds"),
         ({"seeds": []}, "seeds: the list is empty"),
         ({"name": "a/b"}, "name: 'a/b' names a folder"),
