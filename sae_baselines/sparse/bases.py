@@ -7,7 +7,7 @@ them in every decode, so the gradient that stock passes through them is zero up 
 here they are constants.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from sae_lens import (
 )
 from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
-from torch.utils.checkpoint import checkpoint
 
 from sae_baselines.constraints.shadow import shadow
 from sae_baselines.sparse.entries import Entries
@@ -45,9 +44,8 @@ from sae_baselines.sparse.step import (
 # Ties at a batch-top-k's cut are left to stock's own operator on the dense matrix, up to
 # this many values (1 GiB in float32); beyond, the first rows win.
 _DENSE_TIES = 2**28
-# Dead latents' pre-activations are formed for this many values at a time.
-_AUX_VALUES = {"cpu": 2**25}
-_AUX_VALUES_ELSEWHERE = 2**28
+# Under these SAELens' auxiliary losses compare normalised with unnormalised activations.
+_UNNORMALISED_LOSS = ("layer_norm", "constant_norm_rescale")
 
 
 class SparseTopKMixin(SparseStepMixin):
@@ -76,11 +74,7 @@ class SparseTopKMixin(SparseStepMixin):
         return ActiveLatents(found.entries, pre, pre, x, norm)
 
     def _select(self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None) -> Found:
-        def ranked(product: torch.Tensor) -> torch.Tensor:
-            pre = product + self.b_enc
-            return pre if norm is None else pre * norm
-
-        return top_k_per_row(x, W_enc, self.activation_fn.k, ranked)
+        return top_k_per_row(x, W_enc, self.activation_fn.k, _ranked(self.b_enc, norm))
 
     @torch.no_grad()
     def _decoder_norm(self) -> torch.Tensor:
@@ -103,28 +97,47 @@ class SparseTopKMixin(SparseStepMixin):
         if latents is None or dead_neuron_mask is None or not bool(dead_neuron_mask.any()):
             return stock(sae_in, sae_out, hidden_pre, dead_neuron_mask)
         dead = dead_neuron_mask.nonzero().squeeze(1)
-        pre_activations = self._dead_pre_activations(latents, dead)
+        n_dead, k_aux = dead.shape[0], sae_in.shape[-1] // 2  # stock's heuristic
+        few = min(k_aux, n_dead) * sae_in.shape[0] <= self._max_entries(sae_in, n_dead)
+        if few and self.cfg.normalize_activations not in _UNNORMALISED_LOSS:
+            acts = self._dead_activations(latents, dead, min(k_aux, n_dead))
+            recons = self._sparse_product(acts.entries, unscaled(acts))
+            recons = self.reshape_fn_out(recons, self.d_head)
+            error = (recons - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
+            return self.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error
+        pre = self._dead_pre_activations(latents, dead)
         W_dec = self.W_dec.index_select(0, dead)
-        everything = torch.ones_like(dead, dtype=torch.bool)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            pre = pre * W_dec.norm(dim=-1)
+        with shadow(self, W_dec=W_dec):
+            return stock(sae_in, sae_out, pre, torch.ones_like(dead, dtype=torch.bool))
 
-        def loss(rows: slice) -> torch.Tensor:
-            pre = pre_activations(rows)
-            if self.cfg.rescale_acts_by_decoder_norm:
-                pre = pre * W_dec.norm(dim=-1)
-            with shadow(self, W_dec=W_dec):
-                return stock(sae_in[rows], sae_out[rows], pre, everything)
+    def _dead_activations(
+        self, latents: ActiveLatents, dead: torch.Tensor, k_aux: int
+    ) -> ActiveLatents:
+        """The k_aux largest pre-activations of dead latents per row, of either sign."""
+        with torch.no_grad():
+            W_enc = self.W_enc.index_select(1, dead).to(latents.x.dtype)
+            b_enc = self.b_enc.index_select(0, dead)
+            norm = None if latents.norm is None else latents.norm.index_select(0, dead)
+            found = top_k_per_row(
+                latents.x, W_enc, k_aux, _ranked(b_enc, norm), negative_too=True
+            )
+        places = found.entries
+        entries = Entries(places.rows, dead[places.cols], places.n_rows, self.cfg.d_sae)
+        product = self._trainable_product(Found(entries, found.product), latents.x)
+        pre = finish(product, entries.cols, self.b_enc, latents.norm)
+        return ActiveLatents(entries, pre, pre, latents.x, latents.norm)
 
-        batch = sae_in.shape[0]
-        budget = _AUX_VALUES.get(sae_in.device.type, _AUX_VALUES_ELSEWHERE)
-        height = max(1, budget // dead.shape[0])
-        if height >= batch:
-            return loss(slice(None))
-        total = sae_out.new_zeros(())
-        for first in range(0, batch, height):
-            rows = slice(first, min(first + height, batch))
-            part: Any = checkpoint(loss, rows, use_reentrant=False)
-            total = total + part * ((rows.stop - rows.start) / batch)
-        return total
+
+def _ranked(
+    b_enc: torch.Tensor, norm: torch.Tensor | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def pre_activations(product: torch.Tensor) -> torch.Tensor:
+        pre = product + b_enc
+        return pre if norm is None else pre * norm
+
+    return pre_activations
 
 
 class SparseBatchTopKMixin(SparseTopKMixin):
@@ -148,8 +161,7 @@ class SparseBatchTopKMixin(SparseTopKMixin):
     ) -> Found:
         """Entries by stock's operator on the dense matrix: it decides between equals."""
         product = x @ W_enc
-        pre = product + self.b_enc
-        acts = self.activation_fn(pre if norm is None else pre * norm)
+        acts = self.activation_fn(_ranked(self.b_enc, norm)(product))
         keys = acts.flatten().nonzero().squeeze(1)
         entries = Entries.from_keys(keys, x.shape[0], self.cfg.d_sae)
         return Found(entries, product.flatten()[keys])
@@ -267,7 +279,7 @@ class SparseJumpReLUMixin(SparseStepMixin):
         if mask is None or not bool(mask.any()):
             return latents.pre.new_tensor(0.0)
         dead = mask.nonzero().squeeze(1)
-        pre = self._dead_pre_activations(latents, dead)(slice(None))
+        pre = self._dead_pre_activations(latents, dead)
         return calculate_pre_act_loss(
             self.cfg.pre_act_loss_coefficient,
             self.threshold.to(pre.dtype).index_select(0, dead),
@@ -322,8 +334,8 @@ class SparseGatedMixin(SparseStepMixin):
     b_mag: torch.Tensor
 
     def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
-        if self.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
-            return "normalize_activations"  # the auxiliary loss sees unnormalised input
+        if self.cfg.normalize_activations in _UNNORMALISED_LOSS:
+            return "normalize_activations"
         return super()._why_dense_here(step_input)
 
     def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:

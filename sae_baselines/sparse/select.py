@@ -122,14 +122,17 @@ def top_k_per_row(
     W_enc: torch.Tensor,
     k: int,
     finish: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    negative_too: bool = False,
 ) -> Found:
-    """The k largest per row, by torch.topk as stock SAELens does it, if they are positive.
+    """The k largest per row, by torch.topk as stock SAELens does it.
 
     Args:
         x: ``[batch, d_in]``.
         W_enc: ``[d_in, d_sae]``.
         k: How many.
         finish: From the product to what is ranked, ``[rows, d_sae]`` both.
+        negative_too: Keep all k of a row; otherwise those that ReLU leaves something of.
     """
     d_sae = W_enc.shape[1]
     keys: list[torch.Tensor] = []
@@ -137,8 +140,10 @@ def top_k_per_row(
     for first, last, block in row_blocks(x, W_enc):
         top = torch.topk(finish(block), k, dim=-1, sorted=False)
         rows = torch.arange(first, last, device=x.device)[:, None]
-        # A NaN is selected and stays; what ReLU makes zero contributes nothing.
-        kept = (top.values <= 0).logical_not_()
+        if negative_too:
+            kept = torch.ones_like(top.indices, dtype=torch.bool)
+        else:
+            kept = (top.values <= 0).logical_not_()  # a NaN is selected, and stays
         keys.append((rows * d_sae + top.indices)[kept])
         values.append(block.gather(1, top.indices)[kept])
     return _sorted(torch.cat(keys), torch.cat(values), x.shape[0], d_sae)

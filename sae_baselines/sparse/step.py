@@ -7,7 +7,7 @@ evaluation, calibration, export) nothing changes.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -166,8 +166,8 @@ class SparseStepMixin(_SAEBase):
         del step_input
         return None
 
-    def _max_entries(self, x: torch.Tensor) -> int:
-        return int(MAX_DENSITY * x.shape[0] * self.cfg.d_sae)
+    def _max_entries(self, x: torch.Tensor, d_sae: int | None = None) -> int:
+        return int(MAX_DENSITY * x.shape[0] * (self.cfg.d_sae if d_sae is None else d_sae))
 
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.sparse_state.inside:
@@ -203,17 +203,15 @@ class SparseStepMixin(_SAEBase):
             return torch.get_autocast_dtype(device)
         return self.dtype
 
-    def _dead_pre_activations(
-        self, latents: ActiveLatents, dead: torch.Tensor
-    ) -> Callable[[slice], torch.Tensor]:
-        """Pre-activations before decoder norms of dead latents, ``[rows, dead]`` for rows."""
+    def _dead_pre_activations(self, latents: ActiveLatents, dead: torch.Tensor) -> torch.Tensor:
+        """Pre-activations (before decoder norms) of dead latents, ``[batch, dead]``."""
         W_enc = self.W_enc.index_select(1, dead)
         b_enc = self.b_enc.index_select(0, dead)
         if self.cfg.apply_b_dec_to_input:
             # As in bias_gradient: a term of value 0 that carries b_dec's gradient.
             through_encoder = -(self.b_dec @ W_enc.detach())
             b_enc = b_enc + (through_encoder - through_encoder.detach())
-        return lambda rows: latents.x[rows] @ W_enc + b_enc
+        return latents.x @ W_enc + b_enc
 
     def _trainable_product(self, found: Found, x: torch.Tensor) -> torch.Tensor:
         """``x @ W_enc`` at the entries, differentiable in W_enc and b_dec."""
