@@ -15,11 +15,43 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from sae_baselines.sparse.entries import Entries, gather_sum
+from sae_baselines.sparse import kernels
+from sae_baselines.sparse.entries import Entries, gather_sum, sum_at
 
 # Latents whose W_enc gradient is formed at a time, before it is transposed into place.
 _CHUNK_BYTES = {"cpu": 8 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+
+
+def pick(vector: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """``vector[index]``, whose gradient is added up in float64.
+
+    A latent may be active in every row of a batch; adding its gradients one by one in
+    float32 loses digits that stock's sum over a column keeps, and in bfloat16 stands still.
+
+    Args:
+        vector: ``[d_sae]``.
+        index: int64 ``[n]``.
+    """
+    return _Pick.apply(vector, index)
+
+
+class _Pick(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vector: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(index)
+        ctx.of = vector.shape[0], vector.dtype
+        return vector.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
+        (index,) = ctx.saved_tensors
+        length, dtype = ctx.of
+        return sum_at(index, grad, length).to(dtype), None
 
 
 def encoder_product(
@@ -72,10 +104,9 @@ class _EncoderProduct(torch.autograd.Function):
             grad_W_enc = _encoder_gradient(grad, entries, x, W_enc)
         if ctx.b_dec_dtype is not None and ctx.needs_input_grad[1]:
             # b_dec enters every row alike, so the sum over rows can go first.
-            per_latent = torch.zeros_like(W_enc[0]).index_add_(
-                0, entries.cols, grad.to(W_enc.dtype)
-            )
-            grad_b_dec = -(W_enc @ per_latent).to(ctx.b_dec_dtype)
+            wide = torch.promote_types(W_enc.dtype, torch.float32)
+            per_latent = sum_at(entries.cols, grad, entries.d_sae).to(wide)
+            grad_b_dec = -(W_enc.to(wide) @ per_latent).to(ctx.b_dec_dtype)
         return grad_W_enc, grad_b_dec, None, None, None
 
 
@@ -85,6 +116,8 @@ def _encoder_gradient(
     order, starts = entries.by_latent
     rows = entries.rows[order]
     weights = grad[order].to(x.dtype)
+    if kernels.available(x):
+        return kernels.gather_sum_transposed(x.contiguous(), rows, starts, weights, W_enc.dtype)
     out = torch.empty_like(W_enc)
     d_in, d_sae = W_enc.shape
     budget = _CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
@@ -114,7 +147,9 @@ def decoder_product(
         ``[batch, d_in]``, differentiable in ``values`` and W_dec.
     """
     table = W_dec.detach().to(dtype)
-    out = gather_sum(table, entries.cols, entries.row_starts, values.to(dtype))
+    out = gather_sum(
+        table, entries.cols, entries.row_starts, values.to(dtype), rows=entries.rows
+    )
     if W_dec.requires_grad:
         out = _DecoderGradient.apply(out, W_dec, values.detach(), entries)
     return out
@@ -152,5 +187,6 @@ class _DecoderGradient(torch.autograd.Function):
                 entries.rows[order],
                 starts,
                 values[order].to(grad.dtype),
-            ).to(ctx.W_dec_dtype)
+                out_dtype=ctx.W_dec_dtype,
+            )
         return grad, grad_W_dec, None, None

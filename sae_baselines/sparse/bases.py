@@ -22,8 +22,9 @@ from sae_lens import (
 )
 from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
+from sae_lens.saes.topk_sae import act_times_W_dec
 
-from sae_baselines.constraints.shadow import shadow
+from sae_baselines.sparse.autograd import pick
 from sae_baselines.sparse.entries import Entries
 from sae_baselines.sparse.select import (
     Found,
@@ -32,6 +33,7 @@ from sae_baselines.sparse.select import (
     batch_top_k,
     finish,
     top_k_per_row,
+    top_of_dead,
 )
 from sae_baselines.sparse.step import (
     ActiveLatents,
@@ -51,38 +53,30 @@ _UNNORMALISED_LOSS = ("layer_norm", "constant_norm_rescale")
 class SparseTopKMixin(SparseStepMixin):
     """TopKTrainingSAE: k latents per row."""
 
-    _frozen_norm: "_FrozenNorm | None" = None
-
     def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
         x = step_input.sae_in
         if self.activation_fn.k * x.shape[0] > self._max_entries(x):
             return "dense"
         return super()._why_dense_here(step_input)
 
-    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
-        norm = None
-        if self.cfg.rescale_acts_by_decoder_norm:
-            norm = self._decoder_norm()
-            if not bool((norm > 0).all()):
-                raise NotSparseError("decoder norm")
+    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
+        scale = norm if self.cfg.rescale_acts_by_decoder_norm else None
+        if scale is not None and not bool((scale > 0).all()):
+            raise NotSparseError("not finite")  # stock divides by it
         x, W_enc = self._multiplied(x)
         with torch.no_grad():
-            found = self._select(x, W_enc, norm)
+            found = self._select(x, W_enc, scale)
         product = self._trainable_product(found, x)
-        pre = finish(product, found.entries.cols, self.b_enc, norm)
+        pre = finish(product, found.entries.cols, self.b_enc, scale)
         # Only positive entries are found, where ReLU is the identity.
-        return ActiveLatents(found.entries, pre, pre, x, norm)
+        return ActiveLatents(found.entries, pre, pre, x, scale)
 
     def _select(self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None) -> Found:
-        return top_k_per_row(x, W_enc, self.activation_fn.k, _ranked(self.b_enc, norm))
+        def choose(pre: torch.Tensor) -> torch.Tensor:
+            # As SAELens' TopK does it, so that ties fall the same way.
+            return torch.topk(pre, self.activation_fn.k, dim=-1, sorted=False).indices
 
-    @torch.no_grad()
-    def _decoder_norm(self) -> torch.Tensor:
-        if self.W_dec.requires_grad:
-            return self.W_dec.norm(dim=-1)
-        if self._frozen_norm is None or not self._frozen_norm.is_of(self.W_dec):
-            self._frozen_norm = _FrozenNorm(self.W_dec)
-        return self._frozen_norm.norm
+        return top_k_per_row(x, W_enc, _ranked(self.b_enc, norm), choose)
 
     def calculate_topk_aux_loss(
         self,
@@ -91,43 +85,63 @@ class SparseTopKMixin(SparseStepMixin):
         hidden_pre: torch.Tensor,
         dead_neuron_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Stock's loss on the problem restricted to dead latents, which is the same number."""
-        stock: Any = super().calculate_topk_aux_loss  # type: ignore[misc]
+        """TopKTrainingSAE.calculate_topk_aux_loss on the problem restricted to dead latents."""
         latents = active_latents(hidden_pre)
-        if latents is None or dead_neuron_mask is None or not bool(dead_neuron_mask.any()):
-            return stock(sae_in, sae_out, hidden_pre, dead_neuron_mask)
+        if (
+            latents is None
+            or dead_neuron_mask is None
+            or not bool(dead_neuron_mask.any())
+            or self.cfg.normalize_activations in _UNNORMALISED_LOSS  # stock refuses
+        ):
+            return super().calculate_topk_aux_loss(  # type: ignore[misc]
+                sae_in, sae_out, hidden_pre, dead_neuron_mask
+            )
         dead = dead_neuron_mask.nonzero().squeeze(1)
         n_dead, k_aux = dead.shape[0], sae_in.shape[-1] // 2  # stock's heuristic
-        few = min(k_aux, n_dead) * sae_in.shape[0] <= self._max_entries(sae_in, n_dead)
-        if few and self.cfg.normalize_activations not in _UNNORMALISED_LOSS:
-            acts = self._dead_activations(latents, dead, min(k_aux, n_dead))
+        scale = min(n_dead / k_aux, 1.0)
+        k = min(n_dead, k_aux)
+        if k * sae_in.shape[0] <= self._max_entries(sae_in, n_dead):
+            acts = self._dead_activations(latents, dead, k)
             recons = self._sparse_product(acts.entries, unscaled(acts))
-            recons = self.reshape_fn_out(recons, self.d_head)
-            error = (recons - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
-            return self.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error
-        pre = self._dead_pre_activations(latents, dead)
-        W_dec = self.W_dec.index_select(0, dead)
-        if self.cfg.rescale_acts_by_decoder_norm:
-            pre = pre * W_dec.norm(dim=-1)
-        with shadow(self, W_dec=W_dec):
-            return stock(sae_in, sae_out, pre, torch.ones_like(dead, dtype=torch.bool))
+        else:
+            recons = self._dense_dead_product(latents, dead, k)
+        recons = self.reshape_fn_out(recons, self.d_head)
+        error = (recons - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
+        return self.cfg.aux_loss_coefficient * scale * error
 
     def _dead_activations(
-        self, latents: ActiveLatents, dead: torch.Tensor, k_aux: int
+        self, latents: ActiveLatents, dead: torch.Tensor, k: int
     ) -> ActiveLatents:
-        """The k_aux largest pre-activations of dead latents per row, of either sign."""
+        """The k largest pre-activations of dead latents per row, of either sign."""
         with torch.no_grad():
             W_enc = self.W_enc.index_select(1, dead).to(latents.x.dtype)
             b_enc = self.b_enc.index_select(0, dead)
             norm = None if latents.norm is None else latents.norm.index_select(0, dead)
             found = top_k_per_row(
-                latents.x, W_enc, k_aux, _ranked(b_enc, norm), negative_too=True
+                latents.x,
+                W_enc,
+                _ranked(b_enc, norm),
+                lambda pre: top_of_dead(pre, k, dead, self.cfg.d_sae),
+                negative_too=True,
             )
         places = found.entries
         entries = Entries(places.rows, dead[places.cols], places.n_rows, self.cfg.d_sae)
         product = self._trainable_product(Found(entries, found.product), latents.x)
         pre = finish(product, entries.cols, self.b_enc, latents.norm)
         return ActiveLatents(entries, pre, pre, latents.x, latents.norm)
+
+    def _dense_dead_product(
+        self, latents: ActiveLatents, dead: torch.Tensor, k: int
+    ) -> torch.Tensor:
+        """The same times W_dec, where so few latents are dead that k of them are many."""
+        pre = self._dead_pre_activations(latents, dead)
+        W_dec = self.W_dec.index_select(0, dead)
+        rescale = self.cfg.rescale_acts_by_decoder_norm
+        if rescale:
+            pre = pre * W_dec.norm(dim=-1)
+        cols = top_of_dead(pre.detach(), k, dead, self.cfg.d_sae)
+        acts = torch.zeros_like(pre).scatter(-1, cols, pre.gather(-1, cols))
+        return act_times_W_dec(acts, W_dec, rescale)
 
 
 def _ranked(
@@ -217,18 +231,21 @@ class SparseJumpReLUMixin(SparseStepMixin):
     threshold: torch.Tensor
 
     def _threshold(self, entries: Entries, dtype: torch.dtype) -> torch.Tensor:
-        return self.threshold.to(dtype).index_select(0, entries.cols)
+        return pick(self.threshold.to(dtype), entries.cols)
 
-    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
+    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
+        del norm
         x, W_enc = self._multiplied(x)
         with torch.no_grad():
             dtype = torch.promote_types(x.dtype, self.b_enc.dtype)
-            threshold = self.threshold.to(dtype).double()
-            bias = self.b_enc.double()
-            eps = 8 * torch.finfo(dtype).eps
-            lower = threshold - 0.5 * self.bandwidth - bias
-            lower -= eps * (threshold.abs() + bias.abs() + self.bandwidth)
-            found = above(x, W_enc, lower.to(dtype), self._max_entries(x))
+            threshold, bias = self.threshold.to(dtype).double(), self.b_enc.double()
+            # The sum with b_enc is rounded to dtype, the bound itself to float32 or finer.
+            size = threshold.abs() + self.bandwidth
+            wide = torch.promote_types(dtype, torch.float32)
+            slack = torch.finfo(dtype).eps * size
+            slack += 4 * torch.finfo(wide).eps * (size + bias.abs())
+            lower = (threshold - 0.5 * self.bandwidth - bias - slack).to(wide)
+            found = above(x, W_enc, lower, self._max_entries(x))
         pre = finish(self._trainable_product(found, x), found.entries.cols, self.b_enc, None)
         values: Any = JumpReLU.apply(
             pre[None],
@@ -259,7 +276,7 @@ class SparseJumpReLUMixin(SparseStepMixin):
     def _l0_loss(self, latents: ActiveLatents, coefficient: float) -> torch.Tensor:
         entries, pre = latents.entries, latents.pre
         if self.cfg.jumprelu_sparsity_loss_mode == "tanh":
-            norm = self.W_dec.norm(dim=1).index_select(0, entries.cols)
+            norm = pick(self.W_dec.norm(dim=1), entries.cols)
             per_entry = torch.tanh(self.cfg.jumprelu_tanh_scale * latents.values * norm)
             return (coefficient * per_row(entries, per_entry)).mean()
         active: Any = Step.apply(
@@ -297,7 +314,8 @@ class SparseStandardMixin(SparseStepMixin):
             return "lp_norm"
         return super()._why_dense_here(step_input)
 
-    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
+    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
+        del norm
         x, W_enc = self._multiplied(x)
         with torch.no_grad():
             found = above(x, W_enc, -self.b_enc, self._max_entries(x))
@@ -317,7 +335,7 @@ class SparseStandardMixin(SparseStepMixin):
             return super().calculate_aux_loss(  # type: ignore[misc,return-value]
                 step_input, feature_acts, hidden_pre, sae_out
             )
-        norm = self.W_dec.norm(dim=1).index_select(0, latents.entries.cols)
+        norm = pick(self.W_dec.norm(dim=1), latents.entries.cols)
         sparsity = per_row(latents.entries, (latents.values * norm).abs())
         return {"l1_loss": (step_input.coefficients["l1"] * sparsity).mean()}
 
@@ -338,15 +356,16 @@ class SparseGatedMixin(SparseStepMixin):
             return "normalize_activations"
         return super()._why_dense_here(step_input)
 
-    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents:
+    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
+        del norm
         x, W_enc = self._multiplied(x)
         with torch.no_grad():
             found = above(x, W_enc, -self.b_gate, self._max_entries(x))
         cols = found.entries.cols
         product = self._trainable_product(found, x)
-        gate = product + self.b_gate.index_select(0, cols)
-        gain = self.r_mag.exp().index_select(0, cols)
-        pre = product * gain + self.b_mag.index_select(0, cols)
+        gate = product + pick(self.b_gate, cols)
+        gain = pick(self.r_mag.exp(), cols)
+        pre = product * gain + pick(self.b_mag, cols)
         values = (gate > 0).to(self.dtype) * self.activation_fn(pre)
         return GatedLatents(found.entries, values, pre, x, gate=gate)
 
@@ -364,7 +383,7 @@ class SparseGatedMixin(SparseStepMixin):
                 step_input, feature_acts, hidden_pre, sae_out
             )
         entries, gate = latents.entries, torch.relu(latents.gate)
-        norm = self.W_dec.norm(dim=1).index_select(0, entries.cols)
+        norm = pick(self.W_dec.norm(dim=1), entries.cols)
         l1 = step_input.coefficients["l1"] * per_row(entries, gate * norm).mean()
         via_gate = self._sparse_product(entries, gate) + self.b_dec
         recon = (via_gate - step_input.sae_in).pow(2).sum(dim=-1).mean()
@@ -376,29 +395,6 @@ class GatedLatents(ActiveLatents):
     """Also the pre-activations of the gate, ``[n]``."""
 
     gate: torch.Tensor
-
-
-class _FrozenNorm:
-    """Row norms of a decoder that is not trained, computed once.
-
-    Anything that replaces or rescales the decoder (loading, folding, moving it) changes its
-    memory, its version or the norms of the probed rows.
-    """
-
-    def __init__(self, W_dec: torch.Tensor) -> None:
-        self.norm = W_dec.norm(dim=-1)
-        self._key = self._key_of(W_dec)
-        self._step = max(1, W_dec.shape[0] // 64)
-
-    @staticmethod
-    def _key_of(W_dec: torch.Tensor) -> tuple[Any, ...]:
-        return W_dec.data_ptr(), W_dec._version, W_dec.shape, W_dec.dtype, W_dec.device
-
-    def is_of(self, W_dec: torch.Tensor) -> bool:
-        if self._key_of(W_dec) != self._key:
-            return False
-        probe = W_dec[:: self._step].norm(dim=-1)
-        return torch.equal(probe, self.norm[:: self._step])
 
 
 SPARSE_STEPS: dict[type[TrainingSAE[Any]], type[SparseStepMixin]] = {

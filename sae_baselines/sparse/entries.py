@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from sae_baselines.sparse import kernels
+
 
 @dataclass(frozen=True, eq=False)
 class Entries:
@@ -58,8 +60,20 @@ def _starts(sorted_ids: torch.Tensor, n: int) -> torch.Tensor:
     return torch.searchsorted(sorted_ids, torch.arange(n, device=sorted_ids.device))
 
 
+def sum_at(index: torch.Tensor, values: torch.Tensor, length: int) -> torch.Tensor:
+    """Sums of the values of each index, float64 ``[length]``."""
+    sums = torch.zeros(length, dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, index, values.double())
+
+
 def gather_sum(
-    table: torch.Tensor, index: torch.Tensor, starts: torch.Tensor, weights: torch.Tensor
+    table: torch.Tensor,
+    index: torch.Tensor,
+    starts: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    rows: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Weighted sums of rows of a table, one sum per bag of entries.
 
@@ -68,8 +82,22 @@ def gather_sum(
         index: int64 ``[n]``, rows of ``table``.
         starts: int64 ``[r]``, ascending: bag j is ``index[starts[j] : starts[j + 1]]``.
         weights: ``[n]``, in the dtype of ``table``.
+        rows: int64 ``[n]``, the bag of each entry, if known; saves finding it for the
+            gradient in ``weights``.
+        out_dtype: Of the result; None means that of ``table``.
 
     Returns:
         ``[r, d]``; differentiable in ``table`` and ``weights``. An empty bag sums to 0.
     """
-    return F.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weights)
+    out_dtype = table.dtype if out_dtype is None else out_dtype
+    wants_table = torch.is_grad_enabled() and table.requires_grad
+    if wants_table or not kernels.available(table) or out_dtype not in kernels.DTYPES:
+        sums = F.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weights)
+        return sums.to(out_dtype)
+    table, weights = table.contiguous(), weights.contiguous()
+    if not (torch.is_grad_enabled() and weights.requires_grad):
+        return kernels.gather_sum(table, index, starts, weights, out_dtype)
+    if rows is None:
+        entries = torch.arange(index.shape[0], device=index.device)
+        rows = torch.searchsorted(starts, entries, right=True) - 1
+    return kernels.weighted_sum(table, index, starts, weights, rows, out_dtype)

@@ -10,12 +10,16 @@ are not checked, as that would stop the device: they must be valid, or the resul
 
 import importlib
 import os
+import sys
+import warnings
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from sae_baselines.sparse.kernel_check import failure
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -28,12 +32,16 @@ _MOST_COLUMNS = 512
 _MOST_COLUMNS_IN_TILE = 256
 _MOST_SEARCHED = 2048
 
+# Devices on which the kernels have been tried, and whether they may be used.
+_trusted: dict[torch.device, bool] = {}
+
 
 def available(tensor: torch.Tensor) -> bool:
     """Whether the kernels can take this tensor.
 
     True for float32, bfloat16 and float16 tensors on an NVIDIA device of the Ampere generation
-    or later where triton is installed, and on CPU in Triton's interpreter
+    or later where triton is installed and every kernel passes a check (kernel_check.py, once
+    per process and device), and on CPU in Triton's interpreter
     (``TRITON_INTERPRET=1`` from the start of the process; slow, for tests).
     """
     if tensor.dtype not in DTYPES:
@@ -48,10 +56,18 @@ def available(tensor: torch.Tensor) -> bool:
     )
 
 
-@cache
 def _can_run(device: torch.device) -> bool:
-    recent = torch.cuda.get_device_capability(device) >= (8, 0)
-    return recent and _kernels() is not None and not _interpreted()
+    if device not in _trusted:
+        recent = torch.cuda.get_device_capability(device) >= (8, 0)
+        _trusted[device] = recent and _kernels() is not None and not _interpreted()
+        # Trusted for the length of the check itself, which runs them.
+        if _trusted[device] and (reason := failure(sys.modules[__name__], device)):
+            _trusted[device] = False
+            warnings.warn(
+                f"Triton kernels are off on {device} ({reason}); torch's operators are used",
+                stacklevel=2,
+            )
+    return _trusted[device]
 
 
 @cache

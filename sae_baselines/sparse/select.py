@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sae_baselines.sparse import kernels
+from sae_baselines.sparse.autograd import pick
 from sae_baselines.sparse.entries import Entries
 
 # A block of the product: small enough for a CPU's last cache, large enough for its product
@@ -107,6 +109,8 @@ def _above_in_block(
     block: torch.Tensor, lower: torch.Tensor, first: int, d_sae: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # "not below or equal" instead of "above": a NaN must be found, not lost.
+    if kernels.available(block):
+        return kernels.compact_above(block, lower.contiguous(), width=d_sae, first=first)
     index = (block <= lower).logical_not_().view(-1).nonzero().squeeze(1)
     rows = torch.div(index, block.shape[1], rounding_mode="floor")
     return rows * (d_sae - block.shape[1]) + index + first, block.view(-1)[index]
@@ -120,33 +124,66 @@ def _sorted(keys: torch.Tensor, values: torch.Tensor, n_rows: int, d_sae: int) -
 def top_k_per_row(
     x: torch.Tensor,
     W_enc: torch.Tensor,
-    k: int,
     finish: Callable[[torch.Tensor], torch.Tensor],
+    choose: Callable[[torch.Tensor], torch.Tensor],
     *,
     negative_too: bool = False,
 ) -> Found:
-    """The k largest per row, by torch.topk as stock SAELens does it.
+    """The largest entries of each row.
 
     Args:
         x: ``[batch, d_in]``.
         W_enc: ``[d_in, d_sae]``.
-        k: How many.
         finish: From the product to what is ranked, ``[rows, d_sae]`` both.
+        choose: From that to the columns of its k largest, ``[rows, k]``.
         negative_too: Keep all k of a row; otherwise those that ReLU leaves something of.
     """
     d_sae = W_enc.shape[1]
     keys: list[torch.Tensor] = []
-    values: list[torch.Tensor] = []
+    products: list[torch.Tensor] = []
     for first, last, block in row_blocks(x, W_enc):
-        top = torch.topk(finish(block), k, dim=-1, sorted=False)
+        ranked = finish(block)
+        cols = choose(ranked)
         rows = torch.arange(first, last, device=x.device)[:, None]
         if negative_too:
-            kept = torch.ones_like(top.indices, dtype=torch.bool)
+            kept = torch.ones_like(cols, dtype=torch.bool)
         else:
-            kept = (top.values <= 0).logical_not_()  # a NaN is selected, and stays
-        keys.append((rows * d_sae + top.indices)[kept])
-        values.append(block.gather(1, top.indices)[kept])
-    return _sorted(torch.cat(keys), torch.cat(values), x.shape[0], d_sae)
+            kept = (ranked.gather(1, cols) <= 0).logical_not_()  # a NaN is chosen, and stays
+        keys.append((rows * d_sae + cols)[kept])
+        products.append(block.gather(1, cols)[kept])
+    return _sorted(torch.cat(keys), torch.cat(products), x.shape[0], d_sae)
+
+
+def top_of_dead(pre: torch.Tensor, k: int, dead: torch.Tensor, d_sae: int) -> torch.Tensor:
+    """Columns of the k largest dead latents per row, as stock chooses them among all latents.
+
+    Stock ranks the whole row with everything that is not dead at -inf. Where equal values
+    straddle the cut its choice depends on that row, so such rows are ranked as stock does it.
+
+    Args:
+        pre: ``[rows, n_dead]`` pre-activations of dead latents.
+        k: How many, at most ``n_dead``.
+        dead: int64 ``[n_dead]``, which latents they are.
+        d_sae: Number of all latents.
+
+    Returns:
+        int64 ``[rows, k]`` into ``dead``.
+    """
+    if k == pre.shape[1]:
+        return torch.arange(k, device=pre.device).expand(pre.shape[0], k)
+    top = torch.topk(pre, k + 1, dim=-1, sorted=True)
+    cols = top.indices[:, :k]
+    tied = (top.values[:, k - 1] == top.values[:, k]).nonzero().squeeze(1)
+    if tied.numel():
+        place = torch.zeros(d_sae, dtype=torch.int64, device=pre.device)
+        place[dead] = torch.arange(dead.shape[0], device=pre.device)
+        height = max(1, _block_bytes(pre.device) // (d_sae * pre.element_size()))
+        cols = cols.clone()
+        for rows in tied.split(height):
+            whole = pre.new_full((rows.shape[0], d_sae), -torch.inf)
+            whole[:, dead] = pre[rows]
+            cols[rows] = place[torch.topk(whole, k, dim=-1, sorted=False).indices]
+    return cols
 
 
 def batch_top_k(
@@ -226,7 +263,7 @@ def _candidates(
         more_keys, more = _above_in_block(block, lower[first:last], first, d_sae)
         more_values = finish(more, more_keys % d_sae, b_enc, norm)
         if bool(more_values.isnan().any()):
-            raise NotSparseError("NaN")
+            raise NotSparseError("not finite")
         # The bound on the product is generous; the exact values decide.
         kept = (more_values <= 0) if floor == 0 else (more_values < floor)
         kept = kept.logical_not_()
@@ -248,8 +285,8 @@ def finish(
     product: torch.Tensor, cols: torch.Tensor, b_enc: torch.Tensor, norm: torch.Tensor | None
 ) -> torch.Tensor:
     """Stock's pre-activations ``(product + b_enc) * norm`` at entries, rounded in its order."""
-    values = product + b_enc.index_select(0, cols)
-    return values if norm is None else values * norm.index_select(0, cols)
+    values = product + pick(b_enc, cols)
+    return values if norm is None else values * pick(norm, cols)
 
 
 def _lower_bound(b_enc: torch.Tensor, norm: torch.Tensor | None, floor: float) -> torch.Tensor:

@@ -124,6 +124,9 @@ class SparseStepMixin(_SAEBase):
         use_fused_adam(self)  # a copy.deepcopy has not been through initialize_weights
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        # Before anything is counted: a compiled step must be the same from step to step.
+        if not self.cfg.sparse_step or torch.compiler.is_compiling():
+            return super().training_forward_pass(step_input)
         state = self.sparse_state
         reason = self._why_dense(step_input)
         if reason is None:
@@ -147,19 +150,15 @@ class SparseStepMixin(_SAEBase):
     def _why_dense(self, step_input: TrainStepInput) -> str | None:
         """Why stock's dense step must do this batch; None if the sparse one can."""
         x = step_input.sae_in
-        if not self.cfg.sparse_step:
-            return "off"
-        if torch.compiler.is_compiling():
-            return "compiling"  # entries have data-dependent shapes
         if self.sparse_state.wait > 0:
             return "dense"
         if not torch.is_grad_enabled() or x.requires_grad or x.ndim != 2 or x.shape[0] == 0:
             return "input"
         if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             return "dtype"
-        hooks = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
         if any(h._forward_hooks or h._backward_hooks or h._forward_pre_hooks for h in hooks):
-            return "hooks"  # they are owed dense activations
+            return "hooks"  # they may change the input, and are owed dense activations
         return self._why_dense_here(step_input)
 
     def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
@@ -172,13 +171,37 @@ class SparseStepMixin(_SAEBase):
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.sparse_state.inside:
             return super().encode_with_hidden_pre(x)  # type: ignore[misc]
-        latents = self._sparse_encode(x)
+        self.sparse_state.inside = False  # whoever encodes next is not this step
+        latents = self._sparse_encode(x, self._decoder_norm())
+        if not bool(latents.pre.detach().isfinite().all()):
+            raise NotSparseError("not finite")  # stock's step shows what comes of it
         acts = _with_latents(latents.entries.to_coo(latents.values), latents)
         pre = _with_latents(latents.entries.to_coo(latents.pre), latents)
         return acts, pre
 
+    @torch.no_grad()
+    def _decoder_norm(self) -> torch.Tensor:
+        """Row norms of W_dec, ``[d_sae]``: one reading per step serves all that needs them.
+
+        Stock multiplies latents that are not active by 0, which hides nothing that is not
+        finite in their rows; the sparse step would.
+        """
+        norm = self.W_dec.norm(dim=-1)
+        if not bool(norm.isfinite().all()):
+            raise NotSparseError("not finite")
+        return norm
+
     @abstractmethod
-    def _sparse_encode(self, x: torch.Tensor) -> ActiveLatents: ...
+    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
+        """What is active on a batch.
+
+        Args:
+            x: ``[batch, d_in]`` activations.
+            norm: ``[d_sae]`` row norms of W_dec, no gradient.
+
+        Raises:
+            NotSparseError: Stock's dense step must do this batch.
+        """
 
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         latents = active_latents(feature_acts)

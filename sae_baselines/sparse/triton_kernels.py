@@ -8,6 +8,9 @@ What changes from step to step (how many entries, where a slice of them starts) 
 specialised on: a step must not stop to compile a kernel that differs in an alignment.
 """
 
+# A jitted function called from another is typed as if it never returned.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
