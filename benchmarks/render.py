@@ -21,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
         # Others, like verdict_calibration, come with a figure instead of a table.
-        if record["benchmark"] in render:
-            print(render[record["benchmark"]](record))
+        name = record.get("benchmark")
+        if name in render:
+            print(render[name](record))
 
 
 def step_time_tables(record: dict[str, Any]) -> str:

@@ -84,8 +84,8 @@ def activations(shape: Shape, device: str) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def jumprelu_threshold(shape: Shape, batches: list[torch.Tensor]) -> float:
-    """The threshold at which every JumpReLU starts with an L0 of k."""
-    x = batches[0][:512]
+    """The threshold at which every JumpReLU starts with an L0 of k over the pool."""
+    x = torch.cat([batch[:256] for batch in batches])
     pre = x @ start_directions(shape).to(x.device).T
     return float(pre.flatten().topk(shape.k * x.shape[0]).values[-1])
 
@@ -109,6 +109,7 @@ class Stepper:
         half_dead: Count every other latent as dead at every step, so that the dead-latent
             loss of the TopK family runs. Otherwise no latent ever counts as dead.
         rows_on_edge: Every row of a soft-frozen decoder starts on the edge of its cap.
+        dense: Twins take the dense step, as they do by themselves where activations are.
     """
 
     def __init__(
@@ -122,11 +123,14 @@ class Stepper:
         autocast: bool = False,
         half_dead: bool = False,
         rows_on_edge: bool = True,
+        dense: bool = False,
     ) -> None:
         device = batches[0].device.type
         self.sae = _make_sae(base, member, shape, threshold, device)
         if member == "soft_frozen_decoder" and rows_on_edge:
             _put_rows_on_edge(self.sae)
+        if dense and hasattr(self.sae.cfg, "sparse_step"):
+            self.sae.cfg.sparse_step = False
         self.half_dead = half_dead
         config = SAETrainerConfig(
             total_training_samples=_NEVER,

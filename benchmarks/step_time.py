@@ -1,11 +1,13 @@
-"""How long is a baseline's training step, and how much memory does it take, next to stock's?
+"""A baseline's dense training step next to stock's: how long, and how much memory?
+
+This is the step that a baseline takes by itself where activations are too dense for its sparse
+one (sparse_step.py), with ``sparse_step=False``, and on bases without a sparse step.
 
 ``python benchmarks/step_time.py`` writes results/step_time_cpu.json and prints its tables.
 """
 
 import argparse
 import functools
-import gc
 import json
 import statistics
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pairs import interleaved, paired, seconds, synchronizer
 from render import step_time_tables
 from step_members import (
     BASES,
@@ -106,6 +109,7 @@ def _describe(shape: Shape, device: str, autocast: bool, dead: bool) -> dict[str
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "settings": {
             "step": "SAETrainer.step of SAELens: forward, backward, clipping, Adam, counters",
+            "twins": "sparse_step=False",
             "stock": "SAELens' class, decoder_init_norm=1.0, same initial weights as the twins",
             "data": "64 Gaussians with decaying spectrum, mean norm sqrt(d_in), pool of "
             f"{shape.n_batches} batches",
@@ -136,7 +140,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything about one base."""
     threshold = jumprelu_threshold(shape, batches) if base == "jumprelu" else 0.0
-    options: Any = {"autocast": autocast, "half_dead": half_dead}
+    options: Any = {"autocast": autocast, "half_dead": half_dead, "dense": True}
     on_cuda = batches[0].is_cuda
     memory: dict[str, float] = {}
     steppers: dict[str, Stepper] = {}
@@ -148,29 +152,27 @@ def measure(
         if with_memory:
             memory[m] = cpu_peak_mib(base, m, shape, threshold, **options)
         steppers[m] = build()
-    synchronize = torch.cuda.synchronize if on_cuda else _nothing
+    synchronize = synchronizer(batches[0].device.type)
     for stepper in steppers.values():
         stepper.steps(2)
     first_l0 = {m: s.l0 for m, s in steppers.items()}
-    step_s = _seconds(steppers[STOCK], 1, synchronize)
+    step_s = seconds(functools.partial(steppers[STOCK].steps, 1), synchronize)
     block = max(1, round(min(_BLOCK_S, shape.budget_s) / step_s))
     if repeats is None:
         fits = int(shape.budget_s / (len(MEMBERS) * block * step_s))
         repeats = max(_REPEATS[0], min(_REPEATS[1], fits))
-    ms = _interleaved(steppers, block, repeats, synchronize)
+    ms = _turns(steppers, block, repeats, synchronize)
 
     members = {}
     for m in MEMBERS:
-        ratios = [a / b for a, b in zip(ms[m], ms[STOCK], strict=True)]
-        ratio = statistics.median(ratios)
+        ratio = paired(ms[m], ms[STOCK])
         members[m] = {
             "median_ms": statistics.median(ms[m]),
-            "ratio": ratio,
-            "ratio_quartiles": _quartiles(ratios),
+            **ratio,
             "peak_memory_mib": memory.get(m),
             # At a tiny shape the growth can be nothing at all.
             "peak_memory_ratio": memory[m] / memory[STOCK] if memory.get(STOCK) else None,
-            "meets_aim": ratio <= AIMS[m] if m in AIMS else None,
+            "meets_aim": ratio["ratio"] <= AIMS[m] if m in AIMS else None,
             "l0_first": first_l0[m],
             "l0_last": steppers[m].l0,
         }
@@ -183,26 +185,13 @@ def measure(
     }
 
 
-def _interleaved(
+def _turns(
     steppers: dict[str, Stepper], block: int, repeats: int, synchronize: Callable[[], None]
 ) -> dict[str, list[float]]:
     """Milliseconds per step, one number per repeat and member."""
-    names = list(steppers)
-    ms: dict[str, list[float]] = {m: [] for m in names}
-    for repeat in range(repeats):
-        gc.collect()
-        turn = repeat % len(names)
-        for m in names[turn:] + names[:turn]:
-            ms[m].append(_seconds(steppers[m], block, synchronize) / block * 1e3)
-    return ms
-
-
-def _seconds(stepper: Stepper, n: int, synchronize: Callable[[], None]) -> float:
-    synchronize()
-    began = time.perf_counter()
-    stepper.steps(n)
-    synchronize()
-    return time.perf_counter() - began
+    blocks = {m: functools.partial(s.steps, block) for m, s in steppers.items()}
+    ms = interleaved(blocks, repeats, synchronize)
+    return {m: [t / block for t in times] for m, times in ms.items()}
 
 
 def _projection(stepper: Stepper, synchronize: Callable[[], None]) -> dict[str, float]:
@@ -231,7 +220,7 @@ def _projection(stepper: Stepper, synchronize: Callable[[], None]) -> dict[str, 
 
     ms, share, moved, ms_without = [], [], [], []
     for _ in range(7):
-        step_ms = _seconds(stepper, 1, synchronize) * 1e3
+        step_ms = seconds(functools.partial(stepper.steps, 1), synchronize) * 1e3
         sae.W_dec.data.copy_(unprojected)
         ms.append(once())
         moved.append(int(rows) / sae.cfg.d_sae)
@@ -243,17 +232,6 @@ def _projection(stepper: Stepper, synchronize: Callable[[], None]) -> dict[str, 
         "rows_moved": statistics.median(moved),
         "median_ms_nothing_to_move": statistics.median(ms_without),
     }
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    if len(values) < 2:
-        return [values[0], values[0]]
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return [low, high]
-
-
-def _nothing() -> None:
-    return None
 
 
 if __name__ == "__main__":

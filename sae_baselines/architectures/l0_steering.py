@@ -114,7 +114,7 @@ class L0SteeringMixin(_SAEBase):
     @torch.no_grad()
     def _observe(self, feature_acts: torch.Tensor) -> None:
         # bool() and not "!= 0": a sparse step answers with a sparse tensor.
-        l0 = float(feature_acts.bool().float().sum()) / feature_acts.shape[0]
+        l0 = float(feature_acts.bool().float().sum()) / feature_acts.shape[:-1].numel()
         log_factor, before, slope = self.l0_steering_state.tolist()
         smoothed = l0 if before < 0 else 0.9 * before + 0.1 * l0
         if before > 0 and smoothed > 0:

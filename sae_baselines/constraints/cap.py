@@ -9,8 +9,8 @@ import torch
 # the rounding of the projection itself it stays within the promised tau - 1e-6.
 _EDGE_SLACK = 2e-7
 _ROWS_PER_CHUNK = 4096
-# On a CPU a chunk is read several times: it should stay in the core's own cache.
-_CHUNK_BYTES = {"cpu": 2**20}
+# On a CPU a chunk is read several times, and should stay in a cache.
+_CHUNK_BYTES = {"cpu": 2**22}
 _CHUNK_BYTES_ELSEWHERE = 2**28
 # Rows this far from both poles, of ordinary length, need no care to be turned accurately.
 _CLEAR_SINE = 0.5
@@ -28,7 +28,12 @@ def validate_tau(tau: float) -> None:
 
 
 @torch.no_grad()
-def project_to_cap_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torch.Tensor:
+def project_to_cap_(
+    rows: torch.Tensor,
+    start: torch.Tensor,
+    tau: float,
+    start_norm: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Move each row, in place, to the nearest point (by angle) of its cap, keeping its norm.
 
     The cap of row j is {v : cos(v, start_j) >= tau}. Rows inside are untouched bit for bit.
@@ -44,6 +49,7 @@ def project_to_cap_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torc
         rows: Shape ``[d_sae, d_in]``, floating point, changed in place.
         start: Unit rows of shape ``[d_sae, d_in]`` on the same device.
         tau: Cosine in (-1, 1].
+        start_norm: ``[d_sae]`` norms of ``start`` if known; they are one rounding off 1.
 
     Returns:
         int64 scalar tensor: how many rows were moved.
@@ -58,40 +64,47 @@ def project_to_cap_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torc
             f"and {tuple(start.shape)}"
         )
     moved = torch.zeros((), dtype=torch.int64, device=rows.device)
-    budget = _CHUNK_BYTES.get(rows.device.type, _CHUNK_BYTES_ELSEWHERE)
-    height = max(64, budget // max(1, rows.shape[1] * rows.element_size()))
-    same_precision = rows.dtype == start.dtype and rows.dtype in (torch.float32, torch.float64)
-    for first in range(0, rows.shape[0], height):
-        chunk = slice(first, first + height)
-        if same_precision:
-            moved += _project_clear_rows_(rows[chunk], start[chunk], tau)
-        else:
+    quick = rows.dtype in (torch.float32, torch.float64) and rows.device.type in ("cpu", "cuda")
+    if quick and rows.dtype == start.dtype:
+        norms = torch.linalg.vector_norm(start, dim=1) if start_norm is None else start_norm
+        budget = _CHUNK_BYTES.get(rows.device.type, _CHUNK_BYTES_ELSEWHERE)
+        height = max(64, budget // max(1, rows.shape[1] * rows.element_size()))
+        for chunk in _chunks(rows, height):
+            moved += _project_clear_rows_(rows[chunk], start[chunk], norms[chunk], tau)
+    else:
+        for chunk in _chunks(rows, _ROWS_PER_CHUNK):
             moved += _project_chunk_(rows[chunk], start[chunk], tau)
     return moved
 
 
-def _project_clear_rows_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torch.Tensor:
-    """Two readings and, if rows are outside, one writing; rows that need care get it."""
-    dot = (rows * start).sum(dim=1).double()
+def _chunks(rows: torch.Tensor, height: int) -> list[slice]:
+    return [slice(first, first + height) for first in range(0, rows.shape[0], height)]
+
+
+def _project_clear_rows_(
+    rows: torch.Tensor, start: torch.Tensor, start_norm: torch.Tensor, tau: float
+) -> torch.Tensor:
+    """Reads rows once, and writes them if some are outside; rows that need care get it."""
     norm = torch.linalg.vector_norm(rows, dim=1).double()
-    start_norm = torch.linalg.vector_norm(start, dim=1).double()
-    cos = dot / (norm * start_norm)
+    start_norm = start_norm.double()
+    cos = (rows * start).sum(dim=1).double() / (norm * start_norm)
     sine = (1 - cos * cos).clamp(min=0).sqrt()
     ordinary = (norm > _ORDINARY_NORM[0]) & (norm < _ORDINARY_NORM[1])
     outside = (cos >= tau - _EDGE_SLACK).logical_not_()  # NaN is not inside
     clear = outside & ordinary & (sine >= _CLEAR_SINE)
-    counts = torch.stack([outside.sum(), clear.sum(), (~ordinary).sum()]).tolist()
-    n_outside, n_clear, n_odd = counts
-    if n_clear:
-        # tau s + sqrt(1 - tau^2) t, with t the unit tangent in the plane of row and start:
-        # a combination of the row and its start, and of the row alone if it is inside.
+    care = (outside | ~ordinary) & ~clear
+    any_clear, any_care = torch.stack([clear.any(), care.any()]).tolist()
+    if any_clear:
+        # tau s + sqrt(1 - tau^2) t, with t the unit tangent in the plane of row and start: a
+        # combination of the row and its start, and of the row alone if it is inside.
         turn = math.sqrt(max(0.0, 1.0 - tau * tau)) / sine
-        of_row = torch.where(clear, turn, 1.0).to(rows.dtype)
+        of_row = torch.where(clear, turn, 1.0)
         of_start = torch.where(clear, norm / start_norm * (tau - turn * cos), 0.0)
-        rows.mul_(of_row[:, None]).addcmul_(start, of_start.to(rows.dtype)[:, None])
+        rows.mul_(of_row.to(rows.dtype)[:, None])
+        rows.addcmul_(start, of_start.to(rows.dtype)[:, None])
     moved = clear.sum()
-    if n_outside > n_clear or n_odd:
-        index = ((outside | ~ordinary) & ~clear).nonzero().squeeze(1)
+    if any_care:
+        index = care.nonzero().squeeze(1)
         careful = rows[index]
         moved = moved + _project_chunk_(careful, start[index], tau)
         rows[index] = careful

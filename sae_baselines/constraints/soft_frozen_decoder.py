@@ -5,8 +5,10 @@ projection runs after every optimiser step of every optimiser, through torch's o
 that, so that the constraint holds under any trainer and after the last step too. Adam's
 moments are left alone (the paper is silent; resetting them would slow the rows at the edge).
 
-Under Adam without weight decay a row moves only if it has a gradient or momentum. Rows that
-never had either since the last projection of all rows are not looked at.
+Under Adam without weight decay a step moves a row only if it leaves it with momentum. Rows
+that never had any since the last projection of all rows are not looked at. Weights that
+somebody edits in between bring all rows back; edits through ``.data``, which torch does not
+count, are seen when Adam next moves the row, and at every save.
 """
 
 import weakref
@@ -16,7 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens.saes.sae import TrainingSAE
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from sae_baselines.constraints.buffers import restore_precision
 from sae_baselines.constraints.cap import project_to_cap_, validate_tau
@@ -55,8 +61,10 @@ class SoftFrozenDecoderMixin(_SAEBase):
     W_dec_start: torch.Tensor
     # [d_sae] bool: rows that Adam may move; None if that is not known.
     _moving: torch.Tensor | None = None
-    # Where the moments lie that it was read from: another optimiser's say something else.
-    _moments_at: int = 0
+    # W_dec's version after the last projection: any other has been edited.
+    _projected_version: int = -1
+    # Norms of W_dec_start, which never changes, and which tensor they belong to.
+    _start_norm: tuple[torch.Tensor, int, int] | None = None
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -67,38 +75,54 @@ class SoftFrozenDecoderMixin(_SAEBase):
     @torch.no_grad()
     def set_start_directions(self, directions: torch.Tensor) -> None:
         super().set_start_directions(directions)  # type: ignore[misc]
-        self._moving = None
+        self._forget()
         # W_dec is what was stored (bfloat16 rounds), so a fresh row has cosine 1.
         self.register_buffer(_START, self.W_dec.detach().float().clone())
 
     @torch.no_grad()
     def project(self) -> torch.Tensor:
         """Project W_dec onto its caps in place; returns how many rows moved (int64 scalar)."""
-        return project_to_cap_(self.W_dec.data, self.W_dec_start, self.cfg.tau)
+        return project_to_cap_(
+            self.W_dec.data, self.W_dec_start, self.cfg.tau, self._norm_of_start()
+        )
+
+    def _norm_of_start(self) -> torch.Tensor:
+        start = self.W_dec_start
+        place = (start.data_ptr(), start._version)
+        if self._start_norm is None or self._start_norm[1:] != place:
+            self._start_norm = (torch.linalg.vector_norm(start, dim=1), *place)
+        return self._start_norm[0]
+
+    def _forget(self) -> None:
+        """What is known about rows and their starts, after either was replaced."""
+        self._moving = self._start_norm = None
+
+    def _before_step(self) -> None:
+        if self.W_dec._version != self._projected_version:
+            self._moving = None
 
     @torch.no_grad()
-    def _project_moving(self, optimizer: Optimizer) -> None:
-        """Project after a step of ``optimizer``, leaving out rows that it cannot have moved."""
+    def _after_step(self, optimizer: Optimizer) -> None:
+        """Project, leaving out rows that the step cannot have moved."""
         momentum = _momentum_of(optimizer, self.W_dec)
-        grad = self.W_dec.grad
-        if momentum is None or grad is None:
-            self._moving = None
-        elif self._moving is None or self._moments_at != momentum.data_ptr():
-            self._moving = _nonzero_rows(momentum)
-            self._moments_at = momentum.data_ptr()
-        elif not bool(self._moving.all()):
-            self._moving |= _nonzero_rows(grad)
+        if momentum is None or self._moving is None:
+            self._moving = None if momentum is None else momentum.any(dim=1)
+            self.project()
+        else:
+            if not bool(self._moving.all()):
+                self._moving |= momentum.any(dim=1)  # not a norm: squares underflow
             index = self._moving.nonzero().squeeze(1)
-            # Most rows at once are faster in place than gathered.
-            if 2 * index.shape[0] < self._moving.shape[0]:
+            if 2 * index.shape[0] > self._moving.shape[0]:
+                self.project()  # most rows at once are faster in place than gathered
+            else:
                 rows = self.W_dec.data[index]
-                if int(project_to_cap_(rows, self.W_dec_start[index], self.cfg.tau)):
+                start, norm = self.W_dec_start[index], self._norm_of_start()[index]
+                if int(project_to_cap_(rows, start, self.cfg.tau, norm)):
                     self.W_dec.data[index] = rows
-                return
-        self.project()
+        self._projected_version = self.W_dec._version
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._moving = None
+        self._forget()
         return super().load_state_dict(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,7 +130,7 @@ class SoftFrozenDecoderMixin(_SAEBase):
         _watch(self)  # a copy.deepcopy has not been through initialize_weights
 
     def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._moving = None
+        self._forget()
         kept = self._buffers.get(_START)
         out = super()._apply(fn, *args, **kwargs)
         # .to(bfloat16) must not round the directions that the cap is measured from.
@@ -132,26 +156,39 @@ _hook_installed: bool = globals().get("_hook_installed", False)
 def _watch(sae: SoftFrozenDecoderMixin) -> None:
     global _hook_installed
     if not _hook_installed:
+        register_optimizer_step_pre_hook(_before_optimizer_step)
         register_optimizer_step_post_hook(_after_optimizer_step)
         _hook_installed = True
     if sae not in _watched:
         _watched.add(sae)
 
 
+def _before_optimizer_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    del args, kwargs
+    for sae in _stepped_by(optimizer):
+        sae._before_step()
+
+
 def _after_optimizer_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     del args, kwargs
+    for sae in _stepped_by(optimizer):
+        if not sae.start_is_pending:
+            sae._after_step(optimizer)
+
+
+def _stepped_by(optimizer: Optimizer) -> list[SoftFrozenDecoderMixin]:
     if not _watched:
-        return
+        return []
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for sae in list(_watched):
-        if id(sae.W_dec) in stepped and not sae.start_is_pending:
-            sae._project_moving(optimizer)
+    return [sae for sae in list(_watched) if id(sae.W_dec) in stepped]
 
 
 def _momentum_of(optimizer: Optimizer, parameter: torch.Tensor) -> torch.Tensor | None:
-    """First moments of a parameter, if they and the gradient are all that can move it."""
+    """First moments of a parameter, if they are all that can move it."""
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return None
     for group in optimizer.param_groups:
@@ -160,7 +197,3 @@ def _momentum_of(optimizer: Optimizer, parameter: torch.Tensor) -> torch.Tensor 
                 return None
             return optimizer.state.get(parameter, {}).get("exp_avg")
     return None
-
-
-def _nonzero_rows(matrix: torch.Tensor) -> torch.Tensor:
-    return matrix.any(dim=1)  # not a norm: squares underflow

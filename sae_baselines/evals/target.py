@@ -13,6 +13,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
+from sae_baselines.architectures import base_architectures, has_sparse_step
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.caches import add_weights
 
@@ -121,7 +122,9 @@ def constraint_of(architecture: str) -> str:
     for constraint in ("soft_frozen_decoder", "frozen_decoder", "frozen_encoder"):
         if architecture.startswith(constraint):
             return constraint
-    return "trained" if architecture.startswith(("seeded_", "sparse_")) else UNKNOWN
+    sparse = {f"sparse_{base}" for base in base_architectures() if has_sparse_step(base)}
+    unconstrained = architecture.startswith("seeded_") or architecture in sparse
+    return "trained" if unconstrained else UNKNOWN
 
 
 def prepare(sae: SAE[Any], device: str, fold: bool) -> tuple[SAE[Any], str | None]:

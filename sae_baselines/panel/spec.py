@@ -520,11 +520,12 @@ _NOT_IN_HASH = {
     "n_checkpoints",
     "keep_checkpoints",
     "compile_llm",
+    "sparse_step",
 }
 
 
 def spec_hash(spec: PanelSpec) -> str:
-    """SHA-256 over everything in the spec that can change a result."""
+    """SHA-256 over everything in the spec that can change a result by more than rounding."""
     data = {k: v for k, v in spec_to_dict(spec).items() if k not in _NOT_IN_HASH}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

@@ -7,7 +7,7 @@ them in every decode, so the gradient that stock passes through them is zero up 
 here they are constants.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +31,14 @@ from sae_baselines.sparse.select import (
     NotSparseError,
     above,
     batch_top_k,
-    finish,
+    pre_activations,
+    pre_activations_at,
     top_k_per_row,
     top_of_dead,
 )
 from sae_baselines.sparse.step import (
     ActiveLatents,
     SparseStepMixin,
-    active_latents,
     per_row,
     unscaled,
 )
@@ -46,6 +46,8 @@ from sae_baselines.sparse.step import (
 # Ties at a batch-top-k's cut are left to stock's own operator on the dense matrix, up to
 # this many values (1 GiB in float32); beyond, the first rows win.
 _DENSE_TIES = 2**28
+# The auxiliary loss is computed densely over dead latents only up to this many values.
+_DENSE_DEAD = 2**26
 # Under these SAELens' auxiliary losses compare normalised with unnormalised activations.
 _UNNORMALISED_LOSS = ("layer_norm", "constant_norm_rescale")
 
@@ -67,7 +69,7 @@ class SparseTopKMixin(SparseStepMixin):
         with torch.no_grad():
             found = self._select(x, W_enc, scale)
         product = self._trainable_product(found, x)
-        pre = finish(product, found.entries.cols, self.b_enc, scale)
+        pre = pre_activations_at(product, found.entries.cols, self.b_enc, scale)
         # Only positive entries are found, where ReLU is the identity.
         return ActiveLatents(found.entries, pre, pre, x, scale)
 
@@ -76,7 +78,9 @@ class SparseTopKMixin(SparseStepMixin):
             # As SAELens' TopK does it, so that ties fall the same way.
             return torch.topk(pre, self.activation_fn.k, dim=-1, sorted=False).indices
 
-        return top_k_per_row(x, W_enc, _ranked(self.b_enc, norm), choose)
+        return top_k_per_row(
+            x, W_enc, lambda product: pre_activations(product, self.b_enc, norm), choose
+        )
 
     def calculate_topk_aux_loss(
         self,
@@ -86,7 +90,7 @@ class SparseTopKMixin(SparseStepMixin):
         dead_neuron_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """TopKTrainingSAE.calculate_topk_aux_loss on the problem restricted to dead latents."""
-        latents = active_latents(hidden_pre)
+        latents = self._latents_of(hidden_pre)
         if (
             latents is None
             or dead_neuron_mask is None
@@ -100,7 +104,8 @@ class SparseTopKMixin(SparseStepMixin):
         n_dead, k_aux = dead.shape[0], sae_in.shape[-1] // 2  # stock's heuristic
         scale = min(n_dead / k_aux, 1.0)
         k = min(n_dead, k_aux)
-        if k * sae_in.shape[0] <= self._max_entries(sae_in, n_dead):
+        few = k * sae_in.shape[0] <= self._max_entries(sae_in, n_dead)
+        if few or sae_in.shape[0] * n_dead > _DENSE_DEAD:
             acts = self._dead_activations(latents, dead, k)
             recons = self._sparse_product(acts.entries, unscaled(acts))
         else:
@@ -120,14 +125,14 @@ class SparseTopKMixin(SparseStepMixin):
             found = top_k_per_row(
                 latents.x,
                 W_enc,
-                _ranked(b_enc, norm),
+                lambda product: pre_activations(product, b_enc, norm),
                 lambda pre: top_of_dead(pre, k, dead, self.cfg.d_sae),
                 negative_too=True,
             )
         places = found.entries
         entries = Entries(places.rows, dead[places.cols], places.n_rows, self.cfg.d_sae)
         product = self._trainable_product(Found(entries, found.product), latents.x)
-        pre = finish(product, entries.cols, self.b_enc, latents.norm)
+        pre = pre_activations_at(product, entries.cols, self.b_enc, latents.norm)
         return ActiveLatents(entries, pre, pre, latents.x, latents.norm)
 
     def _dense_dead_product(
@@ -142,16 +147,6 @@ class SparseTopKMixin(SparseStepMixin):
         cols = top_of_dead(pre.detach(), k, dead, self.cfg.d_sae)
         acts = torch.zeros_like(pre).scatter(-1, cols, pre.gather(-1, cols))
         return act_times_W_dec(acts, W_dec, rescale)
-
-
-def _ranked(
-    b_enc: torch.Tensor, norm: torch.Tensor | None
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def pre_activations(product: torch.Tensor) -> torch.Tensor:
-        pre = product + b_enc
-        return pre if norm is None else pre * norm
-
-    return pre_activations
 
 
 class SparseBatchTopKMixin(SparseTopKMixin):
@@ -175,13 +170,13 @@ class SparseBatchTopKMixin(SparseTopKMixin):
     ) -> Found:
         """Entries by stock's operator on the dense matrix: it decides between equals."""
         product = x @ W_enc
-        acts = self.activation_fn(_ranked(self.b_enc, norm)(product))
+        acts = self.activation_fn(pre_activations(product, self.b_enc, norm))
         keys = acts.flatten().nonzero().squeeze(1)
         entries = Entries.from_keys(keys, x.shape[0], self.cfg.d_sae)
         return Found(entries, product.flatten()[keys])
 
     def update_topk_threshold(self, acts_topk: torch.Tensor) -> None:
-        latents = active_latents(acts_topk)
+        latents = self._latents_of(acts_topk)
         values = acts_topk if latents is None else latents.values
         super().update_topk_threshold(values)  # type: ignore[misc]
 
@@ -198,7 +193,7 @@ class SparseMatryoshkaMixin(SparseBatchTopKMixin):
     def _iterable_decode(
         self, feature_acts: torch.Tensor, include_outer_loss: bool = False
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        latents = active_latents(feature_acts)
+        latents = self._latents_of(feature_acts)
         if latents is None:
             yield from super()._iterable_decode(feature_acts, include_outer_loss)  # type: ignore[misc]
             return
@@ -215,7 +210,8 @@ class SparseMatryoshkaMixin(SparseBatchTopKMixin):
             (found.rows * n + level)[kept], found.cols[kept], found.n_rows * n, found.d_sae
         )
         parts = self._sparse_product(entries, unscaled(latents)[kept])
-        sums = parts.view(found.n_rows, n, -1).cumsum(dim=1) + self.b_dec
+        wide = torch.promote_types(parts.dtype, self.b_dec.dtype)  # as stock adds them
+        sums = parts.view(found.n_rows, n, -1).cumsum(dim=1, dtype=wide) + self.b_dec
         for i, width in enumerate(widths):
             yield width, self.run_time_activation_norm_fn_out(sums[:, i])
 
@@ -246,7 +242,9 @@ class SparseJumpReLUMixin(SparseStepMixin):
             slack += 4 * torch.finfo(wide).eps * (size + bias.abs())
             lower = (threshold - 0.5 * self.bandwidth - bias - slack).to(wide)
             found = above(x, W_enc, lower, self._max_entries(x))
-        pre = finish(self._trainable_product(found, x), found.entries.cols, self.b_enc, None)
+        pre = pre_activations_at(
+            self._trainable_product(found, x), found.entries.cols, self.b_enc, None
+        )
         values: Any = JumpReLU.apply(
             pre[None],
             self._threshold(found.entries, pre.dtype),
@@ -263,7 +261,7 @@ class SparseJumpReLUMixin(SparseStepMixin):
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """JumpReLUTrainingSAE.calculate_aux_loss at entries."""
-        latents = active_latents(feature_acts)
+        latents = self._latents_of(feature_acts)
         if latents is None:
             return super().calculate_aux_loss(  # type: ignore[misc,return-value]
                 step_input, feature_acts, hidden_pre, sae_out
@@ -319,7 +317,9 @@ class SparseStandardMixin(SparseStepMixin):
         x, W_enc = self._multiplied(x)
         with torch.no_grad():
             found = above(x, W_enc, -self.b_enc, self._max_entries(x))
-        pre = finish(self._trainable_product(found, x), found.entries.cols, self.b_enc, None)
+        pre = pre_activations_at(
+            self._trainable_product(found, x), found.entries.cols, self.b_enc, None
+        )
         return ActiveLatents(found.entries, self.activation_fn(pre), pre, x)
 
     def calculate_aux_loss(
@@ -330,7 +330,7 @@ class SparseStandardMixin(SparseStepMixin):
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """StandardTrainingSAE.calculate_aux_loss at entries."""
-        latents = active_latents(feature_acts)
+        latents = self._latents_of(feature_acts)
         if latents is None:
             return super().calculate_aux_loss(  # type: ignore[misc,return-value]
                 step_input, feature_acts, hidden_pre, sae_out
@@ -338,6 +338,13 @@ class SparseStandardMixin(SparseStepMixin):
         norm = pick(self.W_dec.norm(dim=1), latents.entries.cols)
         sparsity = per_row(latents.entries, (latents.values * norm).abs())
         return {"l1_loss": (step_input.coefficients["l1"] * sparsity).mean()}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GatedLatents(ActiveLatents):
+    """Also the pre-activations of the gate, ``[n]``."""
+
+    gate: torch.Tensor
 
 
 class SparseGatedMixin(SparseStepMixin):
@@ -377,7 +384,7 @@ class SparseGatedMixin(SparseStepMixin):
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """GatedTrainingSAE.calculate_aux_loss at entries."""
-        latents = active_latents(feature_acts)
+        latents = self._latents_of(feature_acts)
         if not isinstance(latents, GatedLatents):
             return super().calculate_aux_loss(  # type: ignore[misc,return-value]
                 step_input, feature_acts, hidden_pre, sae_out
@@ -388,13 +395,6 @@ class SparseGatedMixin(SparseStepMixin):
         via_gate = self._sparse_product(entries, gate) + self.b_dec
         recon = (via_gate - step_input.sae_in).pow(2).sum(dim=-1).mean()
         return {"l1_loss": l1, "auxiliary_reconstruction_loss": recon}
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class GatedLatents(ActiveLatents):
-    """Also the pre-activations of the gate, ``[n]``."""
-
-    gate: torch.Tensor
 
 
 SPARSE_STEPS: dict[type[TrainingSAE[Any]], type[SparseStepMixin]] = {

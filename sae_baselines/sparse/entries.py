@@ -82,22 +82,20 @@ def gather_sum(
         index: int64 ``[n]``, rows of ``table``.
         starts: int64 ``[r]``, ascending: bag j is ``index[starts[j] : starts[j + 1]]``.
         weights: ``[n]``, in the dtype of ``table``.
-        rows: int64 ``[n]``, the bag of each entry, if known; saves finding it for the
-            gradient in ``weights``.
+        rows: int64 ``[n]``, the bag of each entry; for the gradient in ``weights``.
         out_dtype: Of the result; None means that of ``table``.
 
     Returns:
-        ``[r, d]``; differentiable in ``table`` and ``weights``. An empty bag sums to 0.
+        ``[r, d]``; differentiable in ``weights``. An empty bag sums to 0.
     """
     out_dtype = table.dtype if out_dtype is None else out_dtype
-    wants_table = torch.is_grad_enabled() and table.requires_grad
-    if wants_table or not kernels.available(table) or out_dtype not in kernels.DTYPES:
+    wanted = torch.is_grad_enabled() and weights.requires_grad
+    ours = kernels.available(table) and out_dtype in kernels.DTYPES
+    if not ours or (wanted and rows is None):
         sums = F.embedding_bag(index, table, starts, mode="sum", per_sample_weights=weights)
         return sums.to(out_dtype)
     table, weights = table.contiguous(), weights.contiguous()
-    if not (torch.is_grad_enabled() and weights.requires_grad):
-        return kernels.gather_sum(table, index, starts, weights, out_dtype)
-    if rows is None:
-        entries = torch.arange(index.shape[0], device=index.device)
-        rows = torch.searchsorted(starts, entries, right=True) - 1
-    return kernels.weighted_sum(table, index, starts, weights, rows, out_dtype)
+    if wanted:
+        assert rows is not None
+        return kernels.weighted_sum(table, index, starts, weights, rows, out_dtype)
+    return kernels.gather_sum(table, index, starts, weights, out_dtype)

@@ -17,15 +17,18 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 # Kept by a reload of this module, as is the hook.
 _watched: "weakref.WeakSet[TrainingSAE[Any]]" = globals().get("_watched", weakref.WeakSet())
 _seen: "weakref.WeakSet[Optimizer]" = globals().get("_seen", weakref.WeakSet())
+_fused_here: "weakref.WeakSet[Optimizer]" = globals().get("_fused_here", weakref.WeakSet())
 _hook_installed: bool = globals().get("_hook_installed", False)
 
 
 def use_fused_adam(sae: TrainingSAE[Any]) -> None:
     """Let the Adam that trains ``sae`` use torch's fused implementation.
 
-    Applies to ``torch.optim.Adam`` and ``AdamW`` over float32 or float64 parameters on a CPU
-    or CUDA device, if neither ``fused`` nor ``foreach`` was chosen by whoever built the
-    optimiser, and only while ``sae.cfg.sparse_step`` is on.
+    Decided at an optimiser's first step: for ``torch.optim.Adam`` and ``AdamW`` over float32
+    or float64 parameters of such SAEs alone, on a CPU or CUDA device, if neither ``fused`` nor
+    ``foreach`` was chosen by whoever built it and ``sae.cfg.sparse_step`` is on. Taken back
+    when a gradient or a moment lies in memory otherwise than its parameter: the fused
+    implementation does not look.
 
     Args:
         sae: A training SAE whose config has ``sparse_step``.
@@ -42,20 +45,34 @@ def _before_optimizer_step(
 ) -> None:
     del args, kwargs
     if optimizer in _seen or not _watched:
+        _unfuse_strided(optimizer)
         return
     _seen.add(optimizer)
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return
-    watched = [sae for sae in _watched if getattr(sae.cfg, "sparse_step", False)]
+    watched = [sae for sae in list(_watched) if getattr(sae.cfg, "sparse_step", False)]
     ours = {id(p) for sae in watched for p in sae.parameters()}
     for group in optimizer.param_groups:
         parameters = group["params"]
         if all(id(p) in ours for p in parameters) and _can_fuse(group):
             group["fused"] = True
+            _fused_here.add(optimizer)
             for p in parameters:  # a resumed optimiser: fused wants its counters beside p
                 step = optimizer.state.get(p, {}).get("step")
                 if torch.is_tensor(step):
                     optimizer.state[p]["step"] = step.to(p.device, torch.float32)
+    _unfuse_strided(optimizer)
+
+
+def _unfuse_strided(optimizer: Optimizer) -> None:
+    if optimizer not in _fused_here:
+        return
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state.get(p, {})
+            beside = [p.grad, *(v for v in state.values() if torch.is_tensor(v) and v.ndim)]
+            if any(t is not None and t.stride() != p.stride() for t in beside):
+                group["fused"] = None
 
 
 def _can_fuse(group: dict[str, Any]) -> bool:

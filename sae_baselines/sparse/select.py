@@ -33,7 +33,7 @@ class NotSparseError(Exception):
     """The sparse step cannot, or should not, do this batch; stock's dense step does it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """Entries, and the values of ``x @ W_enc`` there.
 
@@ -124,7 +124,7 @@ def _sorted(keys: torch.Tensor, values: torch.Tensor, n_rows: int, d_sae: int) -
 def top_k_per_row(
     x: torch.Tensor,
     W_enc: torch.Tensor,
-    finish: Callable[[torch.Tensor], torch.Tensor],
+    rank: Callable[[torch.Tensor], torch.Tensor],
     choose: Callable[[torch.Tensor], torch.Tensor],
     *,
     negative_too: bool = False,
@@ -134,7 +134,7 @@ def top_k_per_row(
     Args:
         x: ``[batch, d_in]``.
         W_enc: ``[d_in, d_sae]``.
-        finish: From the product to what is ranked, ``[rows, d_sae]`` both.
+        rank: From the product to what is ranked, ``[rows, d_sae]`` both.
         choose: From that to the columns of its k largest, ``[rows, k]``.
         negative_too: Keep all k of a row; otherwise those that ReLU leaves something of.
     """
@@ -142,7 +142,7 @@ def top_k_per_row(
     keys: list[torch.Tensor] = []
     products: list[torch.Tensor] = []
     for first, last, block in row_blocks(x, W_enc):
-        ranked = finish(block)
+        ranked = rank(block)
         cols = choose(ranked)
         rows = torch.arange(first, last, device=x.device)[:, None]
         if negative_too:
@@ -257,11 +257,11 @@ def _candidates(
     d_sae = W_enc.shape[1]
     keys = torch.empty(0, dtype=torch.int64, device=x.device)
     product = x.new_empty(0)
-    values = finish(product, keys, b_enc, norm)
+    values = pre_activations_at(product, keys, b_enc, norm)
     lower = _lower_bound(b_enc, norm, floor)
     for first, last, block in latent_blocks(x, W_enc):
         more_keys, more = _above_in_block(block, lower[first:last], first, d_sae)
-        more_values = finish(more, more_keys % d_sae, b_enc, norm)
+        more_values = pre_activations_at(more, more_keys % d_sae, b_enc, norm)
         if bool(more_values.isnan().any()):
             raise NotSparseError("not finite")
         # The bound on the product is generous; the exact values decide.
@@ -281,12 +281,20 @@ def _candidates(
     return keys, product, values, floor
 
 
-def finish(
+def pre_activations(
+    product: torch.Tensor, b_enc: torch.Tensor, norm: torch.Tensor | None
+) -> torch.Tensor:
+    """Stock's ``(product + b_enc) * norm``, rounded in its order."""
+    values = product + b_enc
+    return values if norm is None else values * norm
+
+
+def pre_activations_at(
     product: torch.Tensor, cols: torch.Tensor, b_enc: torch.Tensor, norm: torch.Tensor | None
 ) -> torch.Tensor:
-    """Stock's pre-activations ``(product + b_enc) * norm`` at entries, rounded in its order."""
-    values = product + pick(b_enc, cols)
-    return values if norm is None else values * pick(norm, cols)
+    """The same at entries in these columns."""
+    scale = None if norm is None else pick(norm, cols)
+    return pre_activations(product, pick(b_enc, cols), scale)
 
 
 def _lower_bound(b_enc: torch.Tensor, norm: torch.Tensor | None, floor: float) -> torch.Tensor:
@@ -310,8 +318,6 @@ def _estimate_floor(
 ) -> float:
     sample = x[:: max(1, x.shape[0] // _SAMPLE_ROWS)]
     share = sample.shape[0] / x.shape[0]
-    values = sample @ W_enc + b_enc
-    if norm is not None:
-        values = values * norm
+    values = pre_activations(sample @ W_enc, b_enc, norm)
     n = max(1, min(values.numel(), int(_WANTED * share * n_selected)))
     return max(0.0, 0.9 * float(torch.topk(values.flatten(), n, sorted=True).values[-1]))

@@ -32,9 +32,11 @@ else:
     _ConfigBase = object
     _SAEBase = object
 
-# More entries than this share of batch x d_sae, and dense products are the faster ones
-# (measured in benchmarks/: a dense multiply-add costs about 1/25 of a gathered one).
-MAX_DENSITY = 1 / 32
+# More entries than this share of batch x d_sae, and the dense step may be the faster one. On
+# two CPU cores they meet at about 1/8. Elsewhere dense products are faster
+# by more than memory is; there it is an estimate from the two, not a measurement.
+MAX_DENSITY = 1 / 16
+MAX_DENSITY_ELSEWHERE = 1 / 64
 
 # After a batch that was not sparse: look again after this many steps, then twice as many.
 _FIRST_WAIT, _LONGEST_WAIT = 8, 128
@@ -73,10 +75,12 @@ class ActiveLatents:
 
 @dataclass
 class SparseStepState:
-    """What one step tells the next. Results do not depend on it, only speed does.
+    """What one step tells the next. Results depend on it only in their rounding: it is not in
+    checkpoints, so a resumed run may compute a batch the other way.
 
     Attributes:
-        inside: Whether a sparse step is running.
+        inside: Whether a sparse step is about to encode.
+        current: What the running sparse step found.
         floor: Where a batch-top-k may start to look.
         wait: Steps left before a batch that was not sparse is followed by another try.
         next_wait: How long to wait next time.
@@ -85,6 +89,7 @@ class SparseStepState:
     """
 
     inside: bool = False
+    current: "ActiveLatents | None" = None
     floor: float | None = None
     wait: int = 0
     next_wait: int = _FIRST_WAIT
@@ -154,10 +159,12 @@ class SparseStepMixin(_SAEBase):
             return "dense"
         if not torch.is_grad_enabled() or x.requires_grad or x.ndim != 2 or x.shape[0] == 0:
             return "input"
+        if x.device.type not in ("cpu", "cuda"):
+            return "device"  # bounds and bias gradients need float64
         if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             return "dtype"
         hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
-        if any(h._forward_hooks or h._backward_hooks or h._forward_pre_hooks for h in hooks):
+        if any(_has_hooks(hook) for hook in hooks):
             return "hooks"  # they may change the input, and are owed dense activations
         return self._why_dense_here(step_input)
 
@@ -166,7 +173,8 @@ class SparseStepMixin(_SAEBase):
         return None
 
     def _max_entries(self, x: torch.Tensor, d_sae: int | None = None) -> int:
-        return int(MAX_DENSITY * x.shape[0] * (self.cfg.d_sae if d_sae is None else d_sae))
+        share = MAX_DENSITY if x.device.type == "cpu" else MAX_DENSITY_ELSEWHERE
+        return int(share * x.shape[0] * (self.cfg.d_sae if d_sae is None else d_sae))
 
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.sparse_state.inside:
@@ -175,14 +183,17 @@ class SparseStepMixin(_SAEBase):
         latents = self._sparse_encode(x, self._decoder_norm())
         if not bool(latents.pre.detach().isfinite().all()):
             raise NotSparseError("not finite")  # stock's step shows what comes of it
+        self.sparse_state.current = latents
         acts = _with_latents(latents.entries.to_coo(latents.values), latents)
         pre = _with_latents(latents.entries.to_coo(latents.pre), latents)
         return acts, pre
 
     @torch.no_grad()
     def _decoder_norm(self) -> torch.Tensor:
-        """Row norms of W_dec, ``[d_sae]``: one reading per step serves all that needs them.
+        """Row norms of W_dec, ``[d_sae]``, no gradient.
 
+        Computed at every step, of a frozen decoder too: a cache cannot see edits through
+        ``.data``, and one reading of W_dec is less than 1 % of a step.
         Stock multiplies latents that are not active by 0, which hides nothing that is not
         finite in their rows; the sparse step would.
         """
@@ -204,13 +215,20 @@ class SparseStepMixin(_SAEBase):
         """
 
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        latents = active_latents(feature_acts)
+        latents = self._latents_of(feature_acts)
         if latents is None:
+            if active_latents(feature_acts) is not None:  # of an earlier step: norms have moved
+                feature_acts = feature_acts.to_dense()
             return super().decode(feature_acts)
         sae_out_pre = self._sparse_product(latents.entries, unscaled(latents)) + self.b_dec
         sae_out_pre = self.hook_sae_recons(sae_out_pre)
         sae_out_pre = self.run_time_activation_norm_fn_out(sae_out_pre)
         return self.reshape_fn_out(sae_out_pre, self.d_head)
+
+    def _latents_of(self, acts: torch.Tensor) -> ActiveLatents | None:
+        """The entries of ``acts`` if it comes from the step that is running."""
+        latents = active_latents(acts)
+        return latents if latents is self.sparse_state.current else None
 
     # -- for the bases
 
@@ -253,6 +271,15 @@ def unscaled(latents: ActiveLatents) -> torch.Tensor:
     return latents.values * (1 / latents.norm)[latents.entries.cols]
 
 
+def _has_hooks(point: torch.nn.Module) -> bool:
+    return bool(
+        point._forward_hooks
+        or point._forward_pre_hooks
+        or point._backward_hooks
+        or point._backward_pre_hooks
+    )
+
+
 @contextmanager
 def _inside(state: SparseStepState) -> Iterator[None]:
     state.inside = True
@@ -260,6 +287,7 @@ def _inside(state: SparseStepState) -> Iterator[None]:
         yield
     finally:
         state.inside = False
+        state.current = None
 
 
 def per_row(entries: Entries, values: torch.Tensor) -> torch.Tensor:

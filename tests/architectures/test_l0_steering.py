@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from tests.helpers import (
     BATCH,
     CONSTRAINTS,
+    D_IN,
     D_SAE,
     AnySAE,
+    activations,
     batches,
     checked,
     coefficients,
@@ -22,6 +24,7 @@ from tests.helpers import (
     only_checkpoint,
     resume,
     set_weights,
+    step_input,
     train,
     weights,
 )
@@ -242,3 +245,14 @@ def test_bases_with_a_k_or_a_target_of_their_own_are_not_steered(base: str) -> N
         sae = make_sae(f"{member}_{base}")
         assert not hasattr(sae.cfg, "l0_steering_rate")
         assert "l0_steering_state" not in sae.state_dict()
+
+
+def test_l0_is_counted_per_token_whatever_the_shape_of_a_batch() -> None:
+    measured = []
+    for shape in ((60, D_IN), (3, 20, D_IN)):
+        sae = make_sae("frozen_decoder_standard", target_l0=8.0)
+        x = activations(60).reshape(shape)
+        sae.training_forward_pass(step_input(sae, x))
+        measured.append(float(sae.l0_steering_state[1]))
+    assert measured[0] == pytest.approx(measured[1], rel=1e-6)
+    assert 0 < measured[0] < sae.cfg.d_sae

@@ -86,6 +86,7 @@ def test_facts_come_from_metadata() -> None:
         ("seeded_batchtopk", "trained"),
         ("sparse_batchtopk", "trained"),
         ("batchtopk", "unknown"),
+        ("sparse_of_somebody_else", "unknown"),
     ],
 )
 def test_constraint_of(architecture: str, constraint: str) -> None:

@@ -117,10 +117,16 @@ def has_ties(case: Case) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step's output and gradients."""
+    """A training step's output and gradients.
+
+    Attributes:
+        term: The size of what is added up to the gradient of a pre-activation: a residual
+            times a decoder row. The sum may cancel to less than a rounding of its terms.
+    """
 
     output: TrainStepOutput
     gradients: dict[str, torch.Tensor]
+    term: float
 
     @property
     def acts(self) -> torch.Tensor:
@@ -138,7 +144,9 @@ def run_step(
     """Forward and backward as the trainer does them."""
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         output = sae.training_forward_pass(step_input(sae, x, dead))
-    return Step(output, gradients(sae, output.loss))
+    residual = (output.sae_out.detach() - x).abs().sum(dim=-1).max()
+    term = float(2 / x.shape[0] * residual * sae.W_dec.detach().abs().max())
+    return Step(output, gradients(sae, output.loss), term)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,10 @@ def reason_pre_hooks(sae: AnySAE) -> None:
     sae.hook_sae_acts_pre.register_full_backward_hook(lambda *_: None)
 
 
+def reason_backward_pre_hooks(sae: AnySAE) -> None:
+    sae.hook_sae_acts_post.register_full_backward_pre_hook(lambda *_: None)
+
+
 def reason_norm(sae: AnySAE) -> None:
     sae.W_dec.data[3] = 0
 
@@ -79,13 +83,14 @@ def nothing(sae: AnySAE) -> None:
 # reason -> base, config fields, what is done to the SAEs beforehand
 REASONS: dict[str, tuple[str, dict[str, Any], Callable[[AnySAE], None]]] = {
     "dense (k)": ("topk", {"k": 40}, nothing),
-    "dense (k of a batch)": ("batchtopk", {"k": 2.5}, nothing),
+    "dense (k of a batch)": ("batchtopk", {"k": 10.5}, nothing),
     "dense (standard)": ("standard", {}, too_many),
     "dense (jumprelu)": ("jumprelu", {}, too_many),
     "dense (gated)": ("gated", {}, too_many),
     "dtype": ("topk", {"dtype": "float16"}, nothing),
     "hooks": ("batchtopk", {}, reason_hooks),
     "hooks (pre)": ("standard", {}, reason_pre_hooks),
+    "hooks (backward)": ("topk", {}, reason_backward_pre_hooks),
     "not finite": ("topk", {"rescale_acts_by_decoder_norm": True}, reason_norm),
     "lp_norm": ("standard", {"lp_norm": 2.0}, nothing),
     "matryoshka auxiliary loss": (
@@ -277,7 +282,7 @@ def test_a_hook_that_changes_the_input_counts_where_it_does_in_saelens() -> None
         torch.testing.assert_close(ours.output.losses, stock.output.losses)
 
 
-# -- the norms of a frozen decoder, computed once
+# -- the norms of a frozen decoder
 
 
 def rescaled(sae: AnySAE) -> None:
@@ -383,3 +388,18 @@ def test_a_compiled_step_is_the_dense_one_and_stays_compiled(name: str) -> None:
     train(dense, 8, data)
     for key, value in weights(dense).items():
         torch.testing.assert_close(weights(sae)[key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", SIX_BASES)
+def test_decoding_the_output_of_an_earlier_step_is_decoding_with_the_weights_of_now(
+    base: str,
+) -> None:
+    built = built_case(base)
+    acts = run_step(built.sparse, built.x, None).output.feature_acts.detach_()
+    assert acts.is_sparse
+    with torch.no_grad():
+        for sae in (built.sparse, built.stock):
+            sae.W_dec.mul_(torch.linspace(0.5, 2.0, sae.cfg.d_sae)[:, None])
+        assert_close = torch.testing.assert_close
+        decoded = built.sparse.decode(acts)
+        assert_close(decoded, built.stock.decode(acts.to_dense()), rtol=0, atol=0)

@@ -102,3 +102,29 @@ def test_a_run_resumes_across_the_two(first: bool, then: bool) -> None:
         one_step(again, resumed.optimizer, seed)
     for name, value in weights(sae).items():
         torch.testing.assert_close(weights(again)[name], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("strided", ["parameter", "gradient", "moment"])
+def test_memory_in_another_order_is_not_given_to_the_fused_adam(strided: str) -> None:
+    """It walks through memory, where the transpose of W_dec lies in another order."""
+    saes = [make_sae("sparse_batchtopk", sparse_step=on) for on in (True, False)]
+    for sae in saes:
+        optimizer = torch.optim.Adam(sae.parameters(), lr=0.1)
+        for seed in range(3):
+            one_step(sae, optimizer, seed)
+        if strided == "parameter":
+            sae.W_enc.data = sae.W_dec.data.T.clone()
+        for seed in range(3, 6):
+            if strided == "moment":
+                moments = optimizer.state[sae.W_enc]
+                moments["exp_avg"] = moments["exp_avg"].T.contiguous().T
+            if strided == "gradient":
+                for parameter in sae.parameters():
+                    parameter.grad = None
+                sae.W_enc.grad = torch.randn(sae.W_dec.shape).mul(0).add(seed).T
+                sae.W_enc.grad[0] = -1.0
+                optimizer.step()
+            else:
+                one_step(sae, optimizer, seed)
+    for name, value in weights(saes[1]).items():
+        torch.testing.assert_close(weights(saes[0])[name], value, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,220 @@
+"""What the sparse step does to a whole panel on a real model: its time, and its results.
+
+``python benchmarks/sparse_panel.py`` writes results/sparse_panel.json and prints its tables.
+The demo's panel is trained with the sparse step off, on for the baselines, and on for every
+member; and once more with it off on a single thread, which changes nothing but the order in
+which numbers are added: the differences between those two are what rounding alone does.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from render import machine, table
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
+
+from sae_baselines.demo.panel import demo_spec
+from sae_baselines.panel import PanelSpec, load_spec, train_study
+from sae_baselines.panel.data import load_text
+from sae_baselines.panel.folder import PROVENANCE_FILE
+from sae_baselines.panel.plan import panels_of
+from sae_baselines.provenance import environment
+
+RESULTS = Path(__file__).parent / "results"
+OFF, OTHER_ROUNDING = "none", "none, one thread"
+# Each way of training: the panel's sparse_step, and the number of threads (0: as it is).
+WAYS = {
+    OFF: (OFF, 0),
+    "baselines": ("baselines", 0),
+    "all": ("all", 0),
+    OTHER_ROUNDING: (OFF, 1),
+}
+METRICS = ("explained_variance", "l0", "ce_loss_with_sae")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, help="for each member; default: the demo's")
+    parser.add_argument("--model", help="Hub name or folder; default: the demo's")
+    parser.add_argument("--dataset", help="Hub name or file; default: the demo's")
+    parser.add_argument("--spec", type=Path, help="a panel of your own instead of the demo's")
+    parser.add_argument("--out", type=Path, default=RESULTS / "sparse_panel.json")
+    args = parser.parse_args(argv)
+    if args.spec is None:
+        spec = demo_spec(model=args.model, dataset=args.dataset)
+    else:
+        spec = load_spec(args.spec)
+    if len(panels_of(spec)) != 1:
+        parser.error(f"{args.spec}: has several panels; give one architecture, L0 and seed")
+    tokens = args.tokens or spec.training_tokens
+    record = measure(dataclasses.replace(spec, training_tokens=tokens, n_checkpoints=0))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=2) + "\n")
+    print("\n" + panel_tables(record))
+
+
+def measure(spec: PanelSpec) -> dict[str, Any]:
+    """Every way, and each against the dense one."""
+    text = load_text(dataclasses.replace(spec.dataset, shuffle_seed=None))
+    ways: dict[str, dict[str, Any]] = {}
+    weights: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
+    for name, (sparse_step, threads) in WAYS.items():
+        with _threads(threads):
+            this = dataclasses.replace(spec, sparse_step=sparse_step)
+            ways[name], weights[name] = _train(this, text)
+        print(f"{name}: {ways[name]['training_s']:.1f} s of training", flush=True)
+    members = ways[OFF]["members"]
+    n_tokens = spec.training_tokens * len(members)
+    for way in ways.values():
+        way["tokens_per_s"] = n_tokens / way["training_s"]
+        way["tokens_per_s_in_steps"] = n_tokens / way["steps_s"]
+    return {
+        "benchmark": "sparse_panel",
+        "environment": environment(),
+        "settings": {
+            "model": spec.model.recorded_name,
+            "hook_name": spec.hook_name,
+            "architecture": spec.architectures[0],
+            "d_sae": weights[OFF][next(iter(members))]["W_dec"].shape[0],
+            "d_in": weights[OFF][next(iter(members))]["W_dec"].shape[1],
+            "l0": spec.l0s[0],
+            "batch": spec.train_batch_size_tokens,
+            "training_tokens": spec.training_tokens,
+            "training_s": "pass_seconds of provenance.json: filling the buffer with the "
+            "language model's activations, estimating the norm, training",
+            "steps_s": "of these, inside SAETrainer.step of all members",
+            "differences": "against sparse_step 'none': of the measurements on held-out text "
+            "(sparse - dense), and of the exported weights, ||a - b|| / ||b||, the largest of "
+            "W_enc, W_dec, b_enc, b_dec",
+        },
+        "ways": ways,
+        "differences": {
+            name: _differences(ways[name], ways[OFF], weights[name], weights[OFF])
+            for name in WAYS
+            if name != OFF
+        },
+    }
+
+
+def _train(
+    spec: PanelSpec, text: Any
+) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    gc.collect()
+    with tempfile.TemporaryDirectory() as folder, _timed_steps() as seconds:
+        began = time.perf_counter()
+        study = train_study(spec, Path(folder) / "study", dataset=text)
+        whole = time.perf_counter() - began
+        files = sorted(study.folder.glob(f"panels/*/*/{PROVENANCE_FILE}"))
+        passed = json.loads(files[0].read_text())["pass_seconds"]
+        weights = {
+            f.parent.name: load_file(f.parent / "sae_weights.safetensors") for f in files
+        }
+    members = {
+        key.member: {m: values[m] for m in METRICS if m in values}
+        for key, values in study.measurements.items()
+    }
+    way = {"training_s": passed, "steps_s": sum(seconds), "whole_s": whole, "members": members}
+    return way, weights
+
+
+def _differences(
+    way: dict[str, Any],
+    dense: dict[str, Any],
+    weights: dict[str, dict[str, torch.Tensor]],
+    dense_weights: dict[str, dict[str, torch.Tensor]],
+) -> dict[str, dict[str, float]]:
+    out = {}
+    for member, values in way["members"].items():
+        change = {m: v - dense["members"][member][m] for m, v in values.items()}
+        names = ("W_enc", "W_dec", "b_enc", "b_dec")
+        pairs = [
+            (weights[member][n].double(), dense_weights[member][n].double()) for n in names
+        ]
+        change["weights"] = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+        out[member] = change
+    return out
+
+
+def panel_tables(record: dict[str, Any]) -> str:
+    """Times of each way, and what it changed."""
+    settings = record["settings"]
+    title = (
+        f"**Panel of four with the sparse step off and on: {settings['architecture']}, "
+        f"{settings['training_tokens']:,} tokens, {settings['model']}, d_in "
+        f"{settings['d_in']:,}, d_sae {settings['d_sae']:,} ({machine(record)})**"
+    )
+    times = [
+        [
+            f"`sparse_step: {name}`",
+            f"{way['training_s']:.0f} s",
+            f"{way['tokens_per_s']:,.0f}",
+            f"{way['steps_s']:.0f} s",
+            f"{way['tokens_per_s_in_steps']:,.0f}",
+            f"{way['steps_s'] / record['ways'][OFF]['steps_s']:.2f}",
+        ]
+        for name, way in record["ways"].items()
+        if name != OTHER_ROUNDING
+    ]
+    head = [
+        "",
+        "training",
+        "SAE tokens/s",
+        "of it, SAE steps",
+        "tokens/s in steps",
+        "steps / off",
+    ]
+    changes = [
+        [name, member, *(f"{change[m]:+.1e}" for m in METRICS), f"{change['weights']:.1e}"]
+        for name, members in record["differences"].items()
+        for member, change in members.items()
+    ]
+    names = ["EV", "L0", "CE with SAE", "weights"]
+    return (
+        f"{title}\n\n{table(head, times)}\n\nDifferences from `sparse_step: none`:\n\n"
+        f"{table(['', 'member', *names], changes)}\n"
+    )
+
+
+@contextmanager
+def _timed_steps() -> Iterator[list[float]]:
+    """Seconds of every training step of every SAE."""
+    seconds: list[float] = []
+    stock = SAETrainer.step
+
+    def step(self: Any, batch: torch.Tensor) -> Any:
+        began = time.perf_counter()
+        output = stock(self, batch)
+        if batch.is_cuda or self.sae.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+        return output
+
+    SAETrainer.step = step
+    try:
+        yield seconds
+    finally:
+        SAETrainer.step = stock
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    main()
