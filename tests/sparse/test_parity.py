@@ -1,11 +1,11 @@
 """One training step: sparse, dense, and SAELens' own class.
 
 In float64 the three must agree to a few dozen roundings of the largest element of each
-tensor (or of the terms that it is a sum of): that is the proof that the sparse step computes the same thing. In float32 the bound
-is the same number of (coarser) roundings. Measured over 3,000 cases of the kinds below, the
-worst is 8 roundings in either precision; the bound of 64 leaves room for another machine's
-order of summation. In half precision both are compared with the float64 truth instead: the
-sparse step must not be further from it.
+tensor (or of the terms that it is a sum of): that is the proof that the sparse step computes
+the same thing. In float32 the bound is the same number of (coarser) roundings. Measured over
+3,000 cases of the kinds below, the worst is 8 roundings in either precision; the bound of 64
+leaves room for another machine's order of summation. In half precision both are compared with
+the float64 truth instead: the sparse step must not be further from it.
 """
 
 import copy
@@ -68,7 +68,7 @@ def assert_same_step(
     pre = theirs.output.hidden_pre.detach()[latents.entries.rows, latents.entries.cols]
     assert_close(latents.pre.detach(), pre, "hidden_pre")
     for name in ours.gradients.keys() - set(other_gradients):
-        # What W_enc and the biases get is a sum of products with decoder rows, which may cancel.
+        # What W_enc and biases get is a sum of products with decoder rows, which may cancel.
         terms = {"W_dec": 0.0, "b_dec": 0.0}.get(name, theirs.term)
         if name == "W_enc":
             terms *= float(theirs.output.sae_in.abs().max())
