@@ -109,8 +109,9 @@ class SoftFrozenDecoderMixin(_SAEBase):
             self._moving = None if momentum is None else momentum.any(dim=1)
             self.project()
         else:
-            if not bool(self._moving.all()):
-                self._moving |= momentum.any(dim=1)  # not a norm: squares underflow
+            still = (~self._moving).nonzero().squeeze(1)
+            if still.numel():
+                self._moving[still] = momentum[still].any(dim=1)  # squares would underflow
             index = self._moving.nonzero().squeeze(1)
             if 2 * index.shape[0] > self._moving.shape[0]:
                 self.project()  # most rows at once are faster in place than gathered

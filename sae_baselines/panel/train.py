@@ -304,6 +304,7 @@ class _Study:
                 **facts,
                 "resumed_at_tokens": int(resumed_from.name) if resumed_from else None,
                 "pass_seconds": round(seconds, 1),
+                "steps_since_start": _kinds_of_steps(sae),
                 "epochs": epochs,
                 **environment(),
             }
@@ -364,3 +365,11 @@ def _check_width(spec: PanelSpec, d_in: int) -> None:
     for l0 in spec.l0s:
         if l0 >= width:
             raise UserError(f"l0: {l0:g} is not below d_sae={width}; use a smaller target")
+
+
+def _kinds_of_steps(sae: TrainingSAE[Any]) -> dict[str, Any] | None:
+    """How many steps ran on active entries, and why others did not; None without them."""
+    state = getattr(sae, "sparse_state", None)
+    if state is None or not sae.cfg.sparse_step:
+        return None
+    return {"sparse": state.sparse_steps, "dense": state.dense_steps}

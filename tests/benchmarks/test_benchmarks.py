@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.tiny_model import HOOK, save_tiny_model, tiny_text
+from tests.tiny_model import HOOK, save_tiny_model, tiny_panel, tiny_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
@@ -142,3 +142,34 @@ def test_panel_against_runs(tmp_path: Path) -> None:
         assert record["ratios"][part] == pytest.approx(mean / runs)
     assert str(tmp_path) not in out.read_text()
     assert "one panel of 4" in run("render.py", out)
+
+
+def test_a_panel_with_the_sparse_step_off_and_on(tmp_path: Path) -> None:
+    tiny_text().to_parquet(str(tmp_path / "text.parquet"))
+    # 6 of 128 latents are few enough for the sparse step.
+    panel = tiny_panel(save_tiny_model(tmp_path / "model"), str(tmp_path / "text.parquet"))
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
+    out = tmp_path / "sparse_panel.json"
+    run("sparse_panel.py", "--spec", tmp_path / "panel.yaml", "--tokens", "2560", "--out", out)
+    record = json.loads(out.read_text())
+    nudged = "none, input one rounding off"
+    assert list(record["ways"]) == ["none", "baselines", "all", nudged]
+    assert list(record["differences"]) == ["baselines", "all", nudged]
+    dense = record["ways"]["none"]["members"]
+    for name, differences in record["differences"].items():
+        way = record["ways"][name]
+        assert 0 < way["steps_s"] < way["training_s"] < way["whole_s"]
+        for member, change in differences.items():
+            ev = way["members"][member]["explained_variance"]
+            was = dense[member]["explained_variance"]
+            assert change["explained_variance"] == pytest.approx(ev - was)
+            assert 0 <= change["W_enc"] < 1e-2
+    # The trained member is dense in both, to the last bit; sparse in the third.
+    assert record["differences"]["baselines"]["trained"]["W_enc"] == 0
+    assert record["differences"]["all"]["trained"]["W_enc"] > 0
+    assert record["differences"][nudged]["trained"]["W_enc"] > 0
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_the_tables_in_the_readmes_are_those_of_the_results() -> None:
+    run("readme.py", "--check")

@@ -1,5 +1,6 @@
 """Panels trained on active entries are the panels that SAELens' dense step trains."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,11 @@ def test_the_same_measurements_come_out(studies: dict[str, StudyResult]) -> None
             dense["explained_variance"], abs=1e-3
         )
         assert sparse["l0"] == pytest.approx(dense["l0"], rel=1e-2)
+
+
+def test_provenance_says_how_steps_were_computed(studies: dict[str, StudyResult]) -> None:
+    for which, result in studies.items():
+        for key in result.measurements:
+            folder = result.folder / "panels" / key.panel.name / key.member
+            steps = json.loads((folder / "provenance.json").read_text())["steps_since_start"]
+            assert steps == ({"sparse": STEPS, "dense": {}} if which == "all" else None)

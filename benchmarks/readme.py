@@ -1,0 +1,63 @@
+"""Writes the tables of results/*.json into the READMEs, between markers.
+
+``python benchmarks/readme.py`` writes; with ``--check`` it only says what is out of date.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from render import panel_table, step_time_tables
+from render_sparse import growth_tables, peer_table, step_tables
+from sparse_panel import panel_tables
+
+HERE = Path(__file__).parent
+Render = Callable[[dict[str, Any]], str]
+# README, marker -> results and how they are shown, in order.
+BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
+    ("README.md", "benchmarks"): [
+        ("sparse_step_cpu", step_tables),
+        ("peers_cpu", peer_table),
+        ("sparse_panel", panel_tables),
+        ("panel_vs_runs", panel_table),
+    ],
+    ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
+    ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write or check every block."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if outdated")
+    check: bool = parser.parse_args(argv).check
+    outdated = []
+    for (readme, marker), parts in BLOCKS.items():
+        file = HERE.parent / readme
+        text = file.read_text(encoding="utf-8")
+        tables = [render(_record(name)).strip() for name, render in parts]
+        wanted = _with_block(text, marker, "\n\n".join(tables))
+        if wanted != text and check:
+            outdated.append(f"{readme}: {marker}")
+        elif wanted != text:
+            file.write_text(wanted, encoding="utf-8")
+    if outdated:
+        raise SystemExit(f"out of date ({', '.join(outdated)}); python benchmarks/readme.py")
+
+
+def _record(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _with_block(text: str, marker: str, block: str) -> str:
+    pattern = re.compile(f"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"no markers <!-- {marker} --> ... <!-- /{marker} -->")
+    return pattern.sub(lambda found: f"{found[1]}{block}\n{found[2]}", text)
+
+
+if __name__ == "__main__":
+    main()
