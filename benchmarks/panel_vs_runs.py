@@ -17,20 +17,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from panels import add_panel_arguments, one_panel
 from render import panel_table
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from sae_baselines.architectures import twin_name
-from sae_baselines.demo.panel import demo_spec
-from sae_baselines.panel import PanelSpec, load_spec, train_study
+from sae_baselines.panel import PanelSpec, train_study
 from sae_baselines.panel.build import architecture_options
 from sae_baselines.panel.data import load_text, split_text
 from sae_baselines.panel.folder import PROVENANCE_FILE
 from sae_baselines.panel.held_out import hook_width
 from sae_baselines.panel.language_model import load_language_model
-from sae_baselines.panel.plan import panels_of
 from sae_baselines.panel.spec import TRAINED
 from sae_baselines.panel.train import resolve_device
 from sae_baselines.provenance import environment
@@ -44,17 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=51_200, help="trained on by each member")
-    parser.add_argument("--model", help="Hub name or folder; default: the demo's")
-    parser.add_argument("--dataset", help="Hub name or file; default: the demo's")
-    parser.add_argument("--spec", type=Path, help="a panel of your own instead of the demo's")
+    add_panel_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS / "panel_vs_runs.json")
     args = parser.parse_args(argv)
-    if args.spec is None:
-        spec = demo_spec(model=args.model, dataset=args.dataset)
-    else:
-        spec = load_spec(args.spec)
-    if len(panels_of(spec)) != 1:
-        parser.error(f"{args.spec}: has several panels; give one architecture, L0 and seed")
+    spec = one_panel(parser, args)
     record = measure(
         dataclasses.replace(
             spec,

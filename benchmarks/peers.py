@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from pairs import interleaved, paired, seconds, synchronizer
 from render_sparse import peer_table
-from step_members import SHAPES, Shape, Stepper, activations, start_directions
+from step_members import SHAPES, Shape, Stepper, activations, conditions, start_directions
 
 from sae_baselines.provenance import environment
 
@@ -85,16 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _describe(shape: Shape, device: str, autocast: bool) -> dict[str, Any]:
     return {
-        "shape": {
-            "name": shape.name,
-            "d_in": shape.d_in,
-            "d_sae": shape.d_sae,
-            "batch": shape.batch,
-            "k": shape.k,
-        },
-        "device": device,
-        "dtype": "float32",
-        "autocast": "bfloat16" if autocast else None,
+        **conditions(shape, device, autocast=autocast),
         "settings": {
             "step": "forward, backward, optimiser and what the library does in every step",
             "same": "activations, their order, initial directions (W_enc = W_dec.T), Adam "

@@ -19,7 +19,7 @@ import torch
 from growth_figure import draw
 from pairs import interleaved, paired, seconds, synchronizer
 from render_sparse import growth_tables
-from step_members import BASELINES, SPARSE, STOCK, Shape, Stepper, activations
+from step_members import BASELINES, SPARSE, STOCK, Shape, Stepper, activations, sizes
 from step_memory import (
     available_mib,
     clean_processes,
@@ -161,7 +161,7 @@ def grow(plan: Plan, axis: str, device: str) -> dict[str, Any]:
         shape = replace(plan.shape, **{axis: value})
         print(f"  {axis} {value:,}", flush=True)
         points.append(_point(shape, device))
-    return {"base_shape": _sizes(plan.shape), "axis": axis, "points": points}
+    return {"base_shape": sizes(plan.shape), "axis": axis, "points": points}
 
 
 def _point(shape: Shape, device: str) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _point(shape: Shape, device: str) -> dict[str, Any]:
     repeats = max(_REPEATS[0], min(_REPEATS[1], int(shape.budget_s / turn_s)))
     ms = interleaved(actions, repeats, synchronize)
     return {
-        "shape": _sizes(shape),
+        "shape": sizes(shape),
         "repeats": repeats,
         "members": {
             m: {
@@ -206,8 +206,8 @@ def memory(plan: Plan, device: str) -> dict[str, Any]:
         shape = replace(plan.shape, d_sae=d_sae)
         print(f"  d_sae {d_sae:,}", flush=True)
         peaks = {m: _peak(m, shape, device) for m in MEMBERS}
-        points.append({"shape": _sizes(shape), "peak_mib": peaks})
-    return {"base_shape": _sizes(plan.shape), "points": points}
+        points.append({"shape": sizes(shape), "peak_mib": peaks})
+    return {"base_shape": sizes(plan.shape), "points": points}
 
 
 def _peak(member: str, shape: Shape, device: str) -> float:
@@ -230,7 +230,7 @@ def limit(plan: Plan, device: str) -> dict[str, Any]:
             if tries[member][-1]["fits"]:
                 break
     return {
-        "shape": _sizes(plan.limit),
+        "shape": sizes(plan.limit),
         "limits_gib": list(plan.limits_gib),
         "members": tries,
     }
@@ -286,10 +286,6 @@ def _under_limit(
 
 def _is_about_memory(message: str) -> bool:
     return "bad_alloc" in message or "memory" in message.lower()
-
-
-def _sizes(shape: Shape) -> dict[str, int]:
-    return {name: getattr(shape, name) for name in ("d_in", "d_sae", "batch", "k")}
 
 
 if __name__ == "__main__":

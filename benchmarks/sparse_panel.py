@@ -12,21 +12,19 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from panels import add_panel_arguments, one_panel, training_steps
 from render import machine, table
-from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 
-from sae_baselines.demo.panel import demo_spec
-from sae_baselines.panel import PanelSpec, load_spec, train_study
+from sae_baselines.panel import PanelSpec, train_study
 from sae_baselines.panel.data import load_text
 from sae_baselines.panel.folder import PROVENANCE_FILE
-from sae_baselines.panel.plan import panels_of
 from sae_baselines.provenance import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,17 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, help="for each member; default: the demo's")
-    parser.add_argument("--model", help="Hub name or folder; default: the demo's")
-    parser.add_argument("--dataset", help="Hub name or file; default: the demo's")
-    parser.add_argument("--spec", type=Path, help="a panel of your own instead of the demo's")
+    add_panel_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS / "sparse_panel.json")
     args = parser.parse_args(argv)
-    if args.spec is None:
-        spec = demo_spec(model=args.model, dataset=args.dataset)
-    else:
-        spec = load_spec(args.spec)
-    if len(panels_of(spec)) != 1:
-        parser.error(f"{args.spec}: has several panels; give one architecture, L0 and seed")
+    spec = one_panel(parser, args)
     tokens = args.tokens or spec.training_tokens
     record = measure(dataclasses.replace(spec, training_tokens=tokens, n_checkpoints=0))
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -191,26 +182,22 @@ def panel_tables(record: dict[str, Any]) -> str:
 def _timed_steps(nudged: bool) -> Iterator[list[float]]:
     """Seconds of every training step of every SAE, on input as it is or one rounding off."""
     seconds: list[float] = []
-    stock = SAETrainer.step
     generator = torch.Generator().manual_seed(0)
     eps = torch.finfo(torch.float32).eps / 2
 
-    def step(self: Any, batch: torch.Tensor) -> Any:
+    def timed(step: Callable[[torch.Tensor], Any], trainer: Any, batch: torch.Tensor) -> Any:
         if nudged:
             noise = 2 * torch.rand(batch.shape, generator=generator) - 1
             batch = batch.float() * (1 + eps * noise.to(batch.device))
         began = time.perf_counter()
-        output = stock(self, batch)
-        if batch.is_cuda or self.sae.device.type == "cuda":
+        output = step(batch)
+        if batch.is_cuda or trainer.sae.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
         return output
 
-    SAETrainer.step = step
-    try:
+    with training_steps(timed):
         yield seconds
-    finally:
-        SAETrainer.step = stock
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ import argparse
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from panels import add_panel_arguments, one_panel, training_steps
 from sae_lens.saes.sae import TrainStepInput
-from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.demo.panel import demo_spec
-from sae_baselines.panel import load_spec, train_study
+from sae_baselines.panel import train_study
 from sae_baselines.panel.data import load_text
 from sae_baselines.provenance import environment
 
@@ -28,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, help="for each member; default: the demo's")
-    parser.add_argument("--spec", type=Path, help="a panel of your own instead of the demo's")
+    add_panel_arguments(parser)
     parser.add_argument("--out", type=Path, default=RESULTS / "sparse_stepwise.json")
     args = parser.parse_args(argv)
-    spec = demo_spec() if args.spec is None else load_spec(args.spec)
+    spec = one_panel(parser, args)
     spec = dataclasses.replace(
         spec,
         training_tokens=args.tokens or spec.training_tokens,
@@ -40,20 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         ce_tokens=0,
     )
     found: dict[str, dict[str, Any]] = {}
-    stock = SAETrainer.step
 
-    def step(self: Any, batch: torch.Tensor) -> Any:
-        name = self.sae.cfg.architecture()
-        _compare(self, self.activation_scaler(batch), found.setdefault(name, {}))
-        return stock(self, batch)
+    def compared(step: Callable[[torch.Tensor], Any], trainer: Any, batch: torch.Tensor) -> Any:
+        name = trainer.sae.cfg.architecture()
+        _compare(trainer, trainer.activation_scaler(batch), found.setdefault(name, {}))
+        return step(batch)
 
-    SAETrainer.step = step
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            text = load_text(dataclasses.replace(spec.dataset, shuffle_seed=None))
-            train_study(spec, Path(folder) / "study", dataset=text)
-    finally:
-        SAETrainer.step = stock
+    with tempfile.TemporaryDirectory() as folder, training_steps(compared):
+        text = load_text(dataclasses.replace(spec.dataset, shuffle_seed=None))
+        train_study(spec, Path(folder) / "study", dataset=text)
     record = {
         "benchmark": "sparse_stepwise",
         "environment": environment(),

@@ -95,6 +95,21 @@ def start_directions(shape: Shape) -> torch.Tensor:
     return _directions(shape.d_sae, shape.d_in, seed=0, scheme="iso", covariance=None)
 
 
+def sizes(shape: Shape) -> dict[str, int]:
+    """A shape, for a record."""
+    return {name: getattr(shape, name) for name in ("d_in", "d_sae", "batch", "k")}
+
+
+def conditions(shape: Shape, device: str, *, autocast: bool) -> dict[str, Any]:
+    """On what, where and in which precision steps are measured, for a record."""
+    return {
+        "shape": {"name": shape.name, **sizes(shape)},
+        "device": device,
+        "dtype": "float32",
+        "autocast": "bfloat16" if autocast else None,
+    }
+
+
 class Stepper:
     """One SAE in SAELens' own trainer, stepped by hand.
 

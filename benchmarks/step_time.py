@@ -27,6 +27,7 @@ from step_members import (
     Stepper,
     activations,
     base_options,
+    conditions,
     jumprelu_threshold,
 )
 from step_memory import cpu_peak_mib, cuda_peak_mib
@@ -96,16 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _describe(shape: Shape, device: str, autocast: bool, dead: bool) -> dict[str, Any]:
     return {
-        "shape": {
-            "name": shape.name,
-            "d_in": shape.d_in,
-            "d_sae": shape.d_sae,
-            "batch": shape.batch,
-            "k": shape.k,
-        },
-        "device": device,
-        "dtype": "float32",
-        "autocast": "bfloat16" if autocast else None,
+        **conditions(shape, device, autocast=autocast),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "settings": {
             "step": "SAETrainer.step of SAELens: forward, backward, clipping, Adam, counters",

@@ -7,6 +7,7 @@ them in every decode, so the gradient that stock passes through them is zero up 
 here they are constants.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,32 @@ class SparseMatryoshkaMixin(SparseBatchTopKMixin):
             yield width, self.run_time_activation_norm_fn_out(sums[:, i])
 
 
-class SparseJumpReLUMixin(SparseStepMixin):
+class _LossesAtEntries(SparseStepMixin):
+    """Bases whose auxiliary losses have a form of their own at entries."""
+
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        sae_out: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """SAELens' losses of the base, at entries in a sparse step."""
+        latents = self._latents_of(feature_acts)
+        if latents is None:
+            return super().calculate_aux_loss(  # type: ignore[misc,return-value]
+                step_input, feature_acts, hidden_pre, sae_out
+            )
+        return self._losses(latents, step_input)
+
+    @abstractmethod
+    def _losses(
+        self, latents: ActiveLatents, step_input: TrainStepInput
+    ) -> dict[str, torch.Tensor]:
+        """What the base's calculate_aux_loss returns."""
+
+
+class SparseJumpReLUMixin(_LossesAtEntries):
     """JumpReLUTrainingSAE: entries above the threshold, or near it on either side.
 
     The straight-through estimators give a gradient within half a bandwidth of the threshold,
@@ -253,19 +279,9 @@ class SparseJumpReLUMixin(SparseStepMixin):
         )
         return ActiveLatents(found.entries, values[0], pre, x)
 
-    def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        sae_out: torch.Tensor,
+    def _losses(
+        self, latents: ActiveLatents, step_input: TrainStepInput
     ) -> dict[str, torch.Tensor]:
-        """JumpReLUTrainingSAE.calculate_aux_loss at entries."""
-        latents = self._latents_of(feature_acts)
-        if latents is None:
-            return super().calculate_aux_loss(  # type: ignore[misc,return-value]
-                step_input, feature_acts, hidden_pre, sae_out
-            )
         losses = {"l0_loss": self._l0_loss(latents, step_input.coefficients["l0"])}
         if self.cfg.pre_act_loss_coefficient is not None:
             losses["pre_act_loss"] = self._pre_act_loss(latents, step_input)
@@ -304,7 +320,7 @@ class SparseJumpReLUMixin(SparseStepMixin):
         )
 
 
-class SparseStandardMixin(SparseStepMixin):
+class SparseStandardMixin(_LossesAtEntries):
     """StandardTrainingSAE: ReLU and an L1 penalty."""
 
     def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
@@ -322,19 +338,9 @@ class SparseStandardMixin(SparseStepMixin):
         )
         return ActiveLatents(found.entries, self.activation_fn(pre), pre, x)
 
-    def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        sae_out: torch.Tensor,
+    def _losses(
+        self, latents: ActiveLatents, step_input: TrainStepInput
     ) -> dict[str, torch.Tensor]:
-        """StandardTrainingSAE.calculate_aux_loss at entries."""
-        latents = self._latents_of(feature_acts)
-        if latents is None:
-            return super().calculate_aux_loss(  # type: ignore[misc,return-value]
-                step_input, feature_acts, hidden_pre, sae_out
-            )
         norm = pick(self.W_dec.norm(dim=1), latents.entries.cols)
         sparsity = per_row(latents.entries, (latents.values * norm).abs())
         return {"l1_loss": (step_input.coefficients["l1"] * sparsity).mean()}
@@ -347,7 +353,7 @@ class GatedLatents(ActiveLatents):
     gate: torch.Tensor
 
 
-class SparseGatedMixin(SparseStepMixin):
+class SparseGatedMixin(_LossesAtEntries):
     """GatedTrainingSAE: entries whose gate is open.
 
     Stock multiplies with W_enc three times: for the gate, for the magnitude (with columns
@@ -376,19 +382,7 @@ class SparseGatedMixin(SparseStepMixin):
         values = (gate > 0).to(self.dtype) * self.activation_fn(pre)
         return GatedLatents(found.entries, values, pre, x, gate=gate)
 
-    def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        sae_out: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """GatedTrainingSAE.calculate_aux_loss at entries."""
-        latents = self._latents_of(feature_acts)
-        if not isinstance(latents, GatedLatents):
-            return super().calculate_aux_loss(  # type: ignore[misc,return-value]
-                step_input, feature_acts, hidden_pre, sae_out
-            )
+    def _losses(self, latents: Any, step_input: TrainStepInput) -> dict[str, torch.Tensor]:
         entries, gate = latents.entries, torch.relu(latents.gate)
         norm = pick(self.W_dec.norm(dim=1), entries.cols)
         l1 = step_input.coefficients["l1"] * per_row(entries, gate * norm).mean()

@@ -33,8 +33,8 @@ else:
     _SAEBase = object
 
 # More entries than this share of batch x d_sae, and the dense step may be the faster one. On
-# two CPU cores they meet at about 1/8. Elsewhere dense products are faster
-# by more than memory is; there it is an estimate from the two, not a measurement.
+# two CPU cores they meet at about 1/8. Elsewhere dense products are faster by more than memory
+# is; there it is an estimate from the two, not a measurement.
 MAX_DENSITY = 1 / 16
 MAX_DENSITY_ELSEWHERE = 1 / 64
 

@@ -144,13 +144,30 @@ def test_panel_against_runs(tmp_path: Path) -> None:
     assert "one panel of 4" in run("render.py", out)
 
 
+def sparse_spec(folder: Path) -> Path:
+    """A tiny panel with 6 of 128 latents active: few enough for the sparse step."""
+    tiny_text().to_parquet(str(folder / "text.parquet"))
+    panel = tiny_panel(save_tiny_model(folder / "model"), str(folder / "text.parquet"))
+    (folder / "panel.yaml").write_text(yaml.safe_dump(panel))
+    return folder / "panel.yaml"
+
+
+def test_sparse_against_dense_at_the_same_weights(tmp_path: Path) -> None:
+    out = tmp_path / "sparse_stepwise.json"
+    run("sparse_stepwise.py", "--spec", sparse_spec(tmp_path), "--tokens", "2560", "--out", out)
+    members = json.loads(out.read_text())["members"]
+    assert list(members) == ["sparse_batchtopk", *MEMBERS[2:]]
+    for member in members.values():
+        assert member["steps"] == member["sparse_steps"] == member["same_selection"] == 20
+        assert 0 < max(member["worst_gradient"].values()) < 1e-5
+        assert member["worst_loss"] < 1e-5
+    assert "W_dec" not in members["frozen_decoder"]["worst_gradient"]
+    assert str(tmp_path) not in out.read_text()
+
+
 def test_a_panel_with_the_sparse_step_off_and_on(tmp_path: Path) -> None:
-    tiny_text().to_parquet(str(tmp_path / "text.parquet"))
-    # 6 of 128 latents are few enough for the sparse step.
-    panel = tiny_panel(save_tiny_model(tmp_path / "model"), str(tmp_path / "text.parquet"))
-    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(panel))
     out = tmp_path / "sparse_panel.json"
-    run("sparse_panel.py", "--spec", tmp_path / "panel.yaml", "--tokens", "2560", "--out", out)
+    run("sparse_panel.py", "--spec", sparse_spec(tmp_path), "--tokens", "2560", "--out", out)
     record = json.loads(out.read_text())
     nudged = "none, input one rounding off"
     assert list(record["ways"]) == ["none", "baselines", "all", nudged]

@@ -1,0 +1,53 @@
+"""The one panel that a benchmark trains, and its training steps."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_baselines.demo.panel import demo_spec
+from sae_baselines.panel import PanelSpec, load_spec
+from sae_baselines.panel.plan import panels_of
+
+
+def add_panel_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that `one_panel` reads."""
+    parser.add_argument("--model", help="Hub name or folder; default: the demo's")
+    parser.add_argument("--dataset", help="Hub name or file; default: the demo's")
+    parser.add_argument("--spec", type=Path, help="a panel of your own instead of the demo's")
+
+
+def one_panel(parser: argparse.ArgumentParser, args: argparse.Namespace) -> PanelSpec:
+    """The demo's panel or the user's own; several of them are refused."""
+    if args.spec is None:
+        spec = demo_spec(model=args.model, dataset=args.dataset)
+    else:
+        spec = load_spec(args.spec)
+    if len(panels_of(spec)) != 1:
+        parser.error(f"{args.spec}: has several panels; give one architecture, L0 and seed")
+    return spec
+
+
+@contextmanager
+def training_steps(
+    around: Callable[[Callable[[torch.Tensor], Any], Any, torch.Tensor], Any],
+) -> Iterator[None]:
+    """Let ``around(step, trainer, batch)`` stand for every training step of every SAE.
+
+    Args:
+        around: Returns what a step returns; ``step(batch)`` is SAELens' own.
+    """
+    stock = SAETrainer.step
+
+    def step(self: Any, batch: torch.Tensor) -> Any:
+        return around(lambda x: stock(self, x), self, batch)
+
+    SAETrainer.step = step
+    try:
+        yield
+    finally:
+        SAETrainer.step = stock
