@@ -1,0 +1,144 @@
+"""Drift on disk: ``drift.json`` holds the facts, ``drift.npz`` the histograms."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_baselines.drift.cosines import EDGES
+from sae_baselines.errors import UserError
+from sae_baselines.files import write_atomically
+
+DRIFT_FILE = "drift.json"
+HISTOGRAM_FILE = "drift.npz"
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+SIDES = ("decoder", "encoder")
+_FORMAT = 1
+
+
+def checked_fractions(fractions: Sequence[float]) -> list[float]:
+    """Fractions of training, in order.
+
+    Raises:
+        UserError: None, one outside (0, 1], or one twice.
+    """
+    if not fractions:
+        raise UserError("drift: no fractions of training; e.g. [0.05, 0.1, 0.25, 0.5, 1.0]")
+    for value in fractions:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1:
+            raise UserError(
+                f"drift: {value!r} is not a fraction of training; use numbers in (0, 1], e.g. "
+                "0.05"
+            )
+    if len(set(fractions)) != len(fractions):
+        raise UserError(f"drift: {list(fractions)}: a fraction repeats; give each once")
+    return sorted(float(value) for value in fractions)
+
+
+def step_of(fraction: float, total_steps: int) -> int:
+    """The first step after which at least this fraction of the steps is done.
+
+    Exact: 0.1 of 30 steps is step 3, although 0.1 * 30 is above 3 in float64.
+    """
+    return math.ceil(Fraction(repr(float(fraction))) * total_steps)
+
+
+@dataclass
+class DriftLog:
+    """The records of one SAE.
+
+    Attributes:
+        folder: Where ``drift.json`` and ``drift.npz`` are.
+        about: What does not change: architecture, d_in, d_sae, where the start is from and
+            what EV and L0 are measured on.
+        records: In the order of training: ``fraction`` (None if unknown), ``step`` (steps
+            done, None if unknown), ``total_steps``, ``samples`` seen, ``decoder`` and
+            ``encoder`` (`Drift.facts`, or None where there is nothing to compare),
+            ``explained_variance`` and ``l0`` (None if not measured).
+        counts: Per record and side, the histogram.
+    """
+
+    folder: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    counts: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+    def add(self, record: dict[str, Any], counts: dict[str, np.ndarray]) -> None:
+        """Append one record."""
+        self.records.append(record)
+        self.counts.append(counts)
+
+    def keep_until(self, step: int) -> None:
+        """Forget records of steps after this one, which will be trained again."""
+        kept = [i for i, r in enumerate(self.records) if r["step"] <= step]
+        self.records = [self.records[i] for i in kept]
+        self.counts = [self.counts[i] for i in kept]
+
+    def histogram(self, index: int, side: str) -> np.ndarray | None:
+        """``[2000]`` counts of record ``index``; None where there is nothing to compare."""
+        return self.counts[index].get(side)
+
+    def write(self) -> None:
+        """Write both files, each in full or not at all; the histograms first."""
+        arrays: dict[str, np.ndarray] = {"edges": EDGES}
+        for side in SIDES:
+            rows = [c[side] for c in self.counts if side in c]
+            which = [i for i, c in enumerate(self.counts) if side in c]
+            arrays[side] = np.array(rows, dtype=np.int64).reshape(-1, len(EDGES) - 1)
+            arrays[f"{side}_record"] = np.array(which, dtype=np.int64)
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        write_atomically(self.folder / HISTOGRAM_FILE, content.getvalue())
+        data = {"format": _FORMAT, **self.about, "records": self.records}
+        text = json.dumps(data, indent=2, allow_nan=False)
+        write_atomically(self.folder / DRIFT_FILE, text + "\n")
+
+
+def read_drift(folder: str | Path) -> DriftLog:
+    """Read the records of one SAE.
+
+    Raises:
+        UserError: They are not there, damaged, or of another format.
+    """
+    folder = Path(folder)
+    path = folder / DRIFT_FILE
+    if not path.is_file():
+        raise UserError(f"drift: {folder} has no {DRIFT_FILE}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("format") != _FORMAT:
+            raise UserError(f"{path}: written by another version; track again")
+        records = data.pop("records")
+        counts: list[dict[str, np.ndarray]] = [{} for _ in records]
+        with np.load(folder / HISTOGRAM_FILE, allow_pickle=False) as arrays:
+            for side in SIDES:
+                which = arrays[f"{side}_record"]
+                for index, row in zip(which, arrays[side], strict=True):
+                    # One more is what a run killed between the two files leaves.
+                    if index < len(records):
+                        counts[index][side] = row
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: is damaged; delete it and track again") from error
+    return DriftLog(folder, data, records, counts)
+
+
+def find_drift(run: str | Path) -> dict[str, DriftLog]:
+    """Every SAE with records below a folder, by its place: ``panel/member`` in a study."""
+    run = Path(run)
+    found = {}
+    for path in sorted(run.rglob(DRIFT_FILE)):
+        place = path.parent.relative_to(run)
+        hidden = any(part.startswith(".") for part in place.parts)
+        if not hidden:
+            parts = place.parts[1:] if place.parts[:1] == ("panels",) else place.parts
+            found["/".join(parts) or run.name] = read_drift(path.parent)
+    return found
