@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import SAE
+
+from sae_baselines.controls.source import add_weights
 
 _COMPLETE = "complete"
 
@@ -61,11 +62,3 @@ def fingerprint(sae: SAE[Any], *conditions: Any) -> str:
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     add_weights(digest, sae)
     return digest.hexdigest()[:16]
-
-
-def add_weights(digest: Any, sae: SAE[Any]) -> None:
-    """Add every weight, with its name, shape and dtype, to a hash of hashlib."""
-    for name, value in sorted(sae.state_dict().items()):
-        flat = value.detach().cpu().contiguous().flatten()
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(flat.view(torch.uint8).numpy().data)

@@ -3,7 +3,7 @@
 Columns:
     panel: Panel (architecture, L0 and seed); "" for an SAE that is not of one.
     member: Member of the panel.
-    constraint: "trained", a constraint, or "unknown".
+    constraint: "trained", a constraint, a control ("random:cov"), or "unknown".
     architecture: Base architecture.
     l0: Target L0.
     seed: Training seed.

@@ -14,8 +14,9 @@ from sae_lens import SAE
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.architectures import base_architectures, has_sparse_step
-from sae_baselines.errors import UserError, one_line
-from sae_baselines.evals.caches import add_weights
+from sae_baselines.controls import is_control
+from sae_baselines.controls.source import add_weights, from_folder, load_sae
+from sae_baselines.errors import UserError
 
 # What the results table calls an SAE whose origin is not recorded in it.
 UNKNOWN = "unknown"
@@ -28,7 +29,7 @@ class Facts:
     Attributes:
         panel: Panel, or "" for an SAE on its own.
         member: Member of the panel.
-        constraint: "trained" or a constraint; "unknown" where the SAE does not say.
+        constraint: "trained", a constraint or a control; "unknown" where the SAE does not say.
         architecture: Base architecture.
         l0: Target L0 (NaN if unknown).
         seed: Training seed; -1 if unknown.
@@ -87,17 +88,10 @@ def target_of(name: str, source: SAE[Any] | str | Path, facts: Facts | None = No
         folder = Path(text).resolve()
 
         def load() -> SAE[Any]:
-            return _from_folder(folder)
+            return from_folder(folder)
 
         return Target(safe, facts or facts_of(safe, load()), load, hash_of_folder(folder))
-    release, separator, sae_id = text.partition(":")
-    if not separator:
-        raise UserError(
-            f"sae: {text!r} is neither a folder nor a release:sae_id such as "
-            "gpt2-small-res-jb:blocks.8.hook_resid_pre"
-        )
-    sae = _from_release(release, sae_id)
-    return target_of(name, sae, facts)
+    return target_of(name, load_sae(text)[0], facts)
 
 
 def facts_of(name: str, sae: SAE[Any]) -> Facts:
@@ -106,11 +100,13 @@ def facts_of(name: str, sae: SAE[Any]) -> Facts:
     ours = getattr(metadata, "sae_baselines", None)
     details = ours if isinstance(ours, Mapping) else {}
     architecture = str(getattr(metadata, "training_architecture", None) or "")
+    control = str(details.get("control") or "")
+    trained = constraint_of(str(details.get("architecture") or architecture))
     return Facts(
         panel=str(details.get("panel") or ""),
         # As it was called here: two SAEs may be the same member of two panels.
         member=name,
-        constraint=constraint_of(str(details.get("architecture") or architecture)),
+        constraint=control if is_control(control) else trained,
         architecture=str(details.get("base_architecture") or sae.cfg.architecture()),
         l0=float(details.get("l0_target", math.nan)),
         seed=int(details.get("init_seed", -1)),
@@ -163,21 +159,3 @@ def _hash_of_state(sae: SAE[Any]) -> str:
     digest = hashlib.sha256(repr(sorted(sae.cfg.to_dict().items(), key=str)).encode())
     add_weights(digest, sae)
     return digest.hexdigest()
-
-
-def _from_folder(folder: Path) -> SAE[Any]:
-    try:
-        return SAE.load_from_disk(folder, device="cpu")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder}: is not an SAE that SAELens can load: {one_line(error, 200)}"
-        ) from error
-
-
-def _from_release(release: str, sae_id: str) -> SAE[Any]:
-    try:
-        return SAE.from_pretrained(release, sae_id, device="cpu")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"sae: {release}:{sae_id} cannot be loaded: {one_line(error, 300)}"
-        ) from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from sae_baselines.controls import is_null_for
 from sae_baselines.report import sceptic, sections
 from sae_baselines.report.caveats import Caveat, caveats
 from sae_baselines.report.context import ReportContext
@@ -145,8 +146,19 @@ def _compare(
             text = f"{sections.named(group)} has {lacks}, so nothing is compared there."
             dropped.append(Caveat("nothing to compare", text))
             continue
-        names = [key(*m) for m in metrics if table.present(group, m)]
-        if names:
+        names = [
+            key(*m)
+            for m in metrics
+            if table.present(group, m)
+            and any(is_null_for(table.constraints[b], *m) for b in baselines)
+        ]
+        if not names:
+            text = (
+                f"What {sections.named(group)} has besides the trained SAE is a null for none "
+                "of the metrics, so nothing is compared there."
+            )
+            dropped.append(Caveat("nothing to compare", text))
+        else:
             frame = table.frame
             rows = frame.loc[(frame["architecture"] == group[0]) & (frame["l0"] == group[1])]
             compared += differences(rows, metrics=names, on_missing="exclude")
@@ -196,6 +208,7 @@ def _sections(p: _Parts) -> list[Section]:
         Section("caveats", "Caveats that apply", sections.caveat_list(p.caveats)),
         Section("scores", "Scores", _scores(p)),
         Section("verdicts", "Differences and verdicts", _comparisons(p)),
+        Section("controls", "Controls", sections.controls(p.table, p.metrics)),
         Section("retained", "What a baseline retains, and the paper's numbers", _shares(p)),
         Section("distributions", "AutoInterp scores of single latents", _latents(p)),
         Section("all", "Every metric and task", _everything(p)),
@@ -208,7 +221,8 @@ def _sections(p: _Parts) -> list[Section]:
 
 def _answer(p: _Parts) -> list[Block]:
     if not p.random:
-        return [Text("Nothing could be compared; the caveats say why.")]
+        why = "no random baseline is here" if p.verdicts else "the caveats say why"
+        return [Text(f"Nothing could be compared with random; {why}.")]
     return sections.answer(p.random)
 
 
@@ -266,9 +280,15 @@ def _lede(table: Tidy, context: ReportContext) -> str:
     architectures = ", ".join(dict.fromkeys(g[0] for g in table.groups))
     l0s = ", ".join(f"{l0:g}" for l0 in sorted({g[1] for g in table.groups}))
     seeds = sorted({s for g in table.groups for s in table.seeds(g)})
-    named = ", ".join(code(m) for m in table.members if table.constraints[m] != _TESTED)
+    baselines = [
+        code(m)
+        for m in table.members
+        if table.constraints[m] != _TESTED and m not in table.controls
+    ]
+    controls = ", ".join(map(code, table.controls))
     return (
-        f"A trained SAE beside random baselines ({named or 'none'})"
+        f"A trained SAE beside random baselines ({', '.join(baselines) or 'none'})"
+        + (f" and controls ({controls})" if controls else "")
         + (f" on {where}" if where else "")
         + f". Architectures: {architectures}; L0: {l0s}; "
         + ("single training seed." if len(seeds) == 1 else f"{len(seeds)} training seeds.")

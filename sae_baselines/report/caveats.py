@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sae_baselines.controls import is_unchanged
 from sae_baselines.panel.measure import L0_TOLERANCE
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.document import code
@@ -16,6 +17,8 @@ from sae_baselines.stats import Verdict
 
 # Explained variance, SAEBench's against the paper's definition.
 EV_TOLERANCE = 0.02
+# A control's score against the trained SAE's, where they are the same but for rounding.
+UNCHANGED_TOLERANCE = 1e-3
 # Latents of a member that fire on no evaluation token.
 DEAD_SHARE = 0.1
 _SHOWN = 8
@@ -59,6 +62,7 @@ def caveats(
         *_l0(table),
         *_l0_apart(items),
         *_baselines(table),
+        *_controls(table),
         *_explained_variance(table),
         *_dead(table, context),
         *_versions(table, context),
@@ -203,6 +207,30 @@ def _baselines(table: Tidy) -> Iterable[Caveat]:
             f"The study has no {_named(absent)}; what is said of random baselines is said of "
             "those that are there.",
         )
+
+
+def _controls(table: Tidy) -> Iterable[Caveat]:
+    """A control with the trained SAE's latents has its scores wherever only latents count."""
+    for control in table.controls:
+        apart: dict[str, float] = {}
+        for group in table.groups:
+            for metric in table.metrics:
+                if not is_unchanged(table.constraints[control], *metric):
+                    continue
+                own = table.values(group, metric, control)
+                for seed, value in table.values(group, metric, "trained").items():
+                    gap = abs(own.get(seed, value) - value)
+                    if gap > UNCHANGED_TOLERANCE * max(1.0, abs(value)):
+                        name = f"{metric[0]}/{metric[1]}"
+                        apart[name] = max(gap, apart.get(name, 0.0))
+        if apart:
+            named = _listed([f"{code(name)} by {number(gap)}" for name, gap in apart.items()])
+            yield Caveat(
+                "control differs",
+                f"{code(control)} has the trained SAE's latents, yet its score differs, at "
+                f"most: {named}. What decides these scores is then not the latents alone, or "
+                "one SAE does not get the same score twice.",
+            )
 
 
 def _explained_variance(table: Tidy) -> Iterable[Caveat]:

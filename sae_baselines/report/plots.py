@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
+from sae_baselines.controls import is_control
 from sae_baselines.report import axes, style
 from sae_baselines.report.document import Figure
 from sae_baselines.report.names import arrow, better, title
@@ -94,7 +95,7 @@ def _against_l0(
     limits: tuple[float, float],
 ) -> Figure:
     members = [m for m in table.members if any(m in table.present(g, metric) for g in groups)]
-    looks = style.looks(table.members)
+    looks = style.looks(table.members, table.controls)
     measured = all(
         math.isfinite(table.l0(g, m)) for g in groups for m in table.present(g, metric)
     )
@@ -134,7 +135,8 @@ def _against_l0(
     band = "Bands: range over seeds. " if n_seeds > 1 else "Single seed. "
     caption = (
         f"{title(*metric)} against L0, {architecture} ({better(table.direction(metric))}). "
-        f"{band}Trained solid, baselines dashed."
+        f"{band}Trained solid, baselines dashed"
+        f"{', controls dotted' if set(members) & set(table.controls) else ''}."
     )
     return style.finish(fig, _name(metric, "vs_l0", architecture), caption)
 
@@ -143,7 +145,7 @@ def _by_member(
     table: Tidy, metric: MetricKey, group: Group, limits: tuple[float, float]
 ) -> Figure:
     members = table.present(group, metric)
-    looks = style.looks(table.members)
+    looks = style.looks(table.members, table.controls)
     fig, ax = style.canvas(0.95 + 0.3 * len(members))
     n_seeds = 0
     far: list[str] = []
@@ -185,7 +187,7 @@ def _forest(vs: list[Verdict], members: list[str], limits: tuple[float, float]) 
     rank = {m: i for i, m in enumerate(members)}
     vs = sorted(vs, key=lambda v: (rank[v.baseline], v.l0))
     several = len({v.l0 for v in vs}) > 1
-    looks = style.looks(members)
+    looks = style.looks(members, {v.baseline for v in vs if is_control(v.constraint)})
     fig, ax = style.canvas(1.05 + 0.38 * len(vs))
     margins = {v.margin.value for v in vs if v.margin is not None}
     # One metric has one margin.
@@ -252,7 +254,7 @@ def _distribution(
     table: Tidy, metric: MetricKey, group: Group, scores: dict[str, list[float]]
 ) -> Figure:
     floors = null_floors(table, group)
-    looks = style.looks(table.members)
+    looks = style.looks(table.members, table.controls)
     every = [v for vs in scores.values() for v in vs]
     low, high = min(every), max(every)
     # Scores are multiples of one over the examples; more bins than values would leave gaps.

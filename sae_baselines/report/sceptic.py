@@ -43,7 +43,7 @@ def sceptic(
         Text("The verdicts alone, from `results.csv`:"),
         Code(_python(context, primary)),
         Text("How a verdict is computed:"),
-        Bullets(_method(items)),
+        Bullets([*_method(items), *_of_controls(table)]),
         Text("What a verdict does not say:"),
         Bullets(_limits(context)),
     ]
@@ -141,6 +141,18 @@ def _method(items: Sequence[Verdict]) -> list[str]:
         "the metrics.",
         "L0 of two SAEs may differ by 5% at most; otherwise no verdict is given.",
         "Margins are conventions, to be fixed before looking; each row prints the one it used.",
+    ]
+
+
+def _of_controls(table: Tidy) -> list[str]:
+    if not table.controls:
+        return []
+    return [
+        "Controls: untrained random SAEs count as baselines in 'beats random', which makes the "
+        "claim harder, never easier. Permuted controls decide nothing there; each is compared "
+        "on what it is a null for, its metrics being a family of their own.",
+        "Controls are made, not trained: from the trained member's weights, the training seed "
+        "and the held-out calibration activations, which suite `panel` does not measure on.",
     ]
 
 

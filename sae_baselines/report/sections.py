@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_baselines.controls import is_control, is_null_for, is_unchanged, kind_of
 from sae_baselines.report import paper
 from sae_baselines.report.caveats import Caveat
 from sae_baselines.report.document import (
@@ -94,8 +95,9 @@ def _answer_table(items: Sequence[AgainstRandom]) -> Table:
     return Table(
         ("metric", "against all baselines", "closest baseline", "Holm p"),
         groups,
-        "The trained SAE against every baseline at once. It beats random on a metric only if "
-        "it beats each of them; Holm's correction runs over the metrics.",
+        "The trained SAE against every baseline at once, and every random SAE that nobody "
+        "trained. It beats random on a metric only if it beats each of them; Holm's correction "
+        "runs over the metrics.",
         layout="cards",
     )
 
@@ -193,7 +195,7 @@ def _verdict_cells(v: Verdict) -> tuple[Cell, ...]:
     low, high = v.interval.low, v.interval.high
     margin = MISSING if v.margin is None else f"±{v.margin.value:g}"
     return (
-        Cell(code(v.baseline)),
+        Cell(_against(v)),
         Cell(v.word, "word"),
         Cell(number(v.trained), "number"),
         Cell(number(v.other), "number"),
@@ -206,8 +208,45 @@ def _verdict_cells(v: Verdict) -> tuple[Cell, ...]:
     )
 
 
+def _against(item: Verdict | Retained) -> str:
+    return code(item.baseline) + (" (control)" if is_control(item.constraint) else "")
+
+
 def _verdict_note(v: Verdict) -> str:
     return _sentences([v.reason, *v.caveats])
+
+
+def controls(table: Tidy, metrics: Sequence[MetricKey]) -> list[Block]:
+    """What each control is, what it is the null for, and what it says nothing about."""
+    if not table.controls:
+        return []
+    items = []
+    for member in table.controls:
+        constraint = table.constraints[member]
+        kind = kind_of(constraint)
+        assert kind is not None
+        compared = [m for m in metrics if is_null_for(constraint, *m)]
+        fixed = [m for m in metrics if is_unchanged(constraint, *m)]
+        counts = "is among the random SAEs to beat" if kind.untrained else "is no random SAE"
+        parts = [
+            f"made as {kind.what}",
+            f"the null for {kind.null_for}",
+            f"it {counts}; compared on {_named_metrics(compared) or 'nothing here'}",
+        ]
+        if fixed:
+            parts.append(f"the trained SAE's score by construction: {_named_metrics(fixed)}")
+        items.append(Item(member, _sentences(parts)))
+    text = (
+        "Controls are SAEs that nobody trained, or the trained SAE with one thing broken. Each "
+        "is compared only on metrics that it is a null for: to tie with a broken SAE on what "
+        "was left whole says nothing. Where the trained SAE matches a permuted control, the "
+        "metric does not depend on what was broken."
+    )
+    return [Text(text), Bullets(items)]
+
+
+def _named_metrics(metrics: Sequence[MetricKey]) -> str:
+    return ", ".join(code(key(*m)) for m in metrics)
 
 
 def score_table(table: Tidy, metrics: Sequence[MetricKey]) -> Table:
@@ -217,7 +256,8 @@ def score_table(table: Tidy, metrics: Sequence[MetricKey]) -> Table:
         seeds = len(table.seeds(group))
         rows = []
         for member in table.present(group):
-            cells = [Cell(code(member)), Cell(number(table.l0(group, member)), "number")]
+            name = code(member) + (" (control)" if member in table.controls else "")
+            cells = [Cell(name), Cell(number(table.l0(group, member)), "number")]
             for metric in metrics:
                 values = list(table.values(group, metric, member).values())
                 cells.append(Cell(mean_sd(values, seeds), "number"))
@@ -328,7 +368,7 @@ def _retained_table(items: Sequence[Retained]) -> Table:
 def _retained_cells(r: Retained, there: paper.Published | None) -> tuple[Cell, ...]:
     change = None if there is None else there.change_of(r.baseline)
     return (
-        Cell(code(r.baseline) + (" (best frozen)" if r.best else "")),
+        Cell(_against(r) + (" (best frozen)" if r.best else "")),
         Cell(percent(r.share), "number"),
         Cell(percent_interval(r.interval.low, r.interval.high), "number"),
         Cell(percent(r.change, signed=True), "number"),

@@ -5,7 +5,7 @@ Importing this module imports matplotlib.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ INK, MUTED, GRID, SHADE, PAPER = "#1b1f24", "#57606a", "#d8dde3", "#e6eaf0", "#f
 # trained SAE is in the colour of the text. Markers tell members apart without colour.
 _COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00", "#56b4e9")
 _MARKERS = ("s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
+_CONTROL_MARKERS = ("x", "+", "1", "2", "3", "4")
 # What a colour is called in HTML, where it follows the page's light or dark.
 _VARIABLES = {
     INK: "--ink",
@@ -75,13 +76,20 @@ class Look:
     line: str
 
 
-def looks(members: list[str]) -> dict[str, Look]:
-    """The same member looks the same in every study, as long as its name is a known one."""
+def looks(members: list[str], controls: Collection[str] = ()) -> dict[str, Look]:
+    """The same member looks the same in every study, as long as its name is a known one.
+
+    Args:
+        members: Members.
+        controls: Those of them that nobody trained: grey and dotted, told apart by markers.
+    """
     known = [m for m in KNOWN_MEMBERS if m != "trained"]
-    others = [m for m in members if m not in KNOWN_MEMBERS]
+    others = [m for m in members if m not in KNOWN_MEMBERS and m not in controls]
     out = {"trained": Look(INK, "o", "-")}
     for i, member in enumerate([*known, *others]):
         out[member] = Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], "--")
+    for i, member in enumerate(m for m in members if m in controls):
+        out[member] = Look(MUTED, _CONTROL_MARKERS[i % len(_CONTROL_MARKERS)], ":")
     return out
 
 

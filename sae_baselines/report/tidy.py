@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from sae_baselines.controls import is_control
 from sae_baselines.stats.table import Scores, scores
 
 Group = tuple[str, float]
@@ -33,7 +34,7 @@ class Tidy:
     Attributes:
         frame: The rows, with task "" for aggregates.
         groups: (architecture, target L0), sorted.
-        members: All members, trained first.
+        members: All members, trained first, controls last.
         metrics: (suite, metric) in order of suite and first appearance.
         measured_l0: By (panel, member, seed).
         panels: Panel of (group, member, seed).
@@ -51,6 +52,11 @@ class Tidy:
     _tasks: dict[tuple[Group, MetricKey], dict[str, dict[str, BySeed]]] = field(
         default_factory=dict
     )
+
+    @property
+    def controls(self) -> list[str]:
+        """Members that nobody trained."""
+        return [m for m in self.members if is_control(self.constraints[m])]
 
     def direction(self, metric: MetricKey) -> int:
         """+1 higher is better, -1 lower is better, 0 neither."""
@@ -104,14 +110,15 @@ def tidy(results: pd.DataFrame) -> Tidy:
         frame[column] = frame[column].astype(str)
     keys = list(zip(frame["suite"], frame["metric"], strict=True))
     directions = {key: _direction(checked, key) for key in dict.fromkeys(keys)}
+    constraints = dict(zip(frame["member"], frame["constraint"], strict=True))
     out = Tidy(
         frame=frame,
         groups=checked.groups(),
-        members=ordered(frame["member"]),
+        members=sorted(ordered(frame["member"]), key=lambda m: is_control(constraints[m])),
         metrics=sorted(directions, key=lambda k: (k[0] != _PANEL, k[0])),
         measured_l0=checked.measured_l0,
         panels={},
-        constraints=dict(zip(frame["member"], frame["constraint"], strict=True)),
+        constraints=constraints,
         _directions=directions,
     )
     _fill(out)

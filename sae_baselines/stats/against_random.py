@@ -1,16 +1,17 @@
-"""Beats random: beats every baseline."""
+"""Beats random: beats every baseline, and every random SAE that nobody trained."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sae_baselines.controls import is_control, is_random
 from sae_baselines.stats.multiplicity import holm
 from sae_baselines.stats.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class AgainstRandom:
-    """One metric, all baselines.
+    """One metric, all baselines; an untrained random SAE counts as one.
 
     Attributes:
         architecture: Base architecture.
@@ -42,6 +43,11 @@ class AgainstRandom:
 def against_random(items: Sequence[Verdict]) -> list[AgainstRandom]:
     """Combine the verdicts on each metric over all baselines.
 
+    Untrained random SAEs are in it: who claims to beat random has to beat those too, and one
+    more hurdle can only make the claim harder. Controls that are the trained SAE with something
+    broken (`permuted_decoder`, `permuted_pairing`) are not random SAEs: beating or not beating
+    them decides nothing here.
+
     On one metric this is an intersection-union test (Berger 1982): the claim "better than all
     of them" is wrong only if it is wrong of at least one, and then that one test had to err,
     which it does with chance alpha at most. So three baselines need no correction; p is the
@@ -55,6 +61,8 @@ def against_random(items: Sequence[Verdict]) -> list[AgainstRandom]:
     """
     by_metric: dict[tuple[str, float, str, str], list[Verdict]] = defaultdict(list)
     for v in items:
+        if not is_random(v.constraint):
+            continue
         by_metric[v.architecture, v.l0, v.suite, v.metric].append(v)
     families: dict[tuple[str, float], list[tuple[str, float, str, str]]] = defaultdict(list)
     for key in by_metric:
@@ -86,7 +94,7 @@ def _combine(
     else:
         beats = p_adjusted is not None and p_adjusted <= vs[0].alpha
         if beats:
-            reason = f"beats all {len(vs)} baselines; the closest is {closest.baseline}"
+            reason = f"beats {_counted(vs)}; the closest is {closest.baseline}"
         elif unbeaten:
             words = ", ".join(f"{v.word} ({v.baseline})" for v in vs if v.word != "beats")
             reason = f"does not beat every baseline: {words}"
@@ -105,3 +113,11 @@ def _combine(
         unbeaten=unbeaten,
         baselines=tuple(v.baseline for v in vs),
     )
+
+
+def _counted(vs: Sequence[Verdict]) -> str:
+    """All of them, in words: how many baselines, and how many that nobody trained."""
+    untrained = sum(is_control(v.constraint) for v in vs)
+    counts = ((len(vs) - untrained, "baseline"), (untrained, "untrained random SAE"))
+    parts = [f"{n} {what}{'' if n == 1 else 's'}" for n, what in counts if n]
+    return f"all {' and '.join(parts)}" if len(vs) > 1 else parts[0]

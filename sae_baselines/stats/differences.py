@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from sae_baselines.controls import is_null_for
 from sae_baselines.errors import UserError
 from sae_baselines.stats.table import Scores, scores
 
@@ -44,8 +45,8 @@ class Comparison:
         suite: Suite.
         metric: Metric.
         direction: +1 where higher is better, -1 where lower is.
-        baseline: Member compared with.
-        constraint: Its constraint.
+        baseline: Member compared with: a baseline or a control.
+        constraint: Its constraint, or which control it is.
         seeds: Seeds compared, ascending.
         trained: Value of the trained member per seed, mean over tasks, ``[n_seeds]``.
         other: The same of the baseline.
@@ -91,6 +92,10 @@ def differences(
 ) -> list[Comparison]:
     """Pair the tested member with every baseline, on every metric.
 
+    A control is paired on the metrics that it is a null for and on no others: a permuted
+    decoder has the trained SAE's latents, so that it ties on probing by construction, which
+    says nothing about the trained SAE (`sae_baselines.controls`).
+
     A pair has the same architecture, target L0, suite, metric and seed. Its value per seed is
     the aggregate row (no task) where there is one, else the mean over tasks. Tasks serve the
     bootstrap, where their mean is that aggregate; a metric whose aggregate is something else
@@ -110,7 +115,8 @@ def differences(
             that comparison without numbers, its `Comparison.failure` saying why.
 
     Returns:
-        One comparison per architecture, L0, suite, metric and baseline, in that order.
+        One comparison per architecture, L0, suite, metric and baseline (or control), in that
+        order.
 
     Raises:
         UserError: A column is missing, a row is duplicated, a pair is incomplete, a value is
@@ -128,10 +134,15 @@ def differences(
             raise UserError(f"{_group(group)} has no baseline to compare {tested!r} with")
         for suite, metric in table.metrics(group):
             for baseline in baselines:
+                if not is_null_for(table.constraint(baseline), suite, metric):
+                    continue
                 pair = _Pair(table, group, suite, metric, tested, baseline, l0_of)
                 found.append(pair.compare(suite in unpaired_suites, on_missing))
     if not found:
-        raise UserError("no metric to compare: no row has a direction and matches `metrics`")
+        raise UserError(
+            "no metric to compare: no row has a direction and matches `metrics`, or what there "
+            "is besides the trained SAE is a null for none of them"
+        )
     return found
 
 

@@ -29,7 +29,8 @@ class Retained:
         suite: Suite.
         metric: Metric.
         direction: +1 where higher is better; where it is -1 a share above 1 is a worse score.
-        baseline: Member.
+        baseline: Member: a baseline or a control.
+        constraint: Its constraint, or which control it is.
         share: mean(baseline) / mean(trained); NaN where `reason` says why.
         interval: Fieller interval of the share, 95 %; NaN where there is none.
         change: share - 1, which for the best baseline is the paper's bottom row, (best frozen -
@@ -49,6 +50,7 @@ class Retained:
     metric: str
     direction: int
     baseline: str
+    constraint: str
     share: float
     interval: Interval
     change: float
@@ -160,6 +162,7 @@ def _retained(c: Comparison, best: bool, n_frozen: int, alpha: float) -> Retaine
         metric=c.metric,
         direction=c.direction,
         baseline=c.baseline,
+        constraint=c.constraint,
         share=share,
         interval=interval,
         change=share - 1,

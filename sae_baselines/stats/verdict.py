@@ -39,7 +39,8 @@ class Verdict:
         suite: Suite.
         metric: Metric.
         direction: +1 where higher is better, -1 where lower is.
-        baseline: Member compared with.
+        baseline: Member compared with: a baseline or a control.
+        constraint: Its constraint, or which control it is.
         word: beats, matches, falls short, inconclusive; "single seed" and "no verdict" where
             none is given.
         reason: The word explained, in one sentence.
@@ -73,6 +74,7 @@ class Verdict:
     metric: str
     direction: int
     baseline: str
+    constraint: str
     word: Word
     reason: str
     trained: float
@@ -110,7 +112,7 @@ def verdicts(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Verdict]:
-    """A verdict for every architecture, L0, suite, metric and baseline.
+    """A verdict for every architecture, L0, suite, metric and baseline or control.
 
     How the words are made is told in `sae_baselines.stats.decision`. One seed gives numbers and
     "single seed"; a pair of SAEs whose measured L0 is more than 5 % apart gives "no verdict".
@@ -244,6 +246,7 @@ def _verdict(
         metric=c.metric,
         direction=c.direction,
         baseline=c.baseline,
+        constraint=c.constraint,
         word=word,
         reason=reason,
         trained=float(c.trained.mean()) if n else np.nan,

@@ -1,0 +1,30 @@
+"""SAEs without training, made from any SAE: the cheapest nulls."""
+
+from sae_baselines.controls.kinds import (
+    CONTROLS,
+    ControlKind,
+    control_names,
+    get_control,
+    is_control,
+    is_null_for,
+    is_random,
+    is_unchanged,
+    kind_of,
+)
+from sae_baselines.controls.make import Control, build_control, check_control, make_control
+
+__all__ = [
+    "CONTROLS",
+    "Control",
+    "ControlKind",
+    "build_control",
+    "check_control",
+    "control_names",
+    "get_control",
+    "is_control",
+    "is_null_for",
+    "is_random",
+    "is_unchanged",
+    "kind_of",
+    "make_control",
+]

@@ -1,0 +1,164 @@
+"""The SAE that a control is made from, as stock SAELens would run it."""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.registry import get_sae_class
+from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE
+from sae_lens.saes.temporal_sae import TemporalSAE
+from sae_lens.saes.transcoder import Transcoder
+
+from sae_baselines.errors import UserError, one_line
+
+# Normalisations that SAELens folds into the weights at the end of training.
+_FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
+_REFUSED: tuple[tuple[type[SAE[Any]], str], ...] = (
+    (Transcoder, "a transcoder writes in another space than it reads, so it has no such null"),
+    (TemporalSAE, "a temporal SAE's latents depend on its decoder and on other positions"),
+    (
+        MatchingPursuitSAE,
+        "a matching-pursuit SAE reads with its decoder, so its directions cannot be changed "
+        "without its latents",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stock inference SAE, and what to call it.
+
+    Attributes:
+        sae: A copy on the CPU.
+        described: Plain data for metadata: where it is from, a hash of its weights.
+    """
+
+    sae: SAE[Any]
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+def source_of(source: SAE[Any] | str | Path) -> Source:
+    """A source from an SAE (training or inference), a SAELens folder or ``release:sae_id``.
+
+    Raises:
+        UserError: It cannot be loaded, is not an autoencoder of the kind that controls are
+            made of, or still has an activation scale to fold in.
+    """
+    if isinstance(source, SAE):
+        found, where = source, {}
+    else:
+        found, where = load_sae(source)
+    if isinstance(found, TrainingSAE):
+        found = _inference(found)
+    check_class(type(found))
+    stock = rebuilt(found)
+    for name, weight in stock.state_dict().items():
+        if not bool(torch.isfinite(weight).all()):
+            raise UserError(f"source: {name} contains NaN or infinity; use a sound SAE")
+    ours = getattr(found.cfg.metadata, "sae_baselines", None)
+    known = ours if isinstance(ours, dict) else {}
+    named = {k: known[k] for k in ("panel", "member", "control", "tokens_seen") if k in known}
+    described = {**where, **named, "weights_sha256": hash_of_weights(stock)}
+    return Source(stock, described)
+
+
+def check_class(sae_class: type[SAE[Any]]) -> None:
+    """Raises `UserError` for an inference class that no control can be made of, saying why."""
+    for refused, why in _REFUSED:
+        if issubclass(sae_class, refused):
+            raise UserError(f"source: {sae_class.__name__} has no control: {why}")
+
+
+def load_sae(source: str | Path) -> tuple[SAE[Any], dict[str, Any]]:
+    """An SAE from a SAELens folder or ``release:sae_id``, and which it was.
+
+    Raises:
+        UserError: Neither, or it cannot be loaded.
+    """
+    text = str(source)
+    if Path(text).is_dir():
+        # The folder's own name: its path says nothing on another machine.
+        return from_folder(Path(text)), {"folder": Path(text).resolve().name}
+    release, separator, sae_id = text.partition(":")
+    if not separator:
+        raise UserError(
+            f"sae: {text!r} is neither a folder nor a release:sae_id such as "
+            "gpt2-small-res-jb:blocks.8.hook_resid_pre"
+        )
+    return from_release(release, sae_id), {"release": release, "sae_id": sae_id}
+
+
+def from_folder(folder: Path) -> SAE[Any]:
+    """An inference SAE in a SAELens folder, on the CPU."""
+    try:
+        return SAE.load_from_disk(folder, device="cpu")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: is not an SAE that SAELens can load: {one_line(error, 200)}"
+        ) from error
+
+
+def from_release(release: str, sae_id: str) -> SAE[Any]:
+    """A published SAE, on the CPU."""
+    try:
+        return SAE.from_pretrained(release, sae_id, device="cpu")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"sae: {release}:{sae_id} cannot be loaded: {one_line(error, 300)}"
+        ) from error
+
+
+def hash_of_weights(sae: SAE[Any]) -> str:
+    """SHA-256 over every weight's name, shape, dtype and bytes."""
+    digest = hashlib.sha256()
+    add_weights(digest, sae)
+    return digest.hexdigest()
+
+
+def add_weights(digest: Any, sae: SAE[Any]) -> None:
+    """Add every weight, with its name, shape and dtype, to a hash of hashlib."""
+    for name, value in sorted(sae.state_dict().items()):
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+
+
+def rebuilt(
+    sae: SAE[Any], weights: dict[str, torch.Tensor] | None = None, **config: Any
+) -> SAE[Any]:
+    """A new SAE on the CPU of the same architecture; touches no random state.
+
+    Not a deep copy: SAELens' normalisation closures would go on pointing at the original.
+
+    Args:
+        sae: Inference SAE.
+        weights: Its state dict; default: a copy of ``sae``'s.
+        config: Config fields to change.
+    """
+    if weights is None:
+        weights = {k: v.detach().cpu().clone() for k, v in sae.state_dict().items()}
+    sae_class, config_class = get_sae_class(sae.cfg.architecture())
+    described = {**sae.cfg.to_dict(), **config, "device": "meta"}
+    cfg = config_class.from_dict(described)
+    cfg.metadata = SAEMetadata(**sae.cfg.metadata.to_dict())
+    cfg.device = "meta"
+    new = sae_class(cfg)
+    new.load_state_dict(weights, assign=True)
+    return new.to(device="cpu", dtype=next(iter(weights.values())).dtype)
+
+
+def _inference(sae: TrainingSAE[Any]) -> SAE[Any]:
+    """What SAELens exports of a training SAE."""
+    if sae.cfg.normalize_activations in _FOLDED_LATER:
+        raise UserError(
+            f"source: normalize_activations={sae.cfg.normalize_activations!r} is not folded "
+            "into this training SAE yet; give the SAE after training, or its exported folder"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_inference_model(folder)
+        return rebuilt(from_folder(Path(folder)))
