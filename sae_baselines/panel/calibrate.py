@@ -9,7 +9,6 @@ selects; b_enc also adds to what is active, so a standard SAE that ended further
 from its target is left as it is, and the panel says so. TopK has its L0 by construction.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,9 @@ import torch
 from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE, StandardTrainingSAE
 from sae_lens.saes.sae import TrainingSAE
 
-_ROWS_PER_CHUNK = 1024
-_NEAR_ENOUGH = 0.25
+from sae_baselines.controls.cut import Score, chunks, cut_above, wanted_active
 
-_Score = Callable[[Any, torch.Tensor], torch.Tensor]
+_NEAR_ENOUGH = 0.25
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def calibrate(sae: TrainingSAE[Any], activations: torch.Tensor, l0: float) -> Ca
     Returns:
         What was done.
     """
-    wanted = max(1, round(l0 * activations.shape[0]))
+    wanted = wanted_active(activations, l0)
     if hasattr(sae, "topk_threshold"):
         return _set_threshold(sae, activations, wanted)
     if isinstance(sae, JumpReLUTrainingSAE):
@@ -67,7 +65,7 @@ def calibrate(sae: TrainingSAE[Any], activations: torch.Tensor, l0: float) -> Ca
 
 def _set_threshold(sae: Any, activations: torch.Tensor, wanted: int) -> Calibration:
     before = float(sae.topk_threshold)
-    after = _cut_above(sae, activations, wanted, _pre_activations)
+    after = cut_above(sae, activations, wanted, _pre_activations)
     sae.topk_threshold = torch.clamp(after, min=0).to(sae.topk_threshold)
     return Calibration("threshold", before, float(sae.topk_threshold))
 
@@ -80,7 +78,7 @@ def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calib
         ratio = torch.where(sae.threshold > 0, pre / sae.threshold, high)
         return torch.where(pre > 0, ratio, 0)
 
-    factor = _cut_above(sae, activations, wanted, ratio)
+    factor = cut_above(sae, activations, wanted, ratio)
     if not 0 < float(factor) < 1e6:
         return Calibration("none")
     sae.threshold.data.mul_(factor)
@@ -88,15 +86,15 @@ def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calib
 
 
 def _is_near(sae: Any, activations: torch.Tensor, l0: float) -> bool:
-    active = sum(int((_pre_activations(sae, x) > 0).sum()) for x in _chunks(sae, activations))
+    active = sum(int((_pre_activations(sae, x) > 0).sum()) for x in chunks(sae, activations))
     return abs(active / activations.shape[0] - l0) <= _NEAR_ENOUGH * l0
 
 
 def _shift_bias(
-    sae: Any, activations: torch.Tensor, wanted: int, bias: str, score: _Score
+    sae: Any, activations: torch.Tensor, wanted: int, bias: str, score: Score
 ) -> Calibration:
     """Add one number to a bias of every latent."""
-    cut = _cut_above(sae, activations, wanted, score)
+    cut = cut_above(sae, activations, wanted, score)
     if not torch.isfinite(cut):
         return Calibration("none")  # not that many latents have a magnitude at all
     getattr(sae, bias).data.sub_(cut)
@@ -110,22 +108,3 @@ def _pre_activations(sae: Any, x: torch.Tensor) -> torch.Tensor:
 def _gate_of_active(sae: Any, x: torch.Tensor) -> torch.Tensor:
     gate = sae.process_sae_in(x) @ sae.W_enc + sae.b_gate
     return torch.where(_pre_activations(sae, x) > 0, gate, -torch.inf)
-
-
-def _chunks(sae: Any, activations: torch.Tensor) -> Iterator[torch.Tensor]:
-    for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
-        yield activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
-
-
-def _cut_above(sae: Any, activations: torch.Tensor, n: int, score: _Score) -> torch.Tensor:
-    """A cut that exactly the n largest scores (over activations and latents) are above."""
-    best = torch.zeros(0, device=sae.device)
-    for x in _chunks(sae, activations):
-        scores = score(sae, x).flatten()
-        # What is below the n-th best so far can never come back.
-        if best.numel() >= n:
-            scores = scores[scores > best.min()]
-        best = torch.cat([best, scores])
-        if best.numel() > n:
-            best = best.topk(n, sorted=False).values
-    return torch.nextafter(best.min(), torch.full_like(best.min(), -torch.inf))

@@ -12,25 +12,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sae_baselines.errors import UserError
+from sae_baselines.files import write_atomically
 from sae_baselines.panel.plan import MemberKey
-from sae_baselines.panel.spec import PanelSpec, spec_difference, spec_hash, spec_to_dict
+from sae_baselines.panel.spec import spec_difference, spec_hash, spec_to_dict
 from sae_baselines.provenance import environment
 
 STUDY_FILE = "study.yaml"
 PROVENANCE_FILE = "provenance.json"
 MEASUREMENT_FILE = "measurement.json"
 _REQUIRED = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", PROVENANCE_FILE)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 class StudyFolder:
@@ -77,7 +67,7 @@ class StudyFolder:
         finally:
             lock.release()
 
-    def open(self, spec: PanelSpec, resume: bool) -> None:
+    def open(self, spec: Any, resume: bool) -> None:
         """Claim the folder for a spec; the first time, write study.yaml.
 
         Raises:
@@ -101,7 +91,7 @@ class StudyFolder:
         record = {"spec": spec_to_dict(spec), "spec_hash": spec_hash(spec), **environment()}
         write_atomically(self.study_file, yaml.safe_dump(record, sort_keys=False))
 
-    def _check_same(self, spec: PanelSpec) -> None:
+    def _check_same(self, spec: Any) -> None:
         try:
             stored = yaml.safe_load(self.study_file.read_text(encoding="utf-8"))
             stored_spec, stored_hash = stored["spec"], stored["spec_hash"]

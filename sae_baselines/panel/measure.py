@@ -1,6 +1,5 @@
 """What a panel reports about each exported member, on held-out activations."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.constraints import cosine_to_start, load_covariance, sample_directions
+from sae_baselines.constraints.directions import InitScheme
 from sae_baselines.panel.build import Start
 from sae_baselines.panel.held_out import HeldOut, model_device, special_tokens
 from sae_baselines.panel.plan import MemberKey
 from sae_baselines.panel.spec import MemberSpec, PanelSpec
-
-_ROWS_PER_CHUNK = 1024
+from sae_baselines.reconstruction import explained_variance
 
 # Members are compared at the same measured L0, within this (DESIGN: matched L0 or no verdict).
 L0_TOLERANCE = 0.05
@@ -33,7 +32,7 @@ class Measurement:
         alive: Latents active at least once on the evaluation tokens.
         d_sae: Number of latents.
         cos_to_start_mean: Mean over latents of cos(decoder row, its start); None where the
-            start is not in the same space (whitening).
+            start is not in the same space (whitening), and for controls.
         cos_to_start_min: Least of these.
         encoder_cos_to_start_mean: The same for encoder columns.
         ce_loss_clean: Cross-entropy per token of the model as it is, nats.
@@ -64,34 +63,6 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "l0_matches": self.l0_matches}
-
-
-@torch.no_grad()
-def explained_variance(sae: SAE[Any], activations: torch.Tensor) -> tuple[float, float, int]:
-    """EV, mean L0 and number of alive latents of an SAE.
-
-    Args:
-        sae: Inference SAE.
-        activations: ``[n, d_in]``, raw.
-
-    Returns:
-        EV as PAPER's notation defines it, mean L0, latents that fired at least once. NaN
-        where the SAE reconstructs NaN.
-    """
-    mean = activations.double().mean(dim=0).to(sae.device)
-    residual = variance = active = 0.0
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
-    for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
-        x = activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
-        acts = sae.encode(x)
-        error = x.double() - sae.decode(acts).double()
-        residual += float(error.pow(2).sum())
-        variance += float((x.double() - mean).pow(2).sum())
-        firing = acts != 0
-        active += float(firing.sum())
-        fired |= firing.any(dim=0)
-    ev = 1.0 - residual / variance if variance > 0 else math.nan
-    return ev, active / activations.shape[0], int(fired.sum())
 
 
 @dataclass(frozen=True)
@@ -161,6 +132,31 @@ def base_losses(
     )
 
 
+def cosines_to_start(
+    sae: SAE[Any], seed: int, scheme: InitScheme, covariance_path: Path | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos(row now, row at the start) of decoder rows and of encoder columns.
+
+    The start is drawn again from its seed; encoder and decoder start in the same directions.
+
+    Args:
+        sae: Inference SAE, in the space it was trained in (whitening leaves it).
+        seed: Seed of the initial directions.
+        scheme: Their scheme.
+        covariance_path: Their covariance, for ``cov``.
+
+    Returns:
+        Two float tensors ``[d_sae]``.
+    """
+    covariance = None
+    if scheme == "cov":
+        covariance = load_covariance(covariance_path=str(covariance_path))
+    rows = sample_directions(
+        sae.cfg.d_sae, sae.cfg.d_in, seed=seed, scheme=scheme, covariance=covariance
+    )
+    return cosine_to_start(sae.W_dec.data, rows), cosine_to_start(sae.W_enc.data.T, rows)
+
+
 def measure(
     folder: Path,
     key: MemberKey,
@@ -188,19 +184,11 @@ def measure(
     sae = SAE.load_from_disk(folder, device=device)
     ev, l0, alive = explained_variance(sae, held_out.evaluation)
     decoder_cos = encoder_cos = None
-    if spec.normalize_activations != "covariance_whitening":
-        covariance = None
-        if member.init_scheme == "cov":
-            covariance = load_covariance(covariance_path=str(start.covariance_path))
-        rows = sample_directions(
-            sae.cfg.d_sae,
-            sae.cfg.d_in,
-            seed=key.panel.seed,
-            scheme=member.init_scheme,
-            covariance=covariance,
+    # Controls have no training that could move them.
+    if spec.normalize_activations != "covariance_whitening" and not member.is_control:
+        decoder_cos, encoder_cos = cosines_to_start(
+            sae, key.panel.seed, member.init_scheme, start.covariance_path
         )
-        decoder_cos = cosine_to_start(sae.W_dec.data, rows)
-        encoder_cos = cosine_to_start(sae.W_enc.data.T, rows)
     with_sae = recovered = None
     if losses is not None:
         with_sae = splice_loss(model, spec, held_out.tokens, sae.to(device))

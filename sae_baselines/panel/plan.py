@@ -1,8 +1,18 @@
 """Which SAEs a spec asks for, and in how many passes over the text."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from sae_baselines.panel.spec import MemberSpec, PanelSpec
+from sae_baselines.panel.spec import AnyPanel, MemberSpec
+
+
+class InPasses(AnyPanel, Protocol):
+    """What a spec says of its passes over the data; `PanelSpec` documents the fields."""
+
+    @property
+    def data_order(self) -> str: ...
+    @property
+    def max_panels_per_pass(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Pass:
         return f"pass_{self.index}"
 
 
-def panels_of(spec: PanelSpec) -> list[PanelKey]:
+def panels_of(spec: AnyPanel) -> list[PanelKey]:
     """Every panel, seeds outermost."""
     return [
         PanelKey(architecture, l0, seed)
@@ -61,12 +71,22 @@ def panels_of(spec: PanelSpec) -> list[PanelKey]:
     ]
 
 
-def members_of(spec: PanelSpec, panel: PanelKey) -> dict[MemberKey, MemberSpec]:
+def members_of(spec: AnyPanel, panel: PanelKey) -> dict[MemberKey, MemberSpec]:
     """The members of one panel, in the order of the spec."""
     return {MemberKey(panel, m.name): m for m in spec.member_specs}
 
 
-def passes_of(spec: PanelSpec) -> list[Pass]:
+def trained_of(spec: AnyPanel, panel: PanelKey) -> dict[MemberKey, MemberSpec]:
+    """The members of one panel that are trained: all but controls."""
+    return {k: m for k, m in members_of(spec, panel).items() if not m.is_control}
+
+
+def controls_of(spec: AnyPanel, panel: PanelKey) -> dict[MemberKey, MemberSpec]:
+    """The controls of one panel, which are made after training."""
+    return {k: m for k, m in members_of(spec, panel).items() if m.is_control}
+
+
+def passes_of(spec: InPasses) -> list[Pass]:
     """Group panels into passes: one stream each, at most ``max_panels_per_pass`` panels."""
     panels = panels_of(spec)
     if spec.data_order == "per_seed":

@@ -6,6 +6,7 @@ when they move (tests/panel/test_runner.py).
 """
 
 import json
+import logging
 import shutil
 import signal
 import threading
@@ -22,6 +23,8 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_baselines.errors import UserError
 from sae_baselines.panel.held_out import checked_activations
+
+logger = logging.getLogger("sae_baselines")
 
 # Written last, so that a checkpoint without it was cut short and is not used.
 COMPLETE = "complete.json"
@@ -59,7 +62,7 @@ class PanelRunner(MultiSAETrainingRunner):
         # SAELens starts the list anew on resume, and would save once for each past entry.
         done = trainer.n_training_samples
         trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]
-        with _SignalsBetweenSteps() as signals:
+        with SignalsBetweenSteps() as signals:
             trainer.data_provider = signals.guard(trainer.data_provider)
             try:
                 return trainer.fit()
@@ -72,14 +75,26 @@ class PanelRunner(MultiSAETrainingRunner):
         super()._save_runner_checkpoint_files(checkpoint_path)
         if checkpoint_path is None:
             return
-        for name, sae in self.saes.items():
-            assert_finite(name, sae)
         samples = self.trainer.n_training_samples
-        record = {"n_training_samples": samples, "spec_hash": self.spec_hash}
-        (checkpoint_path / COMPLETE).write_text(json.dumps(record))
-        older = complete_checkpoints(checkpoint_path.parent)[: -self.keep_checkpoints]
-        for folder in older:
-            shutil.rmtree(folder, ignore_errors=True)
+        complete_checkpoint(
+            checkpoint_path, self.saes, samples, self.spec_hash, self.keep_checkpoints
+        )
+
+
+def complete_checkpoint(
+    folder: Path, saes: dict[str, TrainingSAE[Any]], samples: int, spec_hash: str, keep: int
+) -> None:
+    """Mark a checkpoint as whole, and delete all but the newest ``keep``.
+
+    Raises:
+        UserError: A weight is NaN or infinite; the checkpoint is not marked.
+    """
+    for name, sae in saes.items():
+        assert_finite(name, sae)
+    record = {"n_training_samples": samples, "spec_hash": spec_hash}
+    (folder / COMPLETE).write_text(json.dumps(record))
+    for older in complete_checkpoints(folder.parent)[:-keep]:
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -93,6 +108,27 @@ def complete_checkpoints(folder: Path) -> list[Path]:
         if (marker.parent / RUNNER_CFG_FILENAME).exists():
             found.append((samples, marker.parent))
     return [path for _, path in sorted(found)]
+
+
+def checkpoint_to_resume(checkpoints: Path, spec_hash: str) -> Path | None:
+    """The newest whole checkpoint, or None; cut-short ones are deleted.
+
+    Raises:
+        UserError: It belongs to another spec.
+    """
+    complete = complete_checkpoints(checkpoints)
+    for stale in checkpoints.glob("*"):
+        if stale not in complete:
+            shutil.rmtree(stale)
+    if not complete:
+        return None
+    marker = json.loads((complete[-1] / COMPLETE).read_text())
+    if marker.get("spec_hash") != spec_hash:
+        raise UserError(
+            f"out: checkpoint {complete[-1]} belongs to another spec; use another folder"
+        )
+    logger.info("resuming from %s", complete[-1])
+    return complete[-1]
 
 
 def assert_finite(name: str, sae: TrainingSAE[Any]) -> None:
@@ -109,14 +145,14 @@ def assert_finite(name: str, sae: TrainingSAE[Any]) -> None:
             )
 
 
-class _SignalsBetweenSteps:
+class SignalsBetweenSteps:
     """SIGINT and SIGTERM set a flag that is read when the next batch is asked for."""
 
     def __init__(self) -> None:
         self.asked = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "_SignalsBetweenSteps":
+    def __enter__(self) -> "SignalsBetweenSteps":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._ask)

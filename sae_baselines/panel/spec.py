@@ -6,14 +6,16 @@ import importlib
 import json
 import re
 from dataclasses import field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
 from sae_lens import TopKTrainingSAE
+from sae_lens.registry import get_sae_class
 
 from sae_baselines.architectures import (
     CONSTRAINTS,
@@ -24,6 +26,8 @@ from sae_baselines.architectures import (
 )
 from sae_baselines.constraints.cap import validate_tau
 from sae_baselines.constraints.directions import InitScheme
+from sae_baselines.controls import check_control, control_names, get_control, is_control
+from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
 
 TRAINED = "trained"
@@ -47,6 +51,7 @@ _SET_BY_PANEL = {
     "init_covariance_path",
     "init_cov_samples",
     "decoder_init_norm",
+    "encoder_init_scale",
     "sparse_step",
     "normalize_activations",
     "reshape_activations",
@@ -104,10 +109,13 @@ class MemberSpec:
     """One SAE of a panel.
 
     Args:
-        constraint: ``trained``, or one of the constraints.
+        constraint: ``trained``, one of the constraints, or a control (``random``,
+            ``random:cov``, ``random:kaiming``, ``permuted_decoder``, ``permuted_pairing``;
+            `sae_baselines.controls`).
         init_scheme: ``iso`` or ``cov`` (paper, Appendix E).
         tau: Cap of a soft-frozen decoder; default the panel's.
-        label: Folder name; default the constraint, with ``_cov`` and ``_tau0.9`` as needed.
+        label: Folder name; default the constraint, with ``_cov`` and ``_tau0.9`` as needed,
+            or the control, with ``_`` for the colon.
     """
 
     constraint: str
@@ -121,15 +129,21 @@ class MemberSpec:
             return self.label
         cov = "_cov" if self.init_scheme == "cov" else ""
         tau = f"_tau{self.tau:g}" if self.tau is not None else ""
-        return f"{self.constraint}{cov}{tau}"
+        return f"{self.constraint.replace(':', '_')}{cov}{tau}"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is made after training, not trained."""
+        return is_control(self.constraint)
 
 
 @dataclass(config=_CONFIG, kw_only=True)
 class PanelSpec:
     """A study: panels over architectures, L0s and seeds on one model and hook.
 
-    A member is a constraint name, ``<constraint>:cov``, or a `MemberSpec`. Training fields
-    have SAELens' names and meaning; only ``lr``'s default differs (the paper's 2e-4).
+    A member is a constraint name, ``<constraint>:cov``, a control's name, or a `MemberSpec`.
+    Training fields have SAELens' names and meaning; only ``lr``'s default differs (the
+    paper's 2e-4).
 
     Args:
         name: Name of the study.
@@ -150,12 +164,19 @@ class PanelSpec:
         b_dec_init: Start of b_dec for every member: the mean of calibration activations,
             or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
             (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).
+        encoder_init: Start of W_enc: the decoder transposed, or that times one factor, the
+            same for every member, at which the first reconstruction fits best
+            (``encoder_init_scale`` in the SAELens config). A JumpReLU SAE that starts with
+            reconstructions too long loses most of its latents.
         sae: Extra fields of the base's SAELens config, for every member alike.
         sparse_step: Which members train on active entries only (same numbers up to float32
             rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
         calibration_tokens: Held-out tokens for thresholds and covariance.
         eval_tokens: Further held-out tokens, which EV and L0 are measured on.
         ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
+        drift: Record cos(row, its start), EV and L0 at these fractions of training, in each
+            member's ``drift.json`` and ``drift.npz``, e.g. [0.05, 0.1, 0.25, 0.5, 1.0]
+            (paper, Appendix D); empty records nothing. Training is the same either way.
         n_checkpoints: Checkpoints during each pass; a killed run resumes from the last.
         keep_checkpoints: How many to keep on disk.
         max_panels_per_pass: Train at most this many panels at once (memory).
@@ -177,6 +198,7 @@ class PanelSpec:
     tau: float = 0.8
     data_order: Literal["shared", "per_seed"] = "shared"
     b_dec_init: Literal["zeros", "mean"] = "mean"
+    encoder_init: Literal["transposed", "fitted"] = "transposed"
     sae: dict[str, Any] = field(default_factory=dict)
     sparse_step: Literal["baselines", "all", "none"] = "baselines"
 
@@ -212,6 +234,7 @@ class PanelSpec:
     calibration_tokens: int = PydanticField(default=65_536, gt=0)
     eval_tokens: int = PydanticField(default=65_536, gt=0)
     ce_tokens: int = PydanticField(default=16_384, ge=0)
+    drift: list[float] = field(default_factory=list)
     n_checkpoints: int = PydanticField(default=10, ge=0)
     keep_checkpoints: int = PydanticField(default=1, ge=1)
     max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
@@ -230,7 +253,7 @@ class PanelSpec:
 
     @property
     def member_specs(self) -> list[MemberSpec]:
-        return [_member(m) for m in self.members]
+        return [parse_member(m) for m in self.members]
 
     @property
     def training_context_size(self) -> int:
@@ -241,9 +264,32 @@ class PanelSpec:
         return self.d_sae if self.d_sae is not None else round(d_in * (self.expansion or 0))
 
 
-def _member(member: str | MemberSpec) -> MemberSpec:
+class AnyPanel(Protocol):
+    """What every kind of study says of its panels; `PanelSpec` documents the fields."""
+
+    @property
+    def architectures(self) -> list[str]: ...
+    @property
+    def member_specs(self) -> list[MemberSpec]: ...
+    @property
+    def l0s(self) -> list[float]: ...
+    @property
+    def seeds(self) -> list[int]: ...
+    @property
+    def d_sae(self) -> int | None: ...
+    @property
+    def tau(self) -> float: ...
+    @property
+    def normalize_activations(self) -> str: ...
+    @property
+    def sae(self) -> dict[str, Any]: ...
+
+
+def parse_member(member: str | MemberSpec) -> MemberSpec:
     if isinstance(member, MemberSpec):
         return member
+    if is_control(member):
+        return MemberSpec(constraint=member)
     constraint, _, scheme = member.partition(":")
     if scheme not in ("", "iso", "cov"):
         raise UserError(f"members: {member!r}: scheme {scheme!r} is unknown; use iso or cov")
@@ -256,15 +302,8 @@ def validate(spec: PanelSpec) -> None:
     Raises:
         UserError: One line that names the field, the value and the remedy.
     """
-    for module in spec.plugins:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"plugins: cannot import {module!r}: {error}") from error
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", spec.name):
-        raise UserError(
-            f"name: {spec.name!r} names a folder; use letters, digits, '.', '_' and '-'"
-        )
+    import_plugins(spec.plugins)
+    validate_name(spec.name)
     if (spec.d_sae is None) == (spec.expansion is None):
         raise UserError("d_sae, expansion: give exactly one of the two")
     if not 1 <= len(spec.seqpos_slice) <= 3 or 0 in spec.seqpos_slice[2:]:
@@ -280,14 +319,44 @@ def validate(spec: PanelSpec) -> None:
             "data_order: 'per_seed' is not possible with dataset.streaming; use 'shared', or "
             "download the dataset (streaming: false)"
         )
-    _validate_architectures(spec)
-    _validate_members(spec)
-    _validate_l0(spec)
-    _validate_seeds(spec)
+    validate_architectures(spec)
+    validate_members(spec, controls=True)
+    validate_l0(spec)
+    validate_seeds(spec)
     _validate_batches(spec)
+    if spec.drift:
+        checked_fractions(spec.drift)
 
 
-def _validate_architectures(spec: PanelSpec) -> None:
+def import_plugins(modules: list[str]) -> None:
+    """Import modules that register architectures.
+
+    Raises:
+        UserError: One cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"plugins: cannot import {module!r}: {error}") from error
+
+
+def validate_name(name: str) -> None:
+    """A study's name is a folder's.
+
+    Raises:
+        UserError: It cannot be.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"name: {name!r} names a folder; use letters, digits, '.', '_' and '-'")
+
+
+def validate_architectures(spec: AnyPanel) -> None:
+    """Known bases that can be told an L0, and ``sae`` options that all of them have.
+
+    Raises:
+        UserError: Otherwise.
+    """
     if not spec.architectures:
         raise UserError("architecture: the list is empty; name at least one, e.g. batchtopk")
     for architecture in spec.architectures:
@@ -324,7 +393,16 @@ def _validate_architectures(spec: PanelSpec) -> None:
                 raise UserError(f"sae: {option}: {spec.sae[option]!r}: {what}") from error
 
 
-def _validate_members(spec: PanelSpec) -> None:
+def validate_members(spec: AnyPanel, controls: bool = False) -> None:
+    """Known constraints and schemes, distinct names, one trained member.
+
+    Args:
+        spec: The study.
+        controls: Whether this kind of study makes controls.
+
+    Raises:
+        UserError: Otherwise.
+    """
     try:
         validate_tau(spec.tau)
     except ValueError as error:
@@ -339,8 +417,11 @@ def _validate_members(spec: PanelSpec) -> None:
             raise UserError(
                 f"members: {member.name!r} names a folder; use letters, digits, ._-"
             )
-        if member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
-            hint = did_you_mean(member.constraint, [TRAINED, *CONSTRAINTS])
+        if member.is_control and controls:
+            _validate_control(member, spec.architectures)
+        elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
+            known = [TRAINED, *CONSTRAINTS, *(control_names() if controls else ())]
+            hint = did_you_mean(member.constraint, known)
             raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
         if member.tau is not None:
             if member.constraint != "soft_frozen_decoder":
@@ -357,12 +438,33 @@ def _validate_members(spec: PanelSpec) -> None:
                 "normalize_activations: 'covariance_whitening' is not possible with "
                 f"{member.name}; use 'expected_average_only_in'"
             )
-        if member.constraint != TRAINED:
+        if member.constraint in CONSTRAINTS:
             for architecture in spec.architectures:
                 try:
                     twin_name(member.constraint, architecture)
                 except ValueError as error:
                     raise UserError(f"members: {error}") from error
+
+
+def _validate_control(member: MemberSpec, architectures: list[str]) -> None:
+    try:
+        get_control(member.constraint)
+        if member.init_scheme != "iso":
+            raise UserError(
+                f"init_scheme: belongs to baselines; name the control {member.constraint}:"
+                f"{member.init_scheme}"
+            )
+        for architecture in architectures:
+            check_control(member.constraint, inference_class(architecture))
+    except UserError as error:
+        raise UserError(f"members: {error}") from error
+
+
+def inference_class(architecture: str) -> type[Any]:
+    """The SAELens class that a training architecture is exported as."""
+    config: Any = get_twin(f"seeded_{architecture}").config_class
+    # A function of the class alone in SAELens; a config instance would need every option.
+    return get_sae_class(config.get_inference_config_class(config).architecture())[0]
 
 
 def validate_tau_of(member: MemberSpec) -> None:
@@ -373,7 +475,12 @@ def validate_tau_of(member: MemberSpec) -> None:
         raise UserError(f"members: {member.name}: {error}") from error
 
 
-def _validate_l0(spec: PanelSpec) -> None:
+def validate_l0(spec: AnyPanel) -> None:
+    """Distinct positive targets below d_sae.
+
+    Raises:
+        UserError: Otherwise.
+    """
     if not spec.l0s:
         raise UserError("l0: the list is empty; give at least one target")
     if len(set(spec.l0s)) != len(spec.l0s):
@@ -393,7 +500,12 @@ def has_integer_k(architecture: str) -> bool:
     return get_type_hints(get_twin(f"seeded_{architecture}").config_class).get("k") is int
 
 
-def _validate_seeds(spec: PanelSpec) -> None:
+def validate_seeds(spec: AnyPanel) -> None:
+    """Distinct seeds >= 0.
+
+    Raises:
+        UserError: Otherwise.
+    """
     if not spec.seeds:
         raise UserError("seeds: the list is empty; give at least one seed")
     if len(set(spec.seeds)) != len(spec.seeds) or min(spec.seeds) < 0:
@@ -426,15 +538,25 @@ def _validate_batches(spec: PanelSpec) -> None:
         )
 
 
-_ADAPTER = TypeAdapter(PanelSpec)
+AnySpec = TypeVar("AnySpec")
 
 
-def spec_from_dict(data: Any, where: str = "panel") -> PanelSpec:
+@cache
+def _adapter(kind: type[AnySpec]) -> TypeAdapter[AnySpec]:
+    return TypeAdapter(kind)
+
+
+def spec_from_dict(
+    data: Any,
+    where: str = "panel",
+    kind: type[AnySpec] = PanelSpec,
+) -> AnySpec:
     """Build a spec from plain data.
 
     Args:
         data: What YAML or JSON gave.
         where: Name for error messages.
+        kind: Dataclass to build; a study of another kind has its own.
 
     Raises:
         UserError: On the first thing that is wrong.
@@ -442,12 +564,12 @@ def spec_from_dict(data: Any, where: str = "panel") -> PanelSpec:
     if not isinstance(data, dict):
         raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
     try:
-        return _ADAPTER.validate_python(data)
+        return _adapter(kind).validate_python(data)
     except ValidationError as error:
-        raise UserError(_first_problem(error, where)) from error
+        raise UserError(_first_problem(error, where, kind)) from error
 
 
-def _first_problem(error: ValidationError, where: str) -> str:
+def _first_problem(error: ValidationError, where: str, kind: Any) -> str:
     problem = error.errors()[0]
     parts = [str(p) for p in problem["loc"]]
     location = ".".join(p for p in parts if not p.endswith(("Spec", "str", "int", "float")))
@@ -455,9 +577,8 @@ def _first_problem(error: ValidationError, where: str) -> str:
     if isinstance(cause, UserError):
         return f"{where}: {cause}"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner = {"model": ModelSpec, "dataset": DatasetSpec}.get(parts[0], PanelSpec)
-        if owner is not PanelSpec and len(parts) == 1:
-            owner = PanelSpec
+        nested = get_type_hints(kind).get(parts[0]) if len(parts) > 1 else None
+        owner = nested if dataclasses.is_dataclass(nested) else kind
         hint = did_you_mean(parts[-1], [f.name for f in dataclasses.fields(owner)])
         return f"{where}: {location}: is not a field; {hint}"
     if problem["type"] in ("missing", "missing_argument"):
@@ -484,7 +605,10 @@ def read_yaml(path: str | Path) -> Any:
         raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
 
 
-def load_spec(path: str | Path) -> PanelSpec:
+def load_spec(
+    path: str | Path,
+    kind: type[AnySpec] = PanelSpec,
+) -> AnySpec:
     """Read a spec from YAML.
 
     A section ``evals`` is left alone: it says how to evaluate (`sae_baselines.evals`).
@@ -495,28 +619,30 @@ def load_spec(path: str | Path) -> PanelSpec:
     data = read_yaml(path)
     if isinstance(data, dict):
         data = {field: value for field, value in data.items() if field != "evals"}
-    return spec_from_dict(data, where=Path(path).name)
+    return spec_from_dict(data, Path(path).name, kind)
 
 
-def spec_to_dict(spec: PanelSpec) -> dict[str, Any]:
+def spec_to_dict(spec: Any) -> dict[str, Any]:
     """Plain data, complete: every default is written out."""
-    return _ADAPTER.dump_python(spec, mode="json")
+    return _adapter(type(spec)).dump_python(spec, mode="json")
 
 
-def spec_to_yaml(spec: PanelSpec) -> str:
+def spec_to_yaml(spec: Any) -> str:
     """YAML of `spec_to_dict`."""
     return yaml.safe_dump(spec_to_dict(spec), sort_keys=False, allow_unicode=True)
 
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of a panel file, for editors."""
-    return _ADAPTER.json_schema()
+    return _adapter(PanelSpec).json_schema()
 
 
-# What may change between two runs in one folder: they name things or say how fast to go.
+# What may change between two runs in one folder: they name things, say how fast to go, or
+# what to look at on the way.
 _NOT_IN_HASH = {
     "name",
     "device",
+    "drift",
     "n_checkpoints",
     "keep_checkpoints",
     "compile_llm",
@@ -524,9 +650,16 @@ _NOT_IN_HASH = {
 }
 
 
-def spec_hash(spec: PanelSpec) -> str:
+# Fields that came later, with the values that are as before.
+_AS_BEFORE = {"encoder_init": "transposed"}
+
+
+def spec_hash(spec: Any) -> str:
     """SHA-256 over everything in the spec that can change a result by more than rounding."""
     data = {k: v for k, v in spec_to_dict(spec).items() if k not in _NOT_IN_HASH}
+    for field_name, value in _AS_BEFORE.items():
+        if data.get(field_name) == value:
+            del data[field_name]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

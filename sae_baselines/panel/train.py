@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformer_lens.hook_points import HookedRootModule
 
+from sae_baselines.drift import DriftTracker
+from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.panel.build import member_configs, prepare_start, set_b_dec
 from sae_baselines.panel.calibrate import calibrate
@@ -31,12 +34,23 @@ from sae_baselines.panel.folder import (
 from sae_baselines.panel.held_out import HeldOut, collect_held_out, hook_width
 from sae_baselines.panel.language_model import load_language_model
 from sae_baselines.panel.measure import Measurement, base_losses, measure, progress
-from sae_baselines.panel.plan import MemberKey, Pass, members_of, panels_of, passes_of
-from sae_baselines.panel.runner import PanelRunner, assert_finite, complete_checkpoints
+from sae_baselines.panel.plan import (
+    MemberKey,
+    Pass,
+    members_of,
+    panels_of,
+    passes_of,
+    trained_of,
+)
+from sae_baselines.panel.runner import PanelRunner, assert_finite, checkpoint_to_resume
 from sae_baselines.panel.spec import PanelSpec, spec_hash
+from sae_baselines.panel.untrained import make_controls
 from sae_baselines.provenance import environment
 
 logger = logging.getLogger("sae_baselines")
+
+# Held-out tokens for EV and L0 on the way: a forward pass of about two training batches.
+_DRIFT_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,8 @@ class StudyResult:
     Attributes:
         folder: The study folder.
         measurements: Per member, what `measurement.json` says.
-        trained: Members trained by this call; the others were finished already.
+        trained: Members trained (controls: made) by this call; the others were finished
+            already.
     """
 
     folder: Path
@@ -69,6 +84,7 @@ def train_study(
 ) -> StudyResult:
     """Train, calibrate, export and measure every member of every panel.
 
+    Controls are not trained but made, from each panel's trained member once it is exported.
     A study that is finished is recognised and not repeated.
 
     Args:
@@ -150,7 +166,7 @@ class _Study:
     def run(self) -> list[MemberKey]:
         trained: list[MemberKey] = []
         for this_pass in passes_of(self.spec):
-            keys = [k for p in this_pass.panels for k in members_of(self.spec, p)]
+            keys = [k for p in this_pass.panels for k in trained_of(self.spec, p)]
             if not all(map(self.folder.is_trained, keys)):
                 self._train(this_pass)
                 trained.extend(keys)
@@ -160,6 +176,8 @@ class _Study:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             shutil.rmtree(self.folder.checkpoints / this_pass.name, ignore_errors=True)
+        calibration = self.held_out.calibration
+        trained += make_controls(self.spec, self.folder, calibration, self.n_held_out)
         self._measure_all()
         if self.folder.checkpoints.exists():
             shutil.rmtree(self.folder.checkpoints)
@@ -169,7 +187,7 @@ class _Study:
         spec = self.spec
         began = time.monotonic()
         checkpoints = self.folder.checkpoints / this_pass.name
-        resume_from = self._checkpoint_to_resume(checkpoints)
+        resume_from = checkpoint_to_resume(checkpoints, spec_hash(spec))
         configs = member_configs(spec, this_pass, self.start, self.d_in, self.device)
         text = self.train_text
         if spec.data_order == "per_seed":
@@ -188,7 +206,8 @@ class _Study:
         set_b_dec(runner.saes, self.start)
         torch.manual_seed(this_pass.data_seed)
         try:
-            saes = runner.run()
+            with self._tracking(runner):
+                saes = runner.run()
         except (SafetensorError, KeyError, RuntimeError, EOFError) as error:
             if resume_from is None or hasattr(runner, "trainer"):
                 raise  # not while the checkpoint was being read
@@ -205,21 +224,6 @@ class _Study:
             )
         for key in configs:
             self._export(key, saes[key.name], runner, resume_from, seconds, epochs)
-
-    def _checkpoint_to_resume(self, checkpoints: Path) -> Path | None:
-        complete = complete_checkpoints(checkpoints)
-        for stale in checkpoints.glob("*"):
-            if stale not in complete:
-                shutil.rmtree(stale)
-        if not complete:
-            return None
-        marker = json.loads((complete[-1] / "complete.json").read_text())
-        if marker.get("spec_hash") != spec_hash(self.spec):
-            raise UserError(
-                f"out: checkpoint {complete[-1]} belongs to another spec; use another folder"
-            )
-        logger.info("resuming from %s", complete[-1])
-        return complete[-1]
 
     def _runner_config(
         self,
@@ -268,6 +272,21 @@ class _Study:
         cfg.checkpoint_path = str(checkpoints)  # without the random suffix SAELens appends
         return cfg
 
+    @property
+    def _drift(self) -> Path:
+        """Where drift is recorded until members have folders; kept when a pass is resumed."""
+        return self.folder.checkpoints / "drift"
+
+    def _tracking(self, runner: PanelRunner) -> AbstractContextManager[Any]:
+        if not self.spec.drift:
+            return nullcontext()
+        return DriftTracker(
+            self._drift,
+            runner.saes,
+            fractions=self.spec.drift,
+            held_out=self.held_out.evaluation[:_DRIFT_TOKENS],
+        )
+
     def _export(
         self,
         key: MemberKey,
@@ -309,6 +328,9 @@ class _Study:
                 **environment(),
             }
             (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
+            for name in (DRIFT_FILE, HISTOGRAM_FILE):
+                if self.spec.drift and (self._drift / key.name / name).exists():
+                    shutil.copy(self._drift / key.name / name, scratch / name)
 
     def _measure_all(self) -> None:
         spec = self.spec

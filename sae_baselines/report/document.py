@@ -131,7 +131,15 @@ class Details:
     kind: str = "details"
 
 
-Block = Text | Bullets | Code | Table | Figures | Details
+@dataclass(frozen=True)
+class Html:
+    """A part of an HTML page that is written as it is; left out of Markdown."""
+
+    html: str
+    kind: str = "html"
+
+
+Block = Text | Bullets | Code | Table | Figures | Details | Html
 
 
 @dataclass(frozen=True)

