@@ -14,6 +14,8 @@ RANDOM_SCHEMES = ("iso", "cov", "kaiming")
 _RECONSTRUCTS = (
     "panel/explained_variance",
     "panel/ce_recovered",
+    "vision/explained_variance",
+    "toy_*/explained_variance",
     "core/explained_variance*",
     "core/mse",
     "core/cossim",

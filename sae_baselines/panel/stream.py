@@ -152,6 +152,7 @@ def train_on_stream(
     found = checkpoint_to_resume(checkpoints, run_hash) if checkpoints else None
     if found is not None:
         trainer.load_checkpoint(found)
+        _count_steps(trainer, training)
     done = trainer.n_training_samples
     trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]
     with SignalsBetweenSteps() as signals:
@@ -166,6 +167,14 @@ def train_on_stream(
     if watch is not None:
         watch(trainer.n_training_steps, trainer.saes)
     return trainer
+
+
+def _count_steps(trainer: MultiSAETrainer, training: StreamTraining) -> None:
+    """Set steps from samples: SAELens saves a checkpoint before it counts the step it ends."""
+    steps = -(-trainer.n_training_samples // training.train_batch_size)
+    trainer.n_training_steps = steps
+    for one in trainer.trainers.values():
+        one.n_training_steps = steps
 
 
 class _Batches(Iterator[dict[str, torch.Tensor]]):

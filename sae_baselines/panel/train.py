@@ -177,7 +177,9 @@ class _Study:
                     torch.cuda.empty_cache()
             shutil.rmtree(self.folder.checkpoints / this_pass.name, ignore_errors=True)
         calibration = self.held_out.calibration
-        trained += make_controls(self.spec, self.folder, calibration, self.n_held_out)
+        trained += make_controls(
+            self.spec, self.folder, calibration, {"held_out_documents": self.n_held_out}
+        )
         self._measure_all()
         if self.folder.checkpoints.exists():
             shutil.rmtree(self.folder.checkpoints)

@@ -1,6 +1,7 @@
 """A panel's controls: made after training, from the panel's own trained member."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from sae_baselines.provenance import environment
 
 
 def make_controls(
-    spec: AnyPanel, folder: StudyFolder, calibration: torch.Tensor, n_documents: int
+    spec: AnyPanel,
+    folder: StudyFolder,
+    calibration: torch.Tensor,
+    facts: Mapping[str, Any],
+    panels: Sequence[PanelKey] | None = None,
 ) -> list[MemberKey]:
     """Make the controls that are missing, or whose trained member is another one by now.
 
@@ -30,7 +35,8 @@ def make_controls(
         spec: The study; every trained member must be exported.
         folder: Where members are.
         calibration: ``[n, d_in]`` held-out activations, raw.
-        n_documents: How many documents these are from.
+        facts: For metadata: where the activations are from.
+        panels: Which panels; default all of the spec.
 
     Returns:
         What was made.
@@ -39,7 +45,7 @@ def make_controls(
         UserError: A control cannot be made of this panel's trained SAE.
     """
     made: list[MemberKey] = []
-    for panel in panels_of(spec):
+    for panel in panels_of(spec) if panels is None else panels:
         controls = controls_of(spec, panel)
         if not controls:
             continue
@@ -48,7 +54,7 @@ def make_controls(
         for key, member in controls.items():
             if folder.is_trained(key) and _source_of_control(folder.member(key)) == weights:
                 continue
-            _make(spec, folder, key, member, trained, calibration, n_documents)
+            _make(spec, folder, key, member, trained, calibration, facts)
             made.append(key)
     return made
 
@@ -60,7 +66,7 @@ def _make(
     member: MemberSpec,
     trained: Path,
     calibration: torch.Tensor,
-    n_documents: int,
+    facts: Mapping[str, Any],
 ) -> None:
     try:
         control = build_control(
@@ -68,7 +74,7 @@ def _make(
         )
     except UserError as error:
         raise UserError(f"members: {key.name}: {error}") from error
-    facts = {
+    known = {
         "panel": key.panel.name,
         "member": key.member,
         "architecture": control.sae.cfg.architecture(),
@@ -77,14 +83,14 @@ def _make(
         "init_seed": key.panel.seed,
         "spec_hash": spec_hash(spec),
         "training_steps": 0,
-        "held_out_documents": n_documents,
+        **facts,
         **control.facts,
     }
-    control.sae.cfg.metadata.sae_baselines = facts
+    control.sae.cfg.metadata.sae_baselines = known
     with folder.new_member(key) as scratch:
         control.save(scratch)
         _save_sparsity(control, calibration, scratch)
-        provenance = {**facts, "sparsity_from": "calibration activations", **environment()}
+        provenance = {**known, "sparsity_from": "calibration activations", **environment()}
         (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
 
 

@@ -9,10 +9,10 @@ import torch
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.synthetic import SyntheticModel
 
-from sae_baselines.panel.folder import write_atomically
-from sae_baselines.panel.measure import explained_variance
+from sae_baselines.files import write_atomically
 from sae_baselines.panel.plan import MemberKey
 from sae_baselines.panel.stream import StreamTraining
+from sae_baselines.reconstruction import explained_variance
 from sae_baselines.synthetic.recovery import best_cosine, recovered_count
 
 
@@ -20,8 +20,9 @@ class Curve:
     """Takes snapshots between steps and appends them to a CSV.
 
     Columns: setting, architecture, member, seed, lr, batch, step, samples, ev, l0, recovered,
-    recovered_share, mean_best_cosine, dead. EV, L0 and dead are of the SAE in training (TopK
-    family: with its training-time selection) on held-out samples.
+    recovered_share, mean_best_cosine, silent. EV, L0 and silent (latents that fire on none of
+    the samples) are of the SAE in training (TopK family: with its training-time selection) on
+    the given held-out samples; the last row of each SAE is the trained one.
 
     Args:
         path: CSV; rows of a run that is resumed are kept.
@@ -79,7 +80,7 @@ class Curve:
             "recovered": recovered,
             "recovered_share": recovered / len(best),
             "mean_best_cosine": float(best.mean()),
-            "dead": sae.cfg.d_sae - alive,
+            "silent": sae.cfg.d_sae - alive,
         }
 
 

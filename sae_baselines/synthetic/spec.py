@@ -9,6 +9,7 @@ from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
 from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 
+from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.panel.spec import (
     DEFAULT_MEMBERS,
@@ -49,16 +50,19 @@ class ToySpec:
         seeds: Training seeds (initial weights). All members and seeds of a setting see the
             same batches.
         data_seed: Of the batches.
-        members: Members of each panel; ``trained`` must be one.
+        members: Members of each panel, controls among them; ``trained`` must be one.
         tau: Default cap of soft-frozen decoders.
         b_dec_init: Start of b_dec for every member: the mean of calibration samples, or zeros.
         encoder_init: As in a panel: the start of W_enc.
         sparse_step: As in a panel: same numbers up to rounding, faster.
+        jumprelu_bandwidth: Bandwidth of JumpReLU's straight-through estimator, in units of the
+            initial threshold. SAELens' 0.05 is for thresholds near 1; wider was better here.
         training_samples: Samples each member is trained on.
         train_batch_size: Samples per optimiser step.
         calibration_samples: Held-out samples for thresholds.
         eval_samples: Further held-out samples, which everything reported is measured on.
         n_snapshots: Points of the recovery-against-samples curve, evenly spaced in log samples.
+        drift: As in a panel: fractions of training at which to record cos(row, its start).
     """
 
     name: str = "toy"
@@ -81,6 +85,8 @@ class ToySpec:
     encoder_init: Literal["transposed", "fitted"] = "fitted"
     sparse_step: Literal["baselines", "all", "none"] = "all"
 
+    jumprelu_bandwidth: float = PydanticField(default=1.0, gt=0)
+
     training_samples: int = PydanticField(default=8_000_000, gt=0)
     train_batch_size: int = PydanticField(default=256, gt=0)
     lr: float = PydanticField(default=1e-3, gt=0)
@@ -95,6 +101,7 @@ class ToySpec:
     calibration_samples: int = PydanticField(default=32_768, gt=0)
     eval_samples: int = PydanticField(default=102_400, gt=0)
     n_snapshots: int = PydanticField(default=16, ge=0)
+    drift: list[float] = field(default_factory=list)
     n_checkpoints: int = PydanticField(default=10, ge=0)
     keep_checkpoints: int = PydanticField(default=1, ge=1)
 
@@ -120,7 +127,9 @@ class ToySpec:
                 f"{self.train_batch_size}"
             )
         validate_architectures(self)
-        validate_members(self)
+        validate_members(self, controls=True)
+        if self.drift:
+            checked_fractions(self.drift)
         validate_l0(self)
         validate_seeds(self)
 

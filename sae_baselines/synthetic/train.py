@@ -6,38 +6,27 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE, JumpReLUTrainingSAEConfig
-from sae_lens.constants import SPARSITY_FILENAME
-from sae_lens.registry import get_sae_training_class
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModel
-from safetensors.torch import save_file
 
-from sae_baselines.panel.build import (
-    EncoderStart,
-    Start,
-    member_config,
-    prepare_start,
-    set_b_dec,
-)
-from sae_baselines.panel.calibrate import calibrate
-from sae_baselines.panel.folder import (
-    MEASUREMENT_FILE,
-    PROVENANCE_FILE,
-    StudyFolder,
-    write_atomically,
-)
+from sae_baselines.drift import DriftTracker
+from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
+from sae_baselines.files import write_atomically
+from sae_baselines.panel.build import EncoderStart, Start, member_config, prepare_start
+from sae_baselines.panel.folder import MEASUREMENT_FILE, StudyFolder
 from sae_baselines.panel.measure import L0_TOLERANCE, cosines_to_start, progress
 from sae_baselines.panel.plan import MemberKey, PanelKey
-from sae_baselines.panel.runner import assert_finite
 from sae_baselines.panel.spec import MemberSpec, spec_hash
 from sae_baselines.panel.stream import train_on_stream
+from sae_baselines.panel.stream_members import build_members, export_member
 from sae_baselines.panel.train import resolve_device
-from sae_baselines.provenance import environment
+from sae_baselines.panel.untrained import make_controls
 from sae_baselines.synthetic.curve import Curve
 from sae_baselines.synthetic.measure import FEATURES_FILE, measure_toy
 from sae_baselines.synthetic.spec import ToySpec
@@ -139,40 +128,77 @@ class _Setting:
         self.model.save(folder.root / "models" / setting)
 
     def train(self, seed: int) -> None:
-        members = toy_members(self.spec, self.setting, seed)
-        if all(map(self.folder.is_trained, members)):
-            return
-        name = f"{self.setting}_seed_{seed}"
-        logger.info("training %d SAEs on %s, seed %d", len(members), self.setting, seed)
+        members = {
+            key: member
+            for key, member in toy_members(self.spec, self.setting, seed).items()
+            if not member.is_control
+        }
+        if not all(map(self.folder.is_trained, members)):
+            self._train(members, f"{self.setting}_seed_{seed}")
+        make_controls(
+            self.spec,
+            self.folder,
+            self.calibration,
+            {"setting": self.setting},
+            toy_panels(self.spec, self.setting, seed),
+        )
+
+    def _train(self, members: dict[MemberKey, MemberSpec], name: str) -> None:
+        spec = self.spec
+        logger.info("training %d SAEs: %s", len(members), name)
         began = time.monotonic()
-        saes = self._saes(members)
-        training = self.spec.training(self.device)
+        saes = build_members(self._configs(members), self.start, self.device)
+        training = spec.training(self.device)
+        held_out = self.calibration[:_CURVE_SAMPLES]
         curve = Curve(
             self.folder.root / "curves" / f"{name}.csv",
             self.model,
-            self.calibration[:_CURVE_SAMPLES],
+            held_out,
             training,
-            self.spec.n_snapshots,
+            spec.n_snapshots,
             {key.name: key for key in members},
         )
         checkpoints = self.folder.checkpoints / name
-        trainer = train_on_stream(
-            saes,
-            SyntheticStream(self.model, self.spec.data_seed, self.spec.train_batch_size),
-            training,
-            checkpoints=checkpoints,
-            run_hash=spec_hash(self.spec),
-            watch=curve.watch,
-        )
-        seconds = time.monotonic() - began
+        drift = self.folder.checkpoints / f"drift_{name}"
+        tracker: AbstractContextManager[Any] = nullcontext()
+        if spec.drift:
+            tracker = DriftTracker(drift, saes, fractions=spec.drift, held_out=held_out)
+        with tracker:
+            trainer = train_on_stream(
+                saes,
+                SyntheticStream(self.model, spec.data_seed, spec.train_batch_size),
+                training,
+                checkpoints=checkpoints,
+                run_hash=spec_hash(spec),
+                watch=curve.watch,
+            )
+        seconds = round(time.monotonic() - began, 1)
+        facts = {
+            "setting": self.setting,
+            "data_seed": spec.data_seed,
+            "spec_hash": spec_hash(spec),
+        }
         for key in members:
-            self._export(key, saes[key.name], trainer.trainers[key.name], seconds)
+            export_member(
+                self.folder,
+                key,
+                trainer.trainers[key.name],
+                self.calibration,
+                facts,
+                pass_seconds=seconds,
+            )
+            for file in (DRIFT_FILE, HISTOGRAM_FILE):
+                if spec.drift:
+                    shutil.copy(drift / key.name / file, self.folder.member(key) / file)
         shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(drift, ignore_errors=True)
 
-    def _saes(self, members: dict[MemberKey, MemberSpec]) -> dict[str, TrainingSAE[Any]]:
+    def _configs(
+        self, members: dict[MemberKey, MemberSpec]
+    ) -> dict[MemberKey, TrainingSAEConfig]:
         starts: dict[tuple[float, int, str], EncoderStart] = {}
-        scale = float(self.calibration.pow(2).sum(dim=1).mean())
-        saes: dict[str, TrainingSAE[Any]] = {}
+        square_norm = float(self.calibration.pow(2).sum(dim=1).mean())
+        configs: dict[MemberKey, TrainingSAEConfig] = {}
         for key, member in members.items():
             config = member_config(
                 self.spec,
@@ -184,44 +210,15 @@ class _Setting:
                 starts,
             )
             if isinstance(config, JumpReLUTrainingSAEConfig):
-                # A panel's coefficient supposes a mean square norm of d_in, and SAELens'
-                # bandwidth of 0.05 thresholds near 1: both follow the scale of the data.
+                # A panel's coefficient supposes a mean square norm of d_in.
                 config = replace(
                     config,
-                    l0_coefficient=scale / self.spec.l0,
-                    jumprelu_bandwidth=config.jumprelu_init_threshold,
+                    l0_coefficient=square_norm / self.spec.l0,
+                    jumprelu_bandwidth=self.spec.jumprelu_bandwidth
+                    * config.jumprelu_init_threshold,
                 )
-            sae_class, _ = get_sae_training_class(config.architecture())
-            saes[key.name] = sae_class(config).to(self.device)
-        set_b_dec(saes, self.start)
-        return saes
-
-    def _export(
-        self, key: MemberKey, sae: TrainingSAE[Any], trainer: Any, seconds: float
-    ) -> None:
-        assert_finite(key.name, sae)
-        calibration = calibrate(sae, self.calibration, self.spec.l0)
-        facts = {
-            "panel": key.panel.name,
-            "member": key.member,
-            "setting": self.setting,
-            "architecture": sae.cfg.architecture(),
-            "base_architecture": key.panel.architecture,
-            "l0_target": key.panel.l0,
-            "init_seed": key.panel.seed,
-            "data_seed": self.spec.data_seed,
-            "spec_hash": spec_hash(self.spec),
-            "samples_seen": trainer.n_training_samples,
-            "training_steps": trainer.n_training_steps,
-            "calibration": asdict(calibration),
-        }
-        sae.cfg.metadata.sae_baselines = facts
-        with self.folder.new_member(key) as scratch:
-            sae.save_inference_model(scratch)
-            sparsity = trainer.log_feature_sparsity.contiguous()
-            save_file({"sparsity": sparsity}, scratch / SPARSITY_FILENAME)
-            provenance = {**facts, "pass_seconds": round(seconds, 1), **environment()}
-            write_atomically(scratch / PROVENANCE_FILE, json.dumps(provenance, indent=2))
+            configs[key] = config
+        return configs
 
     def measure(self) -> None:
         missing = [
@@ -237,17 +234,22 @@ class _Setting:
             result = measure_toy(
                 sae, self.model, n_samples=self.spec.eval_samples, seed=self.spec.data_seed
             )
-            decoder_cos, encoder_cos = cosines_to_start(
-                sae, key.panel.seed, member.init_scheme, self.start.covariance_path
-            )
+            cosines: dict[str, float] = {}
+            if not member.is_control:
+                decoder, encoder = cosines_to_start(
+                    sae, key.panel.seed, member.init_scheme, self.start.covariance_path
+                )
+                cosines = {
+                    "cos_to_start_mean": float(decoder.mean()),
+                    "cos_to_start_min": float(decoder.min()),
+                    "encoder_cos_to_start_mean": float(encoder.mean()),
+                }
             assert result.per_feature is not None
             result.per_feature.save(folder / FEATURES_FILE)
             record = {
                 **result.to_dict(),
                 "l0_target": key.panel.l0,
                 "l0_matches": abs(result.l0 - key.panel.l0) <= L0_TOLERANCE * key.panel.l0,
-                "cos_to_start_mean": float(decoder_cos.mean()),
-                "cos_to_start_min": float(decoder_cos.min()),
-                "encoder_cos_to_start_mean": float(encoder_cos.mean()),
+                **cosines,
             }
             write_atomically(folder / MEASUREMENT_FILE, json.dumps(record, indent=2))

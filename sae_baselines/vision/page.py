@@ -264,7 +264,8 @@ def _how(source: Source) -> Bullets:
                 "Training",
                 f"{spec.training_samples} patches in batches of {spec.train_batch_size}, "
                 f"learning rate {spec.lr:g}, all members on one stream. Controls are not "
-                "trained: random directions with the same L0.",
+                "trained; random ones have the trained SAE's L0, and the mean and one best "
+                "scale from other crops of the held-out photographs.",
             ),
         ]
     )

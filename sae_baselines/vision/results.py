@@ -42,6 +42,8 @@ _METRICS = {
     "rare_on_one_photograph": 0,
     "cos_to_start_mean": 0,
 }
+# Statistics match members by this row, wherever it is from.
+_ROWS = [(SUITE, *row) for row in _METRICS.items()] + [("panel", "l0", 0)]
 _DECISIVE = ("sae-baselines", "sae-lens", "torch", "transformers")
 
 
@@ -59,7 +61,7 @@ def write_vision_results(
             "architecture": key.panel.architecture,
             "l0": key.panel.l0,
             "seed": key.panel.seed,
-            "suite": SUITE,
+            "suite": suite,
             "metric": metric,
             "direction": direction,
             "task": "",
@@ -68,7 +70,7 @@ def write_vision_results(
             "versions": _versions(folder.member(key)),
         }
         for key, measured in measurements.items()
-        for metric, direction in _METRICS.items()
+        for suite, metric, direction in _ROWS
         if measured[metric] is not None
     ]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))

@@ -33,8 +33,10 @@ _ROWS_PER_CHUNK = 65_536
 def crops_of(spec: VisionSpec, split: Split, n_patches: int) -> dict[str, list[Crop]]:
     """The crops of each part of a study.
 
-    Calibration and evaluation have different crops of the same held-out photographs: what
-    is calibrated is one threshold per SAE.
+    Calibration and evaluation have different crops of the same held-out photographs. From
+    calibration a trained SAE has its start of b_dec and one threshold; an untrained control
+    has its mean, its scale and its covariance too, which favours the control by what these
+    photographs have in common that the training photographs lack.
 
     Args:
         spec: How many patches.

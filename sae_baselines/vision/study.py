@@ -13,18 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from sae_lens import SAE
-from sae_lens.constants import SPARSITY_FILENAME
-from sae_lens.registry import get_sae_training_class
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import TrainingSAEConfig
 from safetensors.torch import load_file, save_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
-from sae_baselines.panel.build import EncoderStart, member_config, prepare_start, set_b_dec
-from sae_baselines.panel.calibrate import calibrate
+from sae_baselines.panel.build import EncoderStart, member_config, prepare_start
 from sae_baselines.panel.folder import (
     MEASUREMENT_FILE,
-    PROVENANCE_FILE,
     STUDY_FILE,
     StudyFolder,
 )
@@ -38,7 +34,6 @@ from sae_baselines.panel.plan import (
     passes_of,
     trained_of,
 )
-from sae_baselines.panel.runner import assert_finite
 from sae_baselines.panel.spec import (
     MemberSpec,
     read_yaml,
@@ -46,9 +41,9 @@ from sae_baselines.panel.spec import (
     spec_hash,
 )
 from sae_baselines.panel.stream import train_on_stream
+from sae_baselines.panel.stream_members import build_members, export_member
 from sae_baselines.panel.train import resolve_device
 from sae_baselines.panel.untrained import make_controls
-from sae_baselines.provenance import environment
 from sae_baselines.reconstruction import explained_variance
 from sae_baselines.vision.images import Crop, Photographs, open_photographs, split_photographs
 from sae_baselines.vision.latents import Firing, firing
@@ -304,8 +299,7 @@ class _Study:
                 self._train(this_pass)
                 gc.collect()
             shutil.rmtree(self.folder.checkpoints / this_pass.name, ignore_errors=True)
-        n_photographs = len(self.source.split.held_out)
-        make_controls(self.spec, self.folder, self.calibration.rows, n_photographs)
+        make_controls(self.spec, self.folder, self.calibration.rows, self._where_from)
         self._measure_all()
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         for part in ("train", "calibration"):
@@ -314,7 +308,7 @@ class _Study:
     def _train(self, this_pass: Pass) -> None:
         spec, began = self.spec, time.monotonic()
         members = {k: m for p in this_pass.panels for k, m in trained_of(spec, p).items()}
-        saes = self._saes(members)
+        saes = build_members(self._configs(members), self.start, self.device)
         training = spec.training(self.device)
         stream = PatchStream(
             self.rows, self.keep, spec.train_batch_size, this_pass.data_seed, self.device
@@ -333,59 +327,41 @@ class _Study:
             run_hash=spec_hash(spec),
         )
         seconds = time.monotonic() - began
+        facts = {
+            "data_seed": this_pass.data_seed,
+            "data_order": spec.data_order,
+            "spec_hash": spec_hash(spec),
+            **self._where_from,
+        }
         for key in members:
-            facts = {"epochs": epochs, "pass_seconds": round(seconds, 1)}
-            self._export(
-                key, saes[key.name], trainer.trainers[key.name], this_pass.data_seed, facts
+            one = trainer.trainers[key.name]
+            metadata = one.sae.cfg.metadata
+            metadata.model_name = spec.model.recorded_name
+            metadata.hook_name = spec.hook_name
+            export_member(
+                self.folder,
+                key,
+                one,
+                self.calibration.rows,
+                facts,
+                epochs=epochs,
+                pass_seconds=round(seconds, 1),
             )
 
-    def _saes(self, members: dict[MemberKey, MemberSpec]) -> dict[str, TrainingSAE[Any]]:
+    @property
+    def _where_from(self) -> dict[str, Any]:
+        return {"held_out_photographs": len(self.source.split.held_out)}
+
+    def _configs(
+        self, members: dict[MemberKey, MemberSpec]
+    ) -> dict[MemberKey, TrainingSAEConfig]:
         starts: dict[tuple[float, int, str], EncoderStart] = {}
-        saes: dict[str, TrainingSAE[Any]] = {}
-        for key, member in members.items():
-            config = member_config(
+        return {
+            key: member_config(
                 self.spec, key, member, self.start, self.d_in, self.device, starts
             )
-            sae_class, _ = get_sae_training_class(config.architecture())
-            saes[key.name] = sae_class(config).to(self.device)
-        set_b_dec(saes, self.start)
-        return saes
-
-    def _export(
-        self,
-        key: MemberKey,
-        sae: TrainingSAE[Any],
-        trainer: Any,
-        data_seed: int,
-        more: dict[str, Any],
-    ) -> None:
-        assert_finite(key.name, sae)
-        calibration = calibrate(sae, self.calibration.rows, key.panel.l0)
-        facts = {
-            "panel": key.panel.name,
-            "member": key.member,
-            "base_architecture": key.panel.architecture,
-            "l0_target": key.panel.l0,
-            "spec_hash": spec_hash(self.spec),
-            "held_out_photographs": len(self.source.split.held_out),
-            "architecture": sae.cfg.architecture(),
-            "init_seed": key.panel.seed,
-            "data_seed": data_seed,
-            "data_order": self.spec.data_order,
-            "samples_seen": trainer.n_training_samples,
-            "training_steps": trainer.n_training_steps,
-            "calibration": asdict(calibration),
+            for key, member in members.items()
         }
-        metadata = sae.cfg.metadata
-        metadata.model_name = self.spec.model.recorded_name
-        metadata.hook_name = self.spec.hook_name
-        metadata.sae_baselines = facts
-        with self.folder.new_member(key) as scratch:
-            sae.save_inference_model(scratch)
-            sparsity = trainer.log_feature_sparsity.contiguous()
-            save_file({"sparsity": sparsity}, scratch / SPARSITY_FILENAME)
-            provenance = {**facts, **more, **environment()}
-            (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
 
     def _measure_all(self) -> None:
         missing = [

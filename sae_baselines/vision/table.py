@@ -48,9 +48,11 @@ def notes(measurements: dict[MemberKey, dict[str, Any]]) -> list[str]:
     first = next(iter(measurements.values()))
     lines = [
         f"Measured on {first['n_patches']} patches of {first['n_photographs']} held-out "
-        "photographs; no member was trained on any part of them. EV = 1 - E|x - x_hat|^2 / "
-        "E|x - E[x]|^2; dead: latents that fire on none of these patches; rare: latents that "
-        "fire on fewer than 0.1 % of them and at least once, as shares of all latents. "
+        "photographs; no member was trained on any part of them, though thresholds (and an "
+        "untrained control's mean and scale) are set on other crops of them. "
+        "EV = 1 - E|x - x_hat|^2 / E|x - E[x]|^2; dead: latents that fire on none of these "
+        "patches; rare: latents that fire on fewer than 0.1 % of them and at least once, as "
+        "shares of all latents. "
         "The last three columns are about rare latents: on how many patches and photographs "
         "the median one fires, and how many of them fire on one photograph only, where four "
         "patches that look alike prove little.",

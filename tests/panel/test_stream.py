@@ -112,6 +112,51 @@ def test_an_interrupted_run_continues_with_the_next_batch(
     _assert_equal(_weights(resumed["a"]), _weights(whole["a"]))
 
 
+class KilledError(Exception):
+    """The process died: nothing is saved on the way out."""
+
+
+@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
+@pytest.mark.parametrize("step", [7, 13, 29])
+def test_a_killed_run_continues_from_its_last_checkpoint(
+    tmp_path: Path, normalize: str, step: int
+) -> None:
+    """SAELens counts a step after its checkpoint; no batch may come twice or be left out."""
+    options: dict[str, Any] = {"normalize_activations": normalize}
+    whole, seen = {"a": _sae(**options)}, Numbers()
+    train_on_stream(whole, seen, TRAINING)
+
+    def kill(at: int, saes: dict[str, TrainingSAE[Any]]) -> None:
+        assert list(saes) == ["a"]
+        if at == step:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_on_stream(
+            {"a": _sae(**options)},
+            Numbers(),
+            TRAINING,
+            checkpoints=tmp_path,
+            run_hash="h",
+            watch=kill,
+        )
+    resumed, rest, steps = {"a": _sae(**options)}, Numbers(), []
+    trainer = train_on_stream(
+        resumed,
+        rest,
+        TRAINING,
+        checkpoints=tmp_path,
+        run_hash="h",
+        watch=lambda at, _: steps.append(at),
+    )
+    assert len(rest.asked) < len(seen.asked)
+    assert rest.asked == seen.asked[-len(rest.asked) :]
+    assert trainer.n_training_steps == TRAINING.steps
+    assert steps[-1] == TRAINING.steps
+    assert all(t.n_training_steps == TRAINING.steps for t in trainer.trainers.values())
+    _assert_equal(_weights(resumed["a"]), _weights(whole["a"]))
+
+
 def test_checkpoints_are_pruned_and_marked(tmp_path: Path) -> None:
     train_on_stream({"a": _sae()}, Numbers(), TRAINING, checkpoints=tmp_path, run_hash="h")
     (left,) = [p for p in tmp_path.iterdir() if p.is_dir()]

@@ -24,11 +24,13 @@ from typer.testing import CliRunner
 
 from sae_baselines.cli import app
 from sae_baselines.constraints import cosine_to_start, sample_directions
+from sae_baselines.drift import drift_table, find_drift
 from sae_baselines.errors import UserError
 from sae_baselines.panel.folder import StudyFolder
 from sae_baselines.panel.runner import InterruptedTrainingError
 from sae_baselines.panel.spec import spec_from_dict, spec_to_yaml
-from sae_baselines.report.toy import load_toy, toy_verdicts, write_toy_report
+from sae_baselines.report.toy import PRIMARY, load_toy, toy_verdicts, write_toy_report
+from sae_baselines.stats import verdicts
 from sae_baselines.synthetic import curve as curve_module
 from sae_baselines.synthetic.curve import snapshot_steps
 from sae_baselines.synthetic.generator import paper_config
@@ -126,7 +128,7 @@ def test_the_curve_ends_where_the_measurement_is(study: Path) -> None:
 
 
 def test_tables_say_what_was_measured(study: Path) -> None:
-    rows = pd.read_csv(study / "results.csv", keep_default_na=False)
+    rows = pd.read_csv(study / "results_constant.csv", keep_default_na=False)
     folder = _exports(study)["constant_topk_l0_3_seed_0", "trained"]
     measured = json.loads((folder / "measurement.json").read_text())
     mine = rows[(rows["panel"] == "constant_topk_l0_3_seed_0") & (rows["member"] == "trained")]
@@ -183,12 +185,69 @@ def test_an_interrupted_study_gives_the_same_numbers(
     assert whole.frame["ev"].to_list() == pytest.approx(cut.frame["ev"].to_list(), abs=1e-6)
 
 
+class KilledError(Exception):
+    """The process died."""
+
+
+def test_a_killed_study_gives_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, from one of SAELens' own checkpoints: nothing twice, nothing left out."""
+    train_toy(SMALL, tmp_path / "whole")
+    watch = curve_module.Curve.watch
+
+    def kill(self: Any, step: int, saes: Any) -> None:
+        watch(self, step, saes)
+        if step == 70:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curve_module.Curve, "watch", kill)
+        with pytest.raises(KilledError):
+            train_toy(SMALL, tmp_path / "cut")
+    assert list((tmp_path / "cut" / "checkpoints").glob("*/*/complete.json"))
+    train_toy(SMALL, tmp_path / "cut", resume=True)
+    whole, cut = (load_toy(tmp_path / name) for name in ("whole", "cut"))
+    assert whole.curves["step"].to_list() == cut.curves["step"].to_list()
+    assert whole.frame["ev"].to_list() == pytest.approx(cut.frame["ev"].to_list(), abs=1e-6)
+    folder = StudyFolder(tmp_path / "cut").root
+    (record,) = folder.glob("panels/*/*/provenance.json")
+    assert json.loads(record.read_text())["training_steps"] == 100
+
+
+def test_controls_and_drift_are_of_a_synthetic_study_too(tmp_path: Path) -> None:
+    members = ["trained", "frozen_decoder", "random", "permuted_decoder"]
+    train_toy(replace(SMALL, members=members, drift=[0.1, 1.0]), tmp_path)
+    frame = load_toy(tmp_path).frame.set_index("member")
+    assert frame["ev"]["trained"] > frame["ev"]["random"] > frame["ev"]["permuted_decoder"]
+    assert frame["l0"]["random"] == pytest.approx(3, rel=0.05)
+    logs = find_drift(tmp_path)
+    assert {Path(name).name for name in logs} == {"trained", "frozen_decoder"}
+    table = drift_table(logs)
+    frozen = table[table["sae"].str.endswith("frozen_decoder") & (table["side"] == "decoder")]
+    assert (frozen["mean"] == 1).all()
+    found = {(v.baseline, v.metric) for v in toy_verdicts(load_toy(tmp_path))["variable"]}
+    # A permuted decoder is a null of reconstruction, not of what recovery counts.
+    assert {m for b, m in found if b == "permuted_decoder"} == {"explained_variance"}
+    assert {m for b, m in found if b == "random"} == set(PRIMARY)
+
+
 def test_seeds_share_the_data_and_differ_in_their_start(tmp_path: Path) -> None:
     spec = replace(SMALL, seeds=[0, 1], members=["trained", "frozen_decoder"])
     train_toy(spec, tmp_path)
     results = load_toy(tmp_path)
     found = toy_verdicts(results)["variable"]
-    assert {v.metric for v in found} == {"explained_variance", "recovered_share"}
+    assert {v.metric for v in found} == {
+        "explained_variance",
+        "recovered_share",
+        "mean_best_cosine",
+    }
+    # The file says the same to anybody who reads it with the project's statistics.
+    write_toy_report(tmp_path)
+    table = pd.read_csv(tmp_path / "results_variable.csv", keep_default_na=False)
+    again = verdicts(table, metrics=[f"toy_variable/{m}" for m in PRIMARY])
+    assert [(v.metric, v.word) for v in again] == [(v.metric, v.word) for v in found]
+    assert all(v.margin is not None for v in again)
     assert all(v.n_seeds == 2 for v in found)
     ev = results.frame.set_index(["member", "seed"])["ev"]
     assert ev["trained", 0] != ev["trained", 1]
