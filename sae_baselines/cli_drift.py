@@ -90,7 +90,7 @@ def _members(study: Path) -> tuple[dict[str, DriftLog], list[str]]:
     if stored["spec"].get("normalize_activations") == "covariance_whitening":
         raise UserError(
             f"run: {study} was trained on whitened activations, and exports are not in their "
-            "space; train again with drift: [0.05, 0.1, 0.25, 0.5, 1.0] in the panel file"
+            "space; train again with drift: [0.05, 0.1, 0.25, 0.5, 1.0] in its file"
         )
     logs: dict[str, DriftLog] = {}
     left_out = []
@@ -106,11 +106,11 @@ def _members(study: Path) -> tuple[dict[str, DriftLog], list[str]]:
     if not logs:
         raise UserError(
             f"run: {study} is a study without records of drift and without members to measure; "
-            "put drift: [0.05, 0.1, 0.25, 0.5, 1.0] in its panel file and train"
+            "put drift: [0.05, 0.1, 0.25, 0.5, 1.0] in its file and train"
         )
     note = (
         "No records of training: this is the end alone. For its course, put drift: [0.05, 0.1, "
-        "0.25, 0.5, 1.0] in the panel file and train in another folder."
+        "0.25, 0.5, 1.0] in its file and train in another folder."
     )
     return logs, [note, *left_out]
 

@@ -74,7 +74,8 @@ def toy(
         return
     folder = train_toy(spec, out or Path("studies") / spec.name, resume=resume)
     # Figures take matplotlib, which nothing else here needs.
-    from sae_baselines.report.toy import load_toy, write_toy_report  # noqa: PLC0415
+    from sae_baselines.report.toy import write_toy_report  # noqa: PLC0415
+    from sae_baselines.report.toy_results import load_toy  # noqa: PLC0415
 
     page = write_toy_report(folder)
     results = load_toy(folder)

@@ -1,8 +1,11 @@
 """Members that `train_on_stream` trains: building them alike, and exporting them."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
 
+from sae_baselines.drift import DriftTracker
+from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.panel.build import Start, set_b_dec
 from sae_baselines.panel.calibrate import calibrate
 from sae_baselines.panel.folder import PROVENANCE_FILE, StudyFolder
@@ -32,12 +37,25 @@ def build_members(
     return saes
 
 
+def tracking(
+    folder: Path,
+    saes: dict[str, TrainingSAE[Any]],
+    fractions: Sequence[float],
+    held_out: torch.Tensor,
+) -> AbstractContextManager[Any]:
+    """Record drift of these SAEs while they train; nothing where no fraction is asked for."""
+    if not fractions:
+        return nullcontext()
+    return DriftTracker(folder, saes, fractions=fractions, held_out=held_out)
+
+
 def export_member(
     folder: StudyFolder,
     key: MemberKey,
     trainer: SAETrainer[Any, Any],
     calibration: torch.Tensor,
     facts: Mapping[str, Any],
+    drift: Path | None = None,
     **more: Any,
 ) -> None:
     """Bring a trained member to its L0 and write its folder.
@@ -48,6 +66,7 @@ def export_member(
         trainer: SAELens' trainer, finished.
         calibration: ``[n, d_in]`` held-out activations for thresholds.
         facts: For metadata and provenance, besides what is known here.
+        drift: Folder of `tracking`, whose records of this member are kept with it.
         more: For provenance alone.
 
     Raises:
@@ -75,3 +94,6 @@ def export_member(
         save_file({"sparsity": sparsity}, scratch / SPARSITY_FILENAME)
         provenance = {**known, **more, **environment()}
         (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
+        for name in (DRIFT_FILE, HISTOGRAM_FILE):
+            if drift is not None:
+                shutil.copy(drift / key.name / name, scratch / name)

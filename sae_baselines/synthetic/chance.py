@@ -238,34 +238,15 @@ def count_and_chance(
     return CountAndChance(**out)
 
 
-def reachable_cosine(start_best: ArrayLike, tau: float) -> np.ndarray:
-    """The best cosine a soft-frozen decoder could have with each feature.
-
-    A row may turn by arccos(tau) from its start (paper, Section 4.1), hence the nearest one
-    comes as close to a feature as cos(max(0, angle - arccos(tau))). It is a ceiling feature
-    by feature: one row cannot go to two places. Its floor is the chance of random directions,
-    since a row that is turned without regard to the features stays uniform.
-
-    Args:
-        start_best: `best_cosine` of the member's start, ``[n_features]``.
-        tau: Least cosine to the start, in [-1, 1]; 1 is a frozen decoder.
-
-    Returns:
-        ``[n_features]``, at least ``start_best``.
-
-    Raises:
-        UserError: tau or a cosine out of range.
-    """
-    angle = np.arccos(_cosines(start_best, "start_best")) - _angle(tau)
-    return np.cos(np.maximum(angle, 0.0))
-
-
 def reachable_curve(
     d_in: int, d_sae: int, tau: float, thresholds: ArrayLike = THRESHOLDS
 ) -> np.ndarray:
     """Expected share of features that a soft-frozen decoder *could* bring above a threshold.
 
-    The closed form of `reachable_cosine` over starts uniform on the sphere.
+    A row may turn by arccos(tau) from its start (paper, Section 4.1), hence it comes as close
+    to a feature as cos(max(0, angle - arccos(tau))). A ceiling feature by feature, over starts
+    uniform on the sphere: one row cannot go to two places. The floor is the chance of random
+    directions, since a row that is turned without regard to the features stays uniform.
 
     Args:
         d_in: Dimension n (>= 2).

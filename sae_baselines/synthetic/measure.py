@@ -19,7 +19,7 @@ from sae_lens.synthetic import (
 )
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.errors import UserError
 from sae_baselines.synthetic.recovery import (
     THRESHOLDS,
     best_cosine,
@@ -127,24 +127,6 @@ class ToyMeasurement:
         """For JSON; without the arrays."""
         out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "per_feature"}
         return {**out, "curve": list(self.curve)}
-
-    @classmethod
-    def from_dict(
-        cls, stored: dict[str, Any], per_feature: PerFeature | None = None
-    ) -> "ToyMeasurement":
-        """What `to_dict` gave.
-
-        Raises:
-            UserError: A field that is missing or unknown.
-        """
-        known = [f.name for f in fields(cls) if f.name != "per_feature"]
-        for name in stored.keys() - set(known):
-            raise UserError(
-                f"{name}: not a field of a measurement; {did_you_mean(name, known)}"
-            )
-        for name in set(known) - stored.keys():
-            raise UserError(f"{name}: missing from the measurement; measure the SAE again")
-        return cls(**{**stored, "curve": tuple(stored["curve"])}, per_feature=per_feature)
 
 
 @torch.no_grad()

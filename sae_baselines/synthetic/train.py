@@ -6,17 +6,13 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sae_lens import SAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModel
 
-from sae_baselines.drift import DriftTracker
-from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.files import write_atomically
 from sae_baselines.panel.build import EncoderStart, Start, member_config, prepare_start
 from sae_baselines.panel.folder import MEASUREMENT_FILE, StudyFolder
@@ -24,7 +20,7 @@ from sae_baselines.panel.measure import L0_TOLERANCE, cosines_to_start, progress
 from sae_baselines.panel.plan import MemberKey, PanelKey
 from sae_baselines.panel.spec import MemberSpec, spec_hash
 from sae_baselines.panel.stream import train_on_stream
-from sae_baselines.panel.stream_members import build_members, export_member
+from sae_baselines.panel.stream_members import build_members, export_member, tracking
 from sae_baselines.panel.train import resolve_device
 from sae_baselines.panel.untrained import make_controls
 from sae_baselines.synthetic.curve import Curve
@@ -160,10 +156,7 @@ class _Setting:
         )
         checkpoints = self.folder.checkpoints / name
         drift = self.folder.checkpoints / f"drift_{name}"
-        tracker: AbstractContextManager[Any] = nullcontext()
-        if spec.drift:
-            tracker = DriftTracker(drift, saes, fractions=spec.drift, held_out=held_out)
-        with tracker:
+        with tracking(drift, saes, spec.drift, held_out):
             trainer = train_on_stream(
                 saes,
                 SyntheticStream(self.model, spec.data_seed, spec.train_batch_size),
@@ -185,11 +178,9 @@ class _Setting:
                 trainer.trainers[key.name],
                 self.calibration,
                 facts,
+                drift if spec.drift else None,
                 pass_seconds=seconds,
             )
-            for file in (DRIFT_FILE, HISTOGRAM_FILE):
-                if spec.drift:
-                    shutil.copy(drift / key.name / file, self.folder.member(key) / file)
         shutil.rmtree(checkpoints, ignore_errors=True)
         shutil.rmtree(drift, ignore_errors=True)
 

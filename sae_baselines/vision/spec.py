@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
 
+from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError
 from sae_baselines.panel.spec import (
     DEFAULT_MEMBERS,
@@ -159,12 +160,15 @@ class VisionSpec:
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     autocast: bool = False
+    drift: list[float] = field(default_factory=list)
     n_checkpoints: int = PydanticField(default=10, ge=0)
     keep_checkpoints: int = PydanticField(default=1, ge=1)
     max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
     plugins: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.drift:
+            checked_fractions(self.drift)
         import_plugins(self.plugins)
         validate_name(self.name)
         if (self.d_sae is None) == (self.expansion is None):

@@ -41,7 +41,7 @@ from sae_baselines.panel.spec import (
     spec_hash,
 )
 from sae_baselines.panel.stream import train_on_stream
-from sae_baselines.panel.stream_members import build_members, export_member
+from sae_baselines.panel.stream_members import build_members, export_member, tracking
 from sae_baselines.panel.train import resolve_device
 from sae_baselines.panel.untrained import make_controls
 from sae_baselines.reconstruction import explained_variance
@@ -64,6 +64,8 @@ logger = logging.getLogger("sae_baselines")
 FIRING_FILE = "firing.safetensors"
 IMAGES_FILE = "images.json"
 
+# For EV and L0 of the records of drift.
+_DRIFT_PATCHES = 2048
 _COSINES = ("cos_to_start_mean", "cos_to_start_min", "encoder_cos_to_start_mean")
 _NOT_OF_A_LANGUAGE_MODEL: dict[str, None] = dict.fromkeys(
     ("ce_loss_clean", "ce_loss_with_sae", "ce_loss_zero", "ce_recovered")
@@ -319,13 +321,15 @@ class _Study:
         if epochs > 1.01:
             logger.warning("each patch is used %.1f times; use more crops_per_photo", epochs)
         logger.info("training %d SAEs on %d patches", len(saes), len(self.keep))
-        trainer = train_on_stream(
-            saes,
-            stream,
-            training,
-            checkpoints=self.folder.checkpoints / this_pass.name,
-            run_hash=spec_hash(spec),
-        )
+        drift = self.folder.checkpoints / f"drift_{this_pass.name}"
+        with tracking(drift, saes, spec.drift, self.calibration.rows[:_DRIFT_PATCHES]):
+            trainer = train_on_stream(
+                saes,
+                stream,
+                training,
+                checkpoints=self.folder.checkpoints / this_pass.name,
+                run_hash=spec_hash(spec),
+            )
         seconds = time.monotonic() - began
         facts = {
             "data_seed": this_pass.data_seed,
@@ -344,6 +348,7 @@ class _Study:
                 one,
                 self.calibration.rows,
                 facts,
+                drift if spec.drift else None,
                 epochs=epochs,
                 pass_seconds=round(seconds, 1),
             )

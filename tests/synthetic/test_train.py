@@ -29,7 +29,8 @@ from sae_baselines.errors import UserError
 from sae_baselines.panel.folder import StudyFolder
 from sae_baselines.panel.runner import InterruptedTrainingError
 from sae_baselines.panel.spec import spec_from_dict, spec_to_yaml
-from sae_baselines.report.toy import PRIMARY, load_toy, toy_verdicts, write_toy_report
+from sae_baselines.report.toy import write_toy_report
+from sae_baselines.report.toy_results import PRIMARY, load_toy, toy_verdicts
 from sae_baselines.stats import verdicts
 from sae_baselines.synthetic import curve as curve_module
 from sae_baselines.synthetic.curve import snapshot_steps
