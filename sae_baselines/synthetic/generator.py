@@ -146,11 +146,28 @@ class _DrawnAtEachFiring(torch.Tensor):
 
 
 def register_generators() -> None:
-    """Add both generators to SAELens' registries. Idempotent."""
-    if FIRING_PROB_REGISTRY.get("log_uniform") is not LogUniformFiringProbabilityConfig:
-        register_firing_probability("log_uniform", LogUniformFiringProbabilityConfig)
-    if MAGNITUDE_REGISTRY.get("log_normal") is not LogNormalMagnitudeConfig:
-        register_magnitude("log_normal", LogNormalMagnitudeConfig)
+    """Add both generators to SAELens' registries. Idempotent, also when modules are reloaded.
+
+    Raises:
+        ValueError: Another package has one of the names.
+    """
+    firing, magnitude = LogUniformFiringProbabilityConfig, LogNormalMagnitudeConfig
+    if _is_ours(FIRING_PROB_REGISTRY.get(firing.generator_name()), firing):
+        FIRING_PROB_REGISTRY[firing.generator_name()] = firing
+    else:
+        register_firing_probability(firing.generator_name(), firing)
+    if _is_ours(MAGNITUDE_REGISTRY.get(magnitude.generator_name()), magnitude):
+        MAGNITUDE_REGISTRY[magnitude.generator_name()] = magnitude
+    else:
+        register_magnitude(magnitude.generator_name(), magnitude)
+
+
+def _is_ours(found: type[Any] | None, mine: type[Any]) -> bool:
+    """Whether it is this class, or the same one before a reload."""
+    return found is not None and (found.__module__, found.__qualname__) == (
+        mine.__module__,
+        mine.__qualname__,
+    )
 
 
 def paper_config(

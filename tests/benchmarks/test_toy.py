@@ -56,9 +56,10 @@ def test_every_row_of_the_tables_is_measured() -> None:
         if "soft_frozen_decoder_tau0.5" in members:
             study = "tau"
         table = pd.read_csv(TOY / study / f"results_{cells[0]}.csv")
-        here = table[(table["architecture"] == cells[1]) & (table["suite"] != "panel")]
+        mine = (table["architecture"] == cells[1]) & (table["suite"] != "panel")
         for member, cell in zip(members, cells[2:], strict=False):
-            values = here[here["member"] == member].groupby("metric")["value"].mean()
+            rows = table.loc[mine & (table["member"] == member)]
+            values = rows.groupby("metric")["value"].mean()
             share = f"{values['recovered_share']:.1%}"
             wanted = f"{values['explained_variance']:.3f}, {values['recovered']:.0f} ({share})"
             assert cell == wanted, (cells[:2], member)
@@ -73,13 +74,13 @@ def test_the_map_is_what_its_table_says() -> None:
     for cells in _rows(TOY / "README.md"):
         if len(cells) != 7 or not re.fullmatch(r"\d+\.\d M", cells[3]):
             continue
-        rows = found[
+        rows = found.loc[
             (found["setting"] == cells[0])
             & (found["architecture"] == cells[1])
             & (found["lr"] == float(cells[2]))
         ]
         millions = float(cells[3].removesuffix(" M"))
-        row = rows.iloc[(rows["samples"] / 1e6 - millions).abs().argmin()]
+        row = rows.iloc[int(abs(rows["samples"].to_numpy() / 1e6 - millions).argmin())]
         assert cells[3:] == [
             f"{row['samples'] / 1e6:.1f} M",
             f"{row['ev']:.3f}",
