@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from drift_cost import cost_table
 from render import panel_table, step_time_tables
 from render_sparse import growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
@@ -25,6 +26,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
         ("panel_vs_runs", panel_table),
     ],
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
+    ("benchmarks/README.md", "drift"): [("drift_cost_cpu", cost_table)],
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
 }
 
