@@ -17,7 +17,7 @@ from sae_lens.saes.transcoder import Transcoder
 from sae_baselines.errors import UserError, one_line
 
 # Normalisations that SAELens folds into the weights at the end of training.
-_FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
+FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
 _REFUSED: tuple[tuple[type[SAE[Any]], str], ...] = (
     (Transcoder, "a transcoder writes in another space than it reads, so it has no such null"),
     (TemporalSAE, "a temporal SAE's latents depend on its decoder and on other positions"),
@@ -154,7 +154,7 @@ def rebuilt(
 
 def _inference(sae: TrainingSAE[Any]) -> SAE[Any]:
     """What SAELens exports of a training SAE."""
-    if sae.cfg.normalize_activations in _FOLDED_LATER:
+    if sae.cfg.normalize_activations in FOLDED_LATER:
         raise UserError(
             f"source: normalize_activations={sae.cfg.normalize_activations!r} is not folded "
             "into this training SAE yet; give the SAE after training, or its exported folder"

@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_baselines.columns import COLUMNS
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
 from sae_baselines.evals.registry import get_suite, suite_names
@@ -35,26 +36,12 @@ from sae_baselines.evals.study import (
     study_targets,
     training_versions,
 )
-from sae_baselines.panel.folder import STUDY_FILE, write_atomically
+from sae_baselines.files import write_atomically
+from sae_baselines.panel.folder import STUDY_FILE
 
 RESULTS_FILE = "results.csv"
 PANEL_SUITE = "panel"
 
-COLUMNS = (
-    "panel",
-    "member",
-    "constraint",
-    "architecture",
-    "l0",
-    "seed",
-    "suite",
-    "metric",
-    "direction",
-    "task",
-    "value",
-    "n",
-    "versions",
-)
 _TEXT = ("panel", "member", "constraint", "architecture", "suite", "metric", "task", "versions")
 _KEY = ("panel", "member", "architecture", "l0", "seed", "suite", "metric", "task")
 

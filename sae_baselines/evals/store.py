@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_baselines.errors import UserError
-from sae_baselines.panel.folder import write_atomically
+from sae_baselines.files import write_atomically
 
 EVALS = "evals"
 _RESULT = "_custom_sae_eval_results.json"

@@ -18,6 +18,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
+from sae_baselines.controls.source import FOLDED_LATER
 from sae_baselines.errors import UserError
 from sae_baselines.panel.runner import (
     InterruptedTrainingError,
@@ -191,9 +192,7 @@ class _Batches(Iterator[dict[str, torch.Tensor]]):
         self.trainer = trainer
         self.watch = watch
         normalised = any(
-            sae.cfg.normalize_activations
-            in ("expected_average_only_in", "covariance_whitening")
-            for sae in trainer.saes.values()
+            sae.cfg.normalize_activations in FOLDED_LATER for sae in trainer.saes.values()
         )
         self.first = training.n_batches_for_norm_estimate if normalised else 0
         self.for_norms = 0 if trainer.n_training_steps else self.first

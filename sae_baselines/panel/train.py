@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_baselines.drift import DriftTracker
 from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.errors import UserError, one_line
+from sae_baselines.files import write_atomically
 from sae_baselines.panel.build import member_configs, prepare_start, set_b_dec
 from sae_baselines.panel.calibrate import calibrate
 from sae_baselines.panel.data import AnyDataset, load_text, shuffle, split_text
@@ -29,7 +28,6 @@ from sae_baselines.panel.folder import (
     MEASUREMENT_FILE,
     PROVENANCE_FILE,
     StudyFolder,
-    write_atomically,
 )
 from sae_baselines.panel.held_out import HeldOut, collect_held_out, hook_width
 from sae_baselines.panel.language_model import load_language_model
@@ -44,6 +42,7 @@ from sae_baselines.panel.plan import (
 )
 from sae_baselines.panel.runner import PanelRunner, assert_finite, checkpoint_to_resume
 from sae_baselines.panel.spec import PanelSpec, spec_hash
+from sae_baselines.panel.stream_members import tracking
 from sae_baselines.panel.untrained import make_controls
 from sae_baselines.provenance import environment
 
@@ -208,7 +207,8 @@ class _Study:
         set_b_dec(runner.saes, self.start)
         torch.manual_seed(this_pass.data_seed)
         try:
-            with self._tracking(runner):
+            held_out = self.held_out.evaluation[:_DRIFT_TOKENS]
+            with tracking(self._drift, runner.saes, spec.drift, held_out):
                 saes = runner.run()
         except (SafetensorError, KeyError, RuntimeError, EOFError) as error:
             if resume_from is None or hasattr(runner, "trainer"):
@@ -278,16 +278,6 @@ class _Study:
     def _drift(self) -> Path:
         """Where drift is recorded until members have folders; kept when a pass is resumed."""
         return self.folder.checkpoints / "drift"
-
-    def _tracking(self, runner: PanelRunner) -> AbstractContextManager[Any]:
-        if not self.spec.drift:
-            return nullcontext()
-        return DriftTracker(
-            self._drift,
-            runner.saes,
-            fractions=self.spec.drift,
-            held_out=self.held_out.evaluation[:_DRIFT_TOKENS],
-        )
 
     def _export(
         self,

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from sae_baselines.panel.folder import STUDY_FILE, write_atomically
+from sae_baselines.files import write_atomically
+from sae_baselines.panel.folder import STUDY_FILE
 from sae_baselines.panel.measure import L0_TOLERANCE
 from sae_baselines.report.build import Report
 from sae_baselines.report.document import (

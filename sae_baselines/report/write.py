@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sae_baselines.panel.folder import write_atomically
+from sae_baselines.files import write_atomically
 from sae_baselines.report.build import Report
 from sae_baselines.stats import to_frame
 

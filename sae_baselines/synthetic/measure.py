@@ -19,6 +19,7 @@ from sae_lens.synthetic import (
 )
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_baselines.controls.source import FOLDED_LATER
 from sae_baselines.errors import UserError
 from sae_baselines.synthetic.recovery import (
     THRESHOLDS,
@@ -30,8 +31,6 @@ from sae_baselines.synthetic.recovery import (
 from sae_baselines.synthetic.stream import HELD_OUT_STREAM, SyntheticStream
 
 FEATURES_FILE = "toy_features.npz"
-# Their weights are of scaled activations, until SAELens folds the scale in after training.
-_FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +305,7 @@ def _check(
             "measure on the model it was trained on"
         )
     normalize = getattr(sae.cfg, "normalize_activations", "none")
-    if normalize in _FOLDED_LATER and scaler is None:
+    if normalize in FOLDED_LATER and scaler is None:
         raise UserError(
             f"normalize_activations: {normalize!r} is not folded into these weights yet; "
             "pass the trainer's activation_scaler, or measure the exported SAE"

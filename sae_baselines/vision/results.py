@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_baselines.columns import COLUMNS
 from sae_baselines.files import write_atomically
 from sae_baselines.panel.folder import PROVENANCE_FILE, StudyFolder
 from sae_baselines.panel.plan import MemberKey
@@ -15,22 +16,6 @@ from sae_baselines.panel.spec import MemberSpec
 RESULTS_FILE = "results.csv"
 SUITE = "vision"
 
-# As in `sae_baselines.evals.results`, which explains them.
-COLUMNS = (
-    "panel",
-    "member",
-    "constraint",
-    "architecture",
-    "l0",
-    "seed",
-    "suite",
-    "metric",
-    "direction",
-    "task",
-    "value",
-    "n",
-    "versions",
-)
 # Name and direction; only reconstruction has a better and a worse.
 _METRICS = {
     "explained_variance": 1,
