@@ -161,8 +161,9 @@ def _runner_config(
         d_sae=d_sae,
         dtype=spec.dtype,
         device=device,
-        normalize_activations=spec.normalize_activations,
         decoder_init_norm=1.0,
+        # SAELens' type does not list all that it accepts.
+        **{"normalize_activations": spec.normalize_activations},
         **architecture_options(base, spec.l0s[0], d_in, d_sae, known),
         **spec.sae,
     )

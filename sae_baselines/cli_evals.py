@@ -21,19 +21,19 @@ from sae_baselines.evals import (
     suite_names,
     write_results,
 )
-from sae_baselines.evals.doctor import diagnose, print_diagnoses, require_runnable
+from sae_baselines.evals.doctor import diagnose, print_diagnoses
 from sae_baselines.evals.run import subject_of
 from sae_baselines.evals.settings import store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
+from sae_baselines.evals.study import local_model_of, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.evals.suites.endpoint import check_endpoint
 from sae_baselines.evals.table import primary_table
-from sae_baselines.panel import load_spec, train_study
 from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
 from sae_baselines.panel.train import resolve_device
 from sae_baselines.report.of_study import report_of_study
 from sae_baselines.report.write import write_report
+from sae_baselines_command.known import completing
 
 app = typer.Typer(rich_markup_mode="markdown")
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -44,7 +44,10 @@ INCOMPLETE = 3
 
 Suites = Annotated[
     str | None,
-    typer.Option(help=f"Comma-separated: {', '.join(suite_names())}; or 'all'."),
+    typer.Option(
+        help=f"Comma-separated: {', '.join(suite_names())}; or 'all'.",
+        autocompletion=completing(lambda: [*suite_names(), "all"]),
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="Torch device; default: the best there is.")]
 Config = Annotated[
@@ -131,6 +134,9 @@ def evaluate_command(
     study = len(sources) == 1 and _is_study(sources[0])
     if study and out is not None:
         raise UserError("out: a study is evaluated in its own folder; leave --out away")
+    absent = [s for s in sources if ":" not in s and not Path(s).exists()]
+    if absent:
+        raise UserError(f"sources: {absent[0]} is neither a folder nor a release:sae_id")
     if out is None and not study:
         raise UserError(
             f"out: needed for SAEs that are not a study, and {sources[0]} is none; e.g. --out "
@@ -139,14 +145,14 @@ def evaluate_command(
     root = out or Path(sources[0])
     spec = _settings(root, config, suites, device)
     targets = _targets(sources, seeds)
-    failed = _evaluate(targets, spec, root, _model(sources, model), verbose, force)
+    failed = evaluate_into(targets, spec, root, _model(sources, model), verbose, force)
     if clean:
         EvalStore(root).clean()
     if failed:
         raise typer.Exit(INCOMPLETE)
 
 
-def _evaluate(
+def evaluate_into(
     targets: list[Target],
     spec: EvalSpec,
     root: Path,
@@ -256,13 +262,16 @@ def report(study: Annotated[Path, typer.Argument(help="Evaluated study folder.")
 
     Example: `sae-baselines report studies/demo`
     """
-    _report(study)
+    if not study.is_dir():
+        raise UserError(f"study: there is no folder {study}")
+    report_study(study)
 
 
-def _report(study: Path) -> None:
+def report_study(study: Path) -> None:
+    """Build, write and print the report of a study."""
     built = report_of_study(study)
     written = write_report(built, study)
-    for line in built.against_random:
+    for line in [*built.placed, *built.against_random]:
         console.print(
             f"{line.architecture}, L0 {line.l0:g}, {line.suite}/{line.metric}: {line.reason}",
             highlight=False,
@@ -271,30 +280,3 @@ def _report(study: Path) -> None:
         )
     page = next(path for path in written if path.suffix == ".html")
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def check(
-    panel: Annotated[Path, typer.Argument(help="Panel file (YAML), with a section 'evals'.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")] = None,
-    device: Device = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show SAEBench's own output.")
-    ] = False,
-) -> None:
-    """Train, evaluate and report in one go; run it again to continue.
-
-    Example: `sae-baselines check panel.yaml`
-    """
-    spec, evals = load_spec(panel), load_eval_spec(panel)
-    if device is not None:
-        spec.device = device
-        evals = dataclasses.replace(evals, device=device)
-    root = out or Path("studies") / spec.name
-    subject = subject_of_panel(spec, evals)
-    require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
-    train_study(spec, root, resume=True)
-    failed = _evaluate(study_targets(root), evals, root, local_model_of(root), verbose)
-    _report(root)
-    if failed:
-        raise typer.Exit(INCOMPLETE)

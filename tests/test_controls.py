@@ -433,11 +433,11 @@ def test_sources_without_a_control_are_refused_with_the_reason(tmp_path: Path):
     broken.W_enc.data[0, 0] = torch.nan
     with pytest.raises(UserError, match="source: W_enc contains NaN"):
         make_control(broken, "permuted_decoder")
-    with pytest.raises(UserError, match="is neither a folder nor a release:sae_id"):
+    with pytest.raises(UserError, match="is neither a folder, nor a release:sae_id"):
         make_control("nowhere", "permuted_decoder")
-    with pytest.raises(UserError, match="is not an SAE that SAELens can load"):
+    with pytest.raises(UserError, match=r"has no cfg\.json; name an SAE's folder"):
         make_control(tmp_path, "permuted_decoder")
-    with pytest.raises(UserError, match="no-such-release:x cannot be loaded"):
+    with pytest.raises(UserError, match="'no-such-release' is no release that SAELens knows"):
         make_control("no-such-release:x", "permuted_decoder")
 
 

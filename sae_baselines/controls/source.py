@@ -1,5 +1,6 @@
 """The SAE that a control is made from, as stock SAELens would run it."""
 
+import difflib
 import hashlib
 import tempfile
 from dataclasses import dataclass, field
@@ -8,13 +9,16 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
+from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.registry import get_sae_class
 from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE
 from sae_lens.saes.sae import SAEMetadata, TrainingSAE
 from sae_lens.saes.temporal_sae import TemporalSAE
 from sae_lens.saes.transcoder import Transcoder
+from safetensors import SafetensorError
 
-from sae_baselines.errors import UserError, one_line
+from sae_baselines.errors import UserError, did_you_mean, one_line
 
 # Normalisations that SAELens folds into the weights at the end of training.
 FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
@@ -75,7 +79,7 @@ def check_class(sae_class: type[SAE[Any]]) -> None:
 
 
 def load_sae(source: str | Path) -> tuple[SAE[Any], dict[str, Any]]:
-    """An SAE from a SAELens folder or ``release:sae_id``, and which it was.
+    """An SAE from a SAELens folder, ``release:sae_id`` or ``user/repo:folder``, and which.
 
     Raises:
         UserError: Neither, or it cannot be loaded.
@@ -87,27 +91,51 @@ def load_sae(source: str | Path) -> tuple[SAE[Any], dict[str, Any]]:
     release, separator, sae_id = text.partition(":")
     if not separator:
         raise UserError(
-            f"sae: {text!r} is neither a folder nor a release:sae_id such as "
-            "gpt2-small-res-jb:blocks.8.hook_resid_pre"
+            f"sae: {text!r} is neither a folder, nor a release:sae_id such as "
+            "gpt2-small-res-jb:blocks.8.hook_resid_pre, nor a user/repo:folder of the Hub"
         )
     return from_release(release, sae_id), {"release": release, "sae_id": sae_id}
 
 
 def from_folder(folder: Path) -> SAE[Any]:
-    """An inference SAE in a SAELens folder, on the CPU."""
+    """An inference SAE in a SAELens folder, on the CPU.
+
+    Raises:
+        UserError: There is none that SAELens can load.
+    """
+    if not (folder / SAE_CFG_FILENAME).exists():
+        inside = sorted(p.parent for p in folder.glob(f"**/{SAE_CFG_FILENAME}"))[:1]
+        hint = f"name an SAE in it, such as {inside[0]}" if inside else "name an SAE's folder"
+        raise UserError(f"{folder}: has no {SAE_CFG_FILENAME}; {hint}")
     try:
         return SAE.load_from_disk(folder, device="cpu")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: is not an SAE that SAELens can load: {one_line(error, 200)}"
         ) from error
 
 
 def from_release(release: str, sae_id: str) -> SAE[Any]:
-    """A published SAE, on the CPU."""
+    """A published SAE, on the CPU.
+
+    Args:
+        release: Of SAELens' list, or ``user/repo`` of the Hub.
+        sae_id: SAE of the release, or folder in the repository.
+
+    Raises:
+        UserError: There is no such SAE, or it cannot be fetched or read.
+    """
+    known = get_pretrained_saes_directory()
+    if release in known and sae_id not in known[release].saes_map:
+        hint = did_you_mean(sae_id, list(known[release].saes_map)[:40])
+        raise UserError(f"sae: {release} has no SAE {sae_id!r}; {hint}")
+    if release not in known and "/" not in release:
+        near = difflib.get_close_matches(release, list(known), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give user/repo:folder"
+        raise UserError(f"sae: {release!r} is no release that SAELens knows; {hint}")
     try:
         return SAE.from_pretrained(release, sae_id, device="cpu")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"sae: {release}:{sae_id} cannot be loaded: {one_line(error, 300)}"
         ) from error

@@ -64,15 +64,15 @@ class LanguageModels:
         return model
 
     def _from_folder(self, folder: Path, kwargs: dict[str, Any]) -> HookedRootModule:
-        known = {"dtype": None, "device": None, "center_writing_weights": False}
         for option, value in kwargs.items():
-            if option not in known or (known[option] is not None and value != known[option]):
+            if option not in ("dtype", "device", "center_writing_weights"):
                 raise UserError(
                     f"model: the SAEs ask for {option}={value!r}, which a local folder is not "
                     "loaded with; leave --model out to load the Hub's model as they ask"
                 )
         dtype = kwargs.get("dtype", torch.float32)
         name: Any = dtype if isinstance(dtype, str) else _DTYPES[dtype]
-        spec = ModelSpec(name=str(folder), dtype=name)
+        centred = bool(kwargs.get("center_writing_weights", False))
+        spec = ModelSpec(name=str(folder), dtype=name, center_writing_weights=centred)
         device = str(kwargs.get("device", self.subject.device))
         return load_language_model(spec, self.subject.hook_name, device)

@@ -30,12 +30,7 @@ from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import DECISIVE
 from sae_baselines.evals.store import EvalStore, Result
-from sae_baselines.evals.study import (
-    facts_of_member,
-    measurements,
-    study_targets,
-    training_versions,
-)
+from sae_baselines.evals.study import measurements, study_targets, training_versions
 from sae_baselines.files import write_atomically
 from sae_baselines.panel.folder import STUDY_FILE
 
@@ -175,9 +170,9 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
-    for key, (constraint, measured) in measurements(root).items():
-        facts = facts_of_member(key, constraint).to_dict()
-        versions = _versions(training_versions(root, key))
+    for sae, folder, measured in measurements(root):
+        facts = sae.to_dict()
+        versions = _versions(training_versions(folder))
         for source, metric, direction in _PANEL:
             value = measured.get(source)
             if value is None:

@@ -13,9 +13,15 @@ from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.spec import EvalSpec
 from sae_baselines.evals.suite import Subject
 from sae_baselines.evals.target import Facts, Target, target_of
-from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
+from sae_baselines.panel.folder import (
+    PROVENANCE_FILE,
+    STUDY_FILE,
+    StudyFolder,
+    read_measurement,
+)
 from sae_baselines.panel.plan import MemberKey, members_of, panels_of
-from sae_baselines.panel.spec import PanelSpec, spec_from_dict
+from sae_baselines.panel.published import RECORD_FILE, published_measurement
+from sae_baselines.panel.spec import PUBLISHED, PanelSpec, spec_from_dict
 from sae_baselines.panel.train import resolve_device
 
 
@@ -82,7 +88,26 @@ def study_targets(study: str | Path, seeds: int | None = None) -> list[Target]:
                 )
             facts = facts_of_member(key, member.constraint)
             targets.append(target_of(target_name(key), folder.member(key), facts))
+    if spec.published is not None:
+        if published_measurement(folder) is None:
+            raise UserError(
+                f"study: {folder.published} is not finished; run the same sae-baselines check "
+                "again"
+            )
+        targets.append(target_of(PUBLISHED, folder.published, facts_of_published(spec)))
     return targets
+
+
+def facts_of_published(spec: PanelSpec) -> Facts:
+    """The published SAE's columns of the results table; nothing is known of its seed."""
+    return Facts(
+        panel=PUBLISHED,
+        member=PUBLISHED,
+        constraint=PUBLISHED,
+        architecture=spec.architectures[0],
+        l0=spec.l0s[0],
+        seed=-1,
+    )
 
 
 def subject_of_panel(spec: PanelSpec, evals: EvalSpec) -> Subject:
@@ -150,22 +175,39 @@ def _model_name(study: str | Path, key: MemberKey) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("metadata", {}).get("model_name")
 
 
-def measurements(study: str | Path) -> dict[MemberKey, tuple[str, dict[str, Any]]]:
-    """Per member, its constraint and its panel measurement (those that exist)."""
+def measurements(study: str | Path) -> list[tuple[Facts, Path, dict[str, Any]]]:
+    """Every SAE with its folder and its panel measurement (those that exist)."""
     spec, _ = load_study(study)
     folder = StudyFolder(study)
-    found = {}
-    for panel in panels_of(spec):
-        for key, member in members_of(spec, panel).items():
-            measured = folder.measurement(key)
-            if measured is not None:
-                found[key] = (member.constraint, measured)
-    return found
+    saes = [
+        (facts_of_member(key, member.constraint), folder.member(key))
+        for panel in panels_of(spec)
+        for key, member in members_of(spec, panel).items()
+    ]
+    if spec.published is not None:
+        saes.append((facts_of_published(spec), folder.published))
+    measured = [(facts, path, read_measurement(path)) for facts, path in saes]
+    return [(facts, path, m) for facts, path, m in measured if m is not None]
 
 
-def training_versions(study: str | Path, key: MemberKey) -> dict[str, str]:
+def published_record(study: str | Path) -> dict[str, Any] | None:
+    """What is recorded of the published SAE that a study is built around, if it is.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    path = StudyFolder(study).published / RECORD_FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read; run the check again") from error
+
+
+def training_versions(folder: Path) -> dict[str, str]:
     """Package versions a member was trained with."""
-    path = StudyFolder(study).member(key) / "provenance.json"
+    path = folder / PROVENANCE_FILE
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("versions", {})
     except (OSError, ValueError):

@@ -90,6 +90,8 @@ def prepare_start(spec: SAESettings, calibration: torch.Tensor, folder: Path) ->
     elif spec.normalize_activations == "layer_norm":
         x = x - x.mean(dim=-1, keepdim=True)
         x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
+    elif spec.normalize_activations == "constant_norm_rescale":
+        x = x * (d_in**0.5 / x.norm(dim=-1, keepdim=True))
     elif spec.normalize_activations == "covariance_whitening":
         x = x - x.mean(dim=0)
         values, vectors = torch.linalg.eigh(covariance_of(x))
@@ -111,7 +113,11 @@ def member_configs(
     configs: dict[MemberKey, TrainingSAEConfig] = {}
     for panel in this_pass.panels:
         for key, member in trained_of(spec, panel).items():
-            configs[key] = member_config(spec, key, member, start, d_in, device, starts)
+            config = member_config(spec, key, member, start, d_in, device, starts)
+            if spec.hook_name.endswith("hook_z"):
+                # Trained on flattened heads; says that users of the export need not flatten.
+                config.reshape_activations = "hook_z"
+            configs[key] = config
     return configs
 
 

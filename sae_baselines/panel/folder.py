@@ -4,7 +4,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class StudyFolder:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+    @property
+    def published(self) -> Path:
+        """The published SAE that the panels are built around, if they are."""
+        return self.root / "published"
 
     def member(self, key: MemberKey) -> Path:
         return self.root / "panels" / key.panel.name / key.member
@@ -115,25 +120,41 @@ class StudyFolder:
 
     def measurement(self, key: MemberKey) -> dict[str, Any] | None:
         """The member's measurement, if it was made."""
-        path = self.member(key) / MEASUREMENT_FILE
-        if not path.exists():
-            return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: is damaged; delete it and run again") from error
+        return read_measurement(self.member(key))
 
-    @contextmanager
-    def new_member(self, key: MemberKey) -> Iterator[Path]:
+    def new_member(self, key: MemberKey) -> AbstractContextManager[Path]:
         """A scratch folder that becomes the member's folder when the block succeeds."""
-        target = self.member(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-        scratch.mkdir()
-        try:
-            yield scratch
-            if target.exists():
-                shutil.rmtree(target)
-            scratch.replace(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        return _new_folder(self.member(key))
+
+    def new_published(self) -> AbstractContextManager[Path]:
+        """The same for the published SAE."""
+        return _new_folder(self.published)
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    scratch.mkdir()
+    try:
+        yield scratch
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.replace(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_measurement(folder: Path) -> dict[str, Any] | None:
+    """The measurement of the SAE in a folder, if it was made.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / MEASUREMENT_FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged; delete it and run again") from error

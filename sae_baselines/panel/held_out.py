@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.errors import UserError
-from sae_baselines.panel.data import AnyDataset, n_held_out_contexts
+from sae_baselines.panel.data import AnyDataset, n_held_out_contexts, split_text
 from sae_baselines.panel.spec import PanelSpec
 
 
@@ -31,6 +31,47 @@ class HeldOut:
     calibration: torch.Tensor
     evaluation: torch.Tensor
     tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a study reads: text to train on, activations to measure on.
+
+    Attributes:
+        train: Documents to train on.
+        n_held_out: How many documents before them are held out.
+        held_out: Activations of those.
+        d_in: Width of the hook.
+    """
+
+    train: AnyDataset
+    n_held_out: int
+    held_out: HeldOut
+    d_in: int
+
+
+def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, device: str) -> Data:
+    """Hold out some of the text and run the model over that; the same every time.
+
+    Args:
+        spec: The study.
+        model: The language model.
+        text: From `data.load_text`.
+        device: Where batches are kept.
+
+    Raises:
+        UserError: Too little text, no such hook, another width than the spec's, activations
+            with NaN or infinity.
+    """
+    if spec.hook_name not in model.hook_dict:
+        raise UserError(f"hook_name: {spec.hook_name!r} is not a hook of the given model")
+    d_in = hook_width(model, spec.hook_name)
+    if spec.d_in is not None and spec.d_in != d_in:
+        raise UserError(f"d_in: {spec.d_in} does not match {spec.hook_name}, which has {d_in}")
+    split = split_text(text, spec, model)
+    torch.manual_seed(0)
+    held_out = collect_held_out(model, split.held_out, spec, d_in, device)
+    return Data(split.train, split.n_held_out, held_out, d_in)
 
 
 def hook_width(model: HookedRootModule, hook_name: str) -> int:

@@ -21,7 +21,7 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
     """Load a model by Hub name or from a local folder, as SAELens would.
 
     HookedTransformer is loaded without processing, the way SAEBench loads it; weights are
-    not centred, so that activations are the original model's.
+    not centred (unless the spec says so), so that activations are the original model's.
 
     Args:
         spec: The model.
@@ -38,9 +38,9 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
             kwargs = {"torch_dtype": dtype}
             model = load_model(spec.loader, spec.name, device, kwargs, [hook_name])
         elif local.is_dir():
-            model = _from_folder(local, dtype, device)
+            model = _from_folder(local, dtype, device, spec.center_writing_weights)
         else:
-            kwargs = {"center_writing_weights": False, "dtype": dtype}
+            kwargs = {"center_writing_weights": spec.center_writing_weights, "dtype": dtype}
             model = load_model(spec.loader, spec.name, device, kwargs)
     except (OSError, ValueError) as error:
         if "hook_names not found" in str(error):
@@ -57,7 +57,9 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
     return model
 
 
-def _from_folder(folder: Path, dtype: torch.dtype, device: str) -> HookedRootModule:
+def _from_folder(
+    folder: Path, dtype: torch.dtype, device: str, center_writing_weights: bool
+) -> HookedRootModule:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     hf_model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
     with tempfile.TemporaryDirectory(prefix="sae_baselines_") as scratch:
@@ -70,7 +72,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, device: str) -> HookedRootMod
         kwargs = {
             "hf_model": hf_model,
             "tokenizer": tokenizer,
-            "center_writing_weights": False,
+            "center_writing_weights": center_writing_weights,
             "dtype": dtype,
         }
         try:

@@ -1,17 +1,21 @@
 """What a panel reports about each exported member, on held-out activations."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
+from sae_lens.constants import SAE_CFG_FILENAME
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.constraints import cosine_to_start, load_covariance, sample_directions
 from sae_baselines.constraints.directions import InitScheme
+from sae_baselines.files import write_atomically
 from sae_baselines.panel.build import Start
+from sae_baselines.panel.folder import MEASUREMENT_FILE, PROVENANCE_FILE
 from sae_baselines.panel.held_out import HeldOut, model_device, special_tokens
 from sae_baselines.panel.plan import MemberKey
 from sae_baselines.panel.spec import MemberSpec, PanelSpec
@@ -182,21 +186,46 @@ def measure(
         device: Torch device.
     """
     sae = SAE.load_from_disk(folder, device=device)
-    ev, l0, alive = explained_variance(sae, held_out.evaluation)
-    decoder_cos = encoder_cos = None
+    cosines = None
     # Controls have no training that could move them.
     if spec.normalize_activations != "covariance_whitening" and not member.is_control:
-        decoder_cos, encoder_cos = cosines_to_start(
+        cosines = cosines_to_start(
             sae, key.panel.seed, member.init_scheme, start.covariance_path
         )
+    return measure_sae(sae, spec, key.panel.l0, held_out, model, losses, cosines)
+
+
+def measure_sae(
+    sae: SAE[Any],
+    spec: PanelSpec,
+    l0_target: float,
+    held_out: HeldOut,
+    model: HookedRootModule,
+    losses: BaseLosses | None,
+    cosines: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Measurement:
+    """Measure an inference SAE.
+
+    Args:
+        sae: On the device to measure on; heads of hook_z come flattened from here on.
+        spec: The study.
+        l0_target: What its L0 is held against.
+        held_out: Held-out activations and tokens.
+        model: The language model, to splice into.
+        losses: From `base_losses`.
+        cosines: From `cosines_to_start`, where the start is known.
+    """
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    ev, l0, alive = explained_variance(sae, held_out.evaluation)
     with_sae = recovered = None
     if losses is not None:
-        with_sae = splice_loss(model, spec, held_out.tokens, sae.to(device))
+        with_sae = splice_loss(model, spec, held_out.tokens, sae)
         recovered = (losses.zero - with_sae) / (losses.zero - losses.clean)
+    decoder_cos, encoder_cos = cosines or (None, None)
     return Measurement(
         explained_variance=ev,
         l0=l0,
-        l0_target=key.panel.l0,
+        l0_target=l0_target,
         alive=alive,
         d_sae=sae.cfg.d_sae,
         cos_to_start_mean=None if decoder_cos is None else float(decoder_cos.mean()),
@@ -208,6 +237,19 @@ def measure(
         ce_recovered=recovered,
         n_tokens=held_out.evaluation.shape[0],
     )
+
+
+def write_measurement(folder: Path, result: Measurement) -> None:
+    """Write the measurement, and the held-out L0 where SAELens users look for it."""
+    cfg = json.loads((folder / SAE_CFG_FILENAME).read_text())
+    # SAELens puts the L0 of the last training batches here, before calibration.
+    cfg["metadata"]["l0"] = result.l0
+    write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
+    provenance = json.loads((folder / PROVENANCE_FILE).read_text())
+    provenance["l0_held_out"] = result.l0
+    write_atomically(folder / PROVENANCE_FILE, json.dumps(provenance, indent=2))
+    text = json.dumps(result.to_dict(), indent=2)
+    write_atomically(folder / MEASUREMENT_FILE, text)
 
 
 def progress(items: list[Any], desc: str) -> Any:

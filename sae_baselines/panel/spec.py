@@ -31,6 +31,9 @@ from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
 
 TRAINED = "trained"
+PUBLISHED = "published"
+# Normalisations of each activation by itself, undone after decoding.
+PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
 DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 
 _CONFIG = ConfigDict(extra="forbid")
@@ -69,12 +72,15 @@ class ModelSpec:
             ``AutoModelForCausalLM``.
         dtype: Weights' dtype.
         label: Name recorded in the SAEs; default the Hub name, or a local folder's name.
+        center_writing_weights: Centre what is written to the residual stream, as
+            TransformerLens does by default; some published SAEs read such activations.
     """
 
     name: str
     loader: Literal["HookedTransformer", "AutoModelForCausalLM"] = "HookedTransformer"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     label: str | None = None
+    center_writing_weights: bool = False
 
     @property
     def recorded_name(self) -> str:
@@ -102,6 +108,24 @@ class DatasetSpec:
     text_column: str = "text"
     streaming: bool = False
     shuffle_seed: int | None = 0
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class PublishedSpec:
+    """Somebody else's SAE, which the panels are built around (`sae_baselines.published`).
+
+    Args:
+        source: Where it is: a SAELens folder, ``release:sae_id`` or ``user/repo:folder``.
+        weights_sha256: Of its weights as they were loaded.
+        input_scale: Factor of the activations that is folded into its weights, where its
+            config asks for one that is nowhere recorded; None for none.
+        facts: What its config and files record, for the report.
+    """
+
+    source: str
+    weights_sha256: str
+    input_scale: float | None = PydanticField(default=None, gt=0)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(config=_CONFIG, kw_only=True)
@@ -157,7 +181,8 @@ class PanelSpec:
         l0: Target L0, one or a list.
         seeds: Training seeds: initial weights, and data order if ``data_order`` says so.
         training_tokens: Activations each member is trained on.
-        members: Members of each panel; ``trained`` must be one.
+        members: Members of each panel; ``trained`` must be one, unless there is a
+            ``published`` SAE to compare with.
         tau: Default cap of soft-frozen decoders.
         data_order: ``shared``: all seeds see one stream (one pass). ``per_seed``: each seed
             shuffles for itself (one pass per seed).
@@ -181,6 +206,8 @@ class PanelSpec:
         keep_checkpoints: How many to keep on disk.
         max_panels_per_pass: Train at most this many panels at once (memory).
         plugins: Modules to import first, for architectures of your own.
+        published: An SAE of somebody else that is measured beside the panels and that their
+            controls are made of; `sae-baselines check` writes it.
     """
 
     name: str
@@ -209,7 +236,11 @@ class PanelSpec:
     store_batch_size_prompts: int = PydanticField(default=32, gt=0)
     n_batches_in_buffer: int = PydanticField(default=64, gt=0)
     normalize_activations: Literal[
-        "none", "expected_average_only_in", "layer_norm", "covariance_whitening"
+        "none",
+        "expected_average_only_in",
+        "layer_norm",
+        "constant_norm_rescale",
+        "covariance_whitening",
     ] = "expected_average_only_in"
     n_batches_for_norm_estimate: int = PydanticField(default=100, gt=0)
 
@@ -239,6 +270,7 @@ class PanelSpec:
     keep_checkpoints: int = PydanticField(default=1, ge=1)
     max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
     plugins: list[str] = field(default_factory=list)
+    published: PublishedSpec | None = None
 
     def __post_init__(self) -> None:
         validate(self)
@@ -410,13 +442,16 @@ def validate_members(spec: AnyPanel, controls: bool = False) -> None:
     names = [m.name for m in spec.member_specs]
     if len(set(names)) != len(names):
         raise UserError(f"members: {', '.join(names)}: names repeat; give one a label")
-    if TRAINED not in [m.constraint for m in spec.member_specs]:
+    around = getattr(spec, "published", None)
+    if around is None and TRAINED not in [m.constraint for m in spec.member_specs]:
         raise UserError("members: 'trained' is missing; a panel compares it with its baselines")
     for member in spec.member_specs:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", member.name):
             raise UserError(
                 f"members: {member.name!r} names a folder; use letters, digits, ._-"
             )
+        if member.name == PUBLISHED:
+            raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
         if member.is_control and controls:
             _validate_control(member, spec.architectures)
         elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
@@ -531,10 +566,10 @@ def _validate_batches(spec: PanelSpec) -> None:
         for a in spec.architectures
         if issubclass(get_twin(f"seeded_{a}").sae_class, TopKTrainingSAE)
     ]
-    if spec.normalize_activations == "layer_norm" and topk_family:
+    if spec.normalize_activations in PER_TOKEN_NORMS and topk_family:
         raise UserError(
-            "normalize_activations: 'layer_norm' stops SAELens' dead-latent loss of "
-            f"{topk_family[0]} as soon as a latent dies; use 'expected_average_only_in'"
+            f"normalize_activations: {spec.normalize_activations!r} stops SAELens' dead-latent "
+            f"loss of {topk_family[0]} as soon as a latent dies; use 'expected_average_only_in'"
         )
 
 
@@ -651,20 +686,31 @@ _NOT_IN_HASH = {
 
 
 # Fields that came later, with the values that are as before.
-_AS_BEFORE = {"encoder_init": "transposed"}
+_AS_BEFORE = {"encoder_init": "transposed", "published": None}
+_MODEL_AS_BEFORE = {"center_writing_weights": False}
+# Where a published SAE was found and what it says of itself change nothing.
+_OF_PUBLISHED = ("weights_sha256", "input_scale")
 
 
 def spec_hash(spec: Any) -> str:
     """SHA-256 over everything in the spec that can change a result by more than rounding."""
     data = {k: v for k, v in spec_to_dict(spec).items() if k not in _NOT_IN_HASH}
-    for field_name, value in _AS_BEFORE.items():
-        if data.get(field_name) == value:
-            del data[field_name]
+    if data.get("published"):
+        data["published"] = {k: data["published"][k] for k in _OF_PUBLISHED}
+    if isinstance(data.get("model"), dict):
+        data["model"] = _without(data["model"], _MODEL_AS_BEFORE)
+    data = _without(data, _AS_BEFORE)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _without(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that have just these values."""
+    return {k: v for k, v in data.items() if k not in values or v != values[k]}
 
 
 def spec_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Names of the fields that differ and matter, for an error message."""
+    a, b = (_without(data, _AS_BEFORE) for data in (a, b))
     return sorted(
         k for k in a.keys() | b.keys() if k not in _NOT_IN_HASH and a.get(k) != b.get(k)
     )

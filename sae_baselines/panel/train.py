@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from datasets import IterableDataset
-from sae_lens import LoggingConfig, MultiSAETrainingRunnerConfig
-from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens import SAE, LoggingConfig, MultiSAETrainingRunnerConfig
+from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -20,18 +20,19 @@ from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.errors import UserError, one_line
-from sae_baselines.files import write_atomically
 from sae_baselines.panel.build import member_configs, prepare_start, set_b_dec
 from sae_baselines.panel.calibrate import calibrate
-from sae_baselines.panel.data import AnyDataset, load_text, shuffle, split_text
-from sae_baselines.panel.folder import (
-    MEASUREMENT_FILE,
-    PROVENANCE_FILE,
-    StudyFolder,
-)
-from sae_baselines.panel.held_out import HeldOut, collect_held_out, hook_width
+from sae_baselines.panel.data import AnyDataset, load_text, shuffle
+from sae_baselines.panel.folder import PROVENANCE_FILE, StudyFolder
+from sae_baselines.panel.held_out import study_data
 from sae_baselines.panel.language_model import load_language_model
-from sae_baselines.panel.measure import Measurement, base_losses, measure, progress
+from sae_baselines.panel.measure import (
+    base_losses,
+    measure,
+    measure_sae,
+    progress,
+    write_measurement,
+)
 from sae_baselines.panel.plan import (
     MemberKey,
     Pass,
@@ -40,6 +41,7 @@ from sae_baselines.panel.plan import (
     passes_of,
     trained_of,
 )
+from sae_baselines.panel.published import keep_published, published_measurement
 from sae_baselines.panel.runner import PanelRunner, assert_finite, checkpoint_to_resume
 from sae_baselines.panel.spec import PanelSpec, spec_hash
 from sae_baselines.panel.stream_members import tracking
@@ -104,6 +106,8 @@ def train_study(
     everything = [k for p in panels_of(spec) for k in members_of(spec, p)]
     with folder.locked():
         finished = folder.study_file.exists() and all(map(folder.measurement, everything))
+        if spec.published is not None:
+            finished = finished and published_measurement(folder) is not None
         folder.open(spec, resume=resume or finished)
         trained: list[MemberKey] = []
         if finished:
@@ -144,26 +148,22 @@ class _Study:
         self.spec = spec
         self.folder = folder
         self.device = resolve_device(spec.device)
-        text = load_text(spec.dataset, dataset)
+        text = load_text(spec.dataset, dataset)  # before the model: it fails sooner
         if model is None:
             model = load_language_model(spec.model, spec.hook_name, self.device)
-        elif spec.hook_name not in model.hook_dict:
-            raise UserError(f"hook_name: {spec.hook_name!r} is not a hook of the given model")
         self.model = model
-        self.d_in = hook_width(model, spec.hook_name)
-        _check_width(spec, self.d_in)
-        split = split_text(text, spec, model)
-        self.train_text = split.train
-        self.n_held_out = split.n_held_out
-        self.held_out = self._held_out(split.held_out)
+        data = study_data(spec, model, text, self.device)
+        self.d_in = data.d_in
+        _check_l0(spec, self.d_in)
+        self.train_text = data.train
+        self.n_held_out = data.n_held_out
+        self.held_out = data.held_out
         self.start = prepare_start(spec, self.held_out.calibration, folder.root)
-
-    def _held_out(self, documents: AnyDataset) -> HeldOut:
-        torch.manual_seed(0)
-        return collect_held_out(self.model, documents, self.spec, self.d_in, self.device)
 
     def run(self) -> list[MemberKey]:
         trained: list[MemberKey] = []
+        if self.spec.published is not None:
+            keep_published(self.spec, self.folder)
         for this_pass in passes_of(self.spec):
             keys = [k for p in this_pass.panels for k in trained_of(self.spec, p)]
             if not all(map(self.folder.is_trained, keys)):
@@ -240,6 +240,7 @@ class _Study:
             hook_names=spec.hook_name,
             model_name=spec.model.recorded_name,
             model_class_name=spec.model.loader,
+            model_from_pretrained_kwargs=_model_kwargs(spec),
             dataset_path=Path(spec.dataset.path).name
             if Path(spec.dataset.path).exists()
             else spec.dataset.path,
@@ -332,7 +333,15 @@ class _Study:
             for key, member in members_of(spec, panel).items()
             if self.folder.measurement(key) is None
         ]
-        losses = base_losses(self.model, spec, self.held_out) if missing else None
+        published = self.folder.published
+        if spec.published is None or published_measurement(self.folder) is not None:
+            published = None
+        wanted = bool(missing) or published is not None
+        losses = base_losses(self.model, spec, self.held_out) if wanted else None
+        if published is not None:
+            sae = SAE.load_from_disk(published, device=self.device)
+            result = measure_sae(sae, spec, spec.l0s[0], self.held_out, self.model, losses)
+            write_measurement(published, result)
         for key, member in progress(missing, "Measuring"):
             try:
                 result = measure(
@@ -351,20 +360,12 @@ class _Study:
                     f"{self.folder.member(key)}: weights are damaged ({one_line(error, 200)}); "
                     "delete the folder and run with --resume"
                 ) from error
-            self._record(key, result)
+            write_measurement(self.folder.member(key), result)
 
-    def _record(self, key: MemberKey, result: Measurement) -> None:
-        """Write the measurement, and the held-out L0 where SAELens users look for it."""
-        folder = self.folder.member(key)
-        cfg = json.loads((folder / SAE_CFG_FILENAME).read_text())
-        # SAELens puts the L0 of the last training batches here, before calibration.
-        cfg["metadata"]["l0"] = result.l0
-        write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
-        provenance = json.loads((folder / PROVENANCE_FILE).read_text())
-        provenance["l0_held_out"] = result.l0
-        write_atomically(folder / PROVENANCE_FILE, json.dumps(provenance, indent=2))
-        text = json.dumps(result.to_dict(), indent=2)
-        write_atomically(folder / MEASUREMENT_FILE, text)
+
+def _model_kwargs(spec: PanelSpec) -> dict[str, Any]:
+    """What the SAEs record of how their model is loaded, beyond SAELens' default."""
+    return {"center_writing_weights": True} if spec.model.center_writing_weights else {}
 
 
 def _epochs(documents_read: int, text: AnyDataset) -> float | None:
@@ -372,9 +373,7 @@ def _epochs(documents_read: int, text: AnyDataset) -> float | None:
     return None if isinstance(text, IterableDataset) else documents_read / len(text)
 
 
-def _check_width(spec: PanelSpec, d_in: int) -> None:
-    if spec.d_in is not None and spec.d_in != d_in:
-        raise UserError(f"d_in: {spec.d_in} does not match {spec.hook_name}, which has {d_in}")
+def _check_l0(spec: PanelSpec, d_in: int) -> None:
     width = spec.width(d_in)
     for l0 in spec.l0s:
         if l0 >= width:

@@ -29,7 +29,8 @@ def make_controls(
     """Make the controls that are missing, or whose trained member is another one by now.
 
     A random control has the panel's seed, so that ``random`` is where the panel's members
-    started from, and the trained member's L0 on the calibration activations.
+    started from, and the trained member's L0 on the calibration activations. Where the panels
+    are built around a published SAE, controls are made of that one.
 
     Args:
         spec: The study; every trained member must be exported.
@@ -49,7 +50,8 @@ def make_controls(
         controls = controls_of(spec, panel)
         if not controls:
             continue
-        trained = folder.member(_trained(spec, panel))
+        published = getattr(spec, "published", None) is not None
+        trained = folder.published if published else folder.member(_trained(spec, panel))
         weights = source_of(trained).described["weights_sha256"]
         for key, member in controls.items():
             if folder.is_trained(key) and _source_of_control(folder.member(key)) == weights:

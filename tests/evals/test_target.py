@@ -47,7 +47,7 @@ def test_a_release_is_loaded_by_saelens(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_unknown_release_is_one_line() -> None:
-    with pytest.raises(UserError, match="nobody:nothing cannot be loaded") as raised:
+    with pytest.raises(UserError, match="'nobody' is no release that SAELens knows") as raised:
         target_of("x", "nobody:nothing")
     assert "\n" not in str(raised.value)
 

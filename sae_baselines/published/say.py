@@ -1,0 +1,59 @@
+"""What a check says before it begins."""
+
+from sae_baselines.errors import UserError
+from sae_baselines.evals import EvalSpec
+from sae_baselines.evals.results import PANEL_SUITE
+from sae_baselines.panel.spec import PanelSpec
+
+# Suites that load the model as the SAE says, or not at all; the others of SAEBench 0.6 always
+# read it unprocessed.
+_AS_THE_SAE_SAYS = ("core", "meta_structure")
+
+
+def suites_for(
+    spec: PanelSpec, evals: EvalSpec, asked: list[str] | None
+) -> tuple[EvalSpec, list[str]]:
+    """The suites that can score SAEs of this study, and a note on those that cannot.
+
+    Args:
+        spec: The study.
+        evals: How it is evaluated.
+        asked: Suites that were named; to leave one of these out is an error.
+
+    Raises:
+        UserError: A suite was named that reads other activations than the SAE does.
+    """
+    if not spec.model.center_writing_weights:
+        return evals, []
+    why = (
+        "the SAE reads activations of a model whose writing weights are centred "
+        "(center_writing_weights), and SAEBench reads them as they are in"
+    )
+    fit = (*_AS_THE_SAE_SAYS, PANEL_SUITE)
+    unfit = [name for name in asked or () if name not in fit]
+    if unfit:
+        raise UserError(
+            f"suites: {why} {', '.join(unfit)}; use {' or '.join(_AS_THE_SAE_SAYS)}"
+        )
+    kept = [name for name in evals.suites if name in _AS_THE_SAE_SAYS] or ["core"]
+    dropped = [name for name in evals.suites if name not in kept]
+    notes = [f"Not run: {', '.join(dropped)}: {why} these."] if dropped else []
+    return evals.only(kept), notes
+
+
+def described(spec: PanelSpec) -> list[str]:
+    """What is checked, with which budget, and everything that must be said about it."""
+    published = spec.published
+    assert published is not None
+    facts = published.facts
+    recorded = facts["tokens_recorded"]
+    budget = f"{recorded:,}" if recorded else "not recorded"
+    lines = [
+        f"{facts['source']}: {facts['architecture']}, d_sae {facts['d_sae']:,}, "
+        f"{facts['hook_name']} of {facts['model_name']}, L0 {facts['l0_measured']:.4g} on "
+        "held-out text",
+        f"Token budget: it {budget}; each of the others {spec.training_tokens:,}. "
+        f"Baselines: {facts['base_architecture']} at L0 {spec.l0s[0]:g}, {len(spec.seeds)} "
+        "seeds.",
+    ]
+    return lines + [f"- {note[0].upper()}{note[1:]}." for note in facts["notes"]]
