@@ -1,14 +1,17 @@
 """From a results table to a report."""
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from sae_baselines.controls import is_null_for
-from sae_baselines.report import sceptic, sections
+from sae_baselines.report import checked as in_table
+from sae_baselines.report import published, sceptic, sections
 from sae_baselines.report.caveats import Caveat, caveats
+from sae_baselines.report.checked import Checked
 from sae_baselines.report.context import ReportContext
 from sae_baselines.report.document import Block, Figure, Figures, Section, Text, code
 from sae_baselines.report.names import key
@@ -17,6 +20,8 @@ from sae_baselines.stats import (
     AgainstRandom,
     Comparison,
     Margin,
+    PlacedAgainstRandom,
+    Placement,
     Retained,
     Verdict,
     against_random,
@@ -42,6 +47,8 @@ class Report:
         against_random: Per metric.
         retained: Shares.
         caveats: Every reason for caution that applies.
+        placements: Where a published SAE falls among every other member's seeds.
+        placed: The same against all random members at once.
     """
 
     title: str
@@ -52,6 +59,8 @@ class Report:
     against_random: tuple[AgainstRandom, ...]
     retained: tuple[Retained, ...]
     caveats: tuple[Caveat, ...]
+    placements: tuple[Placement, ...] = ()
+    placed: tuple[PlacedAgainstRandom, ...] = ()
 
 
 def build_report(results: pd.DataFrame, context: ReportContext) -> Report:
@@ -61,7 +70,8 @@ def build_report(results: pd.DataFrame, context: ReportContext) -> Report:
         results: Tidy rows: panel, member, constraint, architecture, l0, seed, suite, metric,
             direction, task (empty or missing: aggregate), value, and where known n and
             versions. Suite "panel" is the package's own measurement; its "l0" is what
-            members are matched by.
+            members are matched by. Rows of a published SAE (constraint "published") are
+            placed among the others' seeds and are not paired with any.
         context: What the rows do not say.
 
     Returns:
@@ -70,12 +80,17 @@ def build_report(results: pd.DataFrame, context: ReportContext) -> Report:
     Raises:
         UserError: The table is not as `stats.differences` wants it.
     """
-    table = tidy(results)
-    metrics, dropped = _primary(table, context)
+    every = tidy(results)
+    has_published = in_table.is_checked(results)
+    table = tidy(in_table.for_pairing(results)) if has_published else every
+    metrics, dropped = _primary(every, context)
     compared, more = _compare(table, metrics)
     used, unused = _margins(context, compared)
     found = verdicts(compared, margins=used)
-    warned = caveats(table, context, found, [*dropped, *more, *unused])
+    checked = in_table.place(every, metrics) if has_published else None
+    if checked is not None:
+        more = [*published.unplaced(checked.placements), *_unexpected(more, table)]
+    warned = caveats(every, context, found, [*dropped, *more, *unused])
     parts = _Parts(
         table=table,
         context=context,
@@ -84,17 +99,22 @@ def build_report(results: pd.DataFrame, context: ReportContext) -> Report:
         random=against_random(found),
         retained=retained(compared),
         caveats=warned,
-        figures=_draw(table, metrics, found),
+        figures=_draw(table, metrics, found, checked),
+        checked=checked,
     )
     return Report(
-        title=f"Does it beat random? {context.study}",
-        lede=_lede(table, context),
+        title=f"Does it beat random? {context.study}"
+        if checked is None
+        else published.heading_of(context),
+        lede=_lede(table, context) if checked is None else published.lede(checked, context),
         sections=tuple(s for s in _sections(parts) if s.blocks),
         figures=tuple(f for group in parts.figures.values() for f in group),
         verdicts=tuple(found),
         against_random=tuple(parts.random),
         retained=tuple(parts.retained),
         caveats=tuple(warned),
+        placements=checked.placements if checked else (),
+        placed=checked.placed if checked else (),
     )
 
 
@@ -108,6 +128,7 @@ class _Parts:
     retained: list[Retained]
     caveats: list[Caveat]
     figures: dict[str, list[Figure]]
+    checked: Checked | None
 
 
 def _primary(table: Tidy, context: ReportContext) -> tuple[list[MetricKey], list[Caveat]]:
@@ -170,6 +191,12 @@ def _compare(
     return compared, dropped
 
 
+def _unexpected(dropped: Sequence[Caveat], table: Tidy) -> list[Caveat]:
+    """Without an SAE trained here nothing can be paired, which is as it was asked for."""
+    trained = _TESTED in table.constraints.values()
+    return [c for c in dropped if trained or c.kind != "nothing to compare"]
+
+
 def _margins(
     context: ReportContext, compared: Sequence[Comparison]
 ) -> tuple[dict[str, float | Margin], list[Caveat]]:
@@ -188,38 +215,80 @@ def _margins(
 
 
 def _draw(
-    table: Tidy, metrics: Sequence[MetricKey], found: Sequence[Verdict]
+    table: Tidy,
+    metrics: Sequence[MetricKey],
+    found: Sequence[Verdict],
+    checked: Checked | None,
 ) -> dict[str, list[Figure]]:
     # matplotlib takes a second to import and is needed nowhere else.
     from sae_baselines.report import plots, style  # noqa: PLC0415
 
     with style.drawing():
+        strips = [] if checked is None else in_table.strips(checked, metrics)
+        scores = metrics if checked is None else _not_in_strips(checked, metrics)
         return {
-            "scores": plots.score_figures(table, metrics),
+            "published": strips,
+            "scores": plots.score_figures(table, scores),
             "differences": plots.forest_figures(found, table.members),
             "distributions": plots.distribution_figures(table),
         }
 
 
+def _not_in_strips(checked: Checked, metrics: Sequence[MetricKey]) -> list[MetricKey]:
+    """A strip with the published SAE shows all that one without it would."""
+    if len(checked.others.groups) > 1:
+        return list(metrics)
+    drawn = {
+        metric
+        for metric in metrics
+        for group in checked.groups
+        if math.isfinite(in_table.value(checked.table, group, metric))
+    }
+    return [metric for metric in metrics if metric not in drawn]
+
+
 def _sections(p: _Parts) -> list[Section]:
     exact = [key(*metric) for metric in p.metrics]
     return [
-        Section("answer", "Does the trained SAE beat random?", _answer(p)),
+        *_published(p),
+        Section("answer", _question(p), _answer(p)),
         Section("caveats", "Caveats that apply", sections.caveat_list(p.caveats)),
         Section("scores", "Scores", _scores(p)),
         Section("verdicts", "Differences and verdicts", _comparisons(p)),
-        Section("controls", "Controls", sections.controls(p.table, p.metrics)),
+        Section("controls", "Controls", _controls(p)),
         Section("retained", "What a baseline retains, and the paper's numbers", _shares(p)),
         Section("distributions", "AutoInterp scores of single latents", _latents(p)),
         Section("all", "Every metric and task", _everything(p)),
-        Section(
-            "sceptic", "For a sceptic", sceptic.sceptic(p.table, p.context, exact, p.verdicts)
-        ),
+        Section("sceptic", "For a sceptic", _for_a_sceptic(p, exact)),
         Section("provenance", "Provenance", sceptic.provenance(p.table, p.context)),
     ]
 
 
+def _for_a_sceptic(p: _Parts, exact: Sequence[str]) -> list[Block]:
+    return sceptic.sceptic(p.table, p.context, exact, p.verdicts, p.checked is not None)
+
+
+def _published(p: _Parts) -> list[Section]:
+    if p.checked is None:
+        return []
+    found = published.blocks(p.checked, p.context, p.figures["published"])
+    return [Section("published", "Where the published SAE falls among random ones", found)]
+
+
+def _question(p: _Parts) -> str:
+    which = "trained SAE" if p.checked is None else "SAE that was trained here"
+    return f"Does the {which} beat random?"
+
+
+def _controls(p: _Parts) -> list[Block]:
+    if p.checked is None:
+        return sections.controls(p.table, p.metrics)
+    return sections.controls(p.checked.table, p.metrics, published.NAME)
+
+
 def _answer(p: _Parts) -> list[Block]:
+    if p.checked is not None and _TESTED not in p.table.constraints.values():
+        return []
     if not p.random:
         why = "no random baseline is here" if p.verdicts else "the caveats say why"
         return [Text(f"Nothing could be compared with random; {why}.")]

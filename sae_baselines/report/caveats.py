@@ -9,10 +9,11 @@ import numpy as np
 
 from sae_baselines.controls import is_unchanged
 from sae_baselines.panel.measure import L0_TOLERANCE
+from sae_baselines.panel.spec import PUBLISHED
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.document import code
 from sae_baselines.report.numbers import number
-from sae_baselines.report.tidy import Tidy, ordered
+from sae_baselines.report.tidy import Group, Tidy, ordered
 from sae_baselines.stats import Verdict
 
 # Explained variance, SAEBench's against the paper's definition.
@@ -55,6 +56,7 @@ def caveats(
     """
     return [
         *dropped,
+        *_published(table, context),
         *_seeds(items),
         *_failures(context),
         *_missing(table, context),
@@ -86,6 +88,51 @@ def version_mix(table: Tidy) -> dict[str, dict[str, list[str]]]:
             if package and version and suite not in found[package.strip()][version]:
                 found[package.strip()][version].append(suite)
     return {package: dict(versions) for package, versions in sorted(found.items())}
+
+
+def _published(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
+    """What a published SAE and the members around it do not have in common."""
+    if PUBLISHED not in table.constraints.values():
+        return
+    yield Caveat(
+        "one published seed",
+        "The published SAE is one training run: how its scores would vary with its seed is "
+        "unknown, so it is placed among the others' seeds and gets no verdict.",
+    )
+    record = context.published
+    own, theirs = record.get("tokens_recorded"), record.get("training_tokens")
+    theirs = theirs or context.training_tokens
+    if not own:
+        yield Caveat(
+            "budget unknown",
+            "How many tokens the published SAE was trained on is not recorded: a difference "
+            "may be one of budget.",
+        )
+    elif theirs and own != theirs:
+        more, less = (
+            ("published SAE", "others") if own > theirs else ("others", "published SAE")
+        )
+        text = (
+            f"The published SAE was trained on {own:,} tokens, the others on {theirs:,}: the "
+            f"{more} had {number(max(own, theirs) / min(own, theirs))} times as many as the "
+            f"{less}. A difference may be one of budget"
+        )
+        if "trained" in table.constraints.values():
+            text += f"; {code('trained')} is its architecture at the others' budget"
+        yield Caveat("budgets differ", f"{text}.")
+    said, used = record.get("dataset_recorded"), record.get("dataset")
+    if said and used and said != used:
+        yield Caveat(
+            "other text",
+            f"The published SAE names the text {code(said)}; the others were trained, and all "
+            f"were measured by suite `panel`, on {code(used)}.",
+        )
+    elif used and not said:
+        yield Caveat(
+            "text unknown",
+            "What text the published SAE was trained on is not recorded; the others were "
+            f"trained, and all were measured by suite `panel`, on {code(used)}.",
+        )
 
 
 def _seeds(items: Sequence[Verdict]) -> Iterable[Caveat]:
@@ -210,7 +257,8 @@ def _baselines(table: Tidy) -> Iterable[Caveat]:
 
 
 def _controls(table: Tidy) -> Iterable[Caveat]:
-    """A control with the trained SAE's latents has its scores wherever only latents count."""
+    """A control with its source's latents has its scores wherever only latents count."""
+    published = PUBLISHED in table.constraints.values()
     for control in table.controls:
         apart: dict[str, float] = {}
         for group in table.groups:
@@ -218,7 +266,11 @@ def _controls(table: Tidy) -> Iterable[Caveat]:
                 if not is_unchanged(table.constraints[control], *metric):
                     continue
                 own = table.values(group, metric, control)
-                for seed, value in table.values(group, metric, "trained").items():
+                source = table.values(group, metric, PUBLISHED if published else "trained")
+                if published:
+                    # All seeds of a control are made of the one SAE.
+                    source = dict.fromkeys(own, next(iter(source.values()), math.nan))
+                for seed, value in source.items():
                     gap = abs(own.get(seed, value) - value)
                     if gap > UNCHANGED_TOLERANCE * max(1.0, abs(value)):
                         name = f"{metric[0]}/{metric[1]}"
@@ -227,7 +279,8 @@ def _controls(table: Tidy) -> Iterable[Caveat]:
             named = _listed([f"{code(name)} by {number(gap)}" for name, gap in apart.items()])
             yield Caveat(
                 "control differs",
-                f"{code(control)} has the trained SAE's latents, yet its score differs, at "
+                f"{code(control)} has the {'published' if published else 'trained'} SAE's "
+                "latents, yet its score differs, at "
                 f"most: {named}. What decides these scores is then not the latents alone, or "
                 "one SAE does not get the same score twice.",
             )
@@ -314,7 +367,11 @@ def _versions(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
 
 
 def _data_order(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
-    several = any(len(table.seeds(group)) > 1 for group in table.groups)
+    seeds: dict[Group, set[int]] = defaultdict(set)
+    for group, member, seed in table.panels:
+        if table.constraints[member] != PUBLISHED:
+            seeds[group].add(seed)
+    several = any(len(found) > 1 for found in seeds.values())
     if several and context.spec.get("data_order") == "shared":
         yield Caveat(
             "shared data order",

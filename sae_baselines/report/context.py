@@ -64,6 +64,8 @@ class ReportContext:
         primary: Patterns ``suite/metric`` that verdicts are made of; empty for every metric
             with a direction.
         margins: Equivalence margins in place of the defaults; see `stats.margin_for`.
+        published: What is recorded of the published SAE that the study is built around, as in
+            its ``published/record.json``; empty for other studies.
         folder: Study folder as to be typed after ``sae-baselines report``.
     """
 
@@ -85,4 +87,5 @@ class ReportContext:
     suites: Sequence[str] = ()
     primary: Sequence[str] = ()
     margins: Mapping[str, float | Margin] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)
     folder: str = "<study>"

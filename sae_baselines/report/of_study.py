@@ -9,8 +9,9 @@ from sae_baselines.evals.settings import stored_spec
 from sae_baselines.evals.spec import eval_spec_to_dict
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.store import Failure as FailedEvaluation
-from sae_baselines.evals.study import load_study, measurements
+from sae_baselines.evals.study import load_study, measurements, published_record
 from sae_baselines.panel.spec import spec_to_dict
+from sae_baselines.places import data_without_places, without_places
 from sae_baselines.provenance import hardware, versions
 from sae_baselines.report.build import Report, build_report
 from sae_baselines.report.context import Failure, Note, ReportContext
@@ -36,7 +37,7 @@ def study_context(study: Path) -> ReportContext:
     evals = stored_spec(study)
     store = EvalStore(study)
     records = store.records()
-    widths = {m["d_sae"] for _, m in measurements(study).values()}
+    widths = {m["d_sae"] for _, _, m in measurements(study)}
     # As it was typed, unless that would publish where a home folder is.
     folder = study.name if study.is_absolute() else str(study)
     return ReportContext(
@@ -48,16 +49,25 @@ def study_context(study: Path) -> ReportContext:
         training_tokens=spec.training_tokens,
         l0s=spec.l0s,
         seeds=spec.seeds,
-        spec={**spec_to_dict(spec), "spec_hash": record.get("spec_hash")},
+        # A report is published: it must not say where a home folder is.
+        spec={
+            **data_without_places(spec_to_dict(spec)),
+            "spec_hash": record.get("spec_hash"),
+        },
         versions=_versions(record, records),
         hardware=_hardware(record, records),
-        evals=eval_spec_to_dict(evals) if evals else {},
+        evals=data_without_places(eval_spec_to_dict(evals)) if evals else {},
         commands=_commands(records),
-        notes=[Note(r["suite"], r["name"], text) for r in records for text in r["notes"]],
+        notes=[
+            Note(r["suite"], r["name"], without_places(text))
+            for r in records
+            for text in r["notes"]
+        ],
         failures=[_failure(f) for f in store.failures()],
         suites=["panel", *evals.suites] if evals else ["panel"],
         primary=evals.primary_metrics if evals else [],
         margins=dict(evals.margins) if evals else {},
+        published=data_without_places(published_record(study) or {}),
         folder=folder,
     )
 
@@ -67,7 +77,7 @@ def _failure(failed: FailedEvaluation) -> Failure:
     return Failure(
         suite=failed.suite,
         member=failed.facts.get("member") or failed.name,
-        reason=failed.reason,
+        reason=without_places(failed.reason),
         panel=failed.facts.get("panel", ""),
     )
 
@@ -75,7 +85,7 @@ def _failure(failed: FailedEvaluation) -> Failure:
 def _commands(records: list[dict[str, Any]]) -> list[str]:
     """Each once, where its first result was made."""
     made = sorted((r["created"], r["command"]) for r in records if r.get("command"))
-    return list(dict.fromkeys(command for _, command in made))
+    return list(dict.fromkeys(without_places(command) for _, command in made))
 
 
 def _versions(

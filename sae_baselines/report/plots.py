@@ -4,7 +4,7 @@ import math
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from sae_baselines.controls import is_control
+from sae_baselines.controls import is_control, is_random
+from sae_baselines.panel.spec import TRAINED
 from sae_baselines.report import axes, style
 from sae_baselines.report.document import Figure
 from sae_baselines.report.names import arrow, better, title
+from sae_baselines.report.numbers import number
 from sae_baselines.report.tidy import Group, MetricKey, Tidy
 from sae_baselines.stats import Verdict
 
@@ -42,6 +44,35 @@ def score_figures(table: Tidy, metrics: Sequence[MetricKey]) -> list[Figure]:
                 )
             else:
                 out.append(_against_l0(table, metric, architecture, have, limits))
+    return out
+
+
+def placed_figures(
+    table: Tidy,
+    group: Group,
+    published: Mapping[MetricKey, float],
+    left_out: Mapping[MetricKey, Sequence[str]],
+) -> list[Figure]:
+    """A strip per metric: seeds of every member, and a published SAE's value as a line.
+
+    Args:
+        table: Without the published SAE.
+        group: Architecture and L0.
+        published: Its value by metric; NaN where there is none to draw.
+        left_out: By metric, members that it is not placed among.
+    """
+    out = []
+    for metric, value in published.items():
+        if table.present(group, metric) and math.isfinite(value):
+            here = {m: table.constraints[m] for m in table.present(group, metric)}
+            # A broken SAE may be anywhere; it must not squeeze the random ones together.
+            rows = [_finite(table, group, metric, m) for m in here if is_random(here[m])]
+            own = [
+                v for m in here if here[m] == TRAINED for v in _finite(table, group, metric, m)
+            ]
+            limits = axes.limits(rows, [value, *own])
+            not_placed = left_out.get(metric, ())
+            out.append(_by_member(table, metric, group, limits, value, not_placed))
     return out
 
 
@@ -142,7 +173,12 @@ def _against_l0(
 
 
 def _by_member(
-    table: Tidy, metric: MetricKey, group: Group, limits: tuple[float, float]
+    table: Tidy,
+    metric: MetricKey,
+    group: Group,
+    limits: tuple[float, float],
+    published: float | None = None,
+    not_placed: Sequence[str] = (),
 ) -> Figure:
     members = table.present(group, metric)
     looks = style.looks(table.members, table.controls)
@@ -175,12 +211,39 @@ def _by_member(
     _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
     ax.set_xlabel(_axis(table, metric))
     what = "One marker per seed, bar: mean" if n_seeds > 1 else "Single seed"
+    where = f"{group[0]}, L0 {group[1]:g} ({better(table.direction(metric))})"
+    if published is None:
+        caption = f"{title(*metric)} by member, {where}. {what}.{_far(far)}"
+        name = _name(metric, "by_member", group[0], f"l0_{group[1]:g}")
+        return style.finish(fig, name, caption)
+    _published_line(ax, published, limits)
     caption = (
-        f"{title(*metric)} by member, {group[0]}, L0 {group[1]:g} "
-        f"({better(table.direction(metric))}). {what}.{_far(far)}"
+        f"{title(*metric)} of the published SAE (line: {number(published)}) among the members' "
+        f"seeds, {where}. {what}.{_far(far)}"
     )
-    name = _name(metric, "by_member", group[0], f"l0_{group[1]:g}")
+    if not_placed:
+        caption += f" Drawn, but not placed among, for the reason given: {_and(not_placed)}."
+    name = _name(metric, "published", group[0], f"l0_{group[1]:g}")
     return style.finish(fig, name, caption)
+
+
+def _published_line(ax: Axes, value: float, limits: tuple[float, float]) -> None:
+    """A line through all rows, named above them on the side where there is room."""
+    ax.axvline(value, color=style.INK, linewidth=1.4, zorder=2.5)
+    late = value > (limits[0] + limits[1]) / 2
+    ax.annotate(
+        "published",
+        (value, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3 if late else -3, 2),
+        textcoords="offset points",
+        ha="right" if late else "left",
+        va="bottom",
+    )
+
+
+def _and(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def _forest(vs: list[Verdict], members: list[str], limits: tuple[float, float]) -> Figure:
@@ -246,8 +309,7 @@ def _off_axis(
 def _far(members: Sequence[str]) -> str:
     if not members:
         return ""
-    named = ", ".join(dict.fromkeys(members))
-    return f" Off the axis, mean beside the arrow: {named}."
+    return f" Off the axis, mean beside the arrow: {_and(members)}."
 
 
 def _distribution(

@@ -24,29 +24,48 @@ from sae_baselines.report.numbers import MISSING
 from sae_baselines.report.tidy import Tidy
 from sae_baselines.stats import ALPHA, Verdict
 from sae_baselines.stats.intervals import RESAMPLES
+from sae_baselines.stats.one_value import seeds_for
 
 _HOME = re.compile(r"(?<![\w.~])(/home/[^/\s'\"]+|/Users/[^/\s'\"]+)(?![^/\s'\"])")
 
 
 def sceptic(
-    table: Tidy, context: ReportContext, primary: Sequence[str], items: Sequence[Verdict]
+    table: Tidy,
+    context: ReportContext,
+    primary: Sequence[str],
+    items: Sequence[Verdict],
+    published: bool = False,
 ) -> list[Block]:
-    """Commands, files, method and limits."""
-    return [
+    """Commands, files, method and limits; of verdicts, and of a published SAE's placements."""
+    of_verdicts = not published or bool(items)
+    blocks: list[Block] = [
         *_commands(context),
         Text(
             "Where each number lies in the study folder, and which command makes it again. "
             "Finished results are kept: a suite runs again under the same settings only "
             "with `--force`, and a finished study is trained again only in another folder."
         ),
-        _sources(table, context),
-        Text("The verdicts alone, from `results.csv`:"),
-        Code(_python(context, primary)),
-        Text("How a verdict is computed:"),
-        Bullets([*_method(items), *_of_controls(table)]),
-        Text("What a verdict does not say:"),
-        Bullets(_limits(context)),
+        _sources(table, context, published),
     ]
+    if published:
+        blocks += [
+            Text("The placements alone, from `results.csv`:"),
+            Code(_python_of_published(context, primary)),
+            Text("How the published SAE is placed:"),
+            Bullets(_method_of_placing()),
+            Text("What a placement does not say:"),
+            Bullets(_limits_of_placing()),
+        ]
+    if of_verdicts:
+        blocks += [
+            Text("The verdicts alone, from `results.csv`:"),
+            Code(_python(context, primary)),
+            Text("How a verdict is computed:"),
+            Bullets([*_method(items), *_of_controls(table, published)]),
+            Text("What a verdict does not say:"),
+            Bullets(_limits(context)),
+        ]
+    return blocks
 
 
 def _commands(context: ReportContext) -> list[Block]:
@@ -70,15 +89,32 @@ def _commands(context: ReportContext) -> list[Block]:
     ]
 
 
-def _sources(table: Tidy, context: ReportContext) -> Table:
+def _sources(table: Tidy, context: ReportContext, published: bool) -> Table:
     folder = context.folder
     suites = [s for s in dict.fromkeys(table.frame["suite"]) if s != "panel"]
-    rows = [
+    train = "`sae-baselines train panel.yaml --out <other>`"
+    rows: list[tuple[str, str, str]] = []
+    if published:
+        train = (
+            f"`sae-baselines check {context.published.get('source', '<sae>')} --out <other>`"
+        )
+        rows = [
+            (
+                "weights of the published SAE, and what it records",
+                "`published/`, a SAELens folder; `published/record.json`",
+                train,
+            ),
+            (
+                "its placements",
+                "`placements.csv`, `report.md`, `report.html`, `figures/`",
+                f"`sae-baselines report {folder}`",
+            ),
+        ]
+    rows += [
         (
             "weights of every member",
             "`panels/<panel>/<member>/`, a SAELens folder each",
-            "`sae-baselines train panel.yaml --out <other>`, with the spec in "
-            f"`{folder}/study.yaml`",
+            f"{train}, with the spec in `{folder}/study.yaml`",
         ),
         (
             "metrics of suite `panel`: EV, L0, live latents, cross-entropy",
@@ -124,6 +160,60 @@ def _python(context: ReportContext, primary: Sequence[str]) -> str:
     )
 
 
+def _python_of_published(context: ReportContext, primary: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            "from sae_baselines.evals.results import load_results",
+            "from sae_baselines.stats import placed_against_random, placements, to_frame",
+            "",
+            f"results = load_results({context.folder!r})",
+            f"found = placements(results, metrics={list(primary) or None!r}, "
+            'on_missing="exclude")',
+            "print(to_frame(found))",
+            "print(to_frame(placed_against_random(found)))",
+        ]
+    )
+
+
+def _method_of_placing() -> list[str]:
+    return [
+        "The published SAE has one value per metric, each other member one per training seed; "
+        "tasks are averaged first, and must be the same tasks. Nothing is paired.",
+        "Share below: mid-ranks; its interval is Clopper and Pearson's for a share of which so "
+        "many of n were seen. Where seeds tie with the value, its ends are those of 'below' "
+        "and of 'below or equal'.",
+        "Rank p: (1 + seeds at least as good) / (n + 1). Valid for exchangeable values, "
+        f"whatever their distribution, and never below 1 / (n + 1): {ALPHA:g} takes "
+        f"{seeds_for(ALPHA)} seeds.",
+        "Prediction p: one-sided, (value - mean) / (sd √(1 + 1/n)) against t with n - 1 "
+        "degrees of freedom (Crawford and Howell 1998). Normal percentile: "
+        "Φ((value - mean) / sd), its interval by inverting the noncentral t distribution "
+        "(Crawford and Garthwaite 2002). "
+        "Neither is given for one seed or for seeds without spread.",
+        "Against all random SAEs: the largest p over them (an intersection-union test); Holm's "
+        "correction of the prediction p over the metrics. SAEs trained here and permuted "
+        "controls are not in it.",
+        "L0 of the published SAE and of any seed of the member may differ by 5% at most; "
+        "otherwise it is not placed.",
+    ]
+
+
+def _limits_of_placing() -> list[str]:
+    return [
+        "It is about this one SAE. Whether its recipe beats random takes several seeds of it.",
+        "Intervals leave out the published SAE's own variation over seeds: a value near the "
+        "edge of the others could lie on the other side with another seed.",
+        "The others were trained here, with this package's data order and the recipe as far as "
+        "it is recorded; budgets and texts are put side by side at the top. What an SAE gains "
+        "from more tokens or better tuning is not told apart from what it gains from training "
+        "the part that the baselines freeze.",
+        "Whoever picks the best of several published SAEs, or the metrics after looking, has "
+        "looked more often than the p-values allow for.",
+        "Being better than random SAEs on a metric does not say that latents are the model's "
+        "own features.",
+    ]
+
+
 def _method(items: Sequence[Verdict]) -> list[str]:
     alpha = items[0].alpha if items else ALPHA
     return [
@@ -144,14 +234,15 @@ def _method(items: Sequence[Verdict]) -> list[str]:
     ]
 
 
-def _of_controls(table: Tidy) -> list[str]:
+def _of_controls(table: Tidy, published: bool) -> list[str]:
     if not table.controls:
         return []
+    source = "published SAE" if published else "trained member"
     return [
         "Controls: untrained random SAEs count as baselines in 'beats random', which makes the "
         "claim harder, never easier. Permuted controls decide nothing there; each is compared "
         "on what it is a null for, its metrics being a family of their own.",
-        "Controls are made, not trained: from the trained member's weights, the training seed "
+        f"Controls are made, not trained: from the {source}'s weights, the training seed "
         "and the held-out calibration activations, which suite `panel` does not measure on.",
     ]
 
@@ -196,6 +287,7 @@ def provenance(table: Tidy, context: ReportContext) -> list[Block]:
         ("training seeds", ", ".join(map(str, context.seeds))),
         ("SAEs with rows", len(table.panels)),
         ("rows", f"{len(table.frame):,}"),
+        *_of_published(context.published),
         *((f"machine ({stage})", text) for stage, text in context.hardware.items()),
     ]
     cells = [
@@ -208,6 +300,15 @@ def provenance(table: Tidy, context: ReportContext) -> list[Block]:
     if context.evals:
         blocks.append(_settings("The evaluation settings", context.evals))
     return blocks
+
+
+def _of_published(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    versions: Mapping[str, str] = record.get("versions") or {}
+    return [
+        ("published SAE", record.get("source")),
+        ("its weights, SHA-256", record.get("weights_sha256")),
+        ("versions it records", ", ".join(f"{k} {v}" for k, v in versions.items())),
+    ]
 
 
 def _settings(title: str, settings: Mapping[str, Any]) -> Details:

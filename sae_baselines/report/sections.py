@@ -216,8 +216,10 @@ def _verdict_note(v: Verdict) -> str:
     return _sentences([v.reason, *v.caveats])
 
 
-def controls(table: Tidy, metrics: Sequence[MetricKey]) -> list[Block]:
-    """What each control is, what it is the null for, and what it says nothing about."""
+def controls(
+    table: Tidy, metrics: Sequence[MetricKey], source: str = "the trained SAE"
+) -> list[Block]:
+    """What each control of a source is, what it is the null for, and what it is mute about."""
     if not table.controls:
         return []
     items = []
@@ -234,12 +236,12 @@ def controls(table: Tidy, metrics: Sequence[MetricKey]) -> list[Block]:
             f"it {counts}; compared on {_named_metrics(compared) or 'nothing here'}",
         ]
         if fixed:
-            parts.append(f"the trained SAE's score by construction: {_named_metrics(fixed)}")
+            parts.append(f"{source}'s score by construction: {_named_metrics(fixed)}")
         items.append(Item(member, _sentences(parts)))
     text = (
-        "Controls are SAEs that nobody trained, or the trained SAE with one thing broken. Each "
+        f"Controls are SAEs that nobody trained, or {source} with one thing broken. Each "
         "is compared only on metrics that it is a null for: to tie with a broken SAE on what "
-        "was left whole says nothing. Where the trained SAE matches a permuted control, the "
+        f"was left whole says nothing. Where {source} matches a permuted control, the "
         "metric does not depend on what was broken."
     )
     return [Text(text), Bullets(items)]

@@ -6,6 +6,11 @@ from sae_baselines.stats.differences import Comparison, Exclusion, differences
 from sae_baselines.stats.equivalence import tost
 from sae_baselines.stats.intervals import Interval, hierarchical_bootstrap, t_interval
 from sae_baselines.stats.margins import Margin, margin_for
+from sae_baselines.stats.placed_against_random import (
+    PlacedAgainstRandom,
+    placed_against_random,
+)
+from sae_baselines.stats.placement import Placement, placements
 from sae_baselines.stats.retained import Retained, fieller, retained
 from sae_baselines.stats.verdict import Verdict, to_frame, verdicts
 
@@ -17,6 +22,8 @@ __all__ = [
     "Exclusion",
     "Interval",
     "Margin",
+    "PlacedAgainstRandom",
+    "Placement",
     "Retained",
     "Verdict",
     "Word",
@@ -26,6 +33,8 @@ __all__ = [
     "fieller",
     "hierarchical_bootstrap",
     "margin_for",
+    "placed_against_random",
+    "placements",
     "retained",
     "t_interval",
     "to_frame",

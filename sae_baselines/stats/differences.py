@@ -10,7 +10,7 @@ import pandas as pd
 
 from sae_baselines.controls import is_null_for
 from sae_baselines.errors import UserError
-from sae_baselines.stats.table import Scores, scores
+from sae_baselines.stats.table import Scores, mean_of_seed, scores
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
 UNPAIRED_SUITES = ("autointerp",)
@@ -199,8 +199,8 @@ class _Pair:
         every = sorted({seed for seed, _ in self.cells})
         excluded = [e for e in map(self._l0, every) if e is not None]
         seeds = [s for s in every if s not in {e.seed for e in excluded}]
-        trained = np.array([self._mean(self.cells, s) for s in seeds])
-        other = np.array([self._mean(self.others, s) for s in seeds])
+        trained = np.array([mean_of_seed(self.cells, s) for s in seeds])
+        other = np.array([mean_of_seed(self.others, s) for s in seeds])
         tasks, caveats = self._tasks(seeds, unpaired)
         sign = fixed["direction"]
         rows = [
@@ -280,11 +280,6 @@ class _Pair:
             f"{values[1]:.4g} ({apart:.1%} apart, at most {L0_TOLERANCE:.0%} allowed)",
         )
 
-    def _mean(self, cells: Mapping[tuple[int, str], float], seed: int) -> float:
-        if (seed, "") in cells:
-            return cells[seed, ""]
-        return float(np.mean([cells[cell] for cell in sorted(cells) if cell[0] == seed]))
-
     def _tasks(
         self, seeds: list[int], unpaired: bool
     ) -> tuple[dict[int, list[str]], list[str]]:
@@ -297,7 +292,7 @@ class _Pair:
         for cells in (self.cells, self.others):
             for s in seeds:
                 mean = float(np.mean([cells[s, t] for t in tasks[s]])) if tasks[s] else math.nan
-                close = abs(mean - self._mean(cells, s)) <= _ROUNDING * max(1, abs(mean))
+                close = abs(mean - mean_of_seed(cells, s)) <= _ROUNDING * max(1, abs(mean))
                 if not close:
                     return {}, [
                         "the aggregate is not the mean over tasks, so tasks are not resampled"

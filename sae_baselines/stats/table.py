@@ -6,9 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from sae_baselines.controls import is_random
 from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.panel.spec import PUBLISHED, TRAINED
 
 COLUMNS = (
     "panel",
@@ -62,11 +65,18 @@ class Scores:
         return sorted({member for g, member, _ in self._panel if g == group})
 
     def baselines(self, group: Group, tested: str) -> list[str]:
-        """Members to compare with."""
+        """Members to compare with.
+
+        A published SAE has no seeds to pair (`placements`); where there is one, permuted
+        controls are made of it and say nothing of another SAE.
+        """
+        published = PUBLISHED in self._constraint.values()
         return [
             member
             for member in self.members(group)
-            if member != tested and self._constraint[member] != "trained"
+            if member != tested
+            and self._constraint[member] not in (TRAINED, PUBLISHED)
+            and (not published or is_random(self._constraint[member]))
         ]
 
     def seeds(self, group: Group, member: str) -> list[int]:
@@ -114,6 +124,13 @@ def scores(results: pd.DataFrame, metrics: Collection[str] | None = None) -> Sco
     for row in results[list(COLUMNS)].itertuples(index=False, name=None):
         _add(table, dict(zip(COLUMNS, row, strict=True)), metrics)
     return table
+
+
+def mean_of_seed(cells: Cells, seed: int) -> float:
+    """A seed's aggregate where there is one, else the mean over its tasks."""
+    if (seed, "") in cells:
+        return cells[seed, ""]
+    return float(np.mean([cells[cell] for cell in sorted(cells) if cell[0] == seed]))
 
 
 def _add(table: Scores, row: dict[str, Any], metrics: Collection[str] | None) -> None:

@@ -84,6 +84,28 @@ def test_a_failure_is_of_the_sae_its_facts_name(study: Path):
     ]
 
 
+def test_no_local_place_is_told(tmp_path: Path):
+    spec = preset(preset_names()[0])
+    spec.model.name, spec.model.label = "/home/someone/models/x", "org/x"
+    spec.dataset.path = "~/texts/train.parquet"
+    StudyFolder(tmp_path).open(spec, resume=False)
+    store = EvalStore(tmp_path)
+    command = "sae-baselines eval /home/someone/s --config ../someone/p.yaml"
+    written = record("a", "2026-01-01T00:00:00+00:00", command=command)
+    written["notes"] = ["read from /home/someone/cache/x.json"]
+    path = store.record_file("core", written["name"])
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(written))
+    store.fail("mdl", "b", {"reason": "no such file: /home/someone/y"})
+    found = study_context(tmp_path)
+    assert "someone" not in repr(found)
+    assert found.commands == ["sae-baselines eval s --config p.yaml"]
+    assert found.spec["model"]["name"] == "x"
+    assert found.spec["dataset"]["path"] == "train.parquet"
+    assert found.notes[0].text == "read from x.json"
+    assert found.failures[0].reason == "no such file: y"
+
+
 def test_without_results_there_is_no_report(study: Path):
     with pytest.raises(UserError, match=r"results\.csv"):
         report_of_study(study)
