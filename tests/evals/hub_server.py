@@ -33,7 +33,7 @@ def _digest(file: Path) -> str:
     return hashlib.sha1(file.read_bytes()).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     """Answers the requests of the Hub that reading needs; the server carries ``root``."""
 
     protocol_version = "HTTP/1.1"
@@ -151,10 +151,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[str]:
-    """Serve ``root`` from a thread; yields the endpoint's address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.root = root  # pyright: ignore[reportAttributeAccessIssue]
+def serving(root: Path, handler: type[Handler] = Handler, **known: Any) -> Iterator[str]:
+    """Serve ``root`` from a thread; yields the endpoint's address.
+
+    Args:
+        root: Folder to serve.
+        handler: What answers.
+        known: Further attributes of the server, for the handler.
+    """
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    for name, value in {"root": root, **known}.items():
+        setattr(server, name, value)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -1,0 +1,157 @@
+"""The command that publishes a study."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sae_baselines.errors import UserError
+
+if TYPE_CHECKING:
+    from sae_baselines.hub.plan import Publication
+
+app = typer.Typer(rich_markup_mode="markdown")
+console = Console(width=None if sys.stdout.isatty() else 140)
+
+
+@app.command()
+def publish(
+    study: Annotated[Path, typer.Argument(help="Study folder: trained, evaluated, reported.")],
+    repo: Annotated[str, typer.Argument(help="user/repo on the Hugging Face Hub.")],
+    license: Annotated[
+        str | None,
+        typer.Option(help="The Hub's id of the licence, e.g. mit; or 'other'. Never guessed."),
+    ] = None,
+    license_name: Annotated[
+        str | None, typer.Option(help="Name of the licence, with --license other.")
+    ] = None,
+    license_link: Annotated[
+        str | None, typer.Option(help="Where it can be read, with --license other.")
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="The Hub's id of the language model, if the study's is local."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repo private, if it is new.")
+    ] = False,
+    revision: Annotated[str, typer.Option(help="Branch; made if it is not there.")] = "main",
+    replace_card: Annotated[
+        bool,
+        typer.Option("--replace-card", help="Replace a README.md that is not of this study."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print files, sizes and card; upload nothing.")
+    ] = False,
+) -> None:
+    """Publish a study: SAEs that stock SAELens loads, results, report and a model card.
+
+    Only what the repo does not have is uploaded: run it again to update, or to go on after an
+    interruption. It needs a token that may write: `hf auth login`, or HF_TOKEN.
+
+    Examples:
+
+    - `sae-baselines publish studies/demo alice/baselines --license mit --dry-run`
+    - `sae-baselines publish studies/demo alice/baselines --license apache-2.0 --private`
+    """
+    # The Hub's client and the report are slow to import, and only needed here.
+    from sae_baselines.hub.card import CardOptions  # noqa: PLC0415
+    from sae_baselines.hub.licenses import check_license  # noqa: PLC0415
+    from sae_baselines.hub.names import check_repo_id  # noqa: PLC0415
+    from sae_baselines.hub.plan import plan_publication  # noqa: PLC0415
+    from sae_baselines.hub.upload import publish as upload  # noqa: PLC0415
+
+    check_repo_id(repo)
+    license = license or _ask_license()
+    # Before the report is built, which takes seconds.
+    check_license(license, license_name, license_link)
+    options = CardOptions(license, license_name, license_link, base_model)
+    planned = plan_publication(study, repo, revision, options)
+    for note in planned.notes:
+        _say(f"Note: {note}.")
+    if dry_run:
+        _rehearse(planned, private, replace_card)
+        return
+    try:
+        done = upload(planned, private=private, replace_card=replace_card)
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on where it stopped")
+        raise
+    if not done.uploaded and not done.deleted:
+        _say(f"Nothing to do: all {done.unchanged} files are there. {done.url}")
+        return
+    gone = f", deleted {done.deleted}" if done.deleted else ""
+    _say(
+        f"Uploaded {done.uploaded} files ({done.saes} SAEs), unchanged {done.unchanged}{gone}; "
+        f"commit {done.commit[:12]}. {done.url}"
+    )
+
+
+def _ask_license() -> str:
+    if not sys.stdin.isatty():
+        raise UserError(
+            "license: say under which these SAEs are published, e.g. --license mit or "
+            "--license apache-2.0"
+        )
+    return typer.prompt("Licence of these SAEs (the Hub's id, e.g. mit)")
+
+
+def _rehearse(planned: "Publication", private: bool, replace_card: bool) -> None:
+    """Print what would be uploaded; reads the repo if it can, and writes nothing."""
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    from sae_baselines.hub.leaks import redacted_logs  # noqa: PLC0415
+    from sae_baselines.hub.plan import total_size  # noqa: PLC0415
+    from sae_baselines.hub.remote import compare, read_remote  # noqa: PLC0415
+    from sae_baselines.hub.upload import check_target  # noqa: PLC0415
+
+    changes = None
+    try:
+        with redacted_logs():
+            remote = read_remote(HfApi(), planned.repo, planned.revision)
+    except UserError as error:
+        _say(f"The repo could not be read, so what is new is not known: {error}")
+    else:
+        changes = compare(planned, remote)
+        if not remote.exists:
+            _say(f"{planned.repo} is not there, or the token may not see it: it would be made.")
+        elif not remote.branch_exists:
+            _say(f"{planned.repo} has no branch {planned.revision}: it would start from main.")
+        try:
+            check_target(planned, remote, private, replace_card)
+        except UserError as error:
+            _say(f"As it is, publishing would stop: {error}")
+    states = {}
+    if changes is not None:
+        groups = (("new", changes.new), ("changed", changes.changed))
+        states = {file.path: word for word, files in groups for file in files}
+        states |= {file.path: "unchanged" for file in changes.unchanged}
+    table = Table("file", "size", "")
+    table.columns[1].justify = "right"
+    for file in planned.files:
+        table.add_row(Text(file.path), _size(file.size), states.get(file.path, ""))
+    for path in changes.gone if changes is not None else ():
+        table.add_row(Text(path), "", "deleted")
+    console.print(table)
+    total = f"{len(planned.files)} files, {_size(total_size(planned.files))}"
+    if changes is not None:
+        total += f"; to upload: {len(changes.upload)}, {_size(total_size(changes.upload))}"
+    _say(f"{total}. Nothing was uploaded.")
+    console.rule(planned.card.path)
+    typer.echo(planned.card_text, nl=False)
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} GB"
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,148 @@
+"""What goes wrong between here and the Hub, each in one line."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from sae_baselines.errors import UserError, one_line
+from sae_baselines.hub.leaks import redacted
+
+TOKENS = "https://huggingface.co/settings/tokens"
+AGAIN = "nothing here was changed; the same command goes on where it stopped"
+_QUOTA = ("quota", "storage limit", "storage is full", "exceed", "out of storage", "billing")
+# requests with huggingface_hub 0.x, httpx with 1.x.
+_TRANSPORT = ("requests", "urllib3", "httpx", "httpcore")
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str = "main") -> Iterator[None]:
+    """Turn what the Hub's client raises in the block into `UserError`.
+
+    Args:
+        repo: The repo, for messages.
+        revision: The branch, for messages.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = explained(error, repo, revision)
+        if message is None:
+            raise
+        # Without what was chained: it could hold addresses and headers.
+        raise UserError(redacted(message)) from None
+
+
+def explained(error: BaseException, repo: str, revision: str) -> str | None:
+    """The line to print; None for an error that is not of the Hub's client."""
+    chain = _chain(error)
+    for each in chain:
+        if isinstance(each, OfflineModeIsEnabled):
+            return f"{repo}: HF_HUB_OFFLINE is set; unset it to publish"
+        if isinstance(each, LocalTokenNotFoundError):
+            return no_token()
+        if isinstance(each, HFValidationError):
+            return f"repo: {one_line(each, 300)}"
+        status = _status(each)
+        if status is not None:
+            said = next((words for words in map(_words, chain) if words), "")
+            return _refused(each, status, said, repo, revision)
+    for each in chain:
+        if isinstance(each, ConnectionError | TimeoutError) or _of_transport(each):
+            return (
+                f"{repo}: the connection to {constants.ENDPOINT} failed "
+                f"({_kind(each)}); {AGAIN}"
+            )
+    words = one_line(error, 400)
+    if "Invalid metadata in README.md" in words:
+        return f"{repo}: the Hub does not take the card: {words}"
+    if "LFS batch API returned errors" in words:
+        return _full(words, repo) if _is_quota(words) else f"{repo}: {words}; {AGAIN}"
+    return None
+
+
+def no_token() -> str:
+    """What to do without a token."""
+    return (
+        "token: there is none; run 'hf auth login', or set HF_TOKEN, with a token that may "
+        f"write ({TOKENS})"
+    )
+
+
+def _refused(error: BaseException, status: int, words: str, repo: str, revision: str) -> str:
+    said = f" ({words})" if words else ""
+    if status in (402, 413, 507) or (status in (400, 403, 422) and _is_quota(words)):
+        return _full(words, repo)
+    if isinstance(error, RevisionNotFoundError):
+        return f"revision: {repo} has no {revision!r}; leave --revision away, or name a branch"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo}: is not there, or the token may not see it{said}"
+    if status == 401:
+        return (
+            f"token: the Hub refuses it{said}; make a new one that may write ({TOKENS}) and "
+            "run 'hf auth login', or set HF_TOKEN"
+        )
+    if status == 403:
+        return (
+            f"{repo}: the token may not write there{said}; use one with write access to "
+            f"{repo.split('/')[0]} ({TOKENS}), or another repo"
+        )
+    if status in (409, 412):
+        return f"{repo}: was changed by somebody else meanwhile{said}; run the command again"
+    if status == 429:
+        return f"{repo}: too many requests for now{said}; wait, then run the command again"
+    if status >= 500:
+        return f"{repo}: the Hub fails with {status}{said}; {AGAIN}"
+    return f"{repo}: the Hub refuses with {status}{said}; {AGAIN}"
+
+
+def _full(words: str, repo: str) -> str:
+    return (
+        f"{repo}: no room left on the Hub for {repo.split('/')[0]} ({words or 'quota'}); free "
+        "some or choose another owner, then run the command again"
+    )
+
+
+def _is_quota(words: str) -> bool:
+    return any(part in words.lower() for part in _QUOTA)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what caused it: uploads in threads wrap the cause."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def _status(error: BaseException) -> int | None:
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _words(error: BaseException) -> str:
+    """What the Hub said, without the client's advice."""
+    return one_line(ValueError(getattr(error, "server_message", None) or ""), 300)
+
+
+def _of_transport(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in _TRANSPORT
+
+
+def _kind(error: BaseException) -> str:
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    return words.removesuffix(" error").removesuffix("error") or "no answer"

@@ -1,0 +1,106 @@
+"""Nothing secret goes up, and no token is ever printed."""
+
+import json
+import logging
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+
+from sae_baselines.errors import UserError
+
+HIDDEN = "<hidden>"
+_TOKENS = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|(?:ghp|gho|ghs)_[A-Za-z0-9]{20,}"
+    r"|github_pat_\w{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})"
+)
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
+# Addresses of uploads are signed: who has the query may write.
+_QUERY = re.compile(r"((?:https?://|/)[^\s?'\"<>]+)\?[^\s'\"<>)]+")
+
+
+def redacted(text: str) -> str:
+    """The text with tokens, and queries of addresses, hidden."""
+    for own in _own_tokens():
+        text = text.replace(own, HIDDEN)
+    text = _TOKENS.sub(HIDDEN, text)
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    return _QUERY.sub(rf"\1?{HIDDEN}", text)
+
+
+def _own_tokens() -> list[str]:
+    token = get_token()
+    # A short one would hide parts of words.
+    return [token] if token and len(token) >= 8 else []
+
+
+@contextmanager
+def redacted_logs() -> Iterator[None]:
+    """Hide tokens in whatever any library logs in the block, to whatever handler."""
+    make = logging.getLogRecordFactory()
+
+    def careful(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        record.msg, record.args = redacted(record.getMessage()), ()
+        return record
+
+    logging.setLogRecordFactory(careful)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
+
+
+def refuse_secrets(where: str, content: bytes, study: Path) -> None:
+    """Raise if a file that will be published holds a token or says where the study is.
+
+    Args:
+        where: Its path in the repo, for the message.
+        content: Its bytes; of a safetensors file its header.
+        study: The study folder; its place and the home folder are not told.
+
+    Raises:
+        UserError: Naming file and line, never the token.
+    """
+    own = _own_tokens()
+    places = _places(study)
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+        if _TOKENS.search(line) or any(token in line for token in own):
+            raise UserError(
+                f"{where}, line {number}: holds what looks like an access token; take it out, "
+                "and revoke it if it is one"
+            )
+        if places and places.search(line):
+            raise UserError(
+                f"{where}, line {number}: says where the study lies on this machine; write it "
+                "again (results: sae-baselines eval, report: sae-baselines report)"
+            )
+
+
+def _places(study: Path) -> re.Pattern[str] | None:
+    """The home folder and the study's own place, as they stand in texts."""
+    known = {str(Path.home()), str(study.resolve())}
+    # A container's home may be "/", which says nothing.
+    named = [re.escape(place) for place in known if len(Path(place).parts) > 1]
+    return re.compile(rf"(?<![\w.])(?:{'|'.join(named)})(?![\w.-])") if named else None
+
+
+def safetensors_header(path: Path) -> bytes:
+    """The header of a safetensors file as JSON, a line per entry.
+
+    Raises:
+        UserError: It is not one.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError
+            header = json.loads(file.read(length))
+    except (struct.error, ValueError):
+        raise UserError(f"{path}: is not a safetensors file; train the member again") from None
+    return json.dumps(header, indent=1).encode()

@@ -1,0 +1,172 @@
+"""A study that is ready to be published, and every reason why one is not."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_lens.constants import SAE_CFG_FILENAME
+
+from sae_baselines.controls import kind_of
+from sae_baselines.errors import UserError
+from sae_baselines.evals.results import RESULTS_FILE, collect, load_results
+from sae_baselines.evals.store import EvalStore
+from sae_baselines.evals.study import load_study
+from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
+from sae_baselines.panel.plan import MemberKey, members_of, panels_of
+from sae_baselines.panel.spec import MemberSpec, PanelSpec, read_yaml
+from sae_baselines.report.build import Report
+from sae_baselines.report.context import ReportContext
+from sae_baselines.report.of_study import report_of_study, study_context
+from sae_baselines.report.tidy import Tidy, tidy
+from sae_baselines.report.write import report_files
+
+# Fields that other kinds of study have, and what makes those.
+_OTHER_KINDS = {"images": "vision train", "settings": "toy"}
+# They tell how the report was made (paths as typed, machine), not what it says.
+_HOW = {
+    "report.md": r"^## (For a sceptic|Provenance)\n.*?(?=^## |\Z)",
+    "report.html": r'^<section id="(sceptic|provenance)">.*?^</section>',
+}
+
+
+@dataclass(frozen=True)
+class SourceStudy:
+    """What is read of a study.
+
+    Attributes:
+        root: Its folder.
+        spec: Its spec.
+        record: The rest of study.yaml.
+        members: Every member that may be published, with what it was asked to be.
+        left_out: Names of members that hold weights of somebody else.
+        configs: Every member's cfg.json.
+        table: The results.
+        context: What the report is told besides them.
+        report: The report, built from both.
+        report_files: Its files, paths in the folder.
+    """
+
+    root: Path
+    spec: PanelSpec
+    record: dict[str, Any]
+    members: dict[MemberKey, MemberSpec]
+    left_out: tuple[str, ...]
+    configs: dict[MemberKey, dict[str, Any]]
+    table: Tidy
+    context: ReportContext
+    report: Report
+    report_files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def folder(self, key: MemberKey) -> Path:
+        """A member's folder."""
+        return StudyFolder(self.root).member(key)
+
+
+def read_source(root: Path) -> SourceStudy:
+    """Read a study; changes nothing in it.
+
+    Raises:
+        UserError: It is of another kind or unfinished, or its results or report are missing
+            or older than what they are made of.
+    """
+    _check_kind(root)
+    spec, record = load_study(root)
+    members = {key: m for p in panels_of(spec) for key, m in members_of(spec, p).items()}
+    folder = StudyFolder(root)
+    for key in members:
+        if not folder.is_trained(key) or folder.measurement(key) is None:
+            raise UserError(
+                f"study: {folder.member(key)} is not finished; run sae-baselines train with "
+                f"--out {root} --resume"
+            )
+    left_out = tuple(
+        dict.fromkeys(k.member for k, m in members.items() if _is_of_others(spec, m))
+    )
+    members = {key: m for key, m in members.items() if key.member not in left_out}
+    if not members:
+        raise UserError(
+            f"study: {root} holds no SAE to publish but rearranged weights of the published one"
+        )
+    configs = {
+        key: json.loads((folder.member(key) / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
+        for key in members
+    }
+    _check_results(root)
+    report = report_of_study(root)
+    files = report_files(report)
+    _check_report(root, files)
+    return SourceStudy(
+        root=root,
+        spec=spec,
+        record=record,
+        members=members,
+        left_out=left_out,
+        configs=configs,
+        table=tidy(load_results(root)),
+        context=study_context(root),
+        report=report,
+        report_files=tuple(files),
+    )
+
+
+def _is_of_others(spec: PanelSpec, member: MemberSpec) -> bool:
+    """Whether it is somebody else's SAE with something permuted, weights and all."""
+    kind = kind_of(member.constraint)
+    return spec.published is not None and kind is not None and not kind.untrained
+
+
+def _check_kind(root: Path) -> None:
+    path = root / STUDY_FILE
+    if not path.exists():
+        raise UserError(
+            f"study: {root} has no {STUDY_FILE}; train one with sae-baselines train"
+        )
+    told = read_yaml(path)
+    fields = told.get("spec") if isinstance(told, dict) else None
+    if not isinstance(fields, dict):
+        raise UserError(f"study: {path} holds no spec; train one with sae-baselines train")
+    for field, command in _OTHER_KINDS.items():
+        if field in fields:
+            raise UserError(
+                f"study: {root} was made by sae-baselines {command}; what can be published is "
+                "a study of a language model, made by sae-baselines train"
+            )
+
+
+def _check_results(root: Path) -> None:
+    """results.csv must be what the files of the study say, as far as they are there."""
+    table = load_results(root)
+    store = EvalStore(root)
+    there = all(store.result_file(r["suite"], r["name"]).exists() for r in store.records())
+    if there and not table.equals(collect(root)):
+        raise UserError(
+            f"results: {root / RESULTS_FILE} is not what the study's files say; run "
+            f"sae-baselines eval {root}, then sae-baselines report {root}"
+        )
+
+
+def _check_report(root: Path, files: Mapping[str, str | bytes]) -> None:
+    """The report on disk must be the one that the results give now."""
+    command = f"run sae-baselines report {root}"
+    for name, content in files.items():
+        path = root / name
+        if not path.is_file():
+            raise UserError(f"study: {root} has no {name}; {command}")
+        stored: str | bytes = path.read_bytes()
+        if isinstance(content, str):
+            stored, content = (_said(name, text) for text in (path.read_text("utf-8"), content))
+        if stored != content:
+            raise UserError(f"study: {path} is not what the results say now; {command}")
+
+
+def _said(name: str, text: str) -> str:
+    """Without the parts that tell how it was made."""
+    how = _HOW.get(name)
+    return re.sub(how, "", text, flags=re.MULTILINE | re.DOTALL) if how else text

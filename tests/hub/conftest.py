@@ -1,0 +1,73 @@
+"""A real study, trained, measured and reported once; and a Hub of its own for every test."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sae_baselines.evals.results import write_results
+from sae_baselines.hub import CardOptions, Publication, plan_publication
+from sae_baselines.panel import train_study
+from sae_baselines.panel.spec import spec_from_dict
+from sae_baselines.report.of_study import report_of_study
+from sae_baselines.report.write import write_report
+from tests.evals.hub_server import point_clients_at, serving
+from tests.hub.writable_hub import WRITER, Hub, WritableHandler
+from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
+
+REPO = "alice/tiny-baselines"
+MEMBERS = ("trained", "frozen_decoder", "random")
+SEEDS = (0, 3)
+
+
+def write_again(root: Path) -> None:
+    """results.csv and the report, of the study as it is."""
+    write_results(root)
+    write_report(report_of_study(root), root)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of a trained SAE, a frozen decoder and a control, at one L0."""
+    folder = tmp_path_factory.mktemp("published")
+    model = save_tiny_model(folder / "tiny-llama")
+    tiny_text().to_parquet(folder / "words.parquet")
+    panel = tiny_panel(
+        model,
+        str(folder / "words.parquet"),
+        members=list(MEMBERS),
+        seeds=list(SEEDS),
+        n_checkpoints=0,
+        training_tokens=128 * 60,
+        calibration_tokens=4096,
+        eval_tokens=4096,
+    )
+    root = folder / "study"
+    train_study(spec_from_dict(panel), root)
+    write_again(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def planned(study: Path) -> Publication:
+    return plan_publication(study, REPO, "main", CardOptions("mit"))
+
+
+@pytest.fixture
+def own_study(study: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(study, tmp_path / "study"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub that all clients of this process use, with a token that may write."""
+    made = Hub()
+    # Between two tries the client waits for seconds.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with serving(tmp_path, WritableHandler, hub=made) as endpoint:
+        point_clients_at(endpoint, tmp_path / "huggingface", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        yield made

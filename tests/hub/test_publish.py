@@ -1,0 +1,248 @@
+"""Publishing to a Hub that accepts commits, and loading back from it."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file, save_file
+
+from sae_baselines.errors import UserError
+from sae_baselines.hub import CardOptions, Publication, plan_publication, publish, upload
+from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
+from tests.hub.writable_hub import Commit, Hub
+
+FOLDERS = [f"batchtopk/l0_6/seed_{seed}/{m}" for seed in SEEDS for m in MEMBERS]
+OPTIONS = CardOptions("mit")
+# Another package's code runs in this test's process; here there is none but SAELens.
+STOCK = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "sae_baselines":
+            raise ImportError("sae_baselines is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+
+repo, folders, data = json.loads(sys.argv[1])
+x = load_file(f"{data}/x.safetensors")["x"]
+found = {}
+for folder in folders:
+    sae = SAE.from_pretrained(repo, folder)
+    latents = sae.encode(x)
+    found[folder + ":latents"], found[folder + ":out"] = latents, sae.decode(latents)
+assert not [name for name in sys.modules if name.startswith("sae_baselines")]
+save_file({k: v.detach().contiguous() for k, v in found.items()}, f"{data}/out.safetensors")
+"""
+
+
+def commits(hub: Hub) -> list[Commit]:
+    return hub.repos[REPO].branches["main"]
+
+
+def test_the_repo_holds_exactly_what_was_planned_the_card_after_the_saes(
+    planned: Publication, hub: Hub
+):
+    done = publish(planned)
+    files = hub.repos[REPO].head("main").files
+    expected = {file.path for file in planned.files}
+    assert set(files) == expected | {".gitattributes"}
+    for file in planned.files:
+        local = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+        assert files[file.path] == local
+    assert expected >= {"results.csv", "verdicts.csv", "report.md", "report.html", "study.yaml"}
+    assert {path.rpartition("/")[0] for path in expected if "seed_" in path} == set(FOLDERS)
+    # One commit per SAE, in SAELens' words, then one with everything else.
+    assert hub.messages(REPO)[1:-1] == [f"Upload SAE {folder}" for folder in FOLDERS]
+    last = commits(hub)[-1]
+    assert "README.md" in last.changed
+    assert not [path for path in last.changed if "seed_" in path]
+    assert (done.saes, done.uploaded, done.unchanged) == (6, len(expected), 0)
+    assert done.commit == last.sha
+
+
+@pytest.mark.usefixtures("hub")
+def test_stock_saelens_loads_every_member_and_computes_the_same(
+    planned: Publication, study: Path, tmp_path: Path
+):
+    publish(planned)
+    x = 20 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    arguments = json.dumps([REPO, FOLDERS, str(tmp_path)])
+    run = subprocess.run(
+        [sys.executable, "-c", STOCK, arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = load_file(tmp_path / "out.safetensors")
+    assert len(found) == 2 * len(FOLDERS)
+    for seed in SEEDS:
+        for member in MEMBERS:
+            sae = SAE.load_from_disk(study / f"panels/batchtopk_l0_6_seed_{seed}/{member}")
+            latents = sae.encode(x)
+            folder = f"batchtopk/l0_6/seed_{seed}/{member}"
+            assert torch.equal(found[f"{folder}:latents"], latents)
+            assert torch.equal(found[f"{folder}:out"], sae.decode(latents))
+            assert latents.count_nonzero() > 0
+
+
+def test_publishing_again_uploads_nothing(planned: Publication, study: Path, hub: Hub):
+    publish(planned)
+    hub.requests.clear()
+    # Read anew from the folder: nothing in what is published depends on when.
+    done = publish(plan_publication(study, REPO, "main", OPTIONS))
+    assert (done.uploaded, done.deleted, done.commit) == (0, 0, "")
+    assert done.unchanged == len(planned.files)
+    assert hub.writes() == []
+    assert len(commits(hub)) == len(FOLDERS) + 2
+
+
+def test_only_what_changed_is_uploaded(own_study: Path, planned: Publication, hub: Hub):
+    publish(planned)
+    before = len(commits(hub))
+    member = own_study / "panels/batchtopk_l0_6_seed_3/random"
+    weights = load_file(member / "sae_weights.safetensors")
+    weights["b_dec"] += 1
+    save_file(weights, member / "sae_weights.safetensors")
+    hub.requests.clear()
+    done = publish(plan_publication(own_study, REPO, "main", OPTIONS))
+    changed = commits(hub)[before:]
+    assert [c.message for c in changed] == ["Upload SAE batchtopk/l0_6/seed_3/random"]
+    assert (done.uploaded, done.saes, done.commit) == (1, 1, changed[0].sha)
+    assert [p for m, p in hub.requests if m == "PUT"] != []
+    assert len([p for m, p in hub.requests if m == "PUT"]) == 1
+
+    measured = member / "measurement.json"
+    told = json.loads(measured.read_text())
+    measured.write_text(json.dumps({**told, "explained_variance": -0.75}))
+    write_again(own_study)
+    hub.requests.clear()
+    publish(plan_publication(own_study, REPO, "main", OPTIONS))
+    assert len(commits(hub)) == before + 2
+    last = commits(hub)[-1]
+    assert {"results.csv", "verdicts.csv", "report.md", "README.md"} <= set(last.changed)
+    assert "study.yaml" not in last.changed
+    assert not [path for path in last.changed if "seed_" in path]
+    assert not [p for m, p in hub.requests if m == "PUT"]
+
+
+def test_an_interrupted_publish_goes_on_where_it_stopped(planned: Publication, hub: Hub):
+    hub.failures["POST", "/commit/main"] = "drop"
+    hub.after = 2
+    with pytest.raises(UserError, match="the same command goes on") as stopped:
+        publish(planned)
+    assert "\n" not in str(stopped.value)
+    assert hub.messages(REPO)[1:] == [f"Upload SAE {folder}" for folder in FOLDERS[:2]]
+    assert "README.md" not in hub.repos[REPO].head("main").files
+    hub.failures.clear()
+    hub.requests.clear()
+    done = publish(planned)
+    assert done.saes == len(FOLDERS) - 2
+    assert hub.messages(REPO)[1:-1] == [f"Upload SAE {folder}" for folder in FOLDERS]
+    # The third SAE's weights had arrived, only its commit had not.
+    uploads = [path for method, path in hub.requests if method == "PUT"]
+    assert len(uploads) == len(set(uploads)) == 2 * (len(FOLDERS) - 3)
+    assert publish(planned).uploaded == 0
+
+
+def test_control_c_leaves_what_is_there_and_the_next_run_goes_on(
+    planned: Publication, hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    real = upload.upload_saes_to_huggingface
+
+    def first_only(saes: dict[str, Path], *arguments: object, **options: object) -> None:
+        real(dict([next(iter(saes.items()))]), *arguments, **options)  # pyright: ignore[reportArgumentType]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upload, "upload_saes_to_huggingface", first_only)
+        with pytest.raises(KeyboardInterrupt):
+            publish(planned)
+    assert len(commits(hub)) == 2
+    assert publish(planned).saes == len(FOLDERS) - 1
+
+
+def test_what_an_earlier_publish_left_over_goes_and_nothing_else(
+    planned: Publication, hub: Hub
+):
+    publish(planned)
+    tree = commits(hub)[-1].files
+    own = {"LICENSE": b"mine", "figures/mine.png": b"mine", "batchtopk/notes.txt": b"mine"}
+    tree.update(own)
+    old = f"{FOLDERS[-1]}/sae_weights.safetensors"
+    figure = next(f.path for f in planned.others if f.path.endswith(".svg"))
+    fewer = dataclasses.replace(
+        planned,
+        members={k: v for k, v in planned.members.items() if k != FOLDERS[-1]},
+        others=tuple(f for f in planned.others if f.path != figure),
+    )
+    done = publish(fewer)
+    last = commits(hub)[-1]
+    gone = {f.path for f in planned.members[FOLDERS[-1]]} | {figure}
+    assert old in gone
+    assert set(last.deleted) == gone
+    assert done.deleted == 4
+    assert own.items() <= last.files.items()
+
+
+def test_a_manifest_that_was_tampered_with_deletes_nothing_of_the_user(
+    planned: Publication, hub: Hub
+):
+    card = planned.card_text.replace('"figures": [', '"figures": ["LICENSE", "../x", ')
+    card = card.replace('"members": [', '"members": [".", "figures", "data/l0_6", ')
+    files = {"LICENSE": b"mine", "cfg.json": b"mine", "figures/cfg.json": b"mine"}
+    hub.make(REPO, {**files, "README.md": card.encode()})
+    assert publish(planned).deleted == 0
+    assert files.items() <= hub.repos[REPO].head("main").files.items()
+
+
+def test_a_card_of_somebody_else_is_not_overwritten_in_silence(planned: Publication, hub: Hub):
+    hub.make(REPO, {"README.md": b"---\nlicense: mit\n---\n# mine\n"})
+    with pytest.raises(UserError, match="--replace-card"):
+        publish(planned)
+    assert hub.writes() == []
+    publish(planned, replace_card=True)
+    assert hub.repos[REPO].head("main").files["README.md"] == planned.card.source
+
+
+def test_a_repo_of_another_study_is_refused(planned: Publication, hub: Hub):
+    publish(planned)
+    hub.requests.clear()
+    other = dataclasses.replace(planned, study="other")
+    with pytest.raises(UserError, match="holds study 'tiny', not 'other'"):
+        publish(other)
+    assert hub.writes() == []
+    # Asked for, it replaces; the other study's SAEs stay.
+    assert publish(other, replace_card=True).deleted == 0
+
+
+def test_private_is_private_and_a_public_repo_is_not_taken_for_it(
+    planned: Publication, hub: Hub
+):
+    publish(planned, private=True)
+    assert hub.repos[REPO].private
+    hub.make(REPO)
+    with pytest.raises(UserError, match=r"private: .* is public"):
+        publish(planned, private=True)
+    assert len(commits(hub)) == 1
+
+
+def test_a_branch_is_made_and_compared_with_where_it_starts(planned: Publication, hub: Hub):
+    publish(planned)
+    branch = dataclasses.replace(planned, revision="v2")
+    assert publish(branch).uploaded == 0
+    assert set(hub.repos[REPO].branches) == {"main", "v2"}
+    assert len(commits(hub)) == len(FOLDERS) + 2
