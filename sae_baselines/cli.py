@@ -1,6 +1,5 @@
 """Command line: parse, call one function, print."""
 
-import itertools
 import json
 import logging
 import runpy
@@ -12,14 +11,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from safetensors import SafetensorError
 
-from sae_baselines.architectures import baseline_architectures
+from sae_baselines.cli_check import app as check_app
 from sae_baselines.cli_controls import app as controls_app
 from sae_baselines.cli_drift import app as drift_app
 from sae_baselines.cli_evals import app as evals_app
+from sae_baselines.cli_find import app as find_app
+from sae_baselines.cli_hub import app as hub_app
 from sae_baselines.cli_toy import app as toy_app
 from sae_baselines.cli_vision import app as vision_app
 from sae_baselines.demo.assets import AssetError
@@ -29,12 +29,14 @@ from sae_baselines.evals.presets import preset_evals_yaml
 from sae_baselines.evals.settings import store_spec
 from sae_baselines.evals.spec import has_eval_spec, load_eval_spec
 from sae_baselines.panel import PanelSpec, StudyResult, load_spec, spec_to_yaml, train_study
+from sae_baselines.panel.folder import STUDY_FILE
 from sae_baselines.panel.presets import preset as named_preset
 from sae_baselines.panel.presets import preset_names
 from sae_baselines.panel.runner import InterruptedTrainingError
 from sae_baselines.panel.spec import json_schema
 from sae_baselines.panel.table import notes, tables
 from sae_baselines.version import __version__
+from sae_baselines_command.known import completing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,10 +48,13 @@ app = typer.Typer(
 console = Console(width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True)
 app.add_typer(evals_app)
+app.add_typer(check_app)
+app.add_typer(find_app)
 app.add_typer(controls_app)
 app.add_typer(vision_app, name="vision")
 app.add_typer(drift_app)
 app.add_typer(toy_app)
+app.add_typer(hub_app)
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")]
@@ -102,6 +107,18 @@ def _train(spec: PanelSpec, out: Path, resume: bool) -> None:
         )
 
 
+def _require_panel_file(panel: Path) -> None:
+    if (panel / STUDY_FILE).is_file():
+        raise UserError(
+            f"panel: {panel} is a study; name the panel file it was made from, with --resume"
+        )
+    if not panel.is_file():
+        raise UserError(
+            f"panel: there is no file {panel}; make one with sae-baselines preset pythia-70m > "
+            f"{panel}"
+        )
+
+
 @app.command()
 def train(
     panel: Annotated[Path, typer.Argument(help="Panel file (YAML).")],
@@ -117,6 +134,7 @@ def train(
     - `sae-baselines train panel.yaml`
     - `sae-baselines train panel.yaml --out studies/first --resume`
     """
+    _require_panel_file(panel)
     spec = load_spec(panel)
     if device is not None:
         spec.device = device
@@ -163,7 +181,12 @@ def demo(
 
 @app.command()
 def preset(
-    name: Annotated[str | None, typer.Argument(help="Preset; without one, lists them.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Preset; without one, lists them.", autocompletion=completing(preset_names)
+        ),
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
 ) -> None:
     """Print a ready panel file: the paper's settings, and a small one.
@@ -182,31 +205,31 @@ def preset(
     typer.echo(spec_to_yaml(named_preset(name)) + preset_evals_yaml(name), nl=False)
 
 
-@app.command("list")
-def list_architectures() -> None:
-    """List the baselines registered with SAELens: name, base, what is frozen, what learns."""
-    table = Table("architecture", "base", "frozen", "learned")
-    for name, twin in baseline_architectures().items():
-        if name == twin.name:
-            table.add_row(name, twin.base, twin.constraint.frozen, twin.constraint.learned)
-    console.print(table)
-
-
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )
-def saelens(context: typer.Context) -> None:
+def saelens(
+    context: typer.Context,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="Name registered with SAELens.",
+            autocompletion=completing(lambda: SAE_TRAINING_CLASS_REGISTRY),
+        ),
+    ] = None,
+) -> None:
     """SAELens' own training command, with the baselines registered.
 
     Example: `sae-baselines saelens --architecture frozen_decoder --d_in 512 --d_sae 8192 ...`
     """
-    arguments = context.args
-    for flag, value in itertools.pairwise(arguments):
-        if flag == "--architecture" and value not in SAE_TRAINING_CLASS_REGISTRY:
-            hint = did_you_mean(value, list(SAE_TRAINING_CLASS_REGISTRY))
-            raise UserError(f"architecture: {value!r} is unknown; {hint}")
-    sys.argv = ["sae_lens.llm_sae_training_runner", *context.args]
+    arguments = list(context.args)
+    if architecture is not None:
+        if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+            hint = did_you_mean(architecture, list(SAE_TRAINING_CLASS_REGISTRY))
+            raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
+        arguments = ["--architecture", architecture, *arguments]
+    sys.argv = ["sae_lens.llm_sae_training_runner", *arguments]
     sys.modules.pop("sae_lens.llm_sae_training_runner", None)
     try:
         runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")

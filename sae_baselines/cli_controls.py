@@ -11,6 +11,7 @@ from rich.table import Table
 from sae_baselines.constraints.covariance_file import read_tensor
 from sae_baselines.controls import CONTROLS, control_names, make_control
 from sae_baselines.errors import UserError
+from sae_baselines_command.known import completing
 
 app = typer.Typer(rich_markup_mode="markdown")
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -22,7 +23,10 @@ def control(
         str | None,
         typer.Argument(help="SAELens folder or release:sae_id; without one, lists the kinds."),
     ] = None,
-    kind: Annotated[str, typer.Option(help=", ".join(control_names()))] = "random",
+    kind: Annotated[
+        str,
+        typer.Option(help=", ".join(control_names()), autocompletion=completing(control_names)),
+    ] = "random",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the new SAE.")
     ] = None,
@@ -50,7 +54,7 @@ def control(
       --out null`
     """
     if source is None:
-        _list()
+        console.print(controls_table())
         return
     if out is None:
         raise UserError("out: name a folder for the control, e.g. --out control")
@@ -78,9 +82,10 @@ def control(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _list() -> None:
+def controls_table() -> Table:
+    """The kinds of controls, and what each is the null for."""
     table = Table("kind", "made as", "the null for")
     for kind in CONTROLS.values():
         schemes = "".join(f"\n{kind.name}:{s}" for s in kind.schemes[1:])
         table.add_row(kind.name + schemes, kind.what, kind.null_for)
-    console.print(table)
+    return table

@@ -8,9 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sae_baselines.architectures import base_architectures
 from sae_baselines.panel.spec import load_spec, spec_from_dict, spec_to_dict, spec_to_yaml
+from sae_baselines.synthetic.generator import SETTINGS
 from sae_baselines.synthetic.spec import ToySpec, quick_spec
 from sae_baselines.synthetic.train import train_toy
+from sae_baselines_command.known import completing
 
 app = typer.Typer()
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -35,10 +38,17 @@ def toy(
     samples: Annotated[int | None, typer.Option(help="Training samples.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="Only this setting (repeatable).")
+        list[str] | None,
+        typer.Option(
+            help="Only this setting (repeatable).", autocompletion=completing(lambda: SETTINGS)
+        ),
     ] = None,
     architecture: Annotated[
-        list[str] | None, typer.Option(help="Only this architecture (repeatable).")
+        list[str] | None,
+        typer.Option(
+            help="Only this architecture (repeatable).",
+            autocompletion=completing(base_architectures),
+        ),
     ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Print the study file and stop.")

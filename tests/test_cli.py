@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sae_baselines.cli import app
+from sae_baselines.errors import UserError
 from sae_baselines.evals import load_eval_spec
 from sae_baselines.panel.spec import load_spec
 
@@ -21,14 +24,14 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "demo", "preset", "list", "eval", "doctor", "report", "check"]
+    "command",
+    ["train", "demo", "preset", "list", "show", "eval", "doctor", "report", "check", "drift"],
 )
-def test_help_of_every_command(command: str):
-    result = _run(command, "--help")
-    assert result.returncode == 0
-    assert "Usage" in result.stdout
-    if command != "list":
-        assert "Example" in result.stdout
+def test_help_of_every_command_has_an_example(command: str):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+    assert "Example" in result.output
 
 
 def test_a_preset_is_a_panel_file(tmp_path: Path):
@@ -38,12 +41,6 @@ def test_a_preset_is_a_panel_file(tmp_path: Path):
     panel.write_text(result.stdout)
     assert load_spec(panel).name == "pythia-70m"
     assert list(load_eval_spec(panel).suites) == ["core", "sparse_probing_sae_probes"]
-
-
-def test_list_names_the_baselines():
-    result = _run("list")
-    assert result.returncode == 0
-    assert "frozen_decoder_jumprelu" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -79,3 +76,23 @@ def test_import_stays_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nothing.yaml"), "there is no file nothing.yaml; make one with"),
+        (("train", "study"), "study is a study; name the panel file"),
+        (("report", "nothing"), "there is no folder nothing"),
+    ],
+)
+def test_what_is_not_there_is_named_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.yaml").write_text("spec: {}")
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
