@@ -12,20 +12,21 @@ from typing import Any
 
 from drift_cost import cost_table
 from render import panel_table, step_time_tables
-from render_sparse import growth_tables, peer_table, step_tables
+from render_sparse import aims_table, growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 
 HERE = Path(__file__).parent
 Render = Callable[[dict[str, Any]], str]
 # README, marker -> results and how they are shown, in order.
 BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
-    ("README.md", "benchmarks"): [
+    ("README.md", "benchmarks"): [("sparse_step_cpu", aims_table)],
+    ("benchmarks/README.md", "step"): [
         ("sparse_step_cpu", step_tables),
         ("peers_cpu", peer_table),
         ("sparse_panel", panel_tables),
-        ("panel_vs_runs", panel_table),
     ],
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
+    ("benchmarks/README.md", "panels"): [("panel_vs_runs", panel_table)],
     ("benchmarks/README.md", "drift"): [("drift_cost_cpu", cost_table)],
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
 }

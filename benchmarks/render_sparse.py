@@ -38,6 +38,14 @@ def step_tables(record: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
+def aims_table(record: dict[str, Any]) -> str:
+    """Aims alone, per precision: the one table of the package's README."""
+    out = []
+    for run in record["runs"]:
+        out += [f"**Sparse step: {_shape(run)} ({machine(record)})**", "", _aims(run), ""]
+    return "\n".join(out)
+
+
 def _shape(run: dict[str, Any]) -> str:
     shape = run["shape"]
     precision = f"{run['dtype']}{' with bfloat16 autocast' if run['autocast'] else ''}"

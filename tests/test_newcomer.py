@@ -1,0 +1,73 @@
+"""The README's way from nothing to a published baseline, as it is written there."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.evals.hub_server import point_clients_at, serving
+from tests.hub.writable_hub import WRITER, Hub, WritableHandler
+
+ROOT = Path(__file__).parents[1]
+# Stock SAELens, in a process that does not know of this package.
+STOCK = """
+import sys
+from sae_lens import SAE
+sae = SAE.from_pretrained("user/repo", "batchtopk/l0_32/seed_0/frozen_decoder")
+assert "sae_baselines" not in sys.modules
+print(sae.cfg.architecture(), sae.cfg.d_sae)
+"""
+
+
+def commands() -> list[list[str]]:
+    """The README's lines, without their comments."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## From nothing")[1]
+    block = re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0]
+    return [shlex.split(line, comments=True) for line in block.splitlines()]
+
+
+def run(*words: str) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_from_nothing_to_a_published_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    made, activated, *rest = commands()
+    # What the Makefile makes of these two, with fewer tokens.
+    assert (made, activated[0]) == (["make", "demo"], "source")
+    assert "$(BIN)/sae-baselines demo $(ARGS)" in (ROOT / "Makefile").read_text()
+    sae_baselines = (sys.executable, "-m", "sae_baselines_command")
+    run(*sae_baselines, "demo", "--tokens", "8192")
+
+    hub = Hub()
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with serving(tmp_path, WritableHandler, hub=hub) as endpoint:
+        point_clients_at(endpoint, tmp_path / "huggingface", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        # Whose token it is.
+        monkeypatch.setattr("tests.hub.writable_hub.OWNER", "user")
+        printed = {words[1]: run(*sae_baselines, *words[1:]) for words in rest}
+        assert list(printed) == ["show", "eval", "report", "publish"]
+        assert len(re.findall(r"│ yes +│", printed["show"])) == 3
+        assert "failed 0" in printed["eval"]
+        assert "Nothing was uploaded" in printed["publish"]
+        assert (tmp_path / "studies" / "demo" / "report.html").is_file()
+
+        publish = [word for word in rest[-1][1:] if word != "--dry-run"]
+        assert "(4 SAEs)" in run(*sae_baselines, *publish)
+        assert run(sys.executable, "-c", STOCK).split() == ["jumprelu", "4608"]
+        one = "user/repo:batchtopk/l0_32/seed_0/frozen_decoder"
+        told = json.loads(run(*sae_baselines, "show", one, "--json"))
+        assert told["claim"]["holds"] is True
+        assert told["trained_as"] == "frozen_decoder"
