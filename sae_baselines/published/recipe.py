@@ -14,6 +14,7 @@ from sae_baselines.architectures import get_twin
 from sae_baselines.errors import UserError
 from sae_baselines.panel.spec import (
     PER_TOKEN_NORMS,
+    ModelSpec,
     PanelSpec,
     PublishedSpec,
     has_integer_k,
@@ -130,8 +131,6 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
         "dataset", options.dataset, meta.get("dataset_path"), "the SAE does not name its text"
     )
     tokens = options.tokens or options.overrides.get("training_tokens")
-    if tokens is None and published.training_tokens is None:
-        notes.append("its token budget is not recorded")
     tokens = given(
         "tokens",
         tokens,
@@ -144,10 +143,9 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
             f"its config names the text {recorded_text}; here everything is trained and "
             f"measured on {Path(str(dataset)).name if Path(str(dataset)).exists() else dataset}"
         )
-    else:
-        notes.append(
-            "it may have seen text that is held out from the others, which favours it if at all"
-        )
+    notes.append(
+        "it may have seen text that is held out from the others, which favours it if at all"
+    )
     local = Path(str(dataset)).exists()
     panel: dict[str, Any] = {
         "name": _name(published.shown),
@@ -232,7 +230,7 @@ def spec_at(
         "d_in": published.sae.cfg.d_in,
         "d_sae": published.sae.cfg.d_sae,
         "hook_name": recipe.fields["hook_name"],
-        "model_name": recipe.fields["model"]["label"] or recipe.fields["model"]["name"],
+        "model_name": ModelSpec(**recipe.fields["model"]).recorded_name,
         "l0_measured": l0_measured,
         "l0_recorded": published.l0,
         "tokens_recorded": published.training_tokens,

@@ -120,7 +120,9 @@ def _answer(checked: Checked, context: ReportContext) -> list[Block]:
         return [Text("There is no score of the published SAE to place; the caveats say why.")]
     sentences = []
     if checked.placed:
-        sentences += [_against_random(checked.placed), _predicted(checked.placed)]
+        sentences.append(_against_random(checked.placed))
+        if not all(p.silent for p in checked.placed):
+            sentences.append(_predicted(checked.placed))
     else:
         sentences.append("No random SAE is here to place it among.")
     own = [p for p in checked.placements if p.constraint == TRAINED]

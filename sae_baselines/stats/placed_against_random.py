@@ -19,8 +19,8 @@ class PlacedAgainstRandom:
         l0: Target L0.
         suite: Suite.
         metric: Metric.
-        above_all: Whether it is better than every seed of every random member; None where one
-            of them gives no placement.
+        above_all: Whether it is better than every seed of every random member; None where that
+            hangs on one that gives no placement.
         reason: Why, in one sentence.
         p: Largest prediction p-value over the members; None where one has none.
         p_adjusted: After Holm over metrics.
@@ -29,6 +29,7 @@ class PlacedAgainstRandom:
             better than the smallest share of): the one that the published SAE is least above.
         not_above: Members that it is not above all seeds of.
         members: All of them.
+        silent: Those that give no placement.
     """
 
     architecture: str
@@ -43,6 +44,7 @@ class PlacedAgainstRandom:
     closest: str
     not_above: tuple[str, ...]
     members: tuple[str, ...]
+    silent: tuple[str, ...]
 
 
 def placed_against_random(items: Sequence[Placement]) -> list[PlacedAgainstRandom]:
@@ -83,32 +85,36 @@ def _combine(
     untested = [i for i in items if i.p_prediction is None]
     ranks = [i.p_exchangeable for i in items if i.p_exchangeable is not None]
     below = tuple(i.member for i in items if i.placed and not i.is_above)
-    closest = max(items, key=_closeness)
-    above: bool | None = not below
-    if mute:
-        above = None
-        reason = f"no placement among {mute[0].member}: {mute[0].reason}"
-    elif below:
-        named = ", ".join(f"{i.word} ({i.member})" for i in items if not i.is_above)
-        reason = f"not above every random seed: {named}"
-    else:
+    # One that it is not above settles it, whatever the others would say.
+    closest = max([i for i in items if i.placed] if below else items, key=_closeness)
+    reasons = []
+    if below:
+        named = ", ".join(
+            f"{i.word} ({i.member})" for i in items if i.placed and not i.is_above
+        )
+        reasons.append(f"not above every random seed: {named}")
+    elif not mute:
         seeds = sum(i.n_seeds for i in items)
-        reason = (
+        reasons.append(
             f"above all {seeds} seeds of {len(items)} random "
             f"member{'' if len(items) == 1 else 's'}; the closest is {closest.member}"
         )
-    if untested and not mute:
-        reason += f"; no prediction p, as {untested[0].member} has {_why_untested(untested[0])}"
+    if mute:
+        reasons.append(f"no placement among {mute[0].member}: {mute[0].reason}")
+    elif untested:
+        why = _why_untested(untested[0])
+        reasons.append(f"no prediction p, as {untested[0].member} has {why}")
     return PlacedAgainstRandom(
         *key,
-        above_all=above,
-        reason=reason,
+        above_all=False if below else None if mute else True,
+        reason="; ".join(reasons),
         p=None if untested else max(_or_one(i.p_prediction) for i in items),
         p_adjusted=None if untested else p_adjusted,
         p_exchangeable=max(ranks) if len(ranks) == len(items) else None,
         closest=closest.member,
         not_above=below,
         members=tuple(i.member for i in items),
+        silent=tuple(i.member for i in mute),
     )
 
 

@@ -400,6 +400,18 @@ def test_no_placement_among_one_is_none_among_all():
     assert found.closest == "random"
 
 
+def test_one_that_it_is_not_above_settles_it_though_another_gives_no_placement():
+    nulls = {"frozen_decoder": NULL, "random": NULL}
+    (found,) = placed_against_random(placements(study(0.1, nulls, l0={"random": 40})))
+    assert found.above_all is False
+    assert found.p is found.p_adjusted is found.p_exchangeable is None
+    assert (found.closest, found.not_above) == ("frozen_decoder", ("frozen_decoder",))
+    start = (
+        "not above every random seed: below all 5 seeds (frozen_decoder); no placement among"
+    )
+    assert found.reason.startswith(start)
+
+
 def test_one_seed_gives_no_prediction_over_all():
     (found,) = placed_against_random(
         placements(study(0.6, {"frozen_decoder": NULL, "random": (0.1,)}))
