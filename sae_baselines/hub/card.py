@@ -121,8 +121,9 @@ def make_card(
         datasets=[dataset] if dataset else None,
         tags=_tags(source),
     )
-    figures = tuple(path for path in published if path.startswith("figures/"))
-    manifest = Manifest(source.name, tuple(folders.values()), figures)
+    paths = tuple(path for path in published if path.startswith("figures/"))
+    manifest = Manifest(source.name, tuple(folders.values()), paths)
+    figures = parts.figures(source)
     body = (
         environment(False, "sae_baselines.hub")
         .get_template("card.md.j2")
@@ -142,9 +143,15 @@ def make_card(
             left_out=parts.left_out(source),
             question=parts.question(source),
             answer=parts.answer(source),
+            strips=parts.strips(source)[: parts.FIGURES_SHOWN],
+            second_question=parts.second_question(source),
+            second_answer=parts.second_answer(source),
             verdicts=parts.verdict_blocks(source),
-            first_figures=parts.figures(source)[: parts.FIGURES_SHOWN],
-            more_figures=parts.figures(source)[parts.FIGURES_SHOWN :],
+            first_figures=figures[: parts.FIGURES_SHOWN],
+            more_figures=[
+                *parts.strips(source)[parts.FIGURES_SHOWN :],
+                *figures[parts.FIGURES_SHOWN :],
+            ],
             caveats=parts.caveat_blocks(source),
             training=parts.training(source, model, dataset),
             evaluation=parts.evaluation(source),

@@ -179,10 +179,31 @@ def answer(source: SourceStudy) -> list[Block]:
     placed = [s for s in source.report.sections if s.id == "published"]
     if placed:
         return [block for block in placed[0].blocks if block.kind != "figures"]
-    found = source.report.against_random
-    if not found:
+    if not source.report.against_random:
         return [Text("Nothing could be compared with random; report.md says why.")]
-    return [block for block in sections.answer(found) if isinstance(block, Bullets)]
+    return _beats_random(source)
+
+
+def _beats_random(source: SourceStudy) -> list[Block]:
+    found = sections.answer(source.report.against_random)
+    return [block for block in found if isinstance(block, Bullets)]
+
+
+def second_question(source: SourceStudy) -> str:
+    """Of a check: heading of what is said of the SAE that was trained here; "" for nothing."""
+    if source.spec.published is None or not source.report.against_random:
+        return ""
+    return next(s.title for s in source.report.sections if s.id == "answer")
+
+
+def second_answer(source: SourceStudy) -> list[Block]:
+    """What stands under `second_question`."""
+    return _beats_random(source) if second_question(source) else []
+
+
+def strips(source: SourceStudy) -> list[Figure]:
+    """Of a check: the published SAE among the others' seeds."""
+    return [f for f in source.report.figures if "-published-" in f.name]
 
 
 def verdict_blocks(source: SourceStudy) -> list[Block]:
@@ -243,8 +264,9 @@ def _verdict_row(source: SourceStudy, group: Group, v: Verdict) -> Row:
 
 
 def figures(source: SourceStudy) -> list[Figure]:
-    """All figures, differences first: they show what verdicts are made of."""
-    return sorted(source.report.figures, key=lambda figure: "-differences" not in figure.name)
+    """All others, differences first: they show what verdicts are made of."""
+    others = [f for f in source.report.figures if "-published-" not in f.name]
+    return sorted(others, key=lambda figure: "-differences" not in figure.name)
 
 
 def caveat_blocks(source: SourceStudy) -> list[Block]:

@@ -164,6 +164,10 @@ def test_their_sae_is_not_published_again(study: Path, hub: Hub) -> None:
     assert theirs not in files.values()
     card = files["README.md"].decode()
     assert SOURCE in card
+    # What is said of theirs, with figures, and then what is said of ours, with figures.
+    order = ("## Where the published SAE falls", "-published-batchtopk", "## Does the SAE that")
+    places = [card.index(words) for words in (*order, "-differences-batchtopk")]
+    assert places == sorted(places)
     assert str(study.parent) not in "".join(
         files[p].decode() for p in files if p.endswith((".md", ".yaml", ".csv", ".html"))
     )
