@@ -173,7 +173,7 @@ def check(
         report_study(root)
         return
     if asked is not None:
-        evals = evals.only(asked)
+        evals = evals.only([name for name in asked if name != PANEL_SUITE])
     subject = subject_of_panel(spec, evals)
     require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
     train_study(spec, root, resume=True, model=model_loaded)
@@ -220,6 +220,8 @@ def _overrides(config: Path | None) -> dict[str, Any]:
     fixed = sorted({"published", "d_sae", "d_in", "expansion", "l0"} & set(data))
     if fixed:
         raise UserError(f"{config}: {fixed[0]} is the SAE's own; leave it away")
+    if "architecture" in data:
+        raise UserError(f"{config}: architecture: use --architecture")
     return {name: value for name, value in data.items() if name != "evals"}
 
 

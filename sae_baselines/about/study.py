@@ -7,7 +7,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
 from sae_baselines.about.sae import AboutSAE, about_sae
 from sae_baselines.errors import UserError
-from sae_baselines.panel.folder import STUDY_FILE
+from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
 
 
 def is_study(folder: Path) -> bool:
@@ -16,7 +16,7 @@ def is_study(folder: Path) -> bool:
 
 
 def members_of_study(folder: Path, covariance: Path | None = None) -> Iterator[AboutSAE]:
-    """Every finished member, by folder.
+    """Every finished member, by folder; the published SAE of a check comes last.
 
     Args:
         folder: A study.
@@ -25,7 +25,7 @@ def members_of_study(folder: Path, covariance: Path | None = None) -> Iterator[A
     Raises:
         UserError: None is finished, or one is damaged.
     """
-    members = sae_folders(folder / "panels")
+    members = [*sae_folders(folder / "panels"), *sae_folders(StudyFolder(folder).published)]
     if not members:
         raise UserError(
             f"study: {folder} has no finished member; run sae-baselines train ... --resume"

@@ -154,6 +154,11 @@ class _Machine:
         else:
             problems += self.model_problems if need.model else []
             problems += self.device_problems(need)
+            if not need.reads_what_the_sae_reads(self.subject):
+                problems.append(
+                    "these SAEs read a model whose writing weights are centred "
+                    "(center_writing_weights), and this suite reads it as it is; use core"
+                )
         warnings += self._reach(need, options or given)
         return Diagnosis(suite.name, tuple(dict.fromkeys(problems)), tuple(warnings))
 

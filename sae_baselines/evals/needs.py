@@ -36,12 +36,19 @@ class Needs:
         data: Whether it loads datasets from the Hub (unless they are cached).
         judge: Whether it asks a language model behind an API.
         disk: Least bytes that it writes to the cache of activations; None if few.
+        as_sae_says: Whether it loads the model with the options that the SAE's config names;
+            the others of SAEBench 0.6 always read it unprocessed.
     """
 
     model: bool = True
     data: bool = True
     judge: bool = False
     disk: Disk | None = None
+    as_sae_says: bool = False
+
+    def reads_what_the_sae_reads(self, subject: Subject) -> bool:
+        """Whether the suite gives the SAEs the activations that they were trained on."""
+        return not (self.model and subject.centred) or self.as_sae_says
 
 
 def _probing(subject: Subject, options: Mapping[str, Any]) -> float:
@@ -59,7 +66,7 @@ def _scr_and_tpp(subject: Subject, options: Mapping[str, Any]) -> float:
 
 
 NEEDS: dict[str, Needs] = {
-    "core": Needs(),
+    "core": Needs(as_sae_says=True),
     "sparse_probing": Needs(disk=_probing),
     "sparse_probing_sae_probes": Needs(data=False),  # its datasets come with the package
     "ravel": Needs(),

@@ -140,7 +140,7 @@ def subject_of(
         UserError: They belong to different models or hooks, which no comparison bridges, or
             do not name theirs.
     """
-    found: dict[tuple[str, str, int], str] = {}
+    found: dict[tuple[str, str, int, bool], str] = {}
     widths = []
     for target in targets:
         sae = target.load()
@@ -152,12 +152,17 @@ def subject_of(
                 f"{target.name}: its metadata lacks model_name or hook_name, which SAEBench "
                 "needs; set sae.cfg.metadata.model_name and .hook_name"
             )
-        found.setdefault((str(name), str(hook), int(sae.cfg.d_in)), target.name)
+        kwargs = getattr(metadata, "model_from_pretrained_kwargs", None) or {}
+        centred = bool(kwargs.get("center_writing_weights"))
+        found.setdefault((str(name), str(hook), int(sae.cfg.d_in), centred), target.name)
         widths.append(int(sae.cfg.d_sae))
     if len(found) > 1:
-        listed = "; ".join(f"{who}: {m}, {h}, d_in {d}" for (m, h, d), who in found.items())
+        listed = "; ".join(
+            f"{who}: {m}{', centred' if c else ''}, {h}, d_in {d}"
+            for (m, h, d, c), who in found.items()
+        )
         raise UserError(f"saes: not of one model and hook ({listed}); evaluate them apart")
-    ((model_name, hook_name, d_in),) = found
+    ((model_name, hook_name, d_in, centred),) = found
     folder = None
     if model is not None:
         folder = Path(model).resolve()
@@ -172,6 +177,7 @@ def subject_of(
         llm_dtype=spec.llm_dtype,
         llm_batch_size=spec.llm_batch_size,
         local_model=folder,
+        centred=centred,
     )
 
 

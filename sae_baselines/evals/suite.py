@@ -26,6 +26,7 @@ class Subject:
         llm_dtype: "float32", "bfloat16" or "float16".
         llm_batch_size: Prompts in one forward pass of the language model.
         local_model: Folder the language model is loaded from; None for the Hub.
+        centred: Whether the SAEs read a model whose writing weights are centred.
     """
 
     model_name: str
@@ -36,6 +37,7 @@ class Subject:
     llm_dtype: str
     llm_batch_size: int
     local_model: Path | None = None
+    centred: bool = False
 
 
 @dataclass(frozen=True)

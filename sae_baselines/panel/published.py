@@ -95,11 +95,16 @@ def keep_published(spec: PanelSpec, folder: StudyFolder) -> None:
         (scratch / PROVENANCE_FILE).write_text(json.dumps(record, indent=2))
 
 
+def model_kwargs(spec: PanelSpec) -> dict[str, Any]:
+    """What the SAEs record of how their model is loaded, beyond SAELens' default."""
+    return {"center_writing_weights": True} if spec.model.center_writing_weights else {}
+
+
 def _metadata(known: SAEMetadata, spec: PanelSpec) -> SAEMetadata:
     """Its own metadata; model and hook as the other members of the study name them."""
     metadata = SAEMetadata(**known.to_dict())
     metadata.model_name = spec.model.recorded_name
     metadata.hook_name = spec.hook_name
-    if spec.model.center_writing_weights:
-        metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    # Whatever else its own names (a dtype, say) is not how the model is loaded here.
+    metadata.model_from_pretrained_kwargs = model_kwargs(spec)
     return metadata

@@ -39,7 +39,7 @@ DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_enc
 _CONFIG = ConfigDict(extra="forbid")
 
 # Set by the panel itself for every member; setting them by hand would break the comparison.
-_SET_BY_PANEL = {
+SET_BY_PANEL = {
     "d_in",
     "d_sae",
     "dtype",
@@ -410,13 +410,13 @@ def validate_architectures(spec: AnyPanel) -> None:
             )
         hints = get_type_hints(config_class)
         for option in spec.sae:
-            if option in _SET_BY_PANEL:
+            if option in SET_BY_PANEL:
                 raise UserError(
                     f"sae: {option!r} is set by the panel for every member; use the panel's "
                     "own fields"
                 )
             if option not in known:
-                hint = did_you_mean(option, sorted(known - _SET_BY_PANEL))
+                hint = did_you_mean(option, sorted(known - SET_BY_PANEL))
                 raise UserError(f"sae: {architecture} has no field {option!r}; {hint}")
             try:
                 TypeAdapter(hints[option]).validate_python(spec.sae[option])
@@ -697,10 +697,15 @@ def spec_hash(spec: Any) -> str:
     data = {k: v for k, v in spec_to_dict(spec).items() if k not in _NOT_IN_HASH}
     if data.get("published"):
         data["published"] = {k: data["published"][k] for k in _OF_PUBLISHED}
-    if isinstance(data.get("model"), dict):
-        data["model"] = _without(data["model"], _MODEL_AS_BEFORE)
-    data = _without(data, _AS_BEFORE)
+    data = _as_before(data)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _as_before(data: dict[str, Any]) -> dict[str, Any]:
+    """Without later fields, where they say what was so before them."""
+    if isinstance(data.get("model"), dict):
+        data = {**data, "model": _without(data["model"], _MODEL_AS_BEFORE)}
+    return _without(data, _AS_BEFORE)
 
 
 def _without(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -710,7 +715,7 @@ def _without(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 def spec_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Names of the fields that differ and matter, for an error message."""
-    a, b = (_without(data, _AS_BEFORE) for data in (a, b))
+    a, b = _as_before(a), _as_before(b)
     return sorted(
         k for k in a.keys() | b.keys() if k not in _NOT_IN_HASH and a.get(k) != b.get(k)
     )

@@ -41,7 +41,7 @@ from sae_baselines.panel.plan import (
     passes_of,
     trained_of,
 )
-from sae_baselines.panel.published import keep_published, published_measurement
+from sae_baselines.panel.published import keep_published, model_kwargs, published_measurement
 from sae_baselines.panel.runner import PanelRunner, assert_finite, checkpoint_to_resume
 from sae_baselines.panel.spec import PanelSpec, spec_hash
 from sae_baselines.panel.stream_members import tracking
@@ -240,7 +240,7 @@ class _Study:
             hook_names=spec.hook_name,
             model_name=spec.model.recorded_name,
             model_class_name=spec.model.loader,
-            model_from_pretrained_kwargs=_model_kwargs(spec),
+            model_from_pretrained_kwargs=model_kwargs(spec),
             dataset_path=Path(spec.dataset.path).name
             if Path(spec.dataset.path).exists()
             else spec.dataset.path,
@@ -361,11 +361,6 @@ class _Study:
                     "delete the folder and run with --resume"
                 ) from error
             write_measurement(self.folder.member(key), result)
-
-
-def _model_kwargs(spec: PanelSpec) -> dict[str, Any]:
-    """What the SAEs record of how their model is loaded, beyond SAELens' default."""
-    return {"center_writing_weights": True} if spec.model.center_writing_weights else {}
 
 
 def _epochs(documents_read: int, text: AnyDataset) -> float | None:

@@ -20,7 +20,14 @@ from sae_baselines.panel.published import as_measured
 from sae_baselines.panel.spec import PanelSpec
 from sae_baselines.panel.train import resolve_device
 from sae_baselines.published.read import Published, read_published
-from sae_baselines.published.recipe import Ask, CheckOptions, Recipe, recipe_of, spec_at
+from sae_baselines.published.recipe import (
+    Ask,
+    CheckOptions,
+    Recipe,
+    recipe_of,
+    spec_at,
+    study_name,
+)
 
 logger = logging.getLogger("sae_baselines")
 
@@ -76,26 +83,40 @@ def prepare_check(
         warnings.filterwarnings("ignore", message="norm_scaling_factor not found")
         warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pre")
         published = read_published(source, options.architecture)
+    folder = Path(out) if out is not None else Path("studies") / study_name(published)
+    stored = _stored(folder, published)
+    if stored is not None and stored.published is not None:
+        recipe = recipe_of(published, options, _answers_of(stored))
+        l0 = float(stored.published.facts["l0_measured"])
+        spec = spec_at(recipe, published, l0, stored.published.input_scale)
+        return Prepared(spec, folder, None)
     recipe = recipe_of(published, options, ask)
-    folder = Path(out) if out is not None else Path("studies") / str(recipe.fields["name"])
-    known = _known(folder, published)
-    if known is not None:
-        l0, input_scale = known
-        return Prepared(spec_at(recipe, published, l0, input_scale), folder, None)
     l0, input_scale, model = _measure(recipe, published)
     return Prepared(spec_at(recipe, published, l0, input_scale), folder, model)
 
 
-def _known(folder: Path, published: Published) -> tuple[float, float | None] | None:
-    """L0 and input scale that a study in the folder has for this SAE."""
+def _stored(folder: Path, published: Published) -> PanelSpec | None:
+    """The study of this SAE that is in the folder already, if one is."""
     if not (folder / STUDY_FILE).exists():
         return None
-    stored = load_study(folder)[0].published
-    if stored is None or stored.weights_sha256 != published.weights_sha256:
+    stored = load_study(folder)[0]
+    around = stored.published
+    if around is None or around.weights_sha256 != published.weights_sha256:
         raise UserError(
             f"out: {folder} holds another study; name a new folder with --out, or remove it"
         )
-    return float(stored.facts["l0_measured"]), stored.input_scale
+    return stored
+
+
+def _answers_of(stored: PanelSpec) -> Ask:
+    """What was answered when the study began is not asked again."""
+    answers = {
+        "model": stored.model.name,
+        "hook": stored.hook_name,
+        "dataset": stored.dataset.path,
+        "tokens": str(stored.training_tokens),
+    }
+    return lambda option, _: answers[option]
 
 
 def _measure(

@@ -28,7 +28,6 @@ from sae_baselines.panel.spec import TRAINED
 
 # How SAELens marks, in a config's metadata, what an inference SAE was trained as.
 _TRAINED_AS = "training_architecture"
-_DETAILS = "training_architecture_details"
 # Ways of reading text that panels have not, with SAELens' defaults.
 _NOT_REPLICATED: dict[str, Any] = {
     "disable_concat_sequences": False,
@@ -80,9 +79,10 @@ def read_published(source: str, architecture: str | None = None) -> Published:
     sae, where = load_sae(source)
     _refuse_unfit(sae)
     metadata = sae.cfg.metadata.to_dict()
-    base, notes = _base(sae, metadata, architecture)
-    runner, trouble = _runner_config(source, where)
-    notes += trouble
+    runner, notes = _runner_config(source, where)
+    trained_as = metadata.get(_TRAINED_AS) or (runner.get("sae") or {}).get("architecture")
+    base, more = _base(sae, str(trained_as or ""), architecture)
+    notes += more
     dtype = str(next(iter(sae.state_dict().values())).dtype).removeprefix("torch.")
     if dtype != "float32":
         notes.append(f"its weights are {dtype}; everything is computed with them in float32")
@@ -130,17 +130,20 @@ def _refuse_unfit(sae: SAE[Any]) -> None:
         )
 
 
-def _base(
-    sae: SAE[Any], metadata: Mapping[str, Any], asked: str | None
-) -> tuple[str, list[str]]:
-    """Base architecture of the baselines, and what must be said about it."""
+def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[str]]:
+    """Base architecture of the baselines, and what must be said about it.
+
+    Args:
+        sae: As exported.
+        recorded: What it was trained as, or "".
+        asked: What the user wants.
+    """
     exported = sae.cfg.architecture()
     if asked is not None:
         if asked not in base_architectures():
             hint = did_you_mean(asked, list(base_architectures()))
             raise UserError(f"architecture: {asked!r} is unknown; {hint}")
         return asked, [f"its baselines are {asked}, as was asked; it is exported as {exported}"]
-    recorded = str(metadata.get(_TRAINED_AS) or "")
     constraint = constraint_of(recorded)
     if constraint in CONSTRAINTS:
         base = recorded.removeprefix(constraint).removeprefix("_") or "batchtopk"
@@ -156,7 +159,12 @@ def _base(
             f"--architecture ({hint})"
         )
     notes = []
-    if exported == "jumprelu":
+    if recorded:
+        notes.append(
+            f"it was trained as {recorded}, which is not registered here; its baselines are "
+            f"{exported}, as it is exported (--architecture says otherwise)"
+        )
+    elif exported == "jumprelu":
         notes.append(
             "BatchTopK and Matryoshka SAEs are exported as jumprelu too and its config does "
             "not say what it was trained as; its baselines are jumprelu (--architecture says "

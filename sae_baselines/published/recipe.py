@@ -14,6 +14,7 @@ from sae_baselines.architectures import get_twin
 from sae_baselines.errors import UserError
 from sae_baselines.panel.spec import (
     PER_TOKEN_NORMS,
+    SET_BY_PANEL,
     ModelSpec,
     PanelSpec,
     PublishedSpec,
@@ -56,6 +57,9 @@ _OF_SAE = (
     "matryoshka_widths",
     "topk_threshold_lr",
 )
+# What a learning-rate schedule has besides its name.
+_OF_SCHEDULE = ("lr_end", "n_restart_cycles")
+_NORMALISED_HERE = ("none", "expected_average_only_in", *PER_TOKEN_NORMS)
 _HARMLESS_KWARGS = {"center_writing_weights", "fold_ln", "dtype", "torch_dtype", "n_devices"}
 
 
@@ -148,7 +152,7 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
     )
     local = Path(str(dataset)).exists()
     panel: dict[str, Any] = {
-        "name": _name(published.shown),
+        "name": study_name(published),
         "model": _model(str(model), recorded_model, meta, notes),
         "hook_name": hook,
         "dataset": {
@@ -163,7 +167,7 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
         "members": list(options.members),
         "training_tokens": whole_number("tokens", tokens),
         "encoder_init": "fitted",
-        "prepend_bos": bool(meta.get("prepend_bos", True)),
+        "prepend_bos": _bos(meta, notes),
         "seqpos_slice": _slice(meta),
         "exclude_special_tokens": _special(meta, notes),
         "normalize_activations": _normalisation(published, notes),
@@ -175,18 +179,21 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
         panel["context_size"] = int(context)
     elif "context_size" not in overridden:
         notes.append("its context size is not recorded; 128 tokens are used")
+    notes += _not_replicated(published)
     if not runner:
         notes.append(
             "its learning rate and batch size are not recorded; its baselines have this "
             "package's"
         )
     panel.update(_schedule(runner, panel["training_tokens"], published.training_tokens))
-    panel.update(_buffer(panel))
     if options.device is not None:
         panel["device"] = options.device
     for name, value in options.overrides.items():
-        nested = isinstance(value, Mapping) and isinstance(panel.get(name), Mapping)
-        panel[name] = {**panel[name], **value} if nested else value
+        known = panel.get(name)
+        if isinstance(known, Mapping) and not isinstance(value, Mapping):
+            raise UserError(f"{name}: {value!r} is not a mapping of fields")
+        panel[name] = {**known, **value} if isinstance(known, Mapping) else value
+    panel = {**_buffer(panel), **panel}
     if published.training_tokens and published.training_tokens != panel["training_tokens"]:
         notes.append(
             f"it was trained on {published.training_tokens:,} tokens, the others here on "
@@ -256,8 +263,9 @@ def _target(published: Published, base: str, l0: float) -> float:
     return float(f"{l0:.3g}")
 
 
-def _name(shown: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", shown).strip("-.")
+def study_name(published: Published) -> str:
+    """Name of the study around an SAE."""
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", published.shown).strip("-.")
     return f"check-{slug}"[:80].rstrip("-.")
 
 
@@ -278,8 +286,8 @@ def _model(
     return {
         "name": model,
         "loader": loader,
-        # All SAEs of a study name one model; the published one names it already.
-        "label": str(recorded) if recorded else None,
+        # A folder's name says nothing elsewhere; the published SAE names its model.
+        "label": str(recorded) if recorded and Path(model).is_dir() else None,
         "center_writing_weights": bool(kwargs.get("center_writing_weights", False)),
     }
 
@@ -289,21 +297,40 @@ def _slice(meta: Mapping[str, Any]) -> list[int | None]:
     return list(found) if found else [None]
 
 
+def _bos(meta: Mapping[str, Any], notes: list[str]) -> bool:
+    found = meta.get("prepend_bos")
+    if found is None:
+        notes.append("whether BOS was prepended is not recorded; here it is")
+    return found is None or bool(found)
+
+
 def _special(meta: Mapping[str, Any], notes: list[str]) -> bool:
+    """Whether special tokens are left out; where that is not recorded, they are.
+
+    At BOS many models have activations tens of times as long as elsewhere, which would decide
+    EV. An SAE that never saw them must not be measured on them, and one that did is not judged
+    worse without.
+    """
     found = meta.get("exclude_special_tokens")
-    if isinstance(found, list | tuple):
+    if found is None:
+        notes.append(
+            "whether it was trained on special tokens such as BOS is not recorded; here they "
+            "are left out for every SAE"
+        )
+    elif isinstance(found, list | tuple):
         notes.append(
             f"it was trained without the tokens {list(found)}; here without the tokenizer's "
             "special tokens"
         )
-    return bool(found)
+    return found is None or bool(found)
 
 
 def _normalisation(published: Published, notes: list[str]) -> str:
     own = published.sae.cfg.normalize_activations
     if own not in PER_TOKEN_NORMS:
-        # One factor, folded at export: how SAEs train, not what they are.
-        return "expected_average_only_in"
+        # Folded at export: how SAEs train, not what they are.
+        trained = (published.runner.get("sae") or {}).get("normalize_activations")
+        return "none" if trained == "none" else "expected_average_only_in"
     if issubclass(get_twin(f"seeded_{published.base}").sae_class, TopKTrainingSAE):
         notes.append(
             f"it normalises each activation by itself ({own}), which SAELens cannot train a "
@@ -322,6 +349,30 @@ def _sae_fields(published: Published) -> dict[str, Any]:
     recorded = {**details, **trained}
     found = {k: recorded[k] for k in _OF_SAE if k in known and recorded.get(k) is not None}
     return {"apply_b_dec_to_input": published.sae.cfg.apply_b_dec_to_input, **found}
+
+
+def _not_replicated(published: Published) -> list[str]:
+    """What is recorded of its training, differs from SAELens' default and is not taken over."""
+    config = get_twin(f"seeded_{published.base}").config_class
+    usual = {f.name: f.default for f in dataclasses.fields(config)}
+    trained = published.runner.get("sae") or {}
+    if (trained.get("architecture") or published.base) != published.base:
+        return []
+    looked_at = {"normalize_activations", "rescale_acts_by_decoder_norm"}
+    taken = {*_OF_SAE, "apply_b_dec_to_input", *(SET_BY_PANEL - looked_at)}
+    odd = {
+        name: value
+        for name, value in trained.items()
+        if name in usual and name not in taken and value != usual[name]
+    }
+    if odd.get("normalize_activations") in _NORMALISED_HERE:
+        del odd["normalize_activations"]
+    if published.runner.get("lr_scheduler_name", "constant") != "constant":
+        odd |= {k: published.runner[k] for k in _OF_SCHEDULE if k in published.runner}
+    if not odd:
+        return []
+    named = ", ".join(f"{name}={value!r}" for name, value in sorted(odd.items()))
+    return [f"recorded of its training and not taken over: {named}"]
 
 
 def _schedule(runner: Mapping[str, Any], tokens: int, recorded: int | None) -> dict[str, int]:

@@ -1,13 +1,13 @@
 """What a check says before it begins."""
 
+from collections.abc import Iterable
+
 from sae_baselines.errors import UserError
 from sae_baselines.evals import EvalSpec
+from sae_baselines.evals.needs import NEEDS, Needs
 from sae_baselines.evals.results import PANEL_SUITE
+from sae_baselines.evals.study import subject_of_panel
 from sae_baselines.panel.spec import PanelSpec
-
-# Suites that load the model as the SAE says, or not at all; the others of SAEBench 0.6 always
-# read it unprocessed.
-_AS_THE_SAE_SAYS = ("core", "meta_structure")
 
 
 def suites_for(
@@ -23,22 +23,23 @@ def suites_for(
     Raises:
         UserError: A suite was named that reads other activations than the SAE does.
     """
-    if not spec.model.center_writing_weights:
-        return evals, []
+    subject = subject_of_panel(spec, evals)
+
+    def unfit(names: Iterable[str]) -> list[str]:
+        needs = {name: NEEDS.get(name, Needs()) for name in names if name != PANEL_SUITE}
+        return [n for n, need in needs.items() if not need.reads_what_the_sae_reads(subject)]
+
     why = (
         "the SAE reads activations of a model whose writing weights are centred "
         "(center_writing_weights), and SAEBench reads them as they are in"
     )
-    fit = (*_AS_THE_SAE_SAYS, PANEL_SUITE)
-    unfit = [name for name in asked or () if name not in fit]
-    if unfit:
-        raise UserError(
-            f"suites: {why} {', '.join(unfit)}; use {' or '.join(_AS_THE_SAE_SAYS)}"
-        )
-    kept = [name for name in evals.suites if name in _AS_THE_SAE_SAYS] or ["core"]
-    dropped = [name for name in evals.suites if name not in kept]
-    notes = [f"Not run: {', '.join(dropped)}: {why} these."] if dropped else []
-    return evals.only(kept), notes
+    if unfit(asked or ()):
+        raise UserError(f"suites: {why} {', '.join(unfit(asked or ()))}; use core")
+    dropped = unfit(evals.suites) if asked is None else []
+    if not dropped:
+        return evals, []
+    kept = [name for name in evals.suites if name not in dropped] or ["core"]
+    return evals.only(kept), [f"Not run: {', '.join(dropped)}: {why} these."]
 
 
 def described(spec: PanelSpec) -> list[str]:

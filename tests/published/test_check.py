@@ -9,6 +9,7 @@ import pytest
 import torch
 from sae_lens import SAE
 
+from sae_baselines.about.study import members_of_study
 from sae_baselines.errors import UserError
 from sae_baselines.evals import load_results, study_targets, write_results
 from sae_baselines.panel import PanelSpec, train_study
@@ -193,7 +194,8 @@ def test_bfloat16_weights_are_computed_with_in_float32(
 def test_it_is_a_member_of_the_results_and_finished_work_is_not_repeated(
     tmp_path: Path, activations: Read, options: Callable[..., CheckOptions]
 ) -> None:
-    sae = make_published(activations(HOOK))
+    kwargs = {"center_writing_weights": False, "dtype": "bfloat16"}
+    sae = make_published(activations(HOOK), metadata={"model_from_pretrained_kwargs": kwargs})
     spec, measured, study = checked(sae, tmp_path, options())
     table = write_results(study)
     theirs = table[table["constraint"] == "published"]
@@ -204,7 +206,13 @@ def test_it_is_a_member_of_the_results_and_finished_work_is_not_repeated(
     assert load_results(study).equals(table)
     target = study_targets(study)[-1]
     assert (target.name, target.facts.l0) == ("published", spec.l0s[0])
-    assert target.load().cfg.metadata.model_name == MODEL_NAME
+    metadata = target.load().cfg.metadata
+    assert metadata.model_name == MODEL_NAME
+    # SAEBench passes these on; all SAEs of a study are read from one model.
+    assert metadata.model_from_pretrained_kwargs == {}
+    *_, last = members_of_study(study)  # what `show` lists
+    assert last.facts["model"] == MODEL_NAME
+    assert last.source.endswith("published")
 
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*.safetensors")}
     again = prepare_check(str(tmp_path / "theirs"), options(), study)
@@ -212,6 +220,9 @@ def test_it_is_a_member_of_the_results_and_finished_work_is_not_repeated(
     assert again.model is None  # nothing had to be measured again
     assert train_study(again.spec, study, resume=True).trained == []
     assert before == {p: p.stat().st_mtime_ns for p in study.rglob("*.safetensors")}
+
+    # The budget was given and is nowhere recorded; it need not be given again.
+    assert prepare_check(str(tmp_path / "theirs"), options(tokens=None), study).spec == spec
 
     with torch.no_grad():
         sae.W_dec.mul_(1.01)

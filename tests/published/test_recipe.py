@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import eval_spec_from_dict
+from sae_baselines.evals.doctor import diagnose, require_runnable
+from sae_baselines.evals.study import subject_of_panel
 from sae_baselines.panel import PanelSpec
 from sae_baselines.panel.spec import spec_hash
 from sae_baselines.published import (
@@ -115,8 +117,10 @@ def test_another_text_or_an_unknown_recipe_is_noted(folder: Path, tmp_path: Path
     text.write_text("words")
     spec = spec_of(folder, tokens=10_000, dataset=str(text), model="other/model")
     assert spec.dataset.streaming is False
-    # All SAEs of the study name one model.
-    assert (spec.model.name, spec.model.recorded_name) == ("other/model", MODEL_NAME)
+    # All SAEs of the study name one model, which SAEBench then loads.
+    assert (spec.model.name, spec.model.recorded_name) == ("other/model", "other/model")
+    local = spec_of(folder, tokens=10_000, model=str(tmp_path))
+    assert local.model.recorded_name == MODEL_NAME
     notes = notes_of(spec)
     assert "names the text somebody/text; here everything is trained and measured on text" in (
         notes
@@ -132,6 +136,10 @@ def test_overrides_win_and_bad_ones_are_named(folder: Path) -> None:
     assert (spec.lr, spec.encoder_init) == (5e-5, "transposed")
     nested = spec_of(folder, tokens=10_000, overrides={"model": {"dtype": "bfloat16"}})
     assert (nested.model.dtype, nested.model.recorded_name) == ("bfloat16", MODEL_NAME)
+    wide = spec_of(folder, tokens=10**6, overrides={"train_batch_size_tokens": 65_536})
+    assert wide.n_batches_in_buffer * 32 >= 2 * 65_536
+    with pytest.raises(UserError, match=r"model: 'gpt2' is not a mapping"):
+        spec_of(folder, tokens=10_000, overrides={"model": "gpt2"})
     with pytest.raises(UserError, match=r"check: learning_rate: is not a field; did you mean"):
         spec_of(folder, tokens=10_000, overrides={"learning_rate": 1.0})
     with pytest.raises(UserError, match=r"members: 'frozen_dekoder' is unknown; did you mean"):
@@ -154,7 +162,65 @@ def test_activations_of_a_centred_model(folder: Path) -> None:
     change(folder, model_from_pretrained_kwargs={"center_writing_weights": False})
     plain = spec_of(folder, tokens=10_000)
     assert suites_for(plain, evals, None) == (evals, [])
+    # The same holds of every command that evaluates.
+    subject = subject_of_panel(spec, evals)
+    with pytest.raises(UserError, match=r"sparse_probing_sae_probes: these SAEs read a model"):
+        require_runnable(diagnose(subject, ["sparse_probing_sae_probes"], timeout=0.01))
+    problems = diagnose(subject, ["core"], timeout=0.01)[0].problems
+    assert not [problem for problem in problems if "centred" in problem]
     assert spec_hash(plain) != spec_hash(spec)
+
+
+def test_special_tokens_are_left_out_where_nothing_is_recorded(folder: Path) -> None:
+    change(folder, exclude_special_tokens=None, prepend_bos=None)
+    spec = spec_of(folder, tokens=10_000)
+    assert (spec.exclude_special_tokens, spec.prepend_bos) == (True, True)
+    assert "trained on special tokens such as BOS is not recorded" in notes_of(spec)
+    assert "whether BOS was prepended is not recorded" in notes_of(spec)
+    change(folder, exclude_special_tokens=False, prepend_bos=False)
+    spec = spec_of(folder, tokens=10_000)
+    assert (spec.exclude_special_tokens, spec.prepend_bos) == (False, False)
+    assert "special tokens" not in notes_of(spec)
+    assert "BOS" not in notes_of(spec)
+
+
+def test_what_is_recorded_and_not_taken_over_is_listed(folder: Path) -> None:
+    runner = {
+        **RUNNER,
+        "lr_scheduler_name": "cosineannealing",
+        "lr_end": 1e-5,
+        "sae": {
+            "architecture": "jumprelu",
+            "normalize_activations": "none",
+            "jumprelu_bandwidth": 0.02,
+            "pre_act_loss_coefficient": 3e-6,
+            "k": 4,
+        },
+    }
+    (folder / "runner_cfg.json").write_text(json.dumps(runner))
+    spec = spec_of(folder)
+    assert spec.normalize_activations == "none"
+    assert (spec.lr_scheduler_name, spec.sae["jumprelu_bandwidth"]) == ("cosineannealing", 0.02)
+    listed = "not taken over: lr_end=1e-05, pre_act_loss_coefficient=3e-06"
+    assert listed in notes_of(spec)
+    runner["sae"]["normalize_activations"] = "covariance_whitening"
+    (folder / "runner_cfg.json").write_text(json.dumps(runner))
+    whitened = spec_of(folder)
+    assert whitened.normalize_activations == "expected_average_only_in"
+    assert "normalize_activations='covariance_whitening'" in notes_of(whitened)
+
+
+def test_the_architecture_may_be_recorded_beside_the_sae(folder: Path) -> None:
+    runner = {**RUNNER, "sae": {"architecture": "batchtopk", "aux_loss_coefficient": 0.5}}
+    (folder / "runner_cfg.json").write_text(json.dumps(runner))
+    spec = spec_of(folder)
+    assert spec.architectures == ["batchtopk"]
+    assert spec.sae["aux_loss_coefficient"] == 0.5
+    assert "exported as jumprelu too" not in notes_of(spec)
+    change(folder, training_architecture="their_own")
+    spec = spec_of(folder)
+    assert spec.architectures == ["jumprelu"]
+    assert "trained as their_own, which is not registered here" in notes_of(spec)
 
 
 def test_where_it_was_found_does_not_make_another_study(folder: Path) -> None:
