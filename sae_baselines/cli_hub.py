@@ -40,9 +40,13 @@ def publish(
         bool, typer.Option("--private", help="Make the repo private, if it is new.")
     ] = False,
     revision: Annotated[str, typer.Option(help="Branch; made if it is not there.")] = "main",
-    replace_card: Annotated[
+    replace: Annotated[
         bool,
-        typer.Option("--replace-card", help="Replace a README.md that is not of this study."),
+        typer.Option(
+            "--replace",
+            help="Overwrite files of the same paths that are not of this study, or a README.md "
+            "that was edited. Without it they are refused.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print files, sizes and card; upload nothing.")
@@ -50,8 +54,10 @@ def publish(
 ) -> None:
     """Publish a study: SAEs that stock SAELens loads, results, report and a model card.
 
-    Only what the repo does not have is uploaded: run it again to update, or to go on after an
-    interruption. It needs a token that may write: `hf auth login`, or HF_TOKEN.
+    SAEs go up first, a commit each, then results, report and card in one commit. Only what the
+    repo does not have is uploaded: run it again to update, or to go on after an interruption.
+    Files of other paths than this study's are never touched. It needs a token that may write:
+    `hf auth login`, or HF_TOKEN.
 
     Examples:
 
@@ -74,10 +80,10 @@ def publish(
     for note in planned.notes:
         _say(f"Note: {note}.")
     if dry_run:
-        _rehearse(planned, private, replace_card)
+        _rehearse(planned, private, replace)
         return
     try:
-        done = upload(planned, private=private, replace_card=replace_card)
+        done = upload(planned, private=private, replace=replace)
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on where it stopped")
         raise
@@ -100,7 +106,7 @@ def _ask_license() -> str:
     return typer.prompt("Licence of these SAEs (the Hub's id, e.g. mit)")
 
 
-def _rehearse(planned: "Publication", private: bool, replace_card: bool) -> None:
+def _rehearse(planned: "Publication", private: bool, replace: bool) -> None:
     """Print what would be uploaded; reads the repo if it can, and writes nothing."""
     from huggingface_hub import HfApi  # noqa: PLC0415
 
@@ -122,7 +128,7 @@ def _rehearse(planned: "Publication", private: bool, replace_card: bool) -> None
         elif not remote.branch_exists:
             _say(f"{planned.repo} has no branch {planned.revision}: it would start from main.")
         try:
-            check_target(planned, remote, private, replace_card)
+            check_target(planned, remote, private, replace)
         except UserError as error:
             _say(f"As it is, publishing would stop: {error}")
     states = {}

@@ -4,13 +4,18 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-# An absolute path, one in a home folder, or one that climbs out of where it is read from.
-_START = r"(?:file://)?(?:~[\w.-]*[/\\]|/(?!/)|[A-Za-z]:[\\/](?!/)|(?:\.\.[/\\])+)"
+# An absolute path, one in a home folder, one that climbs out of where it is read from, or
+# one on another machine (\\server\share).
+_START = (
+    r"(?:file://)?(?:~[\w.-]*[/\\]|/(?!/)|[A-Za-z]:[\\/](?!/)|(?:\.\.[/\\])+"
+    r"|\\{2,}(?=[\w.$-]+\\))"
+)
 _WHOLE = re.compile(rf"{_START}[^\n]*")
 _QUOTED = re.compile(rf"(['\"])({_START}[^'\"\n]*)\1")
-# Two parts at least: '/s' is a unit.
+# Two parts at least: '/s' is a unit. After a colon it may be a path (release:/a/b); that of
+# an address is followed by two slashes.
 _BARE = re.compile(
-    rf"(?<![\w.:/~\\<-]){_START}[^\s'\"`,;()\[\]{{}}<>|/\\]+[/\\][^\s'\"`,;()<>|]*"
+    rf"(?<![\w./~\\<-]){_START}[^\s'\"`,;()\[\]{{}}<>|/\\]+[/\\][^\s'\"`,;()<>|]*"
 )
 
 

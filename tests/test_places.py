@@ -22,6 +22,12 @@ from sae_baselines.places import data_without_places, without_places
         ("--model ~/al/m --data ../../al/d", "--model m --data d"),
         ("No such file: /home/al/x/y.json.", "No such file: y.json."),
         ("(see /srv/al/x, and /srv/al/y)", "(see x, and y)"),
+        ("model:/mnt/al/z/q", "model:q"),
+        ("at my_release:~/al/q: no config", "at my_release:q: no config"),
+        (r"\\server\al\x", "x"),
+        (r"see '\\server\al\my x' and \\server\al\y.", "see 'my x' and y."),
+        # As repr writes it.
+        (repr(r"\\server\al\x"), "'x'"),
     ],
 )
 def test_places_are_named_by_their_last_part(text: str, expected: str):
@@ -38,6 +44,9 @@ def test_places_are_named_by_their_last_part(text: str, expected: str):
         "assets/train.parquet",
         "sae-baselines eval studies/demo --suites core",
         "https://arxiv.org/abs/2602.14111",
+        "http://127.0.0.1:8080/a/b and hf://datasets/a/b",
+        "user/repo:folder/a/b, 1:/s",
+        r"a \\ b \\",
         "blocks.9.hook_resid_post",
         "EV/L0, 3 /s and a ~ b",
         "`panels/<panel>/<member>/`",

@@ -1,9 +1,10 @@
 """The model card: front matter that the Hub takes, and what a reader must know."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from huggingface_hub import ModelCard, ModelCardData, constants
 
@@ -45,20 +46,27 @@ class Manifest:
 
     Attributes:
         study: Name of the study.
+        spec_hash: SHA-256 of its spec: two studies may well have the same name.
         members: Folders of members.
         figures: Paths of figures.
+        text_sha256: Of the card without this, so that an edit by hand is noticed.
     """
 
     study: str
+    spec_hash: str
     members: tuple[str, ...]
     figures: tuple[str, ...]
+    text_sha256: str
 
     def comment(self) -> str:
         """The card's last line."""
-        told = {"study": self.study, "members": self.members, "figures": self.figures}
         # "--" would end the comment.
-        text = json.dumps(told).replace("--", "\\u002d\\u002d")
+        text = json.dumps(asdict(self)).replace("--", "\\u002d\\u002d")
         return f"<!-- {_MARK} {text} -->"
+
+    def is_text_of(self, card: str) -> bool:
+        """Whether a card still says what it said when this was put into it."""
+        return _text_sha256(card) == self.text_sha256
 
 
 def manifest_of(card: str) -> Manifest | None:
@@ -70,11 +78,19 @@ def manifest_of(card: str) -> Manifest | None:
         told = json.loads(found[1])
         return Manifest(
             str(told["study"]),
+            str(told["spec_hash"]),
             tuple(map(str, told["members"])),
             tuple(map(str, told["figures"])),
+            str(told["text_sha256"]),
         )
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _text_sha256(card: str) -> str:
+    # Blank space at the end and line endings are the editor's, not the author's.
+    text = "\n".join(_MANIFEST.sub("", card).splitlines()).strip()
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -122,7 +138,6 @@ def make_card(
         tags=_tags(source),
     )
     paths = tuple(path for path in published if path.startswith("figures/"))
-    manifest = Manifest(source.name, tuple(folders.values()), paths)
     figures = parts.figures(source)
     body = (
         environment(False, "sae_baselines.hub")
@@ -136,6 +151,9 @@ def make_card(
             dataset=dataset,
             paper=PAPER,
             groups=parts.groups(source, folders),
+            warning=parts.warning(source),
+            not_trained=parts.not_trained(source),
+            alike=parts.alike(source),
             random=parts.random_members(source),
             members=parts.member_table(source),
             every=parts.every_member(source, folders),
@@ -156,11 +174,13 @@ def make_card(
             training=parts.training(source, model, dataset),
             evaluation=parts.evaluation(source),
             versions=parts.versions(source),
-            manifest=manifest.comment(),
         )
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_unbroken(tidied(body))}")
-    return Card(str(card), notes)
+    text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_unbroken(tidied(body))}"))
+    manifest = Manifest(
+        source.name, source.spec_hash, tuple(folders.values()), paths, _text_sha256(text)
+    )
+    return Card(f"{text}\n{manifest.comment()}\n", notes)
 
 
 def _unbroken(body: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sae_baselines.architectures import CONSTRAINTS
-from sae_baselines.controls import is_control, kind_of
+from sae_baselines.controls import is_control, is_random, kind_of
 from sae_baselines.hub.source import SourceStudy
 from sae_baselines.panel.plan import MemberKey
 from sae_baselines.panel.spec import TRAINED, MemberSpec
@@ -71,8 +71,50 @@ def groups(source: SourceStudy, folders: Mapping[MemberKey, str]) -> list[Member
     ]
 
 
+def warning(source: SourceStudy) -> str:
+    """How many SAEs are random by design, and how many are broken."""
+    asked = [member.constraint for member in source.members.values()]
+    made = [c for c in asked if c != TRAINED]
+    random = sum(map(is_random, made))
+    found = {"random": random, "broken": len(made) - random}
+    return "; ".join(f"{_of(n, len(asked))} {word} by design" for word, n in found.items() if n)
+
+
+def _of(n: int, total: int) -> str:
+    verb = "is" if n == 1 else "are"
+    if n == total:
+        return "The one SAE here is" if n == 1 else f"All {n} SAEs here are"
+    return f"{n} of {total} SAEs here {verb}"
+
+
+def not_trained(source: SourceStudy) -> str:
+    """Controls, as code."""
+    found = {k.member for k, m in source.members.items() if is_control(m.constraint)}
+    return _codes(source, found)
+
+
+def alike(source: SourceStudy) -> str:
+    """What the members that are trained share; "" where there is nothing to compare."""
+    found = {k.member: m for k, m in source.members.items() if not is_control(m.constraint)}
+    if len(found) < 2:
+        return ""
+    constraints = {m.constraint for m in found.values()}
+    held = " or held" if "soft_frozen_decoder" in constraints else ""
+    apart = " (directions drawn with the activations' covariance apart)"
+    other = apart if any(m.init_scheme == "cov" for m in found.values()) else ""
+    return (
+        f"Within a panel {_codes(source, set(found))} share initial weights{other}, batches "
+        f"and hyperparameters, so their differences are due to what was frozen{held}."
+    )
+
+
+def _codes(source: SourceStudy, names: set[str]) -> str:
+    ordered = dict.fromkeys(k.member for k in source.members if k.member in names)
+    return ", ".join(map(code, ordered))
+
+
 def random_members(source: SourceStudy) -> list[Item]:
-    """What is random in each member that is, by design."""
+    """What is random, or broken, in each member that is, by design."""
     asked = {key.member: member for key, member in source.members.items()}
     return [
         Item(code(name), _what(member, source))
@@ -83,15 +125,17 @@ def random_members(source: SourceStudy) -> list[Item]:
 
 def _what(member: MemberSpec, source: SourceStudy) -> str:
     kind = kind_of(member.constraint)
-    if kind is not None:
+    if kind is not None and kind.untrained:
         return f"a control that nobody trained: {kind.what}."
+    if kind is not None:
+        return f"a control, a trained SAE with something broken: {kind.what}."
     drawn = {
         "iso": "uniformly random directions",
         "cov": "random directions with the activations' covariance",
     }[member.init_scheme]
     if member.constraint == "soft_frozen_decoder":
         tau = source.spec.tau if member.tau is None else member.tau
-        return f"decoder rows held within cosine {tau:g} of {drawn}; the rest is learned."
+        return f"decoder rows held near {drawn} (cosine at least {tau:g}); the rest is learned."
     part, _, _ = CONSTRAINTS[member.constraint].frozen.partition(" ")
     learned = CONSTRAINTS[member.constraint].learned
     return f"`{part}` frozen at {drawn}; learned: {learned}."
@@ -280,7 +324,7 @@ def caveat_blocks(source: SourceStudy) -> list[Block]:
 
 
 def training(source: SourceStudy, model: str | None, dataset: str | None) -> Table:
-    """How every member was trained."""
+    """How every member that is no control was trained."""
     spec, context = source.spec, source.context
     told = next(iter(source.configs.values()))["metadata"]
     data_order = {
@@ -312,10 +356,11 @@ def training(source: SourceStudy, model: str | None, dataset: str | None) -> Tab
         ("seeds", f"{', '.join(map(str, spec.seeds))}; {data_order}"),
         (
             "start",
-            "the same weights for all members of a panel, a function of the seed; directions "
-            "drawn as said above; "
+            "the same weights for all of a panel that are trained, a function of the seed; "
+            "directions drawn as said above; "
             f"`b_dec` from {'the mean activation' if spec.b_dec_init == 'mean' else 'zeros'}",
         ),
+        ("not trained", not_trained(source)),
     ]
     rows = [Row((Cell(name), Cell(text))) for name, text in facts if text]
     return Table(("what", "value"), [Rows("", rows)])

@@ -1,6 +1,8 @@
 """What goes wrong between here and the Hub, each in one line."""
 
+import logging
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,16 +19,27 @@ from huggingface_hub.errors import (
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.hub.leaks import redacted
 
+logger = logging.getLogger("sae_baselines")
+
 TOKENS = "https://huggingface.co/settings/tokens"
 AGAIN = "nothing here was changed; the same command goes on where it stopped"
 _QUOTA = ("quota", "storage limit", "storage is full", "exceed", "out of storage", "billing")
 # requests with huggingface_hub 0.x, httpx with 1.x.
 _TRANSPORT = ("requests", "urllib3", "httpx", "httpcore")
+# hf_xet moves large files; most of its failures are bare RuntimeErrors, or ConnectionErrors
+# for a refusal too.
+_XET = re.compile(
+    r"\bCAS\b|\b[Xx]et\b|xethub|[Dd]ata processing error|^Network error: Request error"
+    r"|HTTP status (?:client|server) error"
+)
+_STATUS = re.compile(r"\b([45]\d\d) [A-Z]")
 
 
 @contextmanager
 def hub_errors(repo: str, revision: str = "main") -> Iterator[None]:
-    """Turn what the Hub's client raises in the block into `UserError`.
+    """Turn whatever is raised in the block into a `UserError` of one line without secrets.
+
+    The traceback, which may hold signed addresses, is logged at debug level, without them.
 
     Args:
         repo: The repo, for messages.
@@ -34,12 +47,15 @@ def hub_errors(repo: str, revision: str = "main") -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        message = explained(error, repo, revision)
-        if message is None:
-            raise
+    # A panic in Rust, which hf_xet is written in, is no Exception.
+    except BaseException as error:
+        logger.debug("%s", redacted("".join(traceback.format_exception(error))))
+        message = explained(error, repo, revision) or (
+            f"{repo}: an unexpected error ({_named(error)}); {AGAIN}; sae-baselines --verbose "
+            "publish shows where it arose"
+        )
         # Without what was chained: it could hold addresses and headers.
         raise UserError(redacted(message)) from None
 
@@ -53,18 +69,21 @@ def explained(error: BaseException, repo: str, revision: str) -> str | None:
         if isinstance(each, LocalTokenNotFoundError):
             return no_token()
         if isinstance(each, HFValidationError):
-            return f"repo: {one_line(each, 300)}"
+            return f"repo: {_short(str(each))}"
         status = _status(each)
         if status is not None:
             said = next((words for words in map(_words, chain) if words), "")
             return _refused(each, status, said, repo, revision)
+    for each in chain:
+        if _of_xet(each):
+            return _xet(each, repo)
     for each in chain:
         if isinstance(each, ConnectionError | TimeoutError) or _of_transport(each):
             return (
                 f"{repo}: the connection to {constants.ENDPOINT} failed "
                 f"({_kind(each)}); {AGAIN}"
             )
-    words = one_line(error, 400)
+    words = _short(str(error), 400)
     if "Invalid metadata in README.md" in words:
         return f"{repo}: the Hub does not take the card: {words}"
     if "LFS batch API returned errors" in words:
@@ -107,6 +126,18 @@ def _refused(error: BaseException, status: int, words: str, repo: str, revision:
     return f"{repo}: the Hub refuses with {status}{said}; {AGAIN}"
 
 
+def _xet(error: BaseException, repo: str) -> str:
+    words = str(error)
+    found = _STATUS.search(words)
+    status = int(found[1]) if found else 0
+    if status in (402, 413, 507) or (status in (400, 403, 422) and _is_quota(words)):
+        return _full(_short(words), repo)
+    return (
+        f"{repo}: the upload to the Hub's storage of large files (Xet) failed "
+        f"({_named(error)}); {AGAIN}; HF_HUB_DISABLE_XET=1 uploads without Xet"
+    )
+
+
 def _full(words: str, repo: str) -> str:
     return (
         f"{repo}: no room left on the Hub for {repo.split('/')[0]} ({words or 'quota'}); free "
@@ -136,7 +167,31 @@ def _status(error: BaseException) -> int | None:
 
 def _words(error: BaseException) -> str:
     """What the Hub said, without the client's advice."""
-    return one_line(ValueError(getattr(error, "server_message", None) or ""), 300)
+    return _short(getattr(error, "server_message", None) or "")
+
+
+def _short(text: str, limit: int = 300) -> str:
+    """One line; half a token would not be known as one, so it is cut last."""
+    return redacted(one_line(ValueError(text)))[:limit]
+
+
+def _named(error: BaseException) -> str:
+    words = _short(str(error))
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _of_xet(error: BaseException) -> bool:
+    # By name: huggingface_hub and hf_xet each have classes of their own, others in 1.x.
+    kind = type(error)
+    if kind.__name__.startswith("Xet") or kind.__module__.split(".")[0] == "hf_xet":
+        return True
+    # Said by any other library, the words could stand in a path.
+    plain = kind.__module__ in ("builtins", "pyo3_runtime")
+    return plain and not _has_file(error) and bool(_XET.search(str(error)))
+
+
+def _has_file(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.filename is not None
 
 
 def _of_transport(error: BaseException) -> bool:

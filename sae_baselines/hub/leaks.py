@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import struct
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from sae_baselines.errors import UserError
 HIDDEN = "<hidden>"
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|(?:ghp|gho|ghs)_[A-Za-z0-9]{20,}"
-    r"|github_pat_\w{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})"
+    r"|github_pat_\w{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16}"
+    # A JSON web token, as the Hub's storage hands out.
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
 # Addresses of uploads are signed: who has the query may write.
@@ -45,7 +48,10 @@ def redacted_logs() -> Iterator[None]:
 
     def careful(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        record.msg, record.args = redacted(record.getMessage()), ()
+        record.msg, record.args = redacted(_message(record)), ()
+        if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
+            found = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+            record.exc_text, record.exc_info = redacted(found), None
         return record
 
     logging.setLogRecordFactory(careful)
@@ -53,6 +59,21 @@ def redacted_logs() -> Iterator[None]:
         yield
     finally:
         logging.setLogRecordFactory(make)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """What it says; a record with too few arguments must not end an upload."""
+    try:
+        return record.getMessage()
+    except Exception:
+        return f"{_shown(record.msg)} {_shown(record.args)}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return type(value).__name__
 
 
 def refuse_secrets(where: str, content: bytes, study: Path) -> None:

@@ -74,6 +74,7 @@ class Publication:
         repo: ``user/repo``.
         revision: Branch.
         study: Name of the study.
+        spec_hash: SHA-256 of its spec.
         members: Folder in the repo to its files.
         others: Everything else but the card.
         card: README.md.
@@ -83,6 +84,7 @@ class Publication:
     repo: str
     revision: str
     study: str
+    spec_hash: str
     members: dict[str, tuple[PlannedFile, ...]]
     others: tuple[PlannedFile, ...]
     card: PlannedFile
@@ -134,6 +136,7 @@ def plan_publication(
         repo=repo,
         revision=revision,
         study=source.name,
+        spec_hash=source.spec_hash,
         members=members,
         others=others,
         card=PlannedFile(CARD_FILE, card.text.encode("utf-8")),

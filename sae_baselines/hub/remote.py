@@ -30,6 +30,7 @@ class RemoteRepo:
             git's SHA-1 of a small one.
         manifest: What an earlier publish put there; None where the card is not of this tool.
         foreign_card: Whether there is a card that this tool did not make.
+        edited_card: Whether there is one that it made and somebody edited.
     """
 
     exists: bool
@@ -39,6 +40,7 @@ class RemoteRepo:
     files: Mapping[str, str]
     manifest: Manifest | None
     foreign_card: bool
+    edited_card: bool
 
     def has(self, file: PlannedFile) -> bool:
         """Whether the repo holds this content at this path."""
@@ -48,7 +50,7 @@ class RemoteRepo:
         return known == (file.sha256 if len(known) == 64 else file.git_sha1)
 
 
-NO_REPO = RemoteRepo(False, False, False, "", {}, None, False)
+NO_REPO = RemoteRepo(False, False, False, "", {}, None, False, False)
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ def read_remote(api: HfApi, repo: str, revision: str) -> RemoteRepo:
             for each in found
             if isinstance(each, RepoFile)
         }
-        manifest = _manifest(api, repo, revision) if CARD_FILE in files else None
+        card = _card(api, repo, revision) if CARD_FILE in files else ""
         sha = api.repo_info(repo, revision=revision).sha or ""
+    manifest = manifest_of(card)
     return RemoteRepo(
         exists=True,
         branch_exists=branch_exists,
@@ -109,14 +112,16 @@ def read_remote(api: HfApi, repo: str, revision: str) -> RemoteRepo:
         files=files,
         manifest=manifest,
         foreign_card=CARD_FILE in files and manifest is None,
+        edited_card=manifest is not None and not manifest.is_text_of(card),
     )
 
 
-def _manifest(api: HfApi, repo: str, revision: str) -> Manifest | None:
+def _card(api: HfApi, repo: str, revision: str) -> str:
     # Not through the cache: a branch moves.
     with tempfile.TemporaryDirectory() as folder:
         path = api.hf_hub_download(repo, CARD_FILE, revision=revision, local_dir=folder)
-        return manifest_of(Path(path).read_text(encoding="utf-8"))
+        # Somebody else's may be in any encoding.
+        return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def compare(planned: Publication, remote: RemoteRepo) -> Changes:
@@ -130,7 +135,7 @@ def compare(planned: Publication, remote: RemoteRepo) -> Changes:
         else:
             new.append(file)
     here = {file.path for file in planned.files}
-    gone = [path for path in _owned(planned, remote) if path in remote.files] if remote else []
+    gone = [path for path in _owned(planned, remote) if path in remote.files]
     return Changes(
         new=tuple(new),
         changed=tuple(changed),
@@ -139,13 +144,32 @@ def compare(planned: Publication, remote: RemoteRepo) -> Changes:
     )
 
 
+def is_of(planned: Publication, manifest: Manifest) -> bool:
+    """Whether a manifest is of the study that is published."""
+    told = (manifest.study, manifest.spec_hash)
+    return told == (planned.study, planned.spec_hash)
+
+
+def overwritten(planned: Publication, remote: RemoteRepo) -> list[str]:
+    """Paths with other content in the repo, of which no publish of this study tells.
+
+    An interrupted first publish left SAEs and no card; those are what they are here.
+    """
+    own = set(_owned(planned, remote))
+    if remote.manifest is not None:
+        # Of these the manifest lists figures alone.
+        rest = (f.path for f in (*planned.others, planned.card))
+        own |= {path for path in rest if not path.startswith(f"{FIGURES}/")}
+    return [f.path for f in compare(planned, remote).changed if f.path not in own]
+
+
 def _owned(planned: Publication, remote: RemoteRepo) -> list[str]:
     """Paths that an earlier publish of this study put there, by its own list.
 
     The list comes from the repo, so it is held against what this tool publishes at all.
     """
     told = remote.manifest
-    if told is None or told.study != planned.study:
+    if told is None or not is_of(planned, told):
         return []
     member = re.compile(r"[\w.-]+/l0_[\w.+-]+/seed_\d+/[\w.-]+")
     figure = re.compile(rf"{FIGURES}/[\w.+-]+\.(png|svg)")

@@ -16,7 +16,7 @@ from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import load_study
 from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
 from sae_baselines.panel.plan import MemberKey, members_of, panels_of
-from sae_baselines.panel.spec import MemberSpec, PanelSpec, read_yaml
+from sae_baselines.panel.spec import MemberSpec, PanelSpec, read_yaml, spec_hash
 from sae_baselines.report.build import Report
 from sae_baselines.report.context import ReportContext
 from sae_baselines.report.of_study import report_of_study, study_context
@@ -63,6 +63,12 @@ class SourceStudy:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def spec_hash(self) -> str:
+        """What tells it from another study of its name."""
+        # As it was recorded: a later version of this package may know more fields.
+        return str(self.record.get("spec_hash") or spec_hash(self.spec))
 
     def folder(self, key: MemberKey) -> Path:
         """A member's folder."""

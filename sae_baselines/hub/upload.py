@@ -1,6 +1,5 @@
 """Bringing a repo up to a publication: SAEs first, then everything else in one commit."""
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from huggingface_hub import (
 )
 from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingface
 
-from sae_baselines.errors import UserError
+from sae_baselines.errors import UserError, one_line
 from sae_baselines.hub.errors import hub_errors, no_token
 from sae_baselines.hub.leaks import redacted_logs
 from sae_baselines.hub.plan import PlannedFile, Publication
@@ -26,11 +25,14 @@ from sae_baselines.hub.remote import (
     MAIN,
     RemoteRepo,
     compare,
+    is_of,
     members_to_upload,
+    overwritten,
     read_remote,
 )
 
-logger = logging.getLogger("sae_baselines")
+_REPLACE = "replace them with --replace, or choose another repo"
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -54,31 +56,34 @@ class Done:
     saes: int
 
 
-def publish(planned: Publication, *, private: bool = False, replace_card: bool = False) -> Done:
+def publish(planned: Publication, *, private: bool = False, replace: bool = False) -> Done:
     """Upload what the repo does not have, delete what an earlier publish left over.
 
-    SAEs go through SAELens' own uploader, a commit each; results, report, figures, spec and
-    card follow in one commit, so that a card never names an SAE that is not there. What is
-    there already is left alone, so that an interrupted publish goes on where it stopped.
+    SAEs go first, through SAELens' own uploader, a commit each; results, report, figures, spec
+    and card follow in one commit, so that a card never names an SAE that is not there; until
+    then the results and the card are those of before. What is there already is left alone, so
+    that an interrupted publish goes on where it stopped.
 
     Args:
         planned: From `plan_publication`.
         private: Make a new repo private.
-        replace_card: Replace a card that this tool did not make, or that of another study.
+        replace: Overwrite files at the planned paths even where they are not of this study,
+            or are a card that was edited. Other files are left alone in any case.
 
     Returns:
         What was done.
 
     Raises:
-        UserError: There is no token, the Hub refuses or cannot be reached, or the repo holds
-            a card of somebody else. Local files are not touched.
+        UserError: There is no token, the Hub refuses or cannot be reached, whatever else
+            breaks on the way, or the repo holds what is not of this study. Local files are
+            not touched.
     """
     repo, revision = planned.repo, planned.revision
     with redacted_logs():
         _check_token(repo)
         api = HfApi()
         remote = read_remote(api, repo, revision)
-        check_target(planned, remote, private, replace_card)
+        check_target(planned, remote, private, replace)
         remote = _prepare(api, planned, remote, private)
         changes = compare(planned, remote)
         url = _url(planned)
@@ -107,31 +112,49 @@ def publish(planned: Publication, *, private: bool = False, replace_card: bool =
 
 
 def check_target(
-    planned: Publication, remote: RemoteRepo, private: bool, replace_card: bool
+    planned: Publication, remote: RemoteRepo, private: bool, replace: bool
 ) -> None:
     """Raise where publishing would overwrite or show what it should not.
 
     Raises:
-        UserError: The card is somebody else's or of another study; ``private`` was asked for
-            and the repo is public.
+        UserError: The card is somebody else's, of another study, or edited; files would be
+            overwritten that no publish of this study put there; ``private`` was asked for and
+            the repo is public.
     """
     if private and remote.exists and not remote.private:
         raise UserError(
             f"private: {planned.repo} is there and is public; make it private in its settings "
             "on the Hub, or choose another repo"
         )
-    if replace_card:
+    if replace:
         return
+    repo, told = planned.repo, remote.manifest
     if remote.foreign_card:
-        raise UserError(
-            f"{planned.repo}: has a README.md that sae-baselines did not make; replace it with "
-            "--replace-card, or choose another repo"
+        raise UserError(f"{repo}: has a README.md that sae-baselines did not make; {_REPLACE}")
+    if told is not None and not is_of(planned, told):
+        other = (
+            f"holds study {told.study!r}, not {planned.study!r}"
+            if told.study != planned.study
+            else f"holds another study that is called {told.study!r} too, with another spec "
+            f"({_brief(told.spec_hash)}, here {_brief(planned.spec_hash)})"
         )
-    if remote.manifest is not None and remote.manifest.study != planned.study:
+        raise UserError(f"{repo}: {other}; {_REPLACE}")
+    if remote.edited_card:
         raise UserError(
-            f"{planned.repo}: holds study {remote.manifest.study!r}, not {planned.study!r}; "
-            "choose another repo, or replace its card and results with --replace-card"
+            f"{repo}: its README.md was edited after it was published; copy what you want to "
+            f"keep, then {_REPLACE}"
         )
+    taken = overwritten(planned, remote)
+    if taken:
+        more = f" and {len(taken) - _NAMED} more" if len(taken) > _NAMED else ""
+        raise UserError(
+            f"{repo}: holds other files where this study's go: {', '.join(taken[:_NAMED])}"
+            f"{more}; {_REPLACE}"
+        )
+
+
+def _brief(digest: str) -> str:
+    return one_line(ValueError(digest), 8)
 
 
 def _check_token(repo: str) -> None:

@@ -2,7 +2,8 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,12 @@ from markdown_it import MarkdownIt
 from sae_lens import SAE
 
 from sae_baselines.evals.results import load_results
-from sae_baselines.hub import CardOptions, Publication, plan_publication, publish
+from sae_baselines.evals.study import load_study
+from sae_baselines.hub import CardOptions, Publication, card_parts, plan_publication, publish
 from sae_baselines.hub.card import manifest_of
+from sae_baselines.hub.source import SourceStudy
+from sae_baselines.panel.plan import MemberKey, PanelKey
+from sae_baselines.panel.spec import MemberSpec
 from sae_baselines.report.numbers import difference, interval, mean_sd, number
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
 from tests.hub.writable_hub import Hub
@@ -137,7 +142,13 @@ def test_verdicts_and_their_numbers_are_those_of_verdicts_csv(
 
 def test_it_warns_says_what_for_and_shows_every_figure(planned: Publication, study: Path):
     card = planned.card_text
-    assert "> [!WARNING]\n> **Most of these SAEs are random by design.**" in card
+    assert "> [!WARNING]\n> **4 of 6 SAEs here are random by design.**" in card
+    assert (
+        "Within a panel `trained`, `frozen_decoder` share initial weights, batches and "
+        "hyperparameters, so their differences are due to what was frozen. Not trained, being "
+        "controls: `random`.\n- **Not for:**"
+    ) in card
+    assert "| not trained | `random` |" in card
     assert "> - `frozen_decoder`: `W_dec` frozen at uniformly random directions" in card
     assert "> - `random`: a control that nobody trained" in card
     for heading in ("What they are for", "Load them", "Caveats", "Training", "Evaluation"):
@@ -152,7 +163,57 @@ def test_it_warns_says_what_for_and_shows_every_figure(planned: Publication, stu
     told = manifest_of(card)
     assert told is not None
     assert (told.study, told.members) == ("tiny", tuple(planned.members))
+    assert told.spec_hash == planned.spec_hash == load_study(study)[1]["spec_hash"]
+    assert told.is_text_of(card)
+    assert told.is_text_of(card.replace("\n", "\r\n") + "\n")
+    assert not told.is_text_of(card.replace("Caveats", "Praise"))
     assert manifest_of("# A card of somebody else") is None
+
+
+def described(*members: MemberSpec) -> SourceStudy:
+    """As much of a study as the words on its members are made of."""
+    panel = PanelKey("batchtopk", 6.0, 0)
+    keys = {MemberKey(panel, member.name): member for member in members}
+    return cast(SourceStudy, SimpleNamespace(members=keys, spec=SimpleNamespace(tau=0.8)))
+
+
+TRAINED_ONE, CONTROL = MemberSpec(constraint="trained"), MemberSpec(constraint="random")
+SOFT = MemberSpec(constraint="soft_frozen_decoder", init_scheme="cov", tau=0.5)
+BROKEN = MemberSpec(constraint="permuted_pairing")
+
+
+def test_what_is_said_of_members_is_said_of_those_it_is_true_of():
+    counts = [
+        ([TRAINED_ONE, CONTROL], "1 of 2 SAEs here is random by design"),
+        ([SOFT, CONTROL], "All 2 SAEs here are random by design"),
+        ([CONTROL], "The one SAE here is random by design"),
+        ([TRAINED_ONE, BROKEN], "1 of 2 SAEs here is broken by design"),
+        (
+            [TRAINED_ONE, SOFT, CONTROL, BROKEN],
+            "2 of 4 SAEs here are random by design; 1 of 4 SAEs here is broken by design",
+        ),
+        ([TRAINED_ONE], ""),
+    ]
+    for members, words in counts:
+        assert card_parts.warning(described(*members)) == words
+    every = described(TRAINED_ONE, SOFT, CONTROL, BROKEN)
+    texts = {item.label: item.text for item in card_parts.random_members(every)}
+    assert texts["`soft_frozen_decoder_cov_tau0.5`"] == (
+        "decoder rows held near random directions with the activations' covariance (cosine at "
+        "least 0.5); the rest is learned."
+    )
+    assert texts["`random`"].startswith("a control that nobody trained: random directions")
+    assert texts["`permuted_pairing`"].startswith(
+        "a control, a trained SAE with something broken: the source with its decoder"
+    )
+    # What is not trained shares no batches.
+    assert card_parts.alike(described(TRAINED_ONE, CONTROL, BROKEN)) == ""
+    assert card_parts.alike(every) == (
+        "Within a panel `trained`, `soft_frozen_decoder_cov_tau0.5` share initial weights "
+        "(directions drawn with the activations' covariance apart), batches and "
+        "hyperparameters, so their differences are due to what was frozen or held."
+    )
+    assert card_parts.not_trained(every) == "`random`, `permuted_pairing`"
 
 
 def test_a_single_seed_is_called_that(own_study: Path):

@@ -9,11 +9,13 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.errors import XetRefreshTokenError
 
 from sae_baselines import cli
 from sae_baselines.errors import UserError
-from sae_baselines.hub import Publication, publish
-from sae_baselines.hub.leaks import redacted
+from sae_baselines.hub import Publication, publish, upload
+from sae_baselines.hub.errors import explained
+from sae_baselines.hub.leaks import redacted, redacted_logs
 from tests.hub.conftest import REPO
 from tests.hub.writable_hub import READER, WRITER, Hub
 
@@ -158,17 +160,122 @@ def test_control_c_is_130(
     assert "Traceback" not in err
 
 
-def test_an_error_that_is_not_of_the_hub_keeps_its_traceback(
-    planned: Publication, hub: Hub, monkeypatch: pytest.MonkeyPatch
+SIGNED = "https://cas.example/v1/xorbs/x?X-Amz-Signature=s3cr3t"
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTYifQ.c2lnbmF0dXJl"
+
+
+# What hf_xet 1.8 said of a server that refused.
+REFUSED = "Network error: Request error: HTTP status client error"
+
+
+class XetAuthenticationError(PermissionError):
+    """As hf_xet 1.8 has it: an OSError that names no file."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError(
+                f"Data processing error: CAS service error : Reqwest\nError: {SIGNED}"
+            ),
+            "(RuntimeError: Data processing error: CAS service error : Reqwest Error: ",
+        ),
+        (
+            RuntimeError(f"Xet client: token {JWT} expired"),
+            "(RuntimeError: Xet client: token <",
+        ),
+        (XetAuthenticationError("denied"), "(XetAuthenticationError: denied)"),
+        (
+            XetRefreshTokenError("Failed to refresh"),
+            "(XetRefreshTokenError: Failed to refresh)",
+        ),
+        (RuntimeError("CAS service error: 402 Payment Required"), "no room left on the Hub"),
+        (ConnectionError(f"{REFUSED} (402 Payment Required)"), "no room left on the Hub"),
+        (ConnectionError(f"{REFUSED} (403 Forbidden)"), "(ConnectionError: Network error: "),
+    ],
+)
+def test_failures_of_the_storage_of_large_files(error: Exception, words: str):
+    for raised in (error, chained(error)):
+        message = explained(raised, REPO, "main")
+        assert message is not None
+        assert words in message
+        assert "\n" not in message
+        assert "s3cr3t" not in message
+        assert "eyJ" not in message
+        assert ("HF_HUB_DISABLE_XET=1" in message) == ("no room" not in words)
+
+
+def chained(error: Exception) -> Exception:
+    """As a thread pool hands it on."""
+    try:
+        raise RuntimeError("Error while uploading") from error
+    except RuntimeError as raised:
+        return raised
+
+
+def test_what_has_nothing_to_do_with_the_storage_is_not_put_down_to_it():
+    for error in (
+        RuntimeError("cascade"),
+        FileNotFoundError(2, "No such file", "notes/CAS.txt"),
+        ZeroDivisionError("division by zero"),
+    ):
+        assert explained(error, REPO, "main") is None
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_an_unknown_error_within_an_upload_is_one_line_too(
+    verbose: bool,
+    study: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ):
-    del hub
+    before = digests(study)
+    real = upload.upload_saes_to_huggingface
 
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
+    def breaks(saes: dict[str, Path], *arguments: Any, **options: Any) -> None:
+        real(dict([next(iter(saes.items()))]), *arguments, **options)
+        try:
+            raise KeyError(f"{SIGNED} {WRITER}")
+        except KeyError:
+            raise ZeroDivisionError(f"odd,\n{JWT} at {SIGNED} with {WRITER}")  # noqa: B904
 
-    monkeypatch.setattr("sae_baselines.hub.upload.upload_saes_to_huggingface", broken)
-    with pytest.raises(ZeroDivisionError):
-        publish(planned)
+    monkeypatch.setattr(upload, "upload_saes_to_huggingface", breaks)
+    arguments = ["publish", str(study), REPO, "--license", "mit"]
+    monkeypatch.setattr(sys, "argv", ["sae-baselines", *(["-v"] * verbose), *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 1
+    out, err = capfd.readouterr()
+    # A terminal's width may break the line.
+    said = " ".join(err.split())
+    assert (
+        f"error: {REPO}: an unexpected error (ZeroDivisionError: odd, <hidden> at "
+        "https://cas.example/v1/xorbs/x?<hidden> with <hidden>); nothing here was changed"
+    ) in said
+    assert ("Traceback" in err) == ("KeyError" in err) == verbose
+    for secret in ("s3cr3t", WRITER, "eyJ"):
+        assert secret not in out + err
+    assert digests(study) == before
+    assert len(hub.repos[REPO].branches["main"]) == 2
+
+
+def test_a_log_record_that_cannot_be_written_ends_nothing(caplog: pytest.LogCaptureFixture):
+    log = logging.getLogger("some.library")
+    with caplog.at_level(logging.DEBUG), redacted_logs():
+        log.info("PUT %s of %s, %d", f"{SIGNED} {WRITER}")
+        try:
+            raise RuntimeError(f"at {SIGNED}")
+        except RuntimeError:
+            log.exception("with %s", WRITER)
+    first, second = caplog.records
+    assert first.getMessage().startswith("'PUT %s of %s, %d'")
+    assert "xorbs/x?<hidden>" in first.getMessage()
+    assert second.getMessage() == "with <hidden>"
+    assert "RuntimeError: at https://cas.example/v1/xorbs/x?<hidden>" in caplog.text
+    assert "s3cr3t" not in caplog.text
+    assert WRITER not in caplog.text
 
 
 def test_what_is_hidden(monkeypatch: pytest.MonkeyPatch):

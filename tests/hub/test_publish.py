@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.hub import CardOptions, Publication, plan_publication, publish, upload
+from sae_baselines.hub.card import manifest_of
+from sae_baselines.hub.plan import PlannedFile
+from sae_baselines.panel.spec import spec_from_dict, spec_hash
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
 from tests.hub.writable_hub import Commit, Hub
 
@@ -209,24 +213,94 @@ def test_a_manifest_that_was_tampered_with_deletes_nothing_of_the_user(
     assert files.items() <= hub.repos[REPO].head("main").files.items()
 
 
-def test_a_card_of_somebody_else_is_not_overwritten_in_silence(planned: Publication, hub: Hub):
-    hub.make(REPO, {"README.md": b"---\nlicense: mit\n---\n# mine\n"})
-    with pytest.raises(UserError, match="--replace-card"):
+def refused(planned: Publication, hub: Hub) -> str:
+    """Publish, which is refused in one line that names the flag, and writes nothing."""
+    hub.requests.clear()
+    with pytest.raises(UserError, match=r"replace them with --replace, or choose") as error:
         publish(planned)
     assert hub.writes() == []
-    publish(planned, replace_card=True)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: mit\n---\n# mine\n", b"# \xe9t\xe9"])
+def test_a_card_of_somebody_else_is_not_overwritten_in_silence(
+    card: bytes, planned: Publication, hub: Hub
+):
+    hub.make(REPO, {"README.md": card})
+    assert "README.md that sae-baselines did not make" in refused(planned, hub)
+    publish(planned, replace=True)
     assert hub.repos[REPO].head("main").files["README.md"] == planned.card.source
 
 
 def test_a_repo_of_another_study_is_refused(planned: Publication, hub: Hub):
     publish(planned)
-    hub.requests.clear()
     other = dataclasses.replace(planned, study="other")
-    with pytest.raises(UserError, match="holds study 'tiny', not 'other'"):
-        publish(other)
-    assert hub.writes() == []
+    assert "holds study 'tiny', not 'other'" in refused(other, hub)
     # Asked for, it replaces; the other study's SAEs stay.
-    assert publish(other, replace_card=True).deleted == 0
+    assert publish(other, replace=True).deleted == 0
+
+
+def test_a_study_of_the_same_name_with_another_spec_is_another_study(
+    planned: Publication, own_study: Path, hub: Hub
+):
+    publish(planned)
+    told = yaml.safe_load((own_study / "study.yaml").read_text())
+    told["spec"]["lr"] *= 2
+    told["spec_hash"] = spec_hash(spec_from_dict(told["spec"]))
+    (own_study / "study.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
+    write_again(own_study)
+    other = plan_publication(own_study, REPO, "main", OPTIONS)
+    message = refused(other, hub)
+    assert "another study that is called 'tiny' too" in message
+    assert planned.spec_hash[:8] in message
+    assert other.spec_hash[:8] in message
+    fewer = dataclasses.replace(other, members={})
+    assert publish(fewer, replace=True).deleted == 0
+    # Now the repo is that study's.
+    assert publish(other).deleted == 0
+
+
+def test_a_card_that_was_edited_is_not_overwritten_in_silence(planned: Publication, hub: Hub):
+    publish(planned)
+    files = commits(hub)[-1].files
+    card = files["README.md"]
+    files["README.md"] = card.replace(b"## Caveats", b"Read this first.\n\n## Caveats")
+    assert "its README.md was edited after it was published" in refused(planned, hub)
+    # What the Hub or an editor does to line ends is no edit.
+    files["README.md"] = card.replace(b"\n", b"\r\n")
+    assert publish(planned).uploaded == 1
+    assert commits(hub)[-1].files["README.md"] == card
+    commits(hub)[-1].files["README.md"] = card + b"\nMine.\n"
+    assert publish(planned, replace=True).uploaded == 1
+
+
+def test_files_of_somebody_else_are_not_overwritten_in_silence(planned: Publication, hub: Hub):
+    weights = f"{FOLDERS[0]}/sae_weights.safetensors"
+    own = {"results.csv": b"mine", "report.md": b"mine", "study.yaml": b"mine"}
+    hub.make(REPO, {**own, weights: b"mine", "notes.md": b"mine"})
+    message = refused(planned, hub)
+    assert f"holds other files where this study's go: {weights}, " in message
+    assert " and 1 more; " in message
+    publish(planned, replace=True)
+    assert commits(hub)[-1].files["notes.md"] == b"mine"
+
+
+def test_files_of_somebody_else_beside_a_published_study_are_not_overwritten_either(
+    planned: Publication, hub: Hub
+):
+    figure = next(f.path for f in planned.others if f.path.endswith(".svg"))
+    told = manifest_of(planned.card_text)
+    assert told is not None
+    before = dataclasses.replace(
+        told, members=told.members[1:], figures=tuple(f for f in told.figures if f != figure)
+    )
+    card = planned.card_text.replace(told.comment(), before.comment())
+    publish(dataclasses.replace(planned, card=PlannedFile("README.md", card.encode())))
+    weights = f"{FOLDERS[0]}/sae_weights.safetensors"
+    commits(hub)[-1].files.update({figure: b"mine", weights: b"mine", "results.csv": b"old"})
+    # results.csv is of every publish.
+    assert f"this study's go: {weights}, {figure}; " in refused(planned, hub)
 
 
 def test_private_is_private_and_a_public_repo_is_not_taken_for_it(
