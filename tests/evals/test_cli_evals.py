@@ -225,7 +225,7 @@ def test_eval_of_saes_on_their_own(checked: Path, tmp_path: Path) -> None:
         (["eval", "STUDY", "--seeds", "3"], "seeds: 3 of 2"),
         (["eval", "STUDY", "STUDY", "--out", "x"], "evaluate it on its own"),
         (["eval", "STUDY", "--out", "x"], "leave --out away"),
-        (["report", "nowhere"], "results: nowhere"),
+        (["report", "nowhere"], "study: there is no folder nowhere"),
         (["eval", "STUDY", "--model", "nowhere"], "model: nowhere is not a folder"),
     ],
 )

@@ -246,7 +246,7 @@ def test_record_says_how(tmp_path: Path) -> None:
         ({}, "saes: none given"),
         ({"a/b": tiny_sae(), "a?b": tiny_sae()}, "names must differ"),
         ({"a": tiny_sae(), "b": tiny_sae(model_name="other")}, "not of one model"),
-        ({"a": "nowhere"}, "neither a folder nor a release"),
+        ({"a": "nowhere"}, "neither a folder, nor a release"),
     ],
 )
 def test_bad_saes(tmp_path: Path, given: Any, message: str) -> None:
