@@ -274,6 +274,16 @@ def test_a_study_is_its_members(study: Path):
     assert "1.000 / 1.000" in text
 
 
+def test_a_member_on_its_own_says_what_its_l0_was_measured_on(study: Path, tmp_path: Path):
+    folder = study / "panels" / "batchtopk_l0_6_seed_0" / "trained"
+    for name in ("cfg.json", "sae_weights.safetensors"):  # as the Hub has it
+        shutil.copy(folder / name, tmp_path / name)
+    alone = shown(tmp_path)
+    measured = json.loads((folder / "measurement.json").read_text())
+    assert alone["l0"] == measured["l0"]
+    assert alone["l0_measured"] == "on held-out text, by its panel"
+
+
 def test_a_study_on_whitened_activations_is_not_compared(study: Path, tmp_path: Path):
     shutil.copytree(study, tmp_path / "white", ignore=shutil.ignore_patterns("checkpoints"))
     file = tmp_path / "white" / "study.yaml"

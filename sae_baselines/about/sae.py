@@ -170,7 +170,7 @@ def _facts(
         "tokens_seen": ours.get("tokens_seen", ours.get("samples_seen")),
         "l0_target": ours.get("l0_target"),
         "l0": l0,
-        "l0_measured": None if l0 is None else "at the end of training, by SAELens",
+        "l0_measured": None if l0 is None else _measured_on(ours),
         "explained_variance": None,
         "versions": {
             name: metadata[key]
@@ -181,6 +181,14 @@ def _facts(
             if metadata.get(key)
         },
     }
+
+
+def _measured_on(ours: Mapping[str, Any]) -> str:
+    """What the L0 in an SAE's metadata was measured on."""
+    # Panels write theirs over SAELens', which is that of the last training batches.
+    if "panel" in ours and "tokens_seen" in ours:
+        return "on held-out text, by its panel"
+    return "at the end of training, by SAELens"
 
 
 def in_words(constraint: str | None, trained_as: str | None, tau: float | None) -> str:
