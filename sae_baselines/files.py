@@ -1,7 +1,11 @@
 """Files that are there in full or not at all."""
 
+import json
 import uuid
 from pathlib import Path
+from typing import Any
+
+from sae_baselines.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -19,3 +23,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file of this package holds; None if there is none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged; delete it and run again") from error

@@ -1,6 +1,5 @@
 """What one SAE is, and how far it is from its start."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from sae_baselines.drift.cosines import drift_of
 from sae_baselines.drift.start import Rows, saved_config, saved_sae_rows, seeded_rows
 from sae_baselines.errors import UserError
 from sae_baselines.evals.target import constraint_of
-from sae_baselines.panel.folder import MEASUREMENT_FILE, PROVENANCE_FILE, STUDY_FILE
+from sae_baselines.files import read_json
+from sae_baselines.panel.folder import PROVENANCE_FILE, STUDY_FILE, read_measurement
 
 COVARIANCE_FILE = "init_covariance.safetensors"
 _WHITENED = "covariance_whitening"
@@ -92,7 +92,7 @@ def about_sae(
     facts = _facts(cfg, metadata, details, ours)
     if folder is not None:
         facts |= _measured(folder)
-        facts["versions"] |= _read_json(folder / PROVENANCE_FILE).get("versions", {})
+        facts["versions"] |= (read_json(folder / PROVENANCE_FILE) or {}).get("versions", {})
     elif l0_stated and facts["l0"] is None:
         facts |= {"l0": l0_stated, "l0_measured": "as SAELens' directory states it"}
     start, unknown = _start(cfg, details, facts, folder, covariance)
@@ -207,22 +207,12 @@ def in_words(constraint: str | None, trained_as: str | None, tau: float | None) 
 
 def _measured(folder: Path) -> dict[str, Any]:
     """What the panel measured on held-out tokens."""
-    found = _read_json(folder / MEASUREMENT_FILE)
+    found = read_measurement(folder)
     if not found:
         return {}
     on = {"l0_measured": "of the exported SAE, on held-out activations"}
     same = {k: found[k] for k in ("l0", "l0_target", "explained_variance") if k in found}
     return {**same, **(on if "l0" in found else {})}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged; delete it and run again") from error
-    return read if isinstance(read, dict) else {}
 
 
 def _start(

@@ -13,6 +13,7 @@ from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.spec import EvalSpec
 from sae_baselines.evals.suite import Subject
 from sae_baselines.evals.target import Facts, Target, target_of
+from sae_baselines.files import read_json
 from sae_baselines.panel.folder import (
     PROVENANCE_FILE,
     STUDY_FILE,
@@ -197,13 +198,7 @@ def published_record(study: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: The record is damaged.
     """
-    path = StudyFolder(study).published / RECORD_FILE
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read; run the check again") from error
+    return read_json(StudyFolder(study).published / RECORD_FILE)
 
 
 def training_versions(folder: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The study folder: what is in it, who may write, and what is finished."""
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import read_json, write_atomically
 from sae_baselines.panel.plan import MemberKey
 from sae_baselines.panel.spec import spec_difference, spec_hash, spec_to_dict
 from sae_baselines.provenance import environment
@@ -151,10 +150,4 @@ def read_measurement(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: The file is damaged.
     """
-    path = folder / MEASUREMENT_FILE
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged; delete it and run again") from error
+    return read_json(folder / MEASUREMENT_FILE)
