@@ -180,7 +180,7 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
     elif "context_size" not in overridden:
         notes.append("its context size is not recorded; 128 tokens are used")
     notes += _not_replicated(published)
-    if not runner:
+    if not runner and not {"lr", "train_batch_size_tokens"} <= overridden:
         notes.append(
             "its learning rate and batch size are not recorded; its baselines have this "
             "package's"

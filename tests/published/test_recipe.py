@@ -136,6 +136,9 @@ def test_overrides_win_and_bad_ones_are_named(folder: Path) -> None:
     assert (spec.lr, spec.encoder_init) == (5e-5, "transposed")
     nested = spec_of(folder, tokens=10_000, overrides={"model": {"dtype": "bfloat16"}})
     assert (nested.model.dtype, nested.model.recorded_name) == ("bfloat16", MODEL_NAME)
+    told = {"lr": 5e-5, "train_batch_size_tokens": 1024}
+    assert "learning rate" in notes_of(spec)
+    assert "learning rate" not in notes_of(spec_of(folder, tokens=10_000, overrides=told))
     wide = spec_of(folder, tokens=10**6, overrides={"train_batch_size_tokens": 65_536})
     assert wide.n_batches_in_buffer * 32 >= 2 * 65_536
     with pytest.raises(UserError, match=r"model: 'gpt2' is not a mapping"):
