@@ -280,11 +280,11 @@ def _print_study(folder: Path, members: list[AboutSAE], as_json: bool) -> None:
 def _cells(about: AboutSAE, folder: Path) -> list[str]:
     facts, drift = about.facts, about.drift or {}
     decoder, encoder = drift.get("decoder"), drift.get("encoder")
-    place = Path(about.source).relative_to(folder / "panels").parts
+    place = Path(about.source).relative_to(folder).parts
     holds = None if about.claim is None else about.claim.holds
     claimed = "-" if about.claim is None else "not checked"
     return [
-        "/".join(place[:-1]),
+        "/".join(place[1:-1]),  # below panels; a published SAE is of none
         place[-1],
         str(_or(facts["seed"])),
         "-" if facts["l0"] is None else f"{facts['l0']:.4g} ({_or(facts['l0_target'])})",

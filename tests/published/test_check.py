@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE
+from typer.testing import CliRunner
 
 from sae_baselines.about.study import members_of_study
+from sae_baselines.cli import app
 from sae_baselines.errors import UserError
 from sae_baselines.evals import load_results, study_targets, write_results
 from sae_baselines.panel import PanelSpec, train_study
@@ -213,6 +215,9 @@ def test_it_is_a_member_of_the_results_and_finished_work_is_not_repeated(
     *_, last = members_of_study(study)  # what `show` lists
     assert last.facts["model"] == MODEL_NAME
     assert last.source.endswith("published")
+    printed = CliRunner().invoke(app, ["show", str(study)])
+    assert printed.exit_code == 0, printed.exception
+    assert "5 members on" in " ".join(printed.output.split())
 
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*.safetensors")}
     again = prepare_check(str(tmp_path / "theirs"), options(), study)
