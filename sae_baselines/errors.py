@@ -18,3 +18,11 @@ def did_you_mean(value: str, known: list[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(sorted(known))}"
+
+
+def nearest(value: str, known: list[str]) -> str:
+    """`did_you_mean` that does not print hundreds of names."""
+    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4)
+    if close or len(known) <= 8:
+        return did_you_mean(value, close or known)
+    return f"{len(known)} others are"

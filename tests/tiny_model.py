@@ -13,6 +13,21 @@ HOOK = "blocks.1.hook_resid_post"
 _TEXT = "the a cat dog sat ran on under mat tree and then it saw red blue old new one two"
 _WORDS = _TEXT.split()
 
+# Fields of a panel that make it quick.
+QUICK: dict[str, Any] = {
+    "context_size": 32,
+    "store_batch_size_prompts": 16,
+    "n_batches_in_buffer": 32,
+    "n_batches_for_norm_estimate": 2,
+    "train_batch_size_tokens": 128,
+    "lr": 3e-3,
+    "calibration_tokens": 1024,
+    "eval_tokens": 1024,
+    "ce_tokens": 256,
+    "n_checkpoints": 3,
+    "device": "cpu",
+}
+
 
 def save_tiny_model(folder: Path, rope_theta: float = 10_000.0) -> Path:
     """A random three-layer Llama over a vocabulary of words; deterministic."""
@@ -75,16 +90,6 @@ def tiny_panel(model: Path, dataset: str = "in memory", **overrides: Any) -> dic
         "expansion": 4,
         "l0": 6,
         "training_tokens": 128 * 40,
-        "context_size": 32,
-        "store_batch_size_prompts": 16,
-        "n_batches_in_buffer": 32,
-        "n_batches_for_norm_estimate": 2,
-        "train_batch_size_tokens": 128,
-        "lr": 3e-3,
-        "calibration_tokens": 1024,
-        "eval_tokens": 1024,
-        "ce_tokens": 256,
-        "n_checkpoints": 3,
-        "device": "cpu",
+        **QUICK,
     }
     return {**panel, **overrides}

@@ -22,7 +22,7 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 
 from sae_baselines.about.study import is_study, sae_folders
 from sae_baselines.controls.source import load_sae
-from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.errors import UserError, nearest, one_line
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -72,7 +72,7 @@ def find(source: str) -> Path | Published | Listing:
             return Listing(name, list(known))
         if inside not in known:
             raise UserError(
-                f"{name}: has no SAE {inside!r}; {_near(inside, list(known))}; sae-baselines "
+                f"{name}: has no SAE {inside!r}; {nearest(inside, list(known))}; sae-baselines "
                 f"show {name} lists them"
             )
         stated = releases[name].expected_l0.get(inside)
@@ -84,7 +84,7 @@ def find(source: str) -> Path | Published | Listing:
         return Listing(name, found)
     if inside not in found:
         raise UserError(
-            f"{name}: has no SAE in {inside!r}; {_near(inside, found)}"
+            f"{name}: has no SAE in {inside!r}; {nearest(inside, found)}"
             if found
             else f"{name}: has no folder with an SAE that SAELens saved"
         )
@@ -179,11 +179,3 @@ def _near_folders(path: Path) -> str:
     beside = [p for p in path.parent.glob("*") if p.is_dir()] if path.parent.is_dir() else []
     names = difflib.get_close_matches(path.name, [p.name for p in beside], n=3, cutoff=0.6)
     return f"did you mean {' or '.join(str(path.parent / n) for n in names)}?" if names else ""
-
-
-def _near(value: str, known: list[str]) -> str:
-    """``did_you_mean`` that does not print hundreds of names."""
-    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4)
-    if close or len(known) <= 8:
-        return did_you_mean(value, close or known)
-    return f"{len(known)} others are"

@@ -18,7 +18,7 @@ from sae_lens.saes.temporal_sae import TemporalSAE
 from sae_lens.saes.transcoder import Transcoder
 from safetensors import SafetensorError
 
-from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.errors import UserError, nearest, one_line
 
 # Normalisations that SAELens folds into the weights at the end of training.
 FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
@@ -127,7 +127,7 @@ def from_release(release: str, sae_id: str) -> SAE[Any]:
     """
     known = get_pretrained_saes_directory()
     if release in known and sae_id not in known[release].saes_map:
-        hint = did_you_mean(sae_id, list(known[release].saes_map)[:40])
+        hint = nearest(sae_id, list(known[release].saes_map))
         raise UserError(f"sae: {release} has no SAE {sae_id!r}; {hint}")
     if release not in known and "/" not in release:
         near = difflib.get_close_matches(release, list(known), n=3)

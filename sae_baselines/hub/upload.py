@@ -17,7 +17,7 @@ from huggingface_hub import (
 )
 from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingface
 
-from sae_baselines.errors import UserError, one_line
+from sae_baselines.errors import UserError
 from sae_baselines.hub.errors import hub_errors, no_token
 from sae_baselines.hub.leaks import redacted_logs
 from sae_baselines.hub.plan import PlannedFile, Publication
@@ -136,7 +136,7 @@ def check_target(
             f"holds study {told.study!r}, not {planned.study!r}"
             if told.study != planned.study
             else f"holds another study that is called {told.study!r} too, with another spec "
-            f"({_brief(told.spec_hash)}, here {_brief(planned.spec_hash)})"
+            f"({told.spec_hash[:8]}, here {planned.spec_hash[:8]})"
         )
         raise UserError(f"{repo}: {other}; {_REPLACE}")
     if remote.edited_card:
@@ -151,10 +151,6 @@ def check_target(
             f"{repo}: holds other files where this study's go: {', '.join(taken[:_NAMED])}"
             f"{more}; {_REPLACE}"
         )
-
-
-def _brief(digest: str) -> str:
-    return one_line(ValueError(digest), 8)
 
 
 def _check_token(repo: str) -> None:

@@ -17,7 +17,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals import load_results
 from sae_baselines.evals.settings import stored_spec
 from sae_baselines.evals.store import EvalStore
-from tests.evals.tiny_hub import HOOK, MODEL, tiny_sae
+from tests.evals.tiny_hub import HOOK, MODEL, QUICK_EVALS, tiny_sae
 
 PANEL: dict[str, Any] = {
     "name": "tiny",
@@ -40,14 +40,7 @@ PANEL: dict[str, Any] = {
     "ce_tokens": 512,
     "n_checkpoints": 0,
     "evals": {
-        "suites": {
-            "core": {
-                "n_eval_reconstruction_batches": 1,
-                "n_eval_sparsity_variance_batches": 1,
-                "context_size": 64,
-            }
-        },
-        "llm_batch_size": 8,
+        **QUICK_EVALS,
         "margins": {"core/ce_loss_score": 0.05},
     },
 }

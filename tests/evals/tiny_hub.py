@@ -33,6 +33,18 @@ HOOK = "blocks.0.hook_resid_post"
 D_MODEL = 64
 CONTEXT = 128
 
+# A section 'evals' that takes seconds.
+QUICK_EVALS: dict[str, Any] = {
+    "suites": {
+        "core": {
+            "n_eval_reconstruction_batches": 1,
+            "n_eval_sparsity_variance_batches": 1,
+            "context_size": 64,
+        }
+    },
+    "llm_batch_size": 8,
+}
+
 _FILLERS = "the a of and to in that with for on was is by as it from who has first letter"
 _CITIES = {
     "Paris": ("France", "Europe", "French"),

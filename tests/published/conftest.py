@@ -11,25 +11,14 @@ from sae_lens.saes.sae import SAEMetadata
 
 from sae_baselines.panel import ModelSpec
 from sae_baselines.panel.language_model import load_language_model
+from tests import tiny_model as tiny_model_module
 from tests.tiny_model import D_MODEL, HOOK, save_tiny_model, tiny_text
 
 MODEL_NAME = "somebody/tiny"
 D_SAE = 4 * D_MODEL
 
-# Fields of a panel that make a check quick.
-QUICK: dict[str, Any] = {
-    "context_size": 32,
-    "store_batch_size_prompts": 16,
-    "n_batches_in_buffer": 32,
-    "n_batches_for_norm_estimate": 2,
-    "train_batch_size_tokens": 128,
-    "lr": 3e-3,
-    "calibration_tokens": 1024,
-    "eval_tokens": 1024,
-    "ce_tokens": 256,
-    "n_checkpoints": 0,
-    "device": "cpu",
-}
+# A check that is not interrupted needs no checkpoint.
+QUICK: dict[str, Any] = {**tiny_model_module.QUICK, "n_checkpoints": 0}
 
 
 @pytest.fixture(scope="session")

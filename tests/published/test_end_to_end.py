@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from sae_baselines.cli import app
 from sae_baselines.evals import load_results
 from tests.evals.hub_server import Handler, point_clients_at, serving
-from tests.evals.tiny_hub import HOOK, MODEL, build_once
+from tests.evals.tiny_hub import HOOK, MODEL, QUICK_EVALS, build_once
 from tests.hub.writable_hub import WRITER, Hub, WritableHandler
 from tests.published import stock_run
 
@@ -27,16 +27,7 @@ CONFIG: dict[str, Any] = {
     "eval_tokens": 2048,
     "ce_tokens": 512,
     "n_checkpoints": 0,
-    "evals": {
-        "suites": {
-            "core": {
-                "n_eval_reconstruction_batches": 1,
-                "n_eval_sparsity_variance_batches": 1,
-                "context_size": 64,
-            }
-        },
-        "llm_batch_size": 8,
-    },
+    "evals": QUICK_EVALS,
 }
 
 
