@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sae_baselines.drift import drift_table, find_drift
-from sae_baselines.panel.folder import MEASUREMENT_FILE, PROVENANCE_FILE
 from sae_baselines.report.drift_plots import drift_figure
 from sae_baselines.report.style import INK, MUTED, drawing, finish, looks
+from sae_baselines.study.folder import MEASUREMENT_FILE, PROVENANCE_FILE
 
 _MEASURED = (
     "explained_variance",

@@ -23,16 +23,16 @@ from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunne
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
-from sae_baselines.architectures import twin_name
-from sae_baselines.panel import PanelSpec, train_study
-from sae_baselines.panel.build import architecture_options
-from sae_baselines.panel.data import load_text, split_text
-from sae_baselines.panel.folder import PROVENANCE_FILE
-from sae_baselines.panel.held_out import hook_width
-from sae_baselines.panel.language_model import load_language_model
-from sae_baselines.panel.spec import TRAINED
-from sae_baselines.panel.train import resolve_device
+from sae_baselines.baselines import twin_name
 from sae_baselines.provenance import environment
+from sae_baselines.study import PanelSpec, train_study
+from sae_baselines.study.build import architecture_options
+from sae_baselines.study.data import load_text, split_text
+from sae_baselines.study.folder import PROVENANCE_FILE
+from sae_baselines.study.held_out import hook_width
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.spec import TRAINED
+from sae_baselines.study.train import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
 AIM = 0.6

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.demo.panel import demo_spec
-from sae_baselines.panel import PanelSpec, load_spec
-from sae_baselines.panel.plan import panels_of
+from sae_baselines.paper.demo.panel import demo_spec
+from sae_baselines.study import PanelSpec, load_spec
+from sae_baselines.study.plan import panels_of
 
 
 def add_panel_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,10 +22,10 @@ from panels import add_panel_arguments, one_panel, training_steps
 from render import machine, table
 from safetensors.torch import load_file
 
-from sae_baselines.panel import PanelSpec, train_study
-from sae_baselines.panel.data import load_text
-from sae_baselines.panel.folder import PROVENANCE_FILE
 from sae_baselines.provenance import environment
+from sae_baselines.study import PanelSpec, train_study
+from sae_baselines.study.data import load_text
+from sae_baselines.study.folder import PROVENANCE_FILE
 
 RESULTS = Path(__file__).parent / "results"
 OFF, OTHER_ROUNDING = "none", "none, input one rounding off"

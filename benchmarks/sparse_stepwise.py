@@ -16,9 +16,9 @@ import torch
 from panels import add_panel_arguments, one_panel, training_steps
 from sae_lens.saes.sae import TrainStepInput
 
-from sae_baselines.panel import train_study
-from sae_baselines.panel.data import load_text
 from sae_baselines.provenance import environment
+from sae_baselines.study import train_study
+from sae_baselines.study.data import load_text
 
 RESULTS = Path(__file__).parent / "results"
 

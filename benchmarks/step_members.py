@@ -13,9 +13,8 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.architectures import twin_name
-from sae_baselines.constraints import sample_directions, seeded_start
-from sae_baselines.panel.build import architecture_options
+from sae_baselines.baselines import sample_directions, seeded_start, twin_name
+from sae_baselines.study.build import architecture_options
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
 STOCK = "stock"

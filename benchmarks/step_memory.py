@@ -15,7 +15,7 @@ import torch
 from step_members import SHAPES, Shape, Stepper, activations
 
 _MIB = 2**20
-_PRELOADED = ["sae_baselines.panel.build"]
+_PRELOADED = ["sae_baselines.study.build"]
 
 
 def cpu_peak_mib(

@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from sae_baselines.drift import drift_table, find_drift
+from sae_baselines.paper.toy.report import write_toy_report
+from sae_baselines.paper.toy.results import PAPER_EV, PAPER_RECOVERED, ToyResults, load_toy
 from sae_baselines.report.drift_plots import drift_figure
-from sae_baselines.report.toy import write_toy_report
-from sae_baselines.report.toy_results import PAPER_EV, PAPER_RECOVERED, ToyResults, load_toy
 
 HERE = Path(__file__).parent / "toy"
 _KEPT = ("results_*.csv", "curves.csv", "verdicts.csv", "report.md", "study.yaml")

@@ -16,12 +16,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from sae_baselines.panel.folder import write_atomically
-from sae_baselines.report.toy_plots import training_map
-from sae_baselines.report.toy_results import PAPER_EV, PAPER_RECOVERED
-from sae_baselines.synthetic.generator import SETTINGS
-from sae_baselines.synthetic.spec import PAPER_ARCHITECTURES, ToySpec
-from sae_baselines.synthetic.train import train_toy
+from sae_baselines.paper.toy.plots import training_map
+from sae_baselines.paper.toy.results import PAPER_EV, PAPER_RECOVERED
+from sae_baselines.study.folder import write_atomically
+from sae_baselines.study.synthetic.generator import SETTINGS
+from sae_baselines.study.synthetic.spec import PAPER_ARCHITECTURES, ToySpec
+from sae_baselines.study.synthetic.train import train_toy
 
 HERE = Path(__file__).parent / "toy"
 MILLION = 1_000_000

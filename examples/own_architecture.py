@@ -14,7 +14,7 @@ from sae_lens.saes.topk_sae import TopKSAEConfig, TopKTrainingSAE, TopKTrainingS
 from sae_lens.synthetic import SyntheticSAERunner, SyntheticSAERunnerConfig
 
 import sae_baselines
-from sae_baselines.synthetic.generator import paper_config
+from sae_baselines.study.synthetic.generator import paper_config
 
 
 @dataclass

@@ -22,19 +22,19 @@ from sae_baselines.cli_find import app as find_app
 from sae_baselines.cli_hub import app as hub_app
 from sae_baselines.cli_toy import app as toy_app
 from sae_baselines.cli_vision import app as vision_app
-from sae_baselines.demo.assets import AssetError
-from sae_baselines.demo.panel import demo_spec
 from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.evals.presets import preset_evals_yaml
 from sae_baselines.evals.settings import store_spec
 from sae_baselines.evals.spec import has_eval_spec, load_eval_spec
-from sae_baselines.panel import PanelSpec, StudyResult, load_spec, spec_to_yaml, train_study
-from sae_baselines.panel.folder import STUDY_FILE
-from sae_baselines.panel.presets import preset as named_preset
-from sae_baselines.panel.presets import preset_names
-from sae_baselines.panel.runner import InterruptedTrainingError
-from sae_baselines.panel.spec import json_schema
-from sae_baselines.panel.table import notes, tables
+from sae_baselines.paper.demo.assets import AssetError
+from sae_baselines.paper.demo.panel import demo_spec
+from sae_baselines.study import PanelSpec, StudyResult, load_spec, spec_to_yaml, train_study
+from sae_baselines.study.folder import STUDY_FILE
+from sae_baselines.study.presets import preset as named_preset
+from sae_baselines.study.presets import preset_names
+from sae_baselines.study.runner import InterruptedTrainingError
+from sae_baselines.study.spec import json_schema
+from sae_baselines.study.table import notes, tables
 from sae_baselines.version import __version__
 from sae_baselines_command.known import completing
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sae_baselines.architectures import CONSTRAINTS, base_architectures
+from sae_baselines.baselines import CONSTRAINTS, base_architectures
 from sae_baselines.cli_evals import INCOMPLETE, evaluate_into, report_study
 from sae_baselines.controls import control_names
 from sae_baselines.errors import UserError
@@ -24,16 +24,16 @@ from sae_baselines.evals.results import PANEL_SUITE
 from sae_baselines.evals.settings import stored_spec
 from sae_baselines.evals.spec import has_eval_spec
 from sae_baselines.evals.study import local_model_of, subject_of_panel
-from sae_baselines.panel import load_spec, train_study
-from sae_baselines.panel.spec import TRAINED, read_yaml
-from sae_baselines.published import (
+from sae_baselines.study import load_spec, train_study
+from sae_baselines.study.reference import (
     CheckOptions,
     described,
     prepare_check,
     suites_for,
     whole_number,
 )
-from sae_baselines.published.recipe import DEFAULT_MEMBERS, DEFAULT_SEEDS
+from sae_baselines.study.reference.recipe import DEFAULT_MEMBERS, DEFAULT_SEEDS
+from sae_baselines.study.spec import TRAINED, read_yaml
 from sae_baselines_command.known import completing
 
 app = typer.Typer(rich_markup_mode="markdown")

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sae_baselines.constraints.covariance_file import read_tensor
+from sae_baselines.baselines.covariance_file import read_tensor
 from sae_baselines.controls import CONTROLS, control_names, make_control
 from sae_baselines.errors import UserError
 from sae_baselines_command.known import completing

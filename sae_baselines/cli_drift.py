@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from sae_baselines.drift import DriftLog, drift_from_checkpoints, drift_table, find_drift
-from sae_baselines.drift.start import saved_config
-from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
-from sae_baselines.panel.folder import STUDY_FILE
-from sae_baselines.report.drift_plots import drift_figure
-from sae_baselines.sphere import (
+from sae_baselines.drift.sphere import (
     expected_best_cosine,
     log_cap_bound,
     log_cap_probability,
     log_chance_of_best,
 )
+from sae_baselines.drift.start import saved_config
+from sae_baselines.errors import UserError
+from sae_baselines.files import write_atomically
+from sae_baselines.report.drift_plots import drift_figure
+from sae_baselines.study.folder import STUDY_FILE
 
 app = typer.Typer(rich_markup_mode="markdown")
 console = Console(width=None if sys.stdout.isatty() else 140)

@@ -29,10 +29,10 @@ from sae_baselines.evals.study import local_model_of, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.evals.suites.endpoint import check_endpoint
 from sae_baselines.evals.table import primary_table
-from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
-from sae_baselines.panel.train import resolve_device
 from sae_baselines.report.of_study import report_of_study
 from sae_baselines.report.write import write_report
+from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.train import resolve_device
 from sae_baselines_command.known import completing
 
 app = typer.Typer(rich_markup_mode="markdown")

@@ -9,7 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sae_baselines.about import (
+from sae_baselines.baselines import CONSTRAINTS, baseline_architectures
+from sae_baselines.cli_controls import controls_table
+from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite, suite_names
+from sae_baselines.show import (
     AboutSAE,
     Listing,
     about_sae,
@@ -17,11 +21,7 @@ from sae_baselines.about import (
     is_study,
     members_of_study,
 )
-from sae_baselines.architectures import CONSTRAINTS, baseline_architectures
-from sae_baselines.cli_controls import controls_table
-from sae_baselines.errors import UserError, did_you_mean
-from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite, suite_names
-from sae_baselines.panel.presets import preset, preset_names
+from sae_baselines.study.presets import preset, preset_names
 from sae_baselines_command.known import completing
 
 app = typer.Typer(rich_markup_mode="markdown")

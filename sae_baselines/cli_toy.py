@@ -8,11 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sae_baselines.architectures import base_architectures
-from sae_baselines.panel.spec import load_spec, spec_from_dict, spec_to_dict, spec_to_yaml
-from sae_baselines.synthetic.generator import SETTINGS
-from sae_baselines.synthetic.spec import ToySpec, quick_spec
-from sae_baselines.synthetic.train import train_toy
+from sae_baselines.baselines import base_architectures
+from sae_baselines.study.spec import load_spec, spec_from_dict, spec_to_dict, spec_to_yaml
+from sae_baselines.study.synthetic.generator import SETTINGS
+from sae_baselines.study.synthetic.spec import ToySpec, quick_spec
+from sae_baselines.study.synthetic.train import train_toy
 from sae_baselines_command.known import completing
 
 app = typer.Typer()
@@ -84,8 +84,8 @@ def toy(
         return
     folder = train_toy(spec, out or Path("studies") / spec.name, resume=resume)
     # Figures take matplotlib, which nothing else here needs.
-    from sae_baselines.report.toy import write_toy_report  # noqa: PLC0415
-    from sae_baselines.report.toy_results import load_toy  # noqa: PLC0415
+    from sae_baselines.paper.toy.report import write_toy_report  # noqa: PLC0415
+    from sae_baselines.paper.toy.results import load_toy  # noqa: PLC0415
 
     page = write_toy_report(folder)
     results = load_toy(folder)

@@ -8,13 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sae_baselines.demo.vision import vision_demo_spec
 from sae_baselines.errors import UserError
-from sae_baselines.panel.spec import load_spec
-from sae_baselines.vision.page import PageFiles, write_page
-from sae_baselines.vision.spec import VisionSpec
-from sae_baselines.vision.study import VisionResult, train_vision
-from sae_baselines.vision.table import COLUMNS, notes, rows_of
+from sae_baselines.paper.demo.vision import vision_demo_spec
+from sae_baselines.paper.vision.page import PageFiles, write_page
+from sae_baselines.paper.vision.table import COLUMNS, notes, rows_of
+from sae_baselines.study.patches.spec import VisionSpec
+from sae_baselines.study.patches.study import VisionResult, train_vision
+from sae_baselines.study.spec import load_spec
 
 app = typer.Typer(
     rich_markup_mode="markdown",

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from sae_baselines.cli import app
 from sae_baselines.evals import eval_spec_from_dict, load_eval_spec
 from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
-from sae_baselines.panel.spec import spec_from_dict
+from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.version import __version__
 from sae_baselines_command.tree import HandOver, build, describe
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 
-from sae_baselines.demo.panel import demo_spec
-from sae_baselines.panel.data import load_text
-from sae_baselines.panel.language_model import load_language_model
+from sae_baselines.paper.demo.panel import demo_spec
+from sae_baselines.study.data import load_text
+from sae_baselines.study.language_model import load_language_model
 
 
 def main() -> None:

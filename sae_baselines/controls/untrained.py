@@ -11,7 +11,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.standard_sae import StandardSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
-from sae_baselines.constraints import covariance_of, sample_directions
+from sae_baselines.baselines import covariance_of, sample_directions
 from sae_baselines.controls.cut import chunks, cut_above, wanted_active
 from sae_baselines.controls.latents import flat_copy, measured_l0
 from sae_baselines.controls.permuted import generator_of

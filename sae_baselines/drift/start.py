@@ -13,7 +13,7 @@ from sae_lens.saes.sae import TrainingSAE
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from sae_baselines.constraints import load_covariance, sample_directions
+from sae_baselines.baselines import load_covariance, sample_directions
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
 

@@ -20,7 +20,7 @@ import wandb
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.constraints import sample_directions
+from sae_baselines.baselines import sample_directions
 from sae_baselines.drift.cosines import EDGES, Drift, drift_of
 from sae_baselines.drift.record import (
     DRIFT_FILE,

@@ -11,8 +11,8 @@ from transformer_lens.hook_points import HookedRootModule
 from sae_baselines.errors import UserError
 from sae_baselines.evals.shared_model import Memory, replaced_loader, share
 from sae_baselines.evals.suite import Subject
-from sae_baselines.panel.language_model import load_language_model
-from sae_baselines.panel.spec import ModelSpec
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.spec import ModelSpec
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import pandas as pd
 
-from sae_baselines.columns import COLUMNS
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
 from sae_baselines.evals.registry import get_suite, suite_names
@@ -32,7 +31,8 @@ from sae_baselines.evals.spec import DECISIVE
 from sae_baselines.evals.store import EvalStore, Result
 from sae_baselines.evals.study import measurements, study_targets, training_versions
 from sae_baselines.files import write_atomically
-from sae_baselines.panel.folder import STUDY_FILE
+from sae_baselines.results.columns import COLUMNS
+from sae_baselines.study.folder import STUDY_FILE
 
 RESULTS_FILE = "results.csv"
 PANEL_SUITE = "panel"

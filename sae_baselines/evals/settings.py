@@ -8,7 +8,7 @@ import yaml
 from sae_baselines.evals.spec import EvalSpec, eval_spec_from_dict, eval_spec_to_dict
 from sae_baselines.evals.store import EVALS
 from sae_baselines.files import write_atomically
-from sae_baselines.panel.spec import read_yaml
+from sae_baselines.study.spec import read_yaml
 
 _FILE = "evals.yaml"
 

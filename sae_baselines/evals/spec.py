@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
 from sae_baselines.evals.shared_model import DEFAULT_BYTES
-from sae_baselines.panel.spec import read_yaml
+from sae_baselines.study.spec import read_yaml
 
 # What a score depends on; another version makes another result.
 DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")

@@ -14,16 +14,16 @@ from sae_baselines.evals.spec import EvalSpec
 from sae_baselines.evals.suite import Subject
 from sae_baselines.evals.target import Facts, Target, target_of
 from sae_baselines.files import read_json
-from sae_baselines.panel.folder import (
+from sae_baselines.study.folder import (
     PROVENANCE_FILE,
     STUDY_FILE,
     StudyFolder,
     read_measurement,
 )
-from sae_baselines.panel.plan import MemberKey, members_of, panels_of
-from sae_baselines.panel.published import RECORD_FILE, published_measurement
-from sae_baselines.panel.spec import PUBLISHED, PanelSpec, spec_from_dict
-from sae_baselines.panel.train import resolve_device
+from sae_baselines.study.plan import MemberKey, members_of, panels_of
+from sae_baselines.study.reference.member import RECORD_FILE, published_measurement
+from sae_baselines.study.spec import PUBLISHED, PanelSpec, spec_from_dict
+from sae_baselines.study.train import resolve_device
 
 
 def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:

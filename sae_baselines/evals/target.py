@@ -13,7 +13,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
-from sae_baselines.architectures import base_architectures, has_sparse_step
+from sae_baselines.baselines import base_architectures, has_sparse_step
 from sae_baselines.controls import is_control
 from sae_baselines.controls.source import add_weights, from_folder, load_sae
 from sae_baselines.errors import UserError

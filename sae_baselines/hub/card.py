@@ -13,9 +13,9 @@ from sae_baselines.errors import UserError
 from sae_baselines.hub import card_parts as parts
 from sae_baselines.hub.names import hub_dataset, hub_model
 from sae_baselines.hub.source import SourceStudy
-from sae_baselines.panel.plan import MemberKey
-from sae_baselines.panel.spec import TRAINED
 from sae_baselines.report.write import environment, tidied
+from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.spec import TRAINED
 
 CARD_FILE = constants.REPOCARD_NAME
 PAPER = "2602.14111"

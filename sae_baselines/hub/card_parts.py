@@ -5,11 +5,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sae_baselines.architectures import CONSTRAINTS
+from sae_baselines.baselines import CONSTRAINTS
 from sae_baselines.controls import is_control, is_random, kind_of
 from sae_baselines.hub.source import SourceStudy
-from sae_baselines.panel.plan import MemberKey
-from sae_baselines.panel.spec import TRAINED, MemberSpec
 from sae_baselines.places import without_places
 from sae_baselines.report import sections
 from sae_baselines.report.document import (
@@ -26,8 +24,10 @@ from sae_baselines.report.document import (
     code,
 )
 from sae_baselines.report.numbers import MISSING, difference, interval, mean_sd, number
-from sae_baselines.report.tidy import Group
+from sae_baselines.results.tidy import Group
 from sae_baselines.stats import Verdict
+from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.spec import TRAINED, MemberSpec
 
 FIGURES_SHOWN = 2
 _OPEN_GROUPS = 2

@@ -17,9 +17,9 @@ from sae_baselines.hub.leaks import refuse_secrets, safetensors_header
 from sae_baselines.hub.licenses import check_license
 from sae_baselines.hub.names import check_repo_id
 from sae_baselines.hub.source import SourceStudy, read_source
-from sae_baselines.panel.folder import STUDY_FILE
-from sae_baselines.panel.plan import MemberKey
 from sae_baselines.places import data_without_places
+from sae_baselines.study.folder import STUDY_FILE
+from sae_baselines.study.plan import MemberKey
 
 # What SAELens uploads of an SAE and what an SAE consists of.
 MEMBER_FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME)

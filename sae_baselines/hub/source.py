@@ -14,14 +14,14 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals.results import RESULTS_FILE, collect, load_results
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import load_study
-from sae_baselines.panel.folder import STUDY_FILE, StudyFolder
-from sae_baselines.panel.plan import MemberKey, members_of, panels_of
-from sae_baselines.panel.spec import MemberSpec, PanelSpec, read_yaml, spec_hash
 from sae_baselines.report.build import Report
 from sae_baselines.report.context import ReportContext
 from sae_baselines.report.of_study import report_of_study, study_context
-from sae_baselines.report.tidy import Tidy, tidy
 from sae_baselines.report.write import report_files
+from sae_baselines.results.tidy import Tidy, tidy
+from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.plan import MemberKey, members_of, panels_of
+from sae_baselines.study.spec import MemberSpec, PanelSpec, read_yaml, spec_hash
 
 # Fields that other kinds of study have, and what makes those.
 _OTHER_KINDS = {"images": "vision train", "settings": "toy"}

@@ -15,7 +15,7 @@ from sae_baselines.report.checked import Checked
 from sae_baselines.report.context import ReportContext
 from sae_baselines.report.document import Block, Figure, Figures, Section, Text, code
 from sae_baselines.report.names import key
-from sae_baselines.report.tidy import MetricKey, Tidy, tidy
+from sae_baselines.results.tidy import MetricKey, Tidy, tidy
 from sae_baselines.stats import (
     AgainstRandom,
     Comparison,

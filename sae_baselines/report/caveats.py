@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_baselines.controls import is_unchanged
-from sae_baselines.panel.measure import L0_TOLERANCE
-from sae_baselines.panel.spec import PUBLISHED
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.document import code
 from sae_baselines.report.numbers import number
-from sae_baselines.report.tidy import Group, Tidy, ordered
+from sae_baselines.results.tidy import Group, Tidy, ordered
 from sae_baselines.stats import Verdict
+from sae_baselines.study.measure import L0_TOLERANCE
+from sae_baselines.study.spec import PUBLISHED
 
 # Explained variance, SAEBench's against the paper's definition.
 EV_TOLERANCE = 0.02

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sae_baselines.controls import is_random
-from sae_baselines.panel.spec import PUBLISHED
 from sae_baselines.report.document import Figure
 from sae_baselines.report.names import key
-from sae_baselines.report.tidy import Group, MetricKey, Tidy, tidy
+from sae_baselines.results.tidy import Group, MetricKey, Tidy, tidy
 from sae_baselines.stats import (
     PlacedAgainstRandom,
     Placement,
     placed_against_random,
     placements,
 )
+from sae_baselines.study.spec import PUBLISHED
 
 
 @dataclass(frozen=True)

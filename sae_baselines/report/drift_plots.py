@@ -12,9 +12,9 @@ from matplotlib.figure import Figure as Canvas
 
 from sae_baselines.drift.cosines import EDGES
 from sae_baselines.drift.record import SIDES, DriftLog
+from sae_baselines.drift.sphere import expected_best_cosine
 from sae_baselines.report import style
 from sae_baselines.report.document import Figure
-from sae_baselines.sphere import expected_best_cosine
 
 # The paper shows 5 % and 10 %; the end belongs to it.
 SHOWN = (0.05, 0.1, 1.0)

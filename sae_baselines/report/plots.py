@@ -13,13 +13,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from sae_baselines.controls import is_control, is_random
-from sae_baselines.panel.spec import TRAINED
 from sae_baselines.report import axes, style
 from sae_baselines.report.document import Figure
 from sae_baselines.report.names import arrow, better, title
 from sae_baselines.report.numbers import number
-from sae_baselines.report.tidy import Group, MetricKey, Tidy
+from sae_baselines.results.tidy import Group, MetricKey, Tidy
 from sae_baselines.stats import Verdict
+from sae_baselines.study.spec import TRAINED
 
 _TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
 _STEPS = [1, 2, 2.5, 5, 10]

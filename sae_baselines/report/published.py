@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sae_baselines.controls import is_control, is_random
-from sae_baselines.panel.spec import PUBLISHED, TRAINED
 from sae_baselines.report.caveats import Caveat
 from sae_baselines.report.checked import Checked, value
 from sae_baselines.report.context import ReportContext
@@ -27,12 +26,13 @@ from sae_baselines.report.document import (
 from sae_baselines.report.names import arrow, title
 from sae_baselines.report.numbers import MISSING, mean_sd, number, p_value
 from sae_baselines.report.sections import heading, named
-from sae_baselines.report.tidy import Group, MetricKey, Tidy
+from sae_baselines.results.tidy import Group, MetricKey, Tidy
 from sae_baselines.stats import PlacedAgainstRandom, Placement
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.intervals import Interval
 from sae_baselines.stats.one_value import seeds_for
 from sae_baselines.stats.placement import NO_PLACEMENT, WITHIN
+from sae_baselines.study.spec import PUBLISHED, TRAINED
 
 NAME = "the published SAE"
 # A share this close to 0 or 1 is not printed as 0 or 100 %.

@@ -21,7 +21,7 @@ from sae_baselines.report.document import (
     code,
 )
 from sae_baselines.report.numbers import MISSING
-from sae_baselines.report.tidy import Tidy
+from sae_baselines.results.tidy import Tidy
 from sae_baselines.stats import ALPHA, Verdict
 from sae_baselines.stats.intervals import RESAMPLES
 from sae_baselines.stats.one_value import seeds_for

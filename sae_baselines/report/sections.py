@@ -33,7 +33,7 @@ from sae_baselines.report.numbers import (
     percent,
     percent_interval,
 )
-from sae_baselines.report.tidy import Group, MetricKey, Tidy
+from sae_baselines.results.tidy import Group, MetricKey, Tidy
 from sae_baselines.stats import AgainstRandom, Retained, Verdict
 
 # In the order of a reader's interest.

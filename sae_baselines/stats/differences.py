@@ -10,7 +10,7 @@ import pandas as pd
 
 from sae_baselines.controls import is_null_for
 from sae_baselines.errors import UserError
-from sae_baselines.stats.table import Scores, mean_of_seed, scores
+from sae_baselines.results.table import Scores, mean_of_seed, scores
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
 UNPAIRED_SUITES = ("autointerp",)

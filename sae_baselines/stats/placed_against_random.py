@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_baselines.controls import is_random
-from sae_baselines.panel.spec import PUBLISHED, TRAINED
 from sae_baselines.stats.multiplicity import holm
 from sae_baselines.stats.placement import Placement
+from sae_baselines.study.spec import PUBLISHED, TRAINED
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sae_baselines.controls import is_null_for
 from sae_baselines.errors import UserError
-from sae_baselines.panel.spec import PUBLISHED
+from sae_baselines.results.table import Cells, Group, Scores, mean_of_seed, scores
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (
     L0_TOLERANCE,
@@ -20,7 +20,7 @@ from sae_baselines.stats.differences import (
 )
 from sae_baselines.stats.intervals import Interval, spread
 from sae_baselines.stats.one_value import Predicted, Ranked, predicted, ranked
-from sae_baselines.stats.table import Cells, Group, Scores, mean_of_seed, scores
+from sae_baselines.study.spec import PUBLISHED
 
 NO_PLACEMENT = "no placement"
 WITHIN = "within"

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from sae_baselines.drift import find_drift
-from sae_baselines.panel import load_spec, train_study
-from sae_baselines.panel.spec import spec_from_dict, spec_to_dict
+from sae_baselines.study import load_spec, train_study
+from sae_baselines.study.spec import spec_from_dict, spec_to_dict
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

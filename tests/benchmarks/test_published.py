@@ -11,9 +11,9 @@ import pytest
 
 from sae_baselines.evals import load_results
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.panel.spec import read_yaml
 from sae_baselines.report.of_study import report_of_study
 from sae_baselines.report.write import placements_to_csv
+from sae_baselines.study.spec import read_yaml
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "published"
 METRICS = (

@@ -9,11 +9,11 @@ import pytest
 
 from sae_baselines.evals import load_eval_spec, load_results
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.panel import load_spec
-from sae_baselines.panel.spec import spec_hash
 from sae_baselines.report.of_study import report_of_study
 from sae_baselines.report.write import to_csv
 from sae_baselines.stats import against_random
+from sae_baselines.study import load_spec
+from sae_baselines.study.spec import spec_hash
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "smollm2"
 # The columns of the README's tables.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_baselines.constraints import seeded_start
+from sae_baselines.baselines import seeded_start
 from sae_baselines.sparse import step as sparse_step
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from sae_baselines.panel.spec import load_spec, spec_to_dict
-from sae_baselines.synthetic.spec import ToySpec
+from sae_baselines.study.spec import load_spec, spec_to_dict
+from sae_baselines.study.synthetic.spec import ToySpec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TOY = BENCHMARKS / "toy"

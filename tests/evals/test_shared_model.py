@@ -15,8 +15,8 @@ from sae_baselines.evals.shared_model import (
     replaced_loader,
     share,
 )
-from sae_baselines.panel.language_model import load_language_model
-from sae_baselines.panel.spec import ModelSpec
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.spec import ModelSpec
 from tests.tiny_model import HOOK, save_tiny_model
 
 LAST = "blocks.2.hook_resid_post"

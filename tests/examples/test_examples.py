@@ -11,8 +11,8 @@ import yaml
 from nbclient import NotebookClient
 from sae_lens import SAE, LanguageModelSAERunnerConfig
 
-from sae_baselines.about import about_sae
-from sae_baselines.architectures import CONSTRAINTS, get_twin
+from sae_baselines.baselines import CONSTRAINTS, get_twin
+from sae_baselines.show import about_sae
 from tests.tiny_model import save_tiny_model, tiny_text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

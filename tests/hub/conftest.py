@@ -8,10 +8,10 @@ import pytest
 
 from sae_baselines.evals.results import write_results
 from sae_baselines.hub import CardOptions, Publication, plan_publication
-from sae_baselines.panel import train_study
-from sae_baselines.panel.spec import spec_from_dict
 from sae_baselines.report.of_study import report_of_study
 from sae_baselines.report.write import write_report
+from sae_baselines.study import train_study
+from sae_baselines.study.spec import spec_from_dict
 from tests.evals.hub_server import point_clients_at, serving
 from tests.hub.writable_hub import WRITER, Hub, WritableHandler
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text

@@ -17,9 +17,9 @@ from sae_baselines.evals.study import load_study
 from sae_baselines.hub import CardOptions, Publication, card_parts, plan_publication, publish
 from sae_baselines.hub.card import manifest_of
 from sae_baselines.hub.source import SourceStudy
-from sae_baselines.panel.plan import MemberKey, PanelKey
-from sae_baselines.panel.spec import MemberSpec
 from sae_baselines.report.numbers import difference, interval, mean_sd, number
+from sae_baselines.study.plan import MemberKey, PanelKey
+from sae_baselines.study.spec import MemberSpec
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
 from tests.hub.writable_hub import Hub
 

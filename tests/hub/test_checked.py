@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from sae_baselines.hub import CardOptions, plan_publication
-from sae_baselines.panel import ModelSpec, train_study
-from sae_baselines.panel.language_model import load_language_model
-from sae_baselines.published import CheckOptions, prepare_check
+from sae_baselines.study import ModelSpec, train_study
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.reference import CheckOptions, prepare_check
 from tests.hub.conftest import REPO, write_again
-from tests.published.conftest import QUICK, make_published
+from tests.study.reference.conftest import QUICK, make_published
 from tests.tiny_model import HOOK, save_tiny_model, tiny_text
 
 

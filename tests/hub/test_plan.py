@@ -11,7 +11,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.hub import CardOptions, Publication, plan_publication
 from sae_baselines.hub.licenses import check_license
 from sae_baselines.hub.names import check_repo_id, hub_dataset, hub_model
-from sae_baselines.panel.folder import STUDY_FILE
+from sae_baselines.study.folder import STUDY_FILE
 from tests.hub.conftest import REPO
 from tests.hub.writable_hub import WRITER
 

@@ -17,7 +17,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.hub import CardOptions, Publication, plan_publication, publish, upload
 from sae_baselines.hub.card import manifest_of
 from sae_baselines.hub.plan import PlannedFile
-from sae_baselines.panel.spec import spec_from_dict, spec_hash
+from sae_baselines.study.spec import spec_from_dict, spec_hash
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
 from tests.hub.writable_hub import Commit, Hub
 

@@ -9,7 +9,7 @@ import pytest
 
 from sae_baselines.report import Failure, Note, ReportContext
 from sae_baselines.report.caveats import Caveat, caveats
-from sae_baselines.report.tidy import tidy
+from sae_baselines.results.tidy import tidy
 from sae_baselines.stats import verdicts
 from tests.report.studies import MEMBERS, PRIMARY, VERSIONS, change, clean, context
 from tests.stats.tables import rows

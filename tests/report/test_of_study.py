@@ -11,10 +11,10 @@ from sae_baselines.evals import EvalSpec
 from sae_baselines.evals.settings import store_spec
 from sae_baselines.evals.spec import eval_spec_to_dict
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.panel.folder import StudyFolder
-from sae_baselines.panel.presets import preset, preset_names
 from sae_baselines.report import Failure, Note
 from sae_baselines.report.of_study import report_of_study, study_context
+from sae_baselines.study.folder import StudyFolder
+from sae_baselines.study.presets import preset, preset_names
 
 PANEL = "batchtopk_l0_0.5_seed_0"
 SPEC = EvalSpec(suites={"core": {}}, seed=7)

@@ -1,0 +1,32 @@
+"""What a baseline fixes, and the training classes made of it: constraint x SAELens base."""
+
+from sae_baselines.baselines.cap import cosine_to_start, project_to_cap_
+from sae_baselines.baselines.covariance_file import load_covariance, save_covariance
+from sae_baselines.baselines.directions import covariance_of, sample_directions
+from sae_baselines.baselines.registry import (
+    CONSTRAINTS,
+    base_architectures,
+    baseline_architectures,
+    get_twin,
+    has_sparse_step,
+    register_all,
+    register_baselines,
+    twin_name,
+)
+
+__all__ = [
+    "CONSTRAINTS",
+    "base_architectures",
+    "baseline_architectures",
+    "cosine_to_start",
+    "covariance_of",
+    "get_twin",
+    "has_sparse_step",
+    "load_covariance",
+    "project_to_cap_",
+    "register_all",
+    "register_baselines",
+    "sample_directions",
+    "save_covariance",
+    "twin_name",
+]

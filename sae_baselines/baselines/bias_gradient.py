@@ -1,0 +1,54 @@
+"""The gradient of b_dec through the encoder, without a [batch, d_in] product.
+
+SAELens computes ``hidden_pre = (x - b_dec) @ W_enc + b_enc``. Autograd then forms the
+gradient of the whole input, ``g @ W_enc.T`` of shape [batch, d_in], only to sum it over the
+batch for b_dec. The sum can go first: ``-(g.sum(0) @ W_enc.T)``, and ``g.sum(0)`` is the
+gradient of b_enc. So b_dec is detached in the input, and a term of value zero that carries
+this gradient is added to b_enc. Forward values are SAELens' own, bit for bit.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TopKTrainingSAE
+from sae_lens.saes.sae import TrainingSAE
+
+from sae_baselines.baselines.shadow import shadow
+
+_SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
+
+# The shortcut is valid for exactly these encoders, which are linear in x with bias b_enc.
+_LINEAR_ENCODERS = {
+    StandardTrainingSAE.encode_with_hidden_pre,
+    TopKTrainingSAE.encode_with_hidden_pre,
+    JumpReLUTrainingSAE.encode_with_hidden_pre,
+}
+
+
+def has_linear_encoder(sae_class: type[TrainingSAE[Any]]) -> bool:
+    """Whether the class encodes with one of SAELens' own linear encoders, unchanged."""
+    return (
+        sae_class.encode_with_hidden_pre in _LINEAR_ENCODERS
+        and sae_class.process_sae_in is TrainingSAE.process_sae_in
+    )
+
+
+class CheapBiasGradientMixin(_SAEBase):
+    """Same forward as the base class, cheaper gradient of b_dec."""
+
+    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        b_dec = self._parameters["b_dec"]
+        b_enc = self._parameters["b_enc"]
+        if (
+            b_dec is None
+            or b_enc is None
+            or not self.cfg.apply_b_dec_to_input
+            or not torch.is_grad_enabled()
+            or not b_dec.requires_grad
+            or torch.compiler.is_compiling()
+        ):
+            return super().encode_with_hidden_pre(x)  # type: ignore[misc]
+        through_encoder = -(b_dec @ self.W_enc.detach())
+        zero = through_encoder - through_encoder.detach()
+        with shadow(self, b_dec=b_dec.detach(), b_enc=b_enc + zero):
+            return super().encode_with_hidden_pre(x)  # type: ignore[misc]

@@ -1,0 +1,92 @@
+"""Frozen Encoder: random encoder vectors, never trained (paper, Section 4.1).
+
+"The contexts that trigger a latent are fixed at the start": which latents fire, and how
+they rank, is a function of frozen W_enc, the biases and the threshold. Two SAELens
+mechanisms would let learned weights leak into that choice, and are closed here:
+
+- ``rescale_acts_by_decoder_norm=True`` (default of the TopK family) multiplies
+  pre-activations by the learned decoder norm before the selection. The frozen encoder
+  trains with False.
+- ``r_mag`` of the gated SAE is a learned gain of each encoder vector. It stays frozen at 0.
+
+A third leak runs the other way: sparsity penalties weigh each latent by its decoder norm.
+A trained encoder makes that a matter of scale, but a frozen one cannot compensate, and the
+decoder escapes the penalty by shrinking to nothing while every latent goes on firing
+(measured: L0 29 for a target of 8, explained variance 0). With a frozen encoder the
+decoder is a constant in the auxiliary losses of the standard, JumpReLU and gated SAE, so
+that the penalty acts on the biases and thresholds, which are what it may train, and the
+decoder is trained by the reconstruction. (For the gated SAE this is also how its paper,
+arXiv 2404.16014, defines the auxiliary reconstruction: with a frozen copy of the decoder.)
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
+
+from sae_baselines.baselines.frozen import assert_frozen, freeze_
+from sae_baselines.baselines.seeded_start import SeededStartConfig
+from sae_baselines.baselines.shadow import shadow
+
+_SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
+
+
+@dataclass(kw_only=True)
+class FrozenEncoderConfig(SeededStartConfig):
+    """Frozen encoder: no fields beyond the start's; one of SAELens' is pinned."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self, "rescale_acts_by_decoder_norm", False):
+            raise ValueError(
+                "rescale_acts_by_decoder_norm: True is not possible with a frozen encoder: the "
+                "learned decoder norms would change which latents are selected; use False"
+            )
+
+
+class FrozenEncoderMixin(_SAEBase):
+    """Keeps W_enc (and the gated SAE's r_mag) as buffers; decoder and biases are trained."""
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        freeze_(self, "W_enc")
+        if "r_mag" in self._parameters:
+            freeze_(self, "r_mag")
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        assert_frozen(self, "W_enc")
+        if "r_mag" in self._buffers:
+            assert_frozen(self, "r_mag")
+        return super().training_forward_pass(step_input)
+
+
+class ConstantDecoderPenaltyMixin(_SAEBase):
+    """Auxiliary losses without a gradient to W_dec (standard, JumpReLU and gated bases)."""
+
+    def calculate_aux_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with shadow(self, W_dec=self.W_dec.detach()):
+            return super().calculate_aux_loss(*args, **kwargs)  # type: ignore[misc]
+
+
+@torch.no_grad()
+def selection_depends_on_decoder(sae: TrainingSAE[Any], n_samples: int = 8) -> bool:
+    """Whether rescaling decoder rows changes what ``sae`` encodes.
+
+    Used once on third-party architectures, whose code is not known here. The decoder is
+    restored bit for bit.
+
+    Args:
+        sae: A training SAE.
+        n_samples: Random activations to try.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n_samples, sae.cfg.d_in, generator=generator) * sae.cfg.d_in**0.5
+    x = x.to(sae.device, sae.dtype)
+    before = sae.encode(x).to_dense()
+    kept = sae.W_dec.detach().clone()
+    scale = 0.5 + torch.rand(sae.cfg.d_sae, 1, generator=generator)
+    sae.W_dec.data.mul_(scale.to(sae.W_dec))
+    after = sae.encode(x).to_dense()
+    sae.W_dec.data.copy_(kept)
+    return not torch.equal(before, after)

@@ -1,0 +1,289 @@
+"""Initial weights that are a function of a seed in the config.
+
+Every twin, constrained or not, starts with unit-norm random decoder rows and the encoder
+equal to the decoder transposed. Which rows is decided by ``init_seed`` and ``init_scheme``
+alone, so that all members of a panel start from the same point.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.sae import (
+    TrainingSAE,
+    TrainingSAEConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
+
+from sae_baselines.baselines.covariance_file import load_covariance
+from sae_baselines.baselines.directions import (
+    INIT_SCHEMES,
+    InitScheme,
+    sample_directions,
+)
+
+if TYPE_CHECKING:
+    _ConfigBase = TrainingSAEConfig
+    _SAEBase = TrainingSAE[Any]
+else:
+    _ConfigBase = object
+    _SAEBase = object
+
+_PENDING_PREFIX = "init_pending_"
+
+
+@dataclass(kw_only=True)
+class SeededStartConfig(_ConfigBase):
+    """Config fields of every twin.
+
+    Args:
+        init_seed: Seed of the initial directions (>= 0).
+        init_scheme: ``iso`` (uniform on the sphere) or ``cov`` (covariance of real
+            activations; paper, Appendix E).
+        init_activations_path: For ``cov``: a file of activations (see `load_covariance`).
+        init_covariance_path: For ``cov``: a file with the covariance.
+        init_cov_samples: For ``cov`` without a file: how many of the run's own first
+            activations to estimate the covariance from; default 4 * d_in. Nothing is
+            trained until they are seen; the batch that completes them is trained on.
+        decoder_init_norm: Must be 1.0. A frozen decoder cannot grow, so SAELens' default of
+            0.1 would handicap it; every twin has the same unit-norm start.
+        encoder_init_scale: Encoder columns start as this times their decoder rows (> 0). At
+            1 the first reconstructions are longer than the activations once several latents
+            are active: each active row is counted in full, and random rows overlap.
+    """
+
+    init_seed: int = 0
+    init_scheme: InitScheme = "iso"
+    init_activations_path: str | None = None
+    init_covariance_path: str | None = None
+    init_cov_samples: int | None = None
+    decoder_init_norm: float | None = 1.0
+    encoder_init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _validate_start(self)
+
+    def get_training_architecture_details(self) -> dict[str, Any]:
+        """SAELens' details; files by name only, as a path says nothing on another machine."""
+        details = super().get_training_architecture_details()
+        for field in ("init_activations_path", "init_covariance_path"):
+            if details.get(field):
+                details[field] = str(details[field]).replace("\\", "/").rsplit("/", 1)[-1]
+        return details
+
+
+class SeededStartMixin(_SAEBase):
+    """Sets W_dec and W_enc to the seeded start, at construction or from the first batches."""
+
+    cfg: SeededStartConfig
+    _pending: "_PendingCovariance | None" = None
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if self.device.type == "meta":
+            return  # SAELens is about to load weights into this object
+        cfg = self.cfg
+        covariance = None
+        if cfg.init_scheme == "cov":
+            if cfg.init_activations_path or cfg.init_covariance_path:
+                covariance = load_covariance(
+                    activations_path=cfg.init_activations_path,
+                    covariance_path=cfg.init_covariance_path,
+                )
+            else:
+                # Provisional rows until the run has shown enough activations.
+                wanted = cfg.init_cov_samples or 4 * cfg.d_in
+                self._pending = _PendingCovariance(cfg.d_in, wanted)
+        scheme: InitScheme = "cov" if covariance is not None else "iso"
+        try:
+            directions = sample_directions(
+                cfg.d_sae,
+                cfg.d_in,
+                seed=cfg.init_seed,
+                scheme=scheme,
+                covariance=covariance,
+            )
+        except ValueError as error:
+            if covariance is None:
+                raise
+            field = (
+                "init_activations_path" if cfg.init_activations_path else "init_covariance_path"
+            )
+            raise ValueError(f"{field}: {error}") from error
+        self.set_start_directions(directions)
+
+    @torch.no_grad()
+    def set_start_directions(self, directions: torch.Tensor) -> None:
+        """Start from these rows: W_dec = directions, W_enc = its scaled transpose, in place.
+
+        Args:
+            directions: Shape ``[d_sae, d_in]``.
+        """
+        self.W_dec.data.copy_(directions)
+        if "W_enc" in self._parameters or "W_enc" in self._buffers:
+            self.W_enc.data.copy_(self.cfg.encoder_init_scale * self.W_dec.data.T)
+
+    @property
+    def start_is_pending(self) -> bool:
+        """Whether ``cov`` directions still wait for activations of the run."""
+        return self._pending is not None
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        if self._pending is not None and not self._absorb(step_input.sae_in):
+            return self._idle_step(step_input)
+        return super().training_forward_pass(step_input)
+
+    @torch.no_grad()
+    def _absorb(self, sae_in: torch.Tensor) -> bool:
+        """Add a batch to the covariance; True once the start is settled."""
+        assert self._pending is not None
+        # What the SAE's encoder will see: layer_norm happens inside the SAE.
+        self._pending.add(self.run_time_activation_norm_fn_in(sae_in.float()))
+        if not self._pending.complete:
+            return False
+        cfg = self.cfg
+        self.set_start_directions(
+            sample_directions(
+                cfg.d_sae,
+                cfg.d_in,
+                seed=cfg.init_seed,
+                scheme="cov",
+                covariance=self._pending.covariance(),
+            )
+        )
+        self._pending = None
+        return True
+
+    def _idle_step(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """A step that trains nothing: no parameter gets a gradient, so optimisers skip it."""
+        x = step_input.sae_in
+        nothing = x.new_zeros((), dtype=torch.float32).requires_grad_()
+        acts = x.new_zeros((x.shape[0], self.cfg.d_sae))
+        return TrainStepOutput(
+            sae_in=x,
+            sae_out=torch.zeros_like(x),
+            feature_acts=acts,
+            hidden_pre=acts,
+            loss=nothing,
+            losses={"mse_loss": nothing.detach()},
+        )
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        if self._pending is not None:
+            state_dict.update(self._pending.state())
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for key in [k for k in state_dict if k.startswith(_PENDING_PREFIX)]:
+            del state_dict[key]
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        # A checkpoint without pending statistics was taken after the start had settled.
+        self._pending = _PendingCovariance.from_state(state_dict)
+
+
+class _PendingCovariance:
+    """Covariance of a stream, accumulated in float64 around the first batch's mean."""
+
+    def __init__(self, d_in: int, wanted: int) -> None:
+        self.wanted = wanted
+        self.count = 0
+        self.shift = torch.zeros(d_in, dtype=torch.float64)
+        self.total = torch.zeros(d_in, dtype=torch.float64)
+        self.outer = torch.zeros(d_in, d_in, dtype=torch.float64)
+
+    def add(self, batch: torch.Tensor) -> None:
+        x = batch.reshape(-1, batch.shape[-1]).to("cpu", torch.float64)
+        if not torch.isfinite(x).all():
+            raise ValueError(
+                "activations: contain NaN or infinity; init_scheme='cov' cannot use them"
+            )
+        if self.count == 0:
+            self.shift = x.mean(dim=0)
+        x = x - self.shift
+        self.count += x.shape[0]
+        self.total += x.sum(dim=0)
+        self.outer += x.T @ x
+
+    @property
+    def complete(self) -> bool:
+        return self.count >= self.wanted
+
+    def covariance(self) -> torch.Tensor:
+        mean = self.total / self.count
+        return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            _PENDING_PREFIX + "counts": torch.tensor([self.count, self.wanted]),
+            _PENDING_PREFIX + "shift": self.shift,
+            _PENDING_PREFIX + "total": self.total,
+            _PENDING_PREFIX + "outer": self.outer,
+        }
+
+    @classmethod
+    def from_state(cls, state_dict: dict[str, Any]) -> "_PendingCovariance | None":
+        counts = state_dict.pop(_PENDING_PREFIX + "counts", None)
+        if counts is None:
+            return None
+        shift = state_dict.pop(_PENDING_PREFIX + "shift").cpu()
+        pending = cls(shift.shape[0], int(counts[1]))
+        pending.count = int(counts[0])
+        pending.shift = shift.double()
+        pending.total = state_dict.pop(_PENDING_PREFIX + "total").cpu().double()
+        pending.outer = state_dict.pop(_PENDING_PREFIX + "outer").cpu().double()
+        return pending
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_PendingCovariance":
+        twin = _PendingCovariance(self.shift.shape[0], self.wanted)
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+
+def _validate_start(cfg: SeededStartConfig) -> None:
+    if cfg.init_scheme not in INIT_SCHEMES:
+        raise ValueError(
+            f"init_scheme: {cfg.init_scheme!r} is not a scheme; use {' or '.join(INIT_SCHEMES)}"
+        )
+    if isinstance(cfg.init_seed, bool) or not isinstance(cfg.init_seed, int):
+        raise ValueError(f"init_seed: {cfg.init_seed!r} is not an integer")
+    if cfg.init_seed < 0:
+        raise ValueError(f"init_seed: {cfg.init_seed} is negative; use a seed >= 0")
+    norm = cfg.decoder_init_norm
+    if norm is None or not math.isclose(norm, 1.0):
+        raise ValueError(
+            f"decoder_init_norm: {norm} is not supported by sae_baselines; use 1.0. A frozen "
+            "decoder keeps the norm it starts with, so every twin starts on the unit sphere"
+        )
+    scale = cfg.encoder_init_scale
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"encoder_init_scale: {scale} is not a positive number; use e.g. 1.0")
+    files = [cfg.init_activations_path, cfg.init_covariance_path]
+    if cfg.init_scheme == "iso":
+        unused = [*files, cfg.init_cov_samples]
+        if any(value is not None for value in unused):
+            raise ValueError(
+                "init_activations_path, init_covariance_path and init_cov_samples belong to "
+                "init_scheme='cov', but init_scheme is 'iso'"
+            )
+        return
+    if all(files):
+        raise ValueError(
+            "init_activations_path and init_covariance_path are both set; keep one"
+        )
+    if cfg.init_cov_samples is not None and (any(files) or cfg.init_cov_samples < 2):
+        raise ValueError(
+            f"init_cov_samples: {cfg.init_cov_samples}; it must be >= 2 and goes without a file"
+        )
+    if cfg.normalize_activations == "covariance_whitening":
+        raise ValueError(
+            "init_scheme: 'cov' has no meaning under "
+            "normalize_activations='covariance_whitening': whitened activations have identity "
+            "covariance, so the directions would be 'iso'; use init_scheme='iso'"
+        )

@@ -1,0 +1,200 @@
+"""Soft-Frozen Decoder: each decoder direction stays within a cap around its start.
+
+Paper, Section 4.1: cosine similarity with its own random start at least tau (0.8). The
+projection runs after every optimiser step of every optimiser, through torch's own hook for
+that, so that the constraint holds under any trainer and after the last step too. Adam's
+moments are left alone (the paper is silent; resetting them would slow the rows at the edge).
+
+Under Adam without weight decay a step moves a row only if it leaves it with momentum. Rows
+that never had any since the last projection of all rows are not looked at. Weights that
+somebody edits in between bring all rows back; edits through ``.data``, which torch does not
+count, are seen when Adam next moves the row, and at every save.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.sae import TrainingSAE
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from sae_baselines.baselines.buffers import restore_precision
+from sae_baselines.baselines.cap import project_to_cap_, validate_tau
+from sae_baselines.baselines.seeded_start import SeededStartConfig
+
+_SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
+
+_START = "W_dec_start"
+
+
+@dataclass(kw_only=True)
+class SoftFrozenDecoderConfig(SeededStartConfig):
+    """Config of the soft-frozen decoder.
+
+    Args:
+        tau: Least cosine similarity of a decoder row with its start, in (-1, 1].
+    """
+
+    tau: float = 0.8
+
+    def __post_init__(self) -> None:
+        validate_tau(self.tau)
+        super().__post_init__()
+        if self.normalize_activations == "covariance_whitening":
+            raise ValueError(
+                "normalize_activations: 'covariance_whitening' is not possible with a "
+                "soft-frozen decoder: unwhitening at the end of training is not a rotation, so "
+                "the rows would leave their cap; use 'expected_average_only_in' or 'none'"
+            )
+
+
+class SoftFrozenDecoderMixin(_SAEBase):
+    """Keeps W_dec in the cap {cos(row, start) >= tau}; everything is trained inside it."""
+
+    cfg: SoftFrozenDecoderConfig
+    W_dec_start: torch.Tensor
+    # [d_sae] bool: rows that Adam may move; None if that is not known.
+    _moving: torch.Tensor | None = None
+    # W_dec's version after the last projection: any other has been edited.
+    _projected_version: int = -1
+    # Norms of W_dec_start, which never changes, and which tensor they belong to.
+    _start_norm: tuple[torch.Tensor, int, int] | None = None
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if _START not in self._buffers:
+            self.register_buffer(_START, self.W_dec.detach().float().clone())
+        _watch(self)
+
+    @torch.no_grad()
+    def set_start_directions(self, directions: torch.Tensor) -> None:
+        super().set_start_directions(directions)  # type: ignore[misc]
+        self._forget()
+        # W_dec is what was stored (bfloat16 rounds), so a fresh row has cosine 1.
+        self.register_buffer(_START, self.W_dec.detach().float().clone())
+
+    @torch.no_grad()
+    def project(self) -> torch.Tensor:
+        """Project W_dec onto its caps in place; returns how many rows moved (int64 scalar)."""
+        return project_to_cap_(
+            self.W_dec.data, self.W_dec_start, self.cfg.tau, self._norm_of_start()
+        )
+
+    def _norm_of_start(self) -> torch.Tensor:
+        start = self.W_dec_start
+        place = (start.data_ptr(), start._version)
+        if self._start_norm is None or self._start_norm[1:] != place:
+            self._start_norm = (torch.linalg.vector_norm(start, dim=1), *place)
+        return self._start_norm[0]
+
+    def _forget(self) -> None:
+        """What is known about rows and their starts, after either was replaced."""
+        self._moving = self._start_norm = None
+
+    def _before_step(self) -> None:
+        if self.W_dec._version != self._projected_version:
+            self._moving = None
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer) -> None:
+        """Project, leaving out rows that the step cannot have moved."""
+        momentum = _momentum_of(optimizer, self.W_dec)
+        if momentum is None or self._moving is None:
+            self._moving = None if momentum is None else momentum.any(dim=1)
+            self.project()
+        else:
+            still = (~self._moving).nonzero().squeeze(1)
+            if still.numel():
+                self._moving[still] = momentum[still].any(dim=1)  # squares would underflow
+            index = self._moving.nonzero().squeeze(1)
+            if 2 * index.shape[0] > self._moving.shape[0]:
+                self.project()  # most rows at once are faster in place than gathered
+            else:
+                rows = self.W_dec.data[index]
+                start, norm = self.W_dec_start[index], self._norm_of_start()[index]
+                if int(project_to_cap_(rows, start, self.cfg.tau, norm)):
+                    self.W_dec.data[index] = rows
+        self._projected_version = self.W_dec._version
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget()
+        return super().load_state_dict(*args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _watch(self)  # a copy.deepcopy has not been through initialize_weights
+
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._forget()
+        kept = self._buffers.get(_START)
+        out = super()._apply(fn, *args, **kwargs)
+        # .to(bfloat16) must not round the directions that the cap is measured from.
+        restore_precision(self, _START, kept, torch.float32)
+        return out
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        self.project()  # weights edited by hand are legal only once projected
+        super().process_state_dict_for_saving(state_dict)
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        state_dict.pop(_START, None)
+
+
+# Kept by a reload of this module: SAEs built before it go on being projected.
+_watched: "weakref.WeakSet[SoftFrozenDecoderMixin]" = globals().get(
+    "_watched", weakref.WeakSet()
+)
+_hook_installed: bool = globals().get("_hook_installed", False)
+
+
+def _watch(sae: SoftFrozenDecoderMixin) -> None:
+    global _hook_installed
+    if not _hook_installed:
+        register_optimizer_step_pre_hook(_before_optimizer_step)
+        register_optimizer_step_post_hook(_after_optimizer_step)
+        _hook_installed = True
+    if sae not in _watched:
+        _watched.add(sae)
+
+
+def _before_optimizer_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    del args, kwargs
+    for sae in _stepped_by(optimizer):
+        sae._before_step()
+
+
+def _after_optimizer_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    del args, kwargs
+    for sae in _stepped_by(optimizer):
+        if not sae.start_is_pending:
+            sae._after_step(optimizer)
+
+
+def _stepped_by(optimizer: Optimizer) -> list[SoftFrozenDecoderMixin]:
+    if not _watched:
+        return []
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [sae for sae in list(_watched) if id(sae.W_dec) in stepped]
+
+
+def _momentum_of(optimizer: Optimizer, parameter: torch.Tensor) -> torch.Tensor | None:
+    """First moments of a parameter, if they are all that can move it."""
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return None
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            if group["weight_decay"] != 0:
+                return None
+            return optimizer.state.get(parameter, {}).get("exp_avg")
+    return None

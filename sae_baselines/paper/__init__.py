@@ -1,0 +1,1 @@
+"""The paper's own studies, as applications of the package."""

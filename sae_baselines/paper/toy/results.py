@@ -1,0 +1,191 @@
+"""A finished synthetic study, read from its folder: tidy rows, arrays, chance, verdicts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from safetensors.torch import load_file
+
+from sae_baselines.errors import UserError
+from sae_baselines.paper.toy.chance import SimulatedRecovery, simulate_recovery
+from sae_baselines.stats import Verdict, verdicts
+from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.spec import spec_from_dict
+from sae_baselines.study.synthetic.measure import FEATURES_FILE, PerFeature
+from sae_baselines.study.synthetic.spec import ToySpec
+from sae_baselines.study.synthetic.train import ToyPanelKey, all_members
+
+# What the paper compares, EV and its recovery count, and the continuous form of the latter: a
+# count that is 0 or all in every seed has no spread to test.
+PRIMARY = ("explained_variance", "recovered_share", "mean_best_cosine")
+# Random dictionaries per setting, beside the closed form.
+_DRAWS = 20
+
+# Field of the measurement: name in results.csv, direction.
+_METRICS: tuple[tuple[str, str, int], ...] = (
+    ("ev", "explained_variance", 1),
+    ("recovered_share", "recovered_share", 1),
+    ("recovered", "recovered", 0),
+    ("recovered_alive", "recovered_alive", 0),
+    ("recovered_one_to_one", "recovered_one_to_one", 0),
+    ("mean_best_cosine", "mean_best_cosine", 1),
+    ("mcc", "mcc", 1),
+    ("uniqueness", "uniqueness", 0),
+    ("precision", "precision", 1),
+    ("recall", "recall", 1),
+    ("f1", "f1", 1),
+    ("shrinkage", "shrinkage", 0),
+    ("l0", "l0", 0),
+    ("true_l0", "true_l0", 0),
+    ("dead", "dead", 0),
+    ("ev_saelens", "explained_variance_saelens", 0),
+    ("cos_to_start_mean", "cos_to_start_mean", 0),
+    ("cos_to_start_min", "cos_to_start_min", 0),
+    ("encoder_cos_to_start_mean", "encoder_cos_to_start_mean", 0),
+)
+
+# The paper's EV and recovered share of its trained SAEs, n = 100, 3200 features, L0 20.
+PAPER_EV = {
+    ("constant", "batchtopk"): 0.67,
+    ("constant", "jumprelu"): 0.67,
+    ("variable", "batchtopk"): 0.71,
+    ("variable", "jumprelu"): 0.71,
+}
+PAPER_RECOVERED = {
+    ("constant", "batchtopk"): 3 / 3200,
+    ("constant", "jumprelu"): 3 / 3200,
+    ("constant", "topk"): 0.999,
+    ("constant", "matryoshka_batchtopk"): 0.0003,
+    ("variable", "batchtopk"): 297 / 3200,
+    ("variable", "jumprelu"): 225 / 3200,
+    ("variable", "topk"): 0.43,
+}
+
+
+@dataclass(frozen=True)
+class ToyResults:
+    """A finished synthetic study.
+
+    Attributes:
+        spec: What was trained.
+        record: study.yaml.
+        rows: Tidy rows with a column ``setting``; suite is ``toy_<setting>``.
+        frame: One row per member, as `report.toy_plots` wants it.
+        features: Per setting, architecture, member and seed: arrays per feature.
+        curves: Snapshots of all runs.
+        sizes: Per setting: d_in, number of features, mean active features.
+        chance: Per setting, recovery of these features by random dictionaries.
+    """
+
+    spec: ToySpec
+    record: dict[str, Any]
+    rows: pd.DataFrame
+    frame: pd.DataFrame
+    features: list[tuple[dict[str, Any], PerFeature]]
+    curves: pd.DataFrame
+    sizes: dict[str, tuple[int, int, float]]
+    chance: dict[str, SimulatedRecovery]
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether sizes and L0 are the paper's, so that its numbers may stand beside."""
+        s = self.spec
+        sizes = (s.n, s.m, s.d_sae, s.l0, s.mean_active)
+        return sizes == (100, 3200, 3200, 20, 20) and s.reading == "sigma"
+
+
+def load_toy(root: str | Path) -> ToyResults:
+    """Read a study that `train_toy` finished.
+
+    Raises:
+        UserError: No synthetic study, or members that are missing.
+    """
+    folder = StudyFolder(root)
+    if not folder.study_file.exists():
+        raise UserError(f"{folder.root}: holds no {STUDY_FILE}; run 'sae-baselines toy' first")
+    record = yaml.safe_load(folder.study_file.read_text(encoding="utf-8"))
+    spec = spec_from_dict(record.get("spec"), str(folder.study_file), ToySpec)
+    rows: list[dict[str, Any]] = []
+    frame: list[dict[str, Any]] = []
+    features: list[tuple[dict[str, Any], PerFeature]] = []
+    sizes: dict[str, tuple[int, int, float]] = {}
+    for key, member in all_members(spec):
+        measured = folder.measurement(key)
+        if measured is None:
+            raise UserError(
+                f"{folder.member(key)}: is not measured yet; continue the study with --resume"
+            )
+        assert isinstance(key.panel, ToyPanelKey)
+        setting = key.panel.setting
+        weights = folder.root / "models" / setting / "synthetic_model_config.json"
+        d_in = int(json.loads(weights.read_text())["hidden_dim"])
+        sizes[setting] = (d_in, measured["n_features"], measured["true_l0"])
+        who = {
+            "setting": setting,
+            "panel": key.panel.name,
+            "member": key.member,
+            "constraint": member.constraint,
+            "architecture": key.panel.architecture,
+            "l0": key.panel.l0,
+            "seed": key.panel.seed,
+        }
+        for name, metric, direction in _METRICS:
+            if name not in measured:
+                continue  # a control has no start to be compared with
+            rows.append(
+                {
+                    **who,
+                    "suite": f"toy_{setting}",
+                    "metric": metric,
+                    "direction": direction,
+                    "task": "",
+                    "value": measured[name],
+                    "n": measured["n_samples"],
+                }
+            )
+        rows.append({**rows[-1], "suite": "panel", "metric": "l0", "direction": 0})
+        rows[-1]["value"] = measured["l0"]
+        frame.append(
+            {
+                **measured,
+                **who,
+                "l0": measured["l0"],
+                "lr": spec.lr,
+                "samples": spec.training_samples,
+            }
+        )
+        arrays = PerFeature.load(folder.member(key) / FEATURES_FILE)
+        features.append(({**who, "n_samples": measured["n_samples"]}, arrays))
+    curves = [pd.read_csv(path) for path in sorted((folder.root / "curves").glob("*.csv"))]
+    return ToyResults(
+        spec,
+        record,
+        pd.DataFrame(rows),
+        pd.DataFrame(frame),
+        features,
+        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
+        sizes,
+        {setting: _chance(folder.root / "models" / setting, spec) for setting in sizes},
+    )
+
+
+def _chance(model: Path, spec: ToySpec) -> SimulatedRecovery:
+    weights = load_file(model / "synthetic_model.safetensors")
+    return simulate_recovery(
+        weights["feature_vectors"], spec.d_sae, seed=spec.model_seed, draws=_DRAWS
+    )
+
+
+def toy_verdicts(results: ToyResults) -> dict[str, list[Verdict]]:
+    """Verdicts per setting, on `PRIMARY`."""
+    found = {}
+    if len(results.spec.member_specs) == 1:
+        return {setting: [] for setting in results.spec.settings}
+    for setting in results.spec.settings:
+        rows = results.rows.loc[results.rows["setting"] == setting]
+        metrics = [f"toy_{setting}/{metric}" for metric in PRIMARY]
+        found[setting] = verdicts(rows.drop(columns="setting"), metrics=metrics)
+    return found

@@ -1,0 +1,1 @@
+"""Image patches of trained beside random latents (paper, Appendix G)."""

@@ -1,0 +1,1 @@
+"""The tidy results table: one schema, checked and indexed once."""

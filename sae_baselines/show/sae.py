@@ -1,0 +1,303 @@
+"""What one SAE is, and how far it is from its start."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from sae_lens import SAE
+
+from sae_baselines.baselines import CONSTRAINTS
+from sae_baselines.controls import CONTROLS
+from sae_baselines.controls.kinds import kind_of
+from sae_baselines.drift.cosines import drift_of
+from sae_baselines.drift.start import Rows, saved_config, saved_sae_rows, seeded_rows
+from sae_baselines.errors import UserError
+from sae_baselines.evals.target import constraint_of
+from sae_baselines.files import read_json
+from sae_baselines.show.claim import Claim, check_claim, precision_of
+from sae_baselines.study.folder import PROVENANCE_FILE, STUDY_FILE, read_measurement
+
+COVARIANCE_FILE = "init_covariance.safetensors"
+_WHITENED = "covariance_whitening"
+
+
+@dataclass(frozen=True)
+class AboutSAE:
+    """One SAE.
+
+    Attributes:
+        source: What was asked about.
+        facts: Plain data, None where not recorded: ``architecture`` as exported,
+            ``trained_as``, ``base_architecture``, ``constraint`` and ``constraint_words``,
+            ``tau``, ``seed``, ``init_scheme``, ``model``, ``hook``, ``d_in``, ``d_sae``,
+            ``context_size``, ``dataset``, ``tokens_seen``, ``l0_target``, ``l0`` with
+            ``l0_measured`` (on what), ``explained_variance``, ``versions``.
+        start: Where it started, in words; None if that is not known.
+        start_unknown: Why not.
+        drift: ``facts`` of `sae_baselines.drift.cosines.drift_of` for "decoder" and "encoder".
+        claim: What its constraint promises, and whether it holds; None if it promises nothing.
+    """
+
+    source: str
+    facts: dict[str, Any]
+    start: str | None
+    start_unknown: str
+    drift: dict[str, dict[str, Any] | None] | None
+    claim: Claim | None
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        claim = self.claim
+        return {
+            "source": self.source,
+            **self.facts,
+            "start": self.start,
+            "start_unknown": self.start_unknown or None,
+            "drift": self.drift,
+            "claim": None if claim is None else vars(claim),
+            "warnings": self.warnings,
+        }
+
+
+def about_sae(
+    source: str | Path,
+    sae: SAE[Any] | None = None,
+    *,
+    covariance: Path | None = None,
+    l0_stated: float | None = None,
+) -> AboutSAE:
+    """Describe a SAELens folder, or an SAE that was loaded from elsewhere.
+
+    Args:
+        source: The folder, or what to call the SAE.
+        sae: The SAE where ``source`` is not a folder.
+        covariance: File with the covariance of an SAE that started with ``cov``; default: the
+            one of the study that a folder is in.
+        l0_stated: L0 that the publisher states.
+
+    Raises:
+        UserError: There is no SAE there, or it is damaged.
+    """
+    folder = Path(source) if sae is None else None
+    cfg = _config(folder) if folder is not None else _config_of(sae)
+    now = saved_sae_rows(folder, str(folder)) if folder is not None else _rows_of(sae)
+    metadata = dict(cfg.get("metadata") or {})
+    details = dict(metadata.get("training_architecture_details") or {})
+    ours = dict(metadata.get("sae_baselines") or {})
+    facts = _facts(cfg, metadata, details, ours)
+    if folder is not None:
+        facts |= _measured(folder)
+        facts["versions"] |= (read_json(folder / PROVENANCE_FILE) or {}).get("versions", {})
+    elif l0_stated and facts["l0"] is None:
+        facts |= {"l0": l0_stated, "l0_measured": "as SAELens' directory states it"}
+    start, unknown = _start(cfg, details, facts, folder, covariance)
+    drift = None if start is None else _drift(now, start)
+    claim = check_claim(
+        facts["constraint"] or "",
+        facts["tau"],
+        drift,
+        precision_of(now.decoder),
+        unknown,
+    )
+    return AboutSAE(
+        str(source),
+        facts,
+        None if start is None else start.source,
+        unknown,
+        drift,
+        claim,
+        _warnings(facts, claim),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    cfg = saved_config(folder)
+    if not cfg:
+        raise UserError(f"{folder}: is not an SAE of SAELens: it has no cfg.json")
+    for name in ("d_in", "d_sae"):
+        if not isinstance(cfg.get(name), int):
+            raise UserError(f"{folder / 'cfg.json'}: has no {name}; it is not an SAE's")
+    return cfg
+
+
+def _config_of(sae: SAE[Any] | None) -> dict[str, Any]:
+    assert sae is not None
+    return sae.cfg.to_dict()
+
+
+def _rows_of(sae: Any) -> Rows:
+    decoder, encoder = getattr(sae, "W_dec", None), getattr(sae, "W_enc", None)
+    if not isinstance(decoder, torch.Tensor):
+        raise UserError(f"sae: a {sae.cfg.architecture()} SAE has no W_dec to look at")
+    known = isinstance(encoder, torch.Tensor)
+    return Rows(decoder.detach(), encoder.detach().T if known else None, "")
+
+
+def _facts(
+    cfg: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    details: Mapping[str, Any],
+    ours: Mapping[str, Any],
+) -> dict[str, Any]:
+    # A training checkpoint has in its config what an export has in its metadata.
+    trained_as = metadata.get("training_architecture") or ours.get("architecture")
+    checkpoint = trained_as is None and "init_seed" in cfg
+    trained_as = cfg.get("architecture") if checkpoint else trained_as
+    control = ours.get("control")
+    constraint = control or details.get("constraint") or constraint_of(str(trained_as or ""))
+    tau = details.get("tau", cfg.get("tau"))
+    l0 = metadata.get("l0")
+    return {
+        "architecture": cfg.get("architecture"),
+        "trained_as": trained_as,
+        "base_architecture": ours.get("base_architecture") or details.get("base_architecture"),
+        "constraint": constraint,
+        "constraint_words": in_words(constraint, trained_as, tau),
+        "tau": tau,
+        "seed": details.get("init_seed", ours.get("init_seed", cfg.get("init_seed"))),
+        "init_scheme": ours.get("scheme") or details.get("init_scheme", cfg.get("init_scheme")),
+        "model": metadata.get("model_name"),
+        "hook": metadata.get("hook_name"),
+        "d_in": cfg["d_in"],
+        "d_sae": cfg["d_sae"],
+        "context_size": metadata.get("context_size"),
+        "dataset": metadata.get("dataset_path"),
+        "tokens_seen": ours.get("tokens_seen", ours.get("samples_seen")),
+        "l0_target": ours.get("l0_target"),
+        "l0": l0,
+        "l0_measured": None if l0 is None else _measured_on(ours),
+        "explained_variance": None,
+        "versions": {
+            name: metadata[key]
+            for name, key in (
+                ("sae-lens", "sae_lens_version"),
+                ("sae-lens (training)", "sae_lens_training_version"),
+            )
+            if metadata.get(key)
+        },
+    }
+
+
+def _measured_on(ours: Mapping[str, Any]) -> str:
+    """What the L0 in an SAE's metadata was measured on."""
+    # Panels write theirs over SAELens', which is that of the last training batches.
+    if "panel" in ours and "tokens_seen" in ours:
+        return "on held-out text, by its panel"
+    return "at the end of training, by SAELens"
+
+
+def in_words(constraint: str | None, trained_as: str | None, tau: float | None) -> str:
+    """What is fixed in an SAE and what learned."""
+    control = kind_of(constraint or "")
+    if control is not None:
+        return f"a control, not trained: {control.what}"
+    if constraint in CONSTRAINTS:
+        known = CONSTRAINTS[constraint]
+        cap = f" = {tau:g}" if tau is not None and known.frozen.endswith("tau") else ""
+        return f"frozen: {known.frozen}{cap}; learned: {known.learned}"
+    if trained_as is None:
+        return "none is recorded"
+    return "none: everything was trained"
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """What the panel measured on held-out tokens."""
+    found = read_measurement(folder)
+    if not found:
+        return {}
+    on = {"l0_measured": "of the exported SAE, on held-out activations"}
+    same = {k: found[k] for k in ("l0", "l0_target", "explained_variance") if k in found}
+    return {**same, **(on if "l0" in found else {})}
+
+
+def _start(
+    cfg: Mapping[str, Any],
+    details: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    folder: Path | None,
+    covariance: Path | None,
+) -> tuple[Rows | None, str]:
+    """The start, or why it is not known."""
+    if facts["constraint"] in CONTROLS or kind_of(str(facts["constraint"] or "")) is not None:
+        return None, "it was not trained, so it has none"
+    fields = {**cfg, **details}
+    if fields.get("init_seed") is None:
+        return None, (
+            "its config names no init_seed; SAELens draws the start of its own architectures "
+            "from the state of the global generator, which is not kept"
+        )
+    whitened = fields.get("normalize_activations") == _WHITENED
+    if whitened or (folder is not None and _study_spec(folder).get(_NORMALISE) == _WHITENED):
+        return (
+            None,
+            "it was trained on whitened activations, and its export is not in that space",
+        )
+    if fields.get("init_scheme") == "cov":
+        covariance = covariance or (None if folder is None else _covariance_of(folder))
+        if covariance is None:
+            return None, (
+                "it started with the covariance of activations, which is not here; give "
+                f"--covariance {COVARIANCE_FILE}, a file of the study it is from"
+            )
+        fields |= {"init_activations_path": None, "init_covariance_path": str(covariance)}
+    try:
+        return seeded_rows(fields), ""
+    except (ValueError, OSError) as error:
+        raise UserError(f"covariance: {error}") from error
+
+
+_NORMALISE = "normalize_activations"
+
+
+def _drift(now: Rows, start: Rows) -> dict[str, dict[str, Any] | None]:
+    encoder = None
+    if now.encoder is not None and start.encoder is not None:
+        encoder = drift_of(now.encoder, start.encoder, "encoder").facts
+    return {
+        "decoder": drift_of(now.decoder, start.decoder, "decoder").facts,
+        "encoder": encoder,
+    }
+
+
+def _warnings(facts: Mapping[str, Any], claim: Claim | None) -> list[str]:
+    warnings = []
+    if claim is not None and claim.holds is False:
+        warnings.append(
+            f"its config says {facts['constraint']}, but its weights do not: it promises "
+            f"{claim.text}; {claim.reason}. Do not use it as a baseline (unless it was trained "
+            "on whitened activations, which an export does not record)"
+        )
+    l0, target = facts["l0"], facts["l0_target"]
+    held_out = str(facts["l0_measured"]).startswith("of the exported")
+    if held_out and l0 and target and not math.isnan(target) and abs(l0 / target - 1) > 0.05:
+        warnings.append(
+            f"its L0 {l0:.4g} is more than 5 % off its target {target:g}; compare it with "
+            "nothing at another L0"
+        )
+    return warnings
+
+
+def _covariance_of(folder: Path) -> Path | None:
+    """The covariance that the study around a member keeps."""
+    for parent in folder.resolve().parents[:4]:
+        if (parent / COVARIANCE_FILE).is_file():
+            return parent / COVARIANCE_FILE
+    return None
+
+
+def _study_spec(folder: Path) -> dict[str, Any]:
+    """The spec of the study around a member; empty if there is none that can be read."""
+    for parent in folder.resolve().parents[:4]:
+        file = parent / STUDY_FILE
+        if file.is_file():
+            try:
+                stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+                return dict(stored["spec"])
+            except (yaml.YAMLError, KeyError, TypeError, ValueError):
+                return {}
+    return {}

@@ -1,0 +1,252 @@
+"""Members with identical starts, as SAELens configs."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+
+from sae_baselines.baselines import (
+    covariance_of,
+    get_twin,
+    has_sparse_step,
+    load_covariance,
+    sample_directions,
+    save_covariance,
+    twin_name,
+)
+from sae_baselines.baselines.directions import InitScheme
+from sae_baselines.errors import UserError
+from sae_baselines.study.plan import MemberKey, Pass, trained_of
+from sae_baselines.study.spec import TRAINED, MemberSpec, PanelSpec, has_integer_k
+
+# The initial threshold of a JumpReLU comes from this many calibration activations.
+_THRESHOLD_SAMPLES = 2048
+
+
+class SAESettings(Protocol):
+    """What a spec must say for its members to be built; `PanelSpec` documents the fields."""
+
+    @property
+    def member_specs(self) -> list[MemberSpec]: ...
+    @property
+    def tau(self) -> float: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def normalize_activations(self) -> str: ...
+    @property
+    def b_dec_init(self) -> str: ...
+    @property
+    def encoder_init(self) -> str: ...
+    @property
+    def sparse_step(self) -> str: ...
+    @property
+    def sae(self) -> dict[str, Any]: ...
+    def width(self, d_in: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every member of a study starts from, besides its seed.
+
+    Attributes:
+        activations: ``[n, d_in]`` calibration activations as the encoder will see them.
+        b_dec: ``[d_in]`` start of b_dec in that space.
+        covariance_path: File for ``cov`` members; None if there are none.
+    """
+
+    activations: torch.Tensor
+    b_dec: torch.Tensor
+    covariance_path: Path | None
+
+
+@dataclass(frozen=True)
+class EncoderStart:
+    """What the initial directions do to calibration activations at the target L0.
+
+    Attributes:
+        threshold: Pre-activation above which the target number of latents is, >= 0, with the
+            encoder equal to the decoder transposed. A JumpReLU threshold moves by about one
+            learning rate a step, so a start far from its target may never arrive.
+        scale: Factor of the encoder at which the first reconstruction fits best.
+    """
+
+    threshold: float
+    scale: float
+
+
+def prepare_start(spec: SAESettings, calibration: torch.Tensor, folder: Path) -> Start:
+    """Settle the common start from calibration activations.
+
+    Args:
+        spec: The study.
+        calibration: ``[n, d_in]`` held-out activations, raw.
+        folder: Where the covariance of ``cov`` members is kept.
+    """
+    d_in = calibration.shape[1]
+    x = calibration
+    if spec.normalize_activations == "expected_average_only_in":
+        x = x * (d_in**0.5 / x.norm(dim=-1).mean())
+    elif spec.normalize_activations == "layer_norm":
+        x = x - x.mean(dim=-1, keepdim=True)
+        x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
+    elif spec.normalize_activations == "constant_norm_rescale":
+        x = x * (d_in**0.5 / x.norm(dim=-1, keepdim=True))
+    elif spec.normalize_activations == "covariance_whitening":
+        x = x - x.mean(dim=0)
+        values, vectors = torch.linalg.eigh(covariance_of(x))
+        x = x @ (vectors * (values.clamp(min=0) + 1e-3).rsqrt()).float()
+    b_dec = x.mean(dim=0) if spec.b_dec_init == "mean" else torch.zeros(d_in)
+    path = None
+    if any(m.init_scheme == "cov" for m in spec.member_specs):
+        path = folder / "init_covariance.safetensors"
+        save_covariance(covariance_of(x), path)
+    # A copy: a view would keep all of the normalised activations in memory.
+    return Start(x[:_THRESHOLD_SAMPLES].clone(), b_dec, path)
+
+
+def member_configs(
+    spec: PanelSpec, this_pass: Pass, start: Start, d_in: int, device: str
+) -> dict[MemberKey, TrainingSAEConfig]:
+    """SAELens configs of every member that a pass trains, in order."""
+    starts: dict[tuple[float, int, str], EncoderStart] = {}
+    configs: dict[MemberKey, TrainingSAEConfig] = {}
+    for panel in this_pass.panels:
+        for key, member in trained_of(spec, panel).items():
+            config = member_config(spec, key, member, start, d_in, device, starts)
+            if spec.hook_name.endswith("hook_z"):
+                # Trained on flattened heads; says that users of the export need not flatten.
+                config.reshape_activations = "hook_z"
+            configs[key] = config
+    return configs
+
+
+def member_config(
+    spec: SAESettings,
+    key: MemberKey,
+    member: MemberSpec,
+    start: Start,
+    d_in: int,
+    device: str,
+    starts: dict[tuple[float, int, str], EncoderStart] | None = None,
+) -> TrainingSAEConfig:
+    """SAELens config of one member.
+
+    Raises:
+        UserError: A combination that the architecture's own config refuses.
+    """
+    panel = key.panel
+    base = panel.architecture
+    config_class = get_twin(twin_name(_constraint(spec, base, member), base)).config_class
+    known = {f.name for f in fields(config_class)}
+    options: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": spec.width(d_in),
+        "dtype": spec.dtype,
+        "device": device,
+        "normalize_activations": spec.normalize_activations,
+        "init_seed": panel.seed,
+        "init_scheme": member.init_scheme,
+        **architecture_options(base, panel.l0, d_in, spec.width(d_in), known),
+        **spec.sae,
+    }
+    if member.init_scheme == "cov":
+        options["init_covariance_path"] = str(start.covariance_path)
+    if "sparse_step" in known:
+        options["sparse_step"] = spec.sparse_step != "none"
+    if "tau" in known:
+        options["tau"] = spec.tau if member.tau is None else member.tau
+    fitted = spec.encoder_init == "fitted"
+    needs_threshold = "jumprelu_init_threshold" in known.difference(spec.sae)
+    if fitted or needs_threshold:
+        cache = {} if starts is None else starts
+        which = (panel.l0, panel.seed, member.init_scheme)
+        if which not in cache:
+            shift = start.b_dec if spec.sae.get("apply_b_dec_to_input", True) else 0.0
+            cache[which] = encoder_start(
+                start.activations - shift,
+                spec.width(d_in),
+                panel.l0,
+                panel.seed,
+                member.init_scheme,
+                start.covariance_path,
+            )
+        scale = cache[which].scale if fitted else 1.0
+        options["encoder_init_scale"] = scale
+        if needs_threshold:
+            options["jumprelu_init_threshold"] = scale * cache[which].threshold
+    try:
+        return config_class(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"members: {member.name} of {base}: {error}") from error
+
+
+def _constraint(spec: SAESettings, base: str, member: MemberSpec) -> str:
+    if member.constraint != TRAINED:
+        return member.constraint
+    # An architecture without a sparse step is trained as ever.
+    return "sparse" if spec.sparse_step == "all" and has_sparse_step(base) else "seeded"
+
+
+def architecture_options(
+    base: str, l0: float, d_in: int, d_sae: int, known: set[str]
+) -> dict[str, Any]:
+    """How a base is told its target L0, and defaults where SAELens has none."""
+    if "k" in known:
+        options: dict[str, Any] = {"k": int(l0) if has_integer_k(base) else l0}
+    elif "target_l0" in known:
+        options = {"target_l0": l0}
+    else:
+        options = {}
+    if "jumprelu_sparsity_loss_mode" in known:
+        options["jumprelu_sparsity_loss_mode"] = "quadratic"
+        # SAELens' penalty is 2 / L0 * (l0 - L0)^2 against a squared error of order d_in.
+        options["l0_coefficient"] = d_in / l0
+    if "matryoshka_widths" in known:
+        # Group fractions 0.5 / 0.3 / 0.2 (paper, Appendix B).
+        options["matryoshka_widths"] = [d_sae // 2, int(0.8 * d_sae), d_sae]
+    return options
+
+
+@torch.no_grad()
+def encoder_start(
+    encoder_in: torch.Tensor,
+    d_sae: int,
+    l0: float,
+    seed: int,
+    scheme: InitScheme,
+    covariance_path: Path | None,
+) -> EncoderStart:
+    """Threshold and scale of the initial encoder; the same rule for every member.
+
+    Args:
+        encoder_in: ``[n, d_in]`` what the encoder multiplies with W_enc.
+        d_sae: Number of latents.
+        l0: Target.
+        seed: Seed of the initial directions.
+        scheme: Their scheme.
+        covariance_path: Their covariance, for ``cov``.
+    """
+    covariance = None
+    if scheme == "cov":
+        covariance = load_covariance(covariance_path=str(covariance_path))
+    directions = sample_directions(
+        d_sae, encoder_in.shape[1], seed=seed, scheme=scheme, covariance=covariance
+    )
+    pre = encoder_in @ directions.T
+    wanted = max(1, round(l0 * pre.shape[0]))
+    threshold = max(0.0, float(pre.flatten().topk(wanted).values[-1]))
+    pre[pre < threshold] = 0
+    # <x, x_hat> = sum of z^2, as each z is <x, d>.
+    square = float((pre @ directions).pow(2).sum(dtype=torch.float64))
+    scale = float(pre.pow(2).sum(dtype=torch.float64)) / square if square > 0 else 1.0
+    return EncoderStart(threshold, scale)
+
+
+@torch.no_grad()
+def set_b_dec(saes: dict[str, TrainingSAE[Any]], start: Start) -> None:
+    """Give every member the common b_dec."""
+    for sae in saes.values():
+        sae.b_dec.data.copy_(start.b_dec.to(sae.b_dec))

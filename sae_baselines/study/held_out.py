@@ -1,0 +1,191 @@
+"""Activations that no member trains on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import ActivationsStore
+from sae_lens.util import get_special_token_ids
+from tqdm.auto import tqdm
+from transformer_lens.hook_points import HookedRootModule
+
+from sae_baselines.errors import UserError
+from sae_baselines.study.data import AnyDataset, n_held_out_contexts, split_text
+from sae_baselines.study.spec import PanelSpec
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out activations, in two disjoint random halves of the held-out contexts.
+
+    The split is over contexts, not over documents: neighbouring documents differ in how many
+    latents they need, and thresholds set on a few of them would miss L0 on the next few.
+
+    Attributes:
+        calibration: float32 CPU ``[n, d_in]``; thresholds and covariance come from these.
+        evaluation: float32 CPU ``[n, d_in]``; everything reported is measured on these.
+        tokens: int64 CPU ``[contexts, context_size]``; evaluation contexts to splice into.
+    """
+
+    calibration: torch.Tensor
+    evaluation: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a study reads: text to train on, activations to measure on.
+
+    Attributes:
+        train: Documents to train on.
+        n_held_out: How many documents before them are held out.
+        held_out: Activations of those.
+        d_in: Width of the hook.
+    """
+
+    train: AnyDataset
+    n_held_out: int
+    held_out: HeldOut
+    d_in: int
+
+
+def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, device: str) -> Data:
+    """Hold out some of the text and run the model over that; the same every time.
+
+    Args:
+        spec: The study.
+        model: The language model.
+        text: From `data.load_text`.
+        device: Where batches are kept.
+
+    Raises:
+        UserError: Too little text, no such hook, another width than the spec's, activations
+            with NaN or infinity.
+    """
+    if spec.hook_name not in model.hook_dict:
+        raise UserError(f"hook_name: {spec.hook_name!r} is not a hook of the given model")
+    d_in = hook_width(model, spec.hook_name)
+    if spec.d_in is not None and spec.d_in != d_in:
+        raise UserError(f"d_in: {spec.d_in} does not match {spec.hook_name}, which has {d_in}")
+    split = split_text(text, spec, model)
+    torch.manual_seed(0)
+    held_out = collect_held_out(model, split.held_out, spec, d_in, device)
+    return Data(split.train, split.n_held_out, held_out, d_in)
+
+
+def hook_width(model: HookedRootModule, hook_name: str) -> int:
+    """d_in of a hook, from a forward pass over one token (heads flattened)."""
+    tokens = torch.zeros((1, 1), dtype=torch.long, device=model_device(model))
+    with torch.no_grad():
+        cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)[1]
+    return cache[hook_name][0, 0].numel()
+
+
+def model_device(model: HookedRootModule) -> torch.device:
+    """Device of a model's first parameter."""
+    return next(model.parameters()).device
+
+
+def special_tokens(model: HookedRootModule, spec: PanelSpec) -> torch.Tensor | None:
+    """Token ids that are kept out of training (``exclude_special_tokens``), or None."""
+    if not spec.exclude_special_tokens:
+        return None
+    tokenizer: Any = model.tokenizer
+    return torch.tensor(get_special_token_ids(tokenizer), dtype=torch.long)
+
+
+def checked_activations(
+    get: Callable[[torch.Tensor], dict[str, torch.Tensor]], dtype: torch.dtype
+) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    """Wrap SAELens' multi-hook reader: cast to ``dtype``, and stop at NaN or infinity."""
+
+    def wrapped(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = {hook: acts.to(dtype) for hook, acts in get(tokens).items()}
+        for hook, acts in out.items():
+            if not torch.isfinite(acts).all():
+                raise UserError(
+                    f"hook_name: activations at {hook} contain NaN or infinity; try "
+                    "model.dtype=float32, or another hook"
+                )
+        return out
+
+    return wrapped
+
+
+def held_out_store(
+    model: HookedRootModule, dataset: AnyDataset, spec: PanelSpec, d_in: int, device: str
+) -> ActivationsStore:
+    """SAELens' store over the held-out documents."""
+    return ActivationsStore.from_config_multi_hook(
+        model,
+        dataset=dataset,
+        hook_names=[spec.hook_name],
+        hook_d_ins={spec.hook_name: d_in},
+        context_size=spec.context_size,
+        store_batch_size_prompts=spec.store_batch_size_prompts,
+        prepend_bos=spec.prepend_bos,
+        device=device,
+        autocast_lm=spec.autocast_lm,
+        seqpos_slice=tuple(spec.seqpos_slice),
+        total_training_tokens=1,
+    )
+
+
+@torch.no_grad()
+def collect_held_out(
+    model: HookedRootModule, dataset: AnyDataset, spec: PanelSpec, d_in: int, device: str
+) -> HeldOut:
+    """Run the model over held-out documents.
+
+    Args:
+        model: The language model.
+        dataset: Held-out documents (`data.split_text`).
+        spec: Token counts, context and slice.
+        d_in: Width of the hook.
+        device: Where the store keeps its batches.
+
+    Returns:
+        At least ``calibration_tokens`` and ``eval_tokens`` activations (whole contexts).
+
+    Raises:
+        UserError: Activations with NaN or infinity.
+    """
+    store = held_out_store(model, dataset, spec, d_in, device)
+    read = checked_activations(store.get_multi_hook_activations, torch.float32)
+    special = special_tokens(model, spec)
+    n_contexts = n_held_out_contexts(spec)
+    try:
+        rows_of_tokens = [
+            store.get_batch_tokens(1, raise_at_epoch_end=True).cpu() for _ in range(n_contexts)
+        ]
+    except StopIteration:
+        raise UserError(
+            "dataset.path: the held-out documents gave fewer tokens than counted; use more text"
+        ) from None
+    contexts = torch.cat(rows_of_tokens)
+    order = torch.randperm(n_contexts, generator=torch.Generator().manual_seed(0))
+    contexts = contexts[order]
+
+    batches: list[torch.Tensor] = []
+    per_batch = spec.store_batch_size_prompts
+    for batch in tqdm(contexts.split(per_batch), desc="Held-out activations", unit="batch"):
+        rows = read(batch.to(model_device(model)))[spec.hook_name].cpu()
+        batches.append(rows.reshape(*rows.shape[:2], d_in))
+    rows = torch.cat(batches)
+    n_calibration = -(-spec.calibration_tokens // spec.training_context_size)
+    n_ce = -(-spec.ce_tokens // spec.training_context_size)
+
+    def flat(part: slice) -> torch.Tensor:
+        acts = rows[part].reshape(-1, d_in)
+        if special is None:
+            return acts
+        ids = contexts[part][:, slice(*spec.seqpos_slice)].reshape(-1)
+        return acts[~torch.isin(ids, special)]
+
+    evaluation = slice(n_calibration, None)
+    return HeldOut(
+        calibration=flat(slice(n_calibration)),
+        evaluation=flat(evaluation),
+        tokens=contexts[evaluation][:n_ce],
+    )

@@ -1,0 +1,146 @@
+"""From a published SAE to a study around it, ready to be trained."""
+
+import dataclasses
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformer_lens.hook_points import HookedRootModule
+
+from sae_baselines.controls.latents import measured_l0
+from sae_baselines.errors import UserError
+from sae_baselines.evals.study import load_study
+from sae_baselines.study.data import load_text
+from sae_baselines.study.folder import STUDY_FILE
+from sae_baselines.study.held_out import study_data
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.reference.member import as_measured
+from sae_baselines.study.reference.read import Published, read_published
+from sae_baselines.study.reference.recipe import (
+    Ask,
+    CheckOptions,
+    Recipe,
+    recipe_of,
+    spec_at,
+    study_name,
+)
+from sae_baselines.study.spec import PanelSpec
+from sae_baselines.study.train import resolve_device
+
+logger = logging.getLogger("sae_baselines")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study around a published SAE.
+
+    Attributes:
+        spec: What to train.
+        folder: Study folder.
+        model: The language model, where it was loaded to measure L0.
+    """
+
+    spec: PanelSpec
+    folder: Path
+    model: HookedRootModule | None
+
+
+def nobody(option: str, question: str) -> None:
+    """Where nobody can be asked."""
+    del option, question
+
+
+def prepare_check(
+    source: str,
+    options: CheckOptions | None = None,
+    out: str | Path | None = None,
+    ask: Ask = nobody,
+) -> Prepared:
+    """Read a published SAE, measure its L0 and write down the panels around it.
+
+    The baselines have its d_sae, hook, L0, text and, as far as these are recorded, its
+    context, learning rate, batch size and normalisation. Nothing is written.
+
+    Args:
+        source: SAELens folder, ``release:sae_id`` or ``user/repo:folder``.
+        options: The user's decisions.
+        out: Study folder; default ``studies/check-<name>``. If a study of this SAE is there,
+            its L0 is not measured again.
+        ask: See `recipe_of`.
+
+    Returns:
+        For `train_study`.
+
+    Raises:
+        UserError: The SAE cannot be loaded or has no random twins; something it does not
+            record was not given; it does not fit the model or is dead on the text.
+    """
+    options = options or CheckOptions()
+    with warnings.catch_warnings():
+        # SAELens' remark on a missing scaling factor; the factor is measured below.
+        warnings.filterwarnings("ignore", message="norm_scaling_factor not found")
+        warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pre")
+        published = read_published(source, options.architecture)
+    folder = Path(out) if out is not None else Path("studies") / study_name(published)
+    stored = _stored(folder, published)
+    if stored is not None and stored.published is not None:
+        recipe = recipe_of(published, options, _answers_of(stored))
+        l0 = float(stored.published.facts["l0_measured"])
+        spec = spec_at(recipe, published, l0, stored.published.input_scale)
+        return Prepared(spec, folder, None)
+    recipe = recipe_of(published, options, ask)
+    l0, input_scale, model = _measure(recipe, published)
+    return Prepared(spec_at(recipe, published, l0, input_scale), folder, model)
+
+
+def _stored(folder: Path, published: Published) -> PanelSpec | None:
+    """The study of this SAE that is in the folder already, if one is."""
+    if not (folder / STUDY_FILE).exists():
+        return None
+    stored = load_study(folder)[0]
+    around = stored.published
+    if around is None or around.weights_sha256 != published.weights_sha256:
+        raise UserError(
+            f"out: {folder} holds another study; name a new folder with --out, or remove it"
+        )
+    return stored
+
+
+def _answers_of(stored: PanelSpec) -> Ask:
+    """What was answered when the study began is not asked again."""
+    answers = {
+        "model": stored.model.name,
+        "hook": stored.hook_name,
+        "dataset": stored.dataset.path,
+        "tokens": str(stored.training_tokens),
+    }
+    return lambda option, _: answers[option]
+
+
+def _measure(
+    recipe: Recipe, published: Published
+) -> tuple[float, float | None, HookedRootModule]:
+    # L0 is what has to be found out; any valid one will do until then.
+    spec = spec_at(recipe, published, 1.0, None)
+    spec = dataclasses.replace(spec, published=None, members=["trained"])
+    device = resolve_device(spec.device)
+    text = load_text(spec.dataset)
+    model = load_language_model(spec.model, spec.hook_name, device)
+    data = study_data(spec, model, text, device)
+    activations = data.held_out.calibration
+    scale = None
+    if published.sae.cfg.normalize_activations == "expected_average_only_in":
+        scale = activations.shape[1] ** 0.5 / float(activations.norm(dim=-1).mean())
+    sae = as_measured(published.sae, scale)
+    if not all(bool(torch.isfinite(w).all()) for w in sae.state_dict().values()):
+        raise UserError("sae: its weights contain NaN or infinity")
+    l0 = measured_l0(sae, activations)
+    if not 0 < l0 < sae.cfg.d_sae / 2:
+        raise UserError(
+            f"sae: {l0:.4g} of its {sae.cfg.d_sae} latents are active on this text on "
+            "average; is it the model, hook and text that it was trained on?"
+        )
+    logger.info("L0 on %d held-out activations: %.4g", len(activations), l0)
+    return l0, scale, model

@@ -1,0 +1,219 @@
+"""What a published SAE is, from its weights, its config and the files beside it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from sae_lens import SAE
+from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.loading.pretrained_saes_directory import (
+    get_pretrained_saes_directory,
+    get_repo_id_and_folder_name,
+)
+from sae_lens.saes.sae import TrainingSAE
+
+from sae_baselines.baselines import CONSTRAINTS, base_architectures
+from sae_baselines.controls.source import (
+    check_class,
+    hash_of_weights,
+    load_sae,
+)
+from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.evals.target import constraint_of
+from sae_baselines.study.spec import TRAINED
+
+# How SAELens marks, in a config's metadata, what an inference SAE was trained as.
+_TRAINED_AS = "training_architecture"
+# Ways of reading text that panels have not, with SAELens' defaults.
+_NOT_REPLICATED: dict[str, Any] = {
+    "disable_concat_sequences": False,
+    "sequence_separator_token": "bos",
+    "use_chat_formatting": False,
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published SAE and everything that is recorded of it.
+
+    Attributes:
+        source: Where it is; a folder's path is absolute.
+        shown: The same for reports: a folder's name alone.
+        sae: On the CPU, as SAELens loads it.
+        weights_sha256: Of its weights.
+        base: Base architecture that its baselines have.
+        metadata: SAELens' metadata.
+        runner: The ``runner_cfg.json`` that SAELens' training runner leaves, or {}.
+        training_tokens: Tokens it was trained on; None if that is not recorded.
+        l0: Recorded L0; None if it is not.
+        notes: What a reader must know, in sentences.
+    """
+
+    source: str
+    shown: str
+    sae: SAE[Any]
+    weights_sha256: str
+    base: str
+    metadata: Mapping[str, Any]
+    runner: Mapping[str, Any]
+    training_tokens: int | None
+    l0: float | None
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_published(source: str, architecture: str | None = None) -> Published:
+    """Load an SAE and read what is recorded of it.
+
+    Args:
+        source: SAELens folder, ``release:sae_id`` or ``user/repo:folder``.
+        architecture: Base architecture of its baselines, where the config does not say what
+            it was trained as.
+
+    Raises:
+        UserError: It cannot be loaded, or is of a kind that has no random twins.
+    """
+    sae, where = load_sae(source)
+    _refuse_unfit(sae)
+    metadata = sae.cfg.metadata.to_dict()
+    runner, notes = _runner_config(source, where)
+    trained_as = metadata.get(_TRAINED_AS) or (runner.get("sae") or {}).get("architecture")
+    base, more = _base(sae, str(trained_as or ""), architecture)
+    notes += more
+    dtype = str(next(iter(sae.state_dict().values())).dtype).removeprefix("torch.")
+    if dtype != "float32":
+        notes.append(f"its weights are {dtype}; everything is computed with them in float32")
+    for name, usual in _NOT_REPLICATED.items():
+        value = metadata.get(name, runner.get(name))
+        if value is not None and value != usual:
+            notes.append(
+                f"it was trained with {name}={value!r}; here text is read with {usual!r}"
+            )
+    folder = Path(source).is_dir()
+    return Published(
+        source=str(Path(source).resolve()) if folder else source,
+        shown=Path(source).resolve().name if folder else source,
+        sae=sae,
+        weights_sha256=hash_of_weights(sae),
+        base=base,
+        metadata=metadata,
+        runner=runner,
+        training_tokens=_tokens(metadata, runner),
+        l0=_recorded_l0(metadata, where),
+        notes=tuple(notes),
+    )
+
+
+def _refuse_unfit(sae: SAE[Any]) -> None:
+    if isinstance(sae, TrainingSAE):
+        raise UserError(
+            "sae: this is a training checkpoint, whose activation scale is not folded in yet; "
+            "give the exported SAE (SAELens' save_inference_model)"
+        )
+    try:
+        check_class(type(sae))
+    except UserError as error:
+        reason = str(error).removeprefix("source: ")
+        raise UserError(f"sae: no panel can be built around this SAE: {reason}") from error
+    if sae.cfg.normalize_activations == "covariance_whitening":
+        raise UserError(
+            "sae: its config asks for whitened activations, but says not with which "
+            "statistics; export it with SAELens, which folds them in"
+        )
+    if sae.cfg.metadata.hook_head_index is not None:
+        raise UserError(
+            f"sae: reads head {sae.cfg.metadata.hook_head_index} of "
+            f"{sae.cfg.metadata.hook_name} alone, which panels cannot; use an SAE of all heads"
+        )
+
+
+def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[str]]:
+    """Base architecture of the baselines, and what must be said about it.
+
+    Args:
+        sae: As exported.
+        recorded: What it was trained as, or "".
+        asked: What the user wants.
+    """
+    exported = sae.cfg.architecture()
+    if asked is not None:
+        if asked not in base_architectures():
+            hint = did_you_mean(asked, list(base_architectures()))
+            raise UserError(f"architecture: {asked!r} is unknown; {hint}")
+        return asked, [f"its baselines are {asked}, as was asked; it is exported as {exported}"]
+    constraint = constraint_of(recorded)
+    if constraint in CONSTRAINTS:
+        base = recorded.removeprefix(constraint).removeprefix("_") or "batchtopk"
+        return base, [f"it is itself a baseline: {recorded}"]
+    if constraint == TRAINED:
+        recorded = recorded.removeprefix("seeded_").removeprefix("sparse_")
+    if recorded in base_architectures():
+        return recorded, []
+    if exported not in base_architectures():
+        hint = did_you_mean(exported, list(base_architectures()))
+        raise UserError(
+            f"sae: a {exported!r} SAE has no training architecture here; name the nearest with "
+            f"--architecture ({hint})"
+        )
+    notes = []
+    if recorded:
+        notes.append(
+            f"it was trained as {recorded}, which is not registered here; its baselines are "
+            f"{exported}, as it is exported (--architecture says otherwise)"
+        )
+    elif exported == "jumprelu":
+        notes.append(
+            "BatchTopK and Matryoshka SAEs are exported as jumprelu too and its config does "
+            "not say what it was trained as; its baselines are jumprelu (--architecture says "
+            "otherwise)"
+        )
+    return exported, notes
+
+
+def _runner_config(source: str, where: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """``runner_cfg.json`` beside the weights, or {}; and a note where that is not known."""
+    if "folder" in where:
+        path = Path(source) / RUNNER_CFG_FILENAME
+        if not path.exists():
+            return {}, []
+    else:
+        repo, folder = get_repo_id_and_folder_name(where["release"], where["sae_id"])
+        try:
+            path = Path(hf_hub_download(repo, f"{folder}/{RUNNER_CFG_FILENAME}"))
+        except (LocalEntryNotFoundError, OSError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(
+                error, LocalEntryNotFoundError
+            ):
+                return {}, []  # as with most published SAEs; what is missing is asked for
+            return {}, [
+                f"the Hub could not be asked whether a {RUNNER_CFG_FILENAME} lies beside it"
+            ]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"sae: {RUNNER_CFG_FILENAME} beside it cannot be read") from error
+    return (found if isinstance(found, dict) else {}), []
+
+
+def _tokens(metadata: Mapping[str, Any], runner: Mapping[str, Any]) -> int | None:
+    ours = metadata.get("sae_baselines")
+    known = [
+        runner.get("training_tokens"),
+        ours.get("tokens_seen") if isinstance(ours, Mapping) else None,
+        metadata.get("training_tokens"),
+    ]
+    for value in known:
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _recorded_l0(metadata: Mapping[str, Any], where: Mapping[str, Any]) -> float | None:
+    value = metadata.get("l0")
+    release = get_pretrained_saes_directory().get(str(where.get("release")))
+    if value is None and release is not None:
+        value = release.expected_l0.get(where["sae_id"])
+    return float(value) if isinstance(value, int | float) and value > 0 else None

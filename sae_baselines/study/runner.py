@@ -1,0 +1,176 @@
+"""SAELens' multi-SAE runner with what a long panel needs around it.
+
+The only place of the package that overrides SAELens' private methods: two hooks of
+`MultiSAETrainingRunner` that receive the trainer and the checkpoint folder. A test fails
+when they move (tests/panel/test_runner.py).
+"""
+
+import json
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from sae_lens import MultiSAETrainingRunner
+from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+from sae_baselines.errors import UserError
+from sae_baselines.study.held_out import checked_activations
+
+logger = logging.getLogger("sae_baselines")
+
+# Written last, so that a checkpoint without it was cut short and is not used.
+COMPLETE = "complete.json"
+
+
+class InterruptedTrainingError(Exception):
+    """Training was asked to stop; a checkpoint of the last whole step is on disk."""
+
+
+class PanelRunner(MultiSAETrainingRunner):
+    """Trains all members of a pass.
+
+    Beyond SAELens': signals are answered between steps, never inside one, so that members
+    stay in lockstep; NaN or infinite activations stop the run; old checkpoints are deleted
+    once a newer one is complete.
+    """
+
+    keep_checkpoints: int = 1
+    spec_hash: str = ""
+    trainer: MultiSAETrainer
+
+    def prepare(self, keep_checkpoints: int, spec_hash: str) -> None:
+        """Call once between construction and `run`."""
+        self.keep_checkpoints = keep_checkpoints
+        self.spec_hash = spec_hash
+        store = self.activations_store
+        dtype = next(iter(self.saes.values())).dtype
+        read = checked_activations(store.get_multi_hook_activations, dtype)
+        store.get_multi_hook_activations = read  # type: ignore[method-assign]
+
+    def _run_with_interruption_handling(
+        self, trainer: MultiSAETrainer
+    ) -> dict[str, TrainingSAE[Any]]:
+        self.trainer = trainer
+        # SAELens starts the list anew on resume, and would save once for each past entry.
+        done = trainer.n_training_samples
+        trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]
+        with SignalsBetweenSteps() as signals:
+            trainer.data_provider = signals.guard(trainer.data_provider)
+            try:
+                return trainer.fit()
+            except InterruptedTrainingError:
+                if self.cfg.checkpoint_path is not None and trainer.n_training_samples > done:
+                    trainer.save_checkpoint(str(trainer.n_training_samples))
+                raise
+
+    def _save_runner_checkpoint_files(self, checkpoint_path: Path | None) -> None:
+        super()._save_runner_checkpoint_files(checkpoint_path)
+        if checkpoint_path is None:
+            return
+        samples = self.trainer.n_training_samples
+        complete_checkpoint(
+            checkpoint_path, self.saes, samples, self.spec_hash, self.keep_checkpoints
+        )
+
+
+def complete_checkpoint(
+    folder: Path, saes: dict[str, TrainingSAE[Any]], samples: int, spec_hash: str, keep: int
+) -> None:
+    """Mark a checkpoint as whole, and delete all but the newest ``keep``.
+
+    Raises:
+        UserError: A weight is NaN or infinite; the checkpoint is not marked.
+    """
+    for name, sae in saes.items():
+        assert_finite(name, sae)
+    record = {"n_training_samples": samples, "spec_hash": spec_hash}
+    (folder / COMPLETE).write_text(json.dumps(record))
+    for older in complete_checkpoints(folder.parent)[:-keep]:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints of a pass, oldest first; cut-short ones are not among them."""
+    found = []
+    for marker in folder.glob(f"*/{COMPLETE}"):
+        try:
+            samples = int(json.loads(marker.read_text())["n_training_samples"])
+        except (OSError, ValueError, KeyError):
+            continue
+        if (marker.parent / RUNNER_CFG_FILENAME).exists():
+            found.append((samples, marker.parent))
+    return [path for _, path in sorted(found)]
+
+
+def checkpoint_to_resume(checkpoints: Path, spec_hash: str) -> Path | None:
+    """The newest whole checkpoint, or None; cut-short ones are deleted.
+
+    Raises:
+        UserError: It belongs to another spec.
+    """
+    complete = complete_checkpoints(checkpoints)
+    for stale in checkpoints.glob("*"):
+        if stale not in complete:
+            shutil.rmtree(stale)
+    if not complete:
+        return None
+    marker = json.loads((complete[-1] / COMPLETE).read_text())
+    if marker.get("spec_hash") != spec_hash:
+        raise UserError(
+            f"out: checkpoint {complete[-1]} belongs to another spec; use another folder"
+        )
+    logger.info("resuming from %s", complete[-1])
+    return complete[-1]
+
+
+def assert_finite(name: str, sae: TrainingSAE[Any]) -> None:
+    """Stop before broken weights are saved.
+
+    Raises:
+        UserError: A weight is NaN or infinite.
+    """
+    for key, value in sae.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(
+                f"lr: {name} diverged ({key} has NaN or infinity); lower lr, or raise "
+                "lr_warm_up_steps"
+            )
+
+
+class SignalsBetweenSteps:
+    """SIGINT and SIGTERM set a flag that is read when the next batch is asked for."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "SignalsBetweenSteps":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.asked:  # asked twice: now
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked = True
+
+    def guard(self, provider: Iterator[Any]) -> Iterator[Any]:
+        for batch in provider:
+            if self.asked:
+                raise InterruptedTrainingError
+            yield batch

@@ -1,0 +1,721 @@
+"""What a study trains: a typed spec, read from and written to YAML."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+from dataclasses import field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as PydanticField
+from pydantic.dataclasses import dataclass
+from sae_lens import TopKTrainingSAE
+from sae_lens.registry import get_sae_class
+
+from sae_baselines.baselines import (
+    CONSTRAINTS,
+    base_architectures,
+    get_twin,
+    register_baselines,
+    twin_name,
+)
+from sae_baselines.baselines.cap import validate_tau
+from sae_baselines.baselines.directions import InitScheme
+from sae_baselines.controls import check_control, control_names, get_control, is_control
+from sae_baselines.drift.record import checked_fractions
+from sae_baselines.errors import UserError, did_you_mean, one_line
+
+TRAINED = "trained"
+PUBLISHED = "published"
+# Normalisations of each activation by itself, undone after decoding.
+PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
+DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+
+_CONFIG = ConfigDict(extra="forbid")
+
+# Set by the panel itself for every member; setting them by hand would break the comparison.
+SET_BY_PANEL = {
+    "d_in",
+    "d_sae",
+    "dtype",
+    "device",
+    "metadata",
+    "k",
+    "target_l0",
+    "tau",
+    "init_seed",
+    "init_scheme",
+    "init_activations_path",
+    "init_covariance_path",
+    "init_cov_samples",
+    "decoder_init_norm",
+    "encoder_init_scale",
+    "sparse_step",
+    "normalize_activations",
+    "reshape_activations",
+    "rescale_acts_by_decoder_norm",
+}
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class ModelSpec:
+    """The language model.
+
+    Args:
+        name: Hub name or local folder.
+        loader: SAELens' model class: ``HookedTransformer`` (what SAEBench uses) or
+            ``AutoModelForCausalLM``.
+        dtype: Weights' dtype.
+        label: Name recorded in the SAEs; default the Hub name, or a local folder's name.
+        center_writing_weights: Centre what is written to the residual stream, as
+            TransformerLens does by default; some published SAEs read such activations.
+    """
+
+    name: str
+    loader: Literal["HookedTransformer", "AutoModelForCausalLM"] = "HookedTransformer"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    label: str | None = None
+    center_writing_weights: bool = False
+
+    @property
+    def recorded_name(self) -> str:
+        return self.label or (Path(self.name).name if Path(self.name).exists() else self.name)
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class DatasetSpec:
+    """The text.
+
+    Args:
+        path: Hub name, or a local folder or .parquet/.jsonl/.json/.csv/.txt file.
+        name: Configuration of a Hub dataset.
+        split: Split to train on.
+        text_column: Column with text; ignored when there is a ``tokens`` or ``input_ids``
+            column.
+        streaming: Stream instead of downloading.
+        shuffle_seed: Shuffle documents with this seed before anything else; None keeps
+            their order.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    text_column: str = "text"
+    streaming: bool = False
+    shuffle_seed: int | None = 0
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class PublishedSpec:
+    """Somebody else's SAE, which the panels are built around (`sae_baselines.study.reference`).
+
+    Args:
+        source: Where it is: a SAELens folder, ``release:sae_id`` or ``user/repo:folder``.
+        weights_sha256: Of its weights as they were loaded.
+        input_scale: Factor of the activations that is folded into its weights, where its
+            config asks for one that is nowhere recorded; None for none.
+        facts: What its config and files record, for the report.
+    """
+
+    source: str
+    weights_sha256: str
+    input_scale: float | None = PydanticField(default=None, gt=0)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class MemberSpec:
+    """One SAE of a panel.
+
+    Args:
+        constraint: ``trained``, one of the constraints, or a control (``random``,
+            ``random:cov``, ``random:kaiming``, ``permuted_decoder``, ``permuted_pairing``;
+            `sae_baselines.controls`).
+        init_scheme: ``iso`` or ``cov`` (paper, Appendix E).
+        tau: Cap of a soft-frozen decoder; default the panel's.
+        label: Folder name; default the constraint, with ``_cov`` and ``_tau0.9`` as needed,
+            or the control, with ``_`` for the colon.
+    """
+
+    constraint: str
+    init_scheme: InitScheme = "iso"
+    tau: float | None = None
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        if self.label:
+            return self.label
+        cov = "_cov" if self.init_scheme == "cov" else ""
+        tau = f"_tau{self.tau:g}" if self.tau is not None else ""
+        return f"{self.constraint.replace(':', '_')}{cov}{tau}"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is made after training, not trained."""
+        return is_control(self.constraint)
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class PanelSpec:
+    """A study: panels over architectures, L0s and seeds on one model and hook.
+
+    A member is a constraint name, ``<constraint>:cov``, a control's name, or a `MemberSpec`.
+    Training fields have SAELens' names and meaning; only ``lr``'s default differs (the
+    paper's 2e-4).
+
+    Args:
+        name: Name of the study.
+        model: The language model.
+        hook_name: Where activations are taken, e.g. ``blocks.12.hook_resid_post``.
+        dataset: The text.
+        architecture: One base architecture, or a list.
+        d_sae: Number of latents; or give ``expansion``.
+        expansion: d_sae / d_in; give one of the two.
+        d_in: Checked against the hook if given.
+        l0: Target L0, one or a list.
+        seeds: Training seeds: initial weights, and data order if ``data_order`` says so.
+        training_tokens: Activations each member is trained on.
+        members: Members of each panel; ``trained`` must be one, unless there is a
+            ``published`` SAE to compare with.
+        tau: Default cap of soft-frozen decoders.
+        data_order: ``shared``: all seeds see one stream (one pass). ``per_seed``: each seed
+            shuffles for itself (one pass per seed).
+        b_dec_init: Start of b_dec for every member: the mean of calibration activations,
+            or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
+            (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).
+        encoder_init: Start of W_enc: the decoder transposed, or that times one factor, the
+            same for every member, at which the first reconstruction fits best
+            (``encoder_init_scale`` in the SAELens config). A JumpReLU SAE that starts with
+            reconstructions too long loses most of its latents.
+        sae: Extra fields of the base's SAELens config, for every member alike.
+        sparse_step: Which members train on active entries only (same numbers up to float32
+            rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
+        calibration_tokens: Held-out tokens for thresholds and covariance.
+        eval_tokens: Further held-out tokens, which EV and L0 are measured on.
+        ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
+        drift: Record cos(row, its start), EV and L0 at these fractions of training, in each
+            member's ``drift.json`` and ``drift.npz``, e.g. [0.05, 0.1, 0.25, 0.5, 1.0]
+            (paper, Appendix D); empty records nothing. Training is the same either way.
+        n_checkpoints: Checkpoints during each pass; a killed run resumes from the last.
+        keep_checkpoints: How many to keep on disk.
+        max_panels_per_pass: Train at most this many panels at once (memory).
+        plugins: Modules to import first, for architectures of your own.
+        published: An SAE of somebody else that is measured beside the panels and that their
+            controls are made of; `sae-baselines check` writes it.
+    """
+
+    name: str
+    model: ModelSpec
+    hook_name: str
+    dataset: DatasetSpec
+    architecture: str | list[str] = "batchtopk"
+    d_sae: int | None = PydanticField(default=None, gt=1)
+    expansion: float | None = PydanticField(default=None, gt=0)
+    d_in: int | None = PydanticField(default=None, gt=0)
+    l0: float | list[float] = 160
+    seeds: list[int] = field(default_factory=lambda: [0])
+    training_tokens: int = PydanticField(default=500_000_000, gt=0)
+    members: list[str | MemberSpec] = field(default_factory=lambda: list(DEFAULT_MEMBERS))
+    tau: float = 0.8
+    data_order: Literal["shared", "per_seed"] = "shared"
+    b_dec_init: Literal["zeros", "mean"] = "mean"
+    encoder_init: Literal["transposed", "fitted"] = "transposed"
+    sae: dict[str, Any] = field(default_factory=dict)
+    sparse_step: Literal["baselines", "all", "none"] = "baselines"
+
+    context_size: int = PydanticField(default=128, gt=1)
+    prepend_bos: bool = True
+    seqpos_slice: list[int | None] = field(default_factory=lambda: [None])
+    exclude_special_tokens: bool = False
+    store_batch_size_prompts: int = PydanticField(default=32, gt=0)
+    n_batches_in_buffer: int = PydanticField(default=64, gt=0)
+    normalize_activations: Literal[
+        "none",
+        "expected_average_only_in",
+        "layer_norm",
+        "constant_norm_rescale",
+        "covariance_whitening",
+    ] = "expected_average_only_in"
+    n_batches_for_norm_estimate: int = PydanticField(default=100, gt=0)
+
+    train_batch_size_tokens: int = PydanticField(default=4096, gt=0)
+    lr: float = PydanticField(default=2e-4, gt=0)
+    lr_scheduler_name: Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"] = (
+        "constant"
+    )
+    lr_warm_up_steps: int = PydanticField(default=0, ge=0)
+    lr_decay_steps: int = PydanticField(default=0, ge=0)
+    adam_beta1: float = PydanticField(default=0.9, ge=0, lt=1)
+    adam_beta2: float = PydanticField(default=0.999, ge=0, lt=1)
+    dead_feature_window: int = PydanticField(default=1000, gt=0)
+    feature_sampling_window: int = PydanticField(default=2000, gt=0)
+
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    autocast: bool = False
+    autocast_lm: bool = False
+    compile_llm: bool = False
+
+    calibration_tokens: int = PydanticField(default=65_536, gt=0)
+    eval_tokens: int = PydanticField(default=65_536, gt=0)
+    ce_tokens: int = PydanticField(default=16_384, ge=0)
+    drift: list[float] = field(default_factory=list)
+    n_checkpoints: int = PydanticField(default=10, ge=0)
+    keep_checkpoints: int = PydanticField(default=1, ge=1)
+    max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
+    plugins: list[str] = field(default_factory=list)
+    published: PublishedSpec | None = None
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def architectures(self) -> list[str]:
+        return [self.architecture] if isinstance(self.architecture, str) else self.architecture
+
+    @property
+    def l0s(self) -> list[float]:
+        return [self.l0] if isinstance(self.l0, int | float) else list(self.l0)
+
+    @property
+    def member_specs(self) -> list[MemberSpec]:
+        return [parse_member(m) for m in self.members]
+
+    @property
+    def training_context_size(self) -> int:
+        return len(range(self.context_size)[slice(*self.seqpos_slice)])
+
+    def width(self, d_in: int) -> int:
+        """d_sae for a hook of this width."""
+        return self.d_sae if self.d_sae is not None else round(d_in * (self.expansion or 0))
+
+
+class AnyPanel(Protocol):
+    """What every kind of study says of its panels; `PanelSpec` documents the fields."""
+
+    @property
+    def architectures(self) -> list[str]: ...
+    @property
+    def member_specs(self) -> list[MemberSpec]: ...
+    @property
+    def l0s(self) -> list[float]: ...
+    @property
+    def seeds(self) -> list[int]: ...
+    @property
+    def d_sae(self) -> int | None: ...
+    @property
+    def tau(self) -> float: ...
+    @property
+    def normalize_activations(self) -> str: ...
+    @property
+    def sae(self) -> dict[str, Any]: ...
+
+
+def parse_member(member: str | MemberSpec) -> MemberSpec:
+    if isinstance(member, MemberSpec):
+        return member
+    if is_control(member):
+        return MemberSpec(constraint=member)
+    constraint, _, scheme = member.partition(":")
+    if scheme not in ("", "iso", "cov"):
+        raise UserError(f"members: {member!r}: scheme {scheme!r} is unknown; use iso or cov")
+    return MemberSpec(constraint=constraint, init_scheme="cov" if scheme == "cov" else "iso")
+
+
+def validate(spec: PanelSpec) -> None:
+    """Everything that can be wrong before a model is loaded.
+
+    Raises:
+        UserError: One line that names the field, the value and the remedy.
+    """
+    import_plugins(spec.plugins)
+    validate_name(spec.name)
+    if (spec.d_sae is None) == (spec.expansion is None):
+        raise UserError("d_sae, expansion: give exactly one of the two")
+    if not 1 <= len(spec.seqpos_slice) <= 3 or 0 in spec.seqpos_slice[2:]:
+        raise UserError(
+            f"seqpos_slice: {spec.seqpos_slice} is not [stop], [start, stop] or [start, stop, "
+            "step > 0]"
+        )
+    if spec.training_context_size == 0:
+        raise UserError(f"seqpos_slice: {spec.seqpos_slice} keeps no position of the context")
+    if spec.data_order == "per_seed" and spec.dataset.streaming:
+        # datasets shuffles underneath skip(), so held-out documents would be trained on.
+        raise UserError(
+            "data_order: 'per_seed' is not possible with dataset.streaming; use 'shared', or "
+            "download the dataset (streaming: false)"
+        )
+    validate_architectures(spec)
+    validate_members(spec, controls=True)
+    validate_l0(spec)
+    validate_seeds(spec)
+    _validate_batches(spec)
+    if spec.drift:
+        checked_fractions(spec.drift)
+
+
+def import_plugins(modules: list[str]) -> None:
+    """Import modules that register architectures.
+
+    Raises:
+        UserError: One cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"plugins: cannot import {module!r}: {error}") from error
+
+
+def validate_name(name: str) -> None:
+    """A study's name is a folder's.
+
+    Raises:
+        UserError: It cannot be.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"name: {name!r} names a folder; use letters, digits, '.', '_' and '-'")
+
+
+def validate_architectures(spec: AnyPanel) -> None:
+    """Known bases that can be told an L0, and ``sae`` options that all of them have.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    if not spec.architectures:
+        raise UserError("architecture: the list is empty; name at least one, e.g. batchtopk")
+    for architecture in spec.architectures:
+        if architecture not in base_architectures():
+            if architecture.startswith(tuple(CONSTRAINTS)):
+                raise UserError(
+                    f"architecture: {architecture!r} is a baseline; name its base here and the "
+                    "constraint under members"
+                )
+            hint = did_you_mean(architecture, base_architectures())
+            raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
+        register_baselines(architecture)
+        config_class = get_twin(f"seeded_{architecture}").config_class
+        known = {f.name for f in fields(config_class)}
+        if not known & {"k", "target_l0"}:
+            raise UserError(
+                f"architecture: {architecture!r} cannot be told a target L0; its baselines "
+                "train through SAELens' runners, but not as a panel at matched L0"
+            )
+        hints = get_type_hints(config_class)
+        for option in spec.sae:
+            if option in SET_BY_PANEL:
+                raise UserError(
+                    f"sae: {option!r} is set by the panel for every member; use the panel's "
+                    "own fields"
+                )
+            if option not in known:
+                hint = did_you_mean(option, sorted(known - SET_BY_PANEL))
+                raise UserError(f"sae: {architecture} has no field {option!r}; {hint}")
+            try:
+                TypeAdapter(hints[option]).validate_python(spec.sae[option])
+            except ValidationError as error:
+                what = error.errors()[0]["msg"]
+                raise UserError(f"sae: {option}: {spec.sae[option]!r}: {what}") from error
+
+
+def validate_members(spec: AnyPanel, controls: bool = False) -> None:
+    """Known constraints and schemes, distinct names, one trained member.
+
+    Args:
+        spec: The study.
+        controls: Whether this kind of study makes controls.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    try:
+        validate_tau(spec.tau)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    names = [m.name for m in spec.member_specs]
+    if len(set(names)) != len(names):
+        raise UserError(f"members: {', '.join(names)}: names repeat; give one a label")
+    around = getattr(spec, "published", None)
+    if around is None and TRAINED not in [m.constraint for m in spec.member_specs]:
+        raise UserError("members: 'trained' is missing; a panel compares it with its baselines")
+    for member in spec.member_specs:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", member.name):
+            raise UserError(
+                f"members: {member.name!r} names a folder; use letters, digits, ._-"
+            )
+        if member.name == PUBLISHED:
+            raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
+        if member.is_control and controls:
+            _validate_control(member, spec.architectures)
+        elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
+            known = [TRAINED, *CONSTRAINTS, *(control_names() if controls else ())]
+            hint = did_you_mean(member.constraint, known)
+            raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
+        if member.tau is not None:
+            if member.constraint != "soft_frozen_decoder":
+                raise UserError(
+                    f"members: {member.name}: tau belongs to soft_frozen_decoder, not to "
+                    f"{member.constraint}"
+                )
+            validate_tau_of(member)
+        whitened = spec.normalize_activations == "covariance_whitening"
+        if whitened and (
+            member.constraint == "soft_frozen_decoder" or member.init_scheme == "cov"
+        ):
+            raise UserError(
+                "normalize_activations: 'covariance_whitening' is not possible with "
+                f"{member.name}; use 'expected_average_only_in'"
+            )
+        if member.constraint in CONSTRAINTS:
+            for architecture in spec.architectures:
+                try:
+                    twin_name(member.constraint, architecture)
+                except ValueError as error:
+                    raise UserError(f"members: {error}") from error
+
+
+def _validate_control(member: MemberSpec, architectures: list[str]) -> None:
+    try:
+        get_control(member.constraint)
+        if member.init_scheme != "iso":
+            raise UserError(
+                f"init_scheme: belongs to baselines; name the control {member.constraint}:"
+                f"{member.init_scheme}"
+            )
+        for architecture in architectures:
+            check_control(member.constraint, inference_class(architecture))
+    except UserError as error:
+        raise UserError(f"members: {error}") from error
+
+
+def inference_class(architecture: str) -> type[Any]:
+    """The SAELens class that a training architecture is exported as."""
+    config: Any = get_twin(f"seeded_{architecture}").config_class
+    # A function of the class alone in SAELens; a config instance would need every option.
+    return get_sae_class(config.get_inference_config_class(config).architecture())[0]
+
+
+def validate_tau_of(member: MemberSpec) -> None:
+    """Raises `UserError` if the member's own tau is out of range."""
+    try:
+        validate_tau(member.tau if member.tau is not None else 0.8)
+    except ValueError as error:
+        raise UserError(f"members: {member.name}: {error}") from error
+
+
+def validate_l0(spec: AnyPanel) -> None:
+    """Distinct positive targets below d_sae.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    if not spec.l0s:
+        raise UserError("l0: the list is empty; give at least one target")
+    if len(set(spec.l0s)) != len(spec.l0s):
+        raise UserError(f"l0: {spec.l0s}: values repeat")
+    for l0 in spec.l0s:
+        if not l0 > 0:
+            raise UserError(f"l0: {l0:g} is out of range; use a target above 0")
+        if spec.d_sae is not None and l0 >= spec.d_sae:
+            raise UserError(f"l0: {l0:g} is not below d_sae={spec.d_sae}; use a smaller target")
+        for architecture in spec.architectures:
+            if has_integer_k(architecture) and l0 != int(l0):
+                raise UserError(f"l0: {l0:g} is not an integer, but k of {architecture} is one")
+
+
+def has_integer_k(architecture: str) -> bool:
+    """Whether the base's config has a ``k`` that must be an integer (TopK, not BatchTopK)."""
+    return get_type_hints(get_twin(f"seeded_{architecture}").config_class).get("k") is int
+
+
+def validate_seeds(spec: AnyPanel) -> None:
+    """Distinct seeds >= 0.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    if not spec.seeds:
+        raise UserError("seeds: the list is empty; give at least one seed")
+    if len(set(spec.seeds)) != len(spec.seeds) or min(spec.seeds) < 0:
+        raise UserError(f"seeds: {spec.seeds}: use distinct seeds >= 0")
+
+
+def _validate_batches(spec: PanelSpec) -> None:
+    batch = spec.train_batch_size_tokens
+    if spec.training_tokens < batch:
+        raise UserError(
+            f"training_tokens: {spec.training_tokens} is less than one batch of {batch}; raise "
+            "it or lower train_batch_size_tokens"
+        )
+    buffer = spec.n_batches_in_buffer * spec.training_context_size
+    if buffer < batch:
+        need = -(-batch // spec.training_context_size)
+        raise UserError(
+            f"n_batches_in_buffer: {spec.n_batches_in_buffer} contexts hold {buffer} tokens, "
+            f"less than one batch of {batch}; use at least {need}"
+        )
+    topk_family = [
+        a
+        for a in spec.architectures
+        if issubclass(get_twin(f"seeded_{a}").sae_class, TopKTrainingSAE)
+    ]
+    if spec.normalize_activations in PER_TOKEN_NORMS and topk_family:
+        raise UserError(
+            f"normalize_activations: {spec.normalize_activations!r} stops SAELens' dead-latent "
+            f"loss of {topk_family[0]} as soon as a latent dies; use 'expected_average_only_in'"
+        )
+
+
+AnySpec = TypeVar("AnySpec")
+
+
+@cache
+def _adapter(kind: type[AnySpec]) -> TypeAdapter[AnySpec]:
+    return TypeAdapter(kind)
+
+
+def spec_from_dict(
+    data: Any,
+    where: str = "panel",
+    kind: type[AnySpec] = PanelSpec,
+) -> AnySpec:
+    """Build a spec from plain data.
+
+    Args:
+        data: What YAML or JSON gave.
+        where: Name for error messages.
+        kind: Dataclass to build; a study of another kind has its own.
+
+    Raises:
+        UserError: On the first thing that is wrong.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
+    try:
+        return _adapter(kind).validate_python(data)
+    except ValidationError as error:
+        raise UserError(_first_problem(error, where, kind)) from error
+
+
+def _first_problem(error: ValidationError, where: str, kind: Any) -> str:
+    problem = error.errors()[0]
+    parts = [str(p) for p in problem["loc"]]
+    location = ".".join(p for p in parts if not p.endswith(("Spec", "str", "int", "float")))
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return f"{where}: {cause}"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        nested = get_type_hints(kind).get(parts[0]) if len(parts) > 1 else None
+        owner = nested if dataclasses.is_dataclass(nested) else kind
+        hint = did_you_mean(parts[-1], [f.name for f in dataclasses.fields(owner)])
+        return f"{where}: {location}: is not a field; {hint}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{where}: {location}: is missing"
+    if not location:
+        return f"{where}: {' '.join(problem['msg'].split())}"
+    return f"{where}: {location}: {problem.get('input')!r}: {problem['msg']}"
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: No such file, or not YAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
+
+
+def load_spec(
+    path: str | Path,
+    kind: type[AnySpec] = PanelSpec,
+) -> AnySpec:
+    """Read a spec from YAML.
+
+    A section ``evals`` is left alone: it says how to evaluate (`sae_baselines.evals`).
+
+    Raises:
+        UserError: No such file, not YAML, or not a valid spec.
+    """
+    data = read_yaml(path)
+    if isinstance(data, dict):
+        data = {field: value for field, value in data.items() if field != "evals"}
+    return spec_from_dict(data, Path(path).name, kind)
+
+
+def spec_to_dict(spec: Any) -> dict[str, Any]:
+    """Plain data, complete: every default is written out."""
+    return _adapter(type(spec)).dump_python(spec, mode="json")
+
+
+def spec_to_yaml(spec: Any) -> str:
+    """YAML of `spec_to_dict`."""
+    return yaml.safe_dump(spec_to_dict(spec), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a panel file, for editors."""
+    return _adapter(PanelSpec).json_schema()
+
+
+# What may change between two runs in one folder: they name things, say how fast to go, or
+# what to look at on the way.
+_NOT_IN_HASH = {
+    "name",
+    "device",
+    "drift",
+    "n_checkpoints",
+    "keep_checkpoints",
+    "compile_llm",
+    "sparse_step",
+}
+
+
+# Fields that came later, with the values that are as before.
+_AS_BEFORE = {"encoder_init": "transposed", "published": None}
+_MODEL_AS_BEFORE = {"center_writing_weights": False}
+# Where a published SAE was found and what it says of itself change nothing.
+_OF_PUBLISHED = ("weights_sha256", "input_scale")
+
+
+def spec_hash(spec: Any) -> str:
+    """SHA-256 over everything in the spec that can change a result by more than rounding."""
+    data = {k: v for k, v in spec_to_dict(spec).items() if k not in _NOT_IN_HASH}
+    if data.get("published"):
+        data["published"] = {k: data["published"][k] for k in _OF_PUBLISHED}
+    data = _as_before(data)
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _as_before(data: dict[str, Any]) -> dict[str, Any]:
+    """Without later fields, where they say what was so before them."""
+    if isinstance(data.get("model"), dict):
+        data = {**data, "model": _without(data["model"], _MODEL_AS_BEFORE)}
+    return _without(data, _AS_BEFORE)
+
+
+def _without(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that have just these values."""
+    return {k: v for k, v in data.items() if k not in values or v != values[k]}
+
+
+def spec_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Names of the fields that differ and matter, for an error message."""
+    a, b = _as_before(a), _as_before(b)
+    return sorted(
+        k for k in a.keys() | b.keys() if k not in _NOT_IN_HASH and a.get(k) != b.get(k)
+    )

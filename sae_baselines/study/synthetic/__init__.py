@@ -1,0 +1,1 @@
+"""The synthetic case study: features whose truth is known (paper, Section 3)."""

@@ -1,0 +1,95 @@
+"""Recovery and EV along training: how counts depend on how long one trains."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.synthetic import SyntheticModel
+
+from sae_baselines.files import write_atomically
+from sae_baselines.reconstruction import explained_variance
+from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.stream import StreamTraining
+from sae_baselines.study.synthetic.recovery import best_cosine, recovered_count
+
+
+class Curve:
+    """Takes snapshots between steps and appends them to a CSV.
+
+    Columns: setting, architecture, member, seed, lr, batch, step, samples, ev, l0, recovered,
+    recovered_share, mean_best_cosine, silent. EV, L0 and silent (latents that fire on none of
+    the samples) are of the SAE in training (TopK family: with its training-time selection) on
+    the given held-out samples; the last row of each SAE is the trained one.
+
+    Args:
+        path: CSV; rows of a run that is resumed are kept.
+        model: Ground truth.
+        activations: ``[n, d_in]`` held-out.
+        training: For the number of steps.
+        n_snapshots: How many, evenly spaced in log steps, the last step among them.
+        keys: Member of each SAE by its name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: SyntheticModel,
+        activations: torch.Tensor,
+        training: StreamTraining,
+        n_snapshots: int,
+        keys: dict[str, MemberKey],
+    ) -> None:
+        self.path = path
+        self.features = model.feature_dict.feature_vectors.detach()
+        self.activations = activations
+        self.training = training
+        self.keys = keys
+        self.steps = snapshot_steps(training.steps, n_snapshots)
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            self.rows = pd.read_csv(path).to_dict("records")
+
+    @torch.no_grad()
+    def watch(self, step: int, saes: dict[str, TrainingSAE[Any]]) -> None:
+        """For `train_on_stream`."""
+        if step not in self.steps:
+            return
+        # What a killed run wrote after its last checkpoint is made again.
+        self.rows = [row for row in self.rows if row["step"] < step]
+        self.rows += [self._row(step, self.keys[name], sae) for name, sae in saes.items()]
+        write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False))
+
+    def _row(self, step: int, key: MemberKey, sae: TrainingSAE[Any]) -> dict[str, Any]:
+        best = best_cosine(sae.W_dec.detach(), self.features)
+        ev, l0, alive = explained_variance(sae, self.activations)
+        recovered = recovered_count(best)
+        return {
+            "setting": getattr(key.panel, "setting", ""),
+            "architecture": key.panel.architecture,
+            "member": key.member,
+            "seed": key.panel.seed,
+            "lr": self.training.lr,
+            "batch": self.training.train_batch_size,
+            "step": step,
+            "samples": step * self.training.train_batch_size,
+            "ev": ev,
+            "l0": l0,
+            "recovered": recovered,
+            "recovered_share": recovered / len(best),
+            "mean_best_cosine": float(best.mean()),
+            "silent": sae.cfg.d_sae - alive,
+        }
+
+
+def snapshot_steps(steps: int, n_snapshots: int) -> set[int]:
+    """Distinct steps evenly spaced in log between a hundredth of training and its end."""
+    if n_snapshots == 0:
+        return set()
+    if n_snapshots == 1:
+        return {steps}
+    first = math.log(max(1.0, steps / 100))
+    gap = (math.log(steps) - first) / (n_snapshots - 1)
+    return {round(math.exp(first + i * gap)) for i in range(n_snapshots)} | {steps}

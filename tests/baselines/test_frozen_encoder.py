@@ -1,0 +1,286 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_baselines.baselines import get_twin
+from sae_baselines.baselines.frozen_encoder import selection_depends_on_decoder
+from tests.helpers import (
+    BASES,
+    BATCH,
+    D_IN,
+    D_SAE,
+    TOPK_FAMILY,
+    AnySAE,
+    activations,
+    bare_loop,
+    batches,
+    checked,
+    compile_like_the_runner,
+    dense_step,
+    gradients,
+    make_sae,
+    make_trainer,
+    matrix_products,
+    only_checkpoint,
+    randomise_,
+    resume,
+    set_weights,
+    step_input,
+    train,
+    weights,
+)
+from tests.sparse_or_dense import is_close
+
+
+def frozen(base: str, **options: Any) -> tuple[AnySAE, torch.Tensor]:
+    """A frozen-encoder SAE and a copy of its start."""
+    sae = make_sae(f"frozen_encoder_{base}", **options)
+    return sae, sae.W_enc.detach().clone()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_encoder_stays_at_its_start_bit_for_bit_while_the_rest_is_trained(
+    base: str,
+) -> None:
+    sae, start = frozen(base)
+    before = weights(sae)
+
+    def check() -> None:
+        assert torch.equal(sae.W_enc, start)
+
+    train(sae, 15, checked(batches(), check))
+    check()
+    after = weights(sae)
+    trained = {name for name, _ in sae.named_parameters()}
+    assert trained >= {"b_dec", "W_dec"}
+    assert not trained & {"W_enc", "r_mag"}
+    for name in trained:
+        assert not torch.equal(after[name], before[name]), name
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_no_gradient_is_computed_for_it_and_no_optimiser_state_kept(base: str) -> None:
+    sae, _ = frozen(base)
+    trainer = train(sae, 3)
+    assert not sae.W_enc.requires_grad
+    assert sae.W_enc.grad is None
+    states = trainer.optimizer.state
+    assert {id(p) for p in states} == {id(p) for p in sae.parameters()}
+    shapes = [t.shape for s in states.values() for t in s.values()]
+    assert (D_SAE, D_IN) in shapes  # W_dec
+    assert (D_IN, D_SAE) not in shapes
+
+
+@pytest.mark.parametrize("base", ["standard", "topk", "batchtopk", "jumprelu"])
+def test_the_work_of_its_gradient_is_not_done(base: str) -> None:
+    # Of the six products of training everything, W_enc and the input are gone.
+    assert matrix_products(frozen(base, **dense_step(base))[0]) == 4 + 2 / BATCH
+
+
+@pytest.mark.parametrize("base", BASES)
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.01, 3))
+def test_selection_and_activations_do_not_depend_on_the_decoder_norms(
+    base: str, seed: int, spread: float
+) -> None:
+    sae, _ = frozen(base)
+    randomise_(sae, seed)
+    x = activations(16, seed=seed)
+    before = sae.encode(x)
+    trained_before = sae.training_forward_pass(step_input(sae, x)).feature_acts
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.exp(spread * torch.randn(D_SAE, 1, generator=generator))
+    with torch.no_grad():
+        sae.W_dec.mul_(scale)
+    assert (before != 0).any()
+    assert torch.equal(sae.encode(x), before)
+    trained = sae.training_forward_pass(step_input(sae, x)).feature_acts
+    assert torch.equal(trained.to_dense(), trained_before.to_dense())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_selection_does_not_depend_on_the_decoder_at_all(base: str) -> None:
+    sae, _ = frozen(base)
+    x = activations(32)
+    before = sae.encode(x)
+    with torch.no_grad():
+        sae.W_dec.normal_(generator=torch.Generator().manual_seed(3))
+    assert torch.equal(sae.encode(x), before)
+
+
+@pytest.mark.parametrize("base", TOPK_FAMILY)
+def test_rescaling_by_the_decoder_norm_is_off_and_cannot_be_turned_on(base: str) -> None:
+    config: Any = get_twin(f"frozen_encoder_{base}").config_class(d_in=4, d_sae=8)
+    assert config.rescale_acts_by_decoder_norm is False
+    with pytest.raises(ValueError, match=r"rescale_acts_by_decoder_norm.*decoder norms would"):
+        frozen(base, rescale_acts_by_decoder_norm=True)
+    # Everybody else keeps SAELens' default.
+    assert make_sae(f"frozen_decoder_{base}").cfg.rescale_acts_by_decoder_norm is True
+
+
+def test_the_gain_of_the_gated_sae_is_frozen_too() -> None:
+    sae, _ = frozen("gated")
+    assert "r_mag" not in dict(sae.named_parameters())
+    optimizer = torch.optim.AdamW(sae.parameters(), lr=1e-2, weight_decay=0.5)
+    bare_loop(sae, optimizer, 5)
+    assert torch.equal(sae.get_buffer("r_mag"), torch.zeros(D_SAE))
+    # The other two learn it.
+    for name in ("frozen_decoder_gated", "soft_frozen_decoder_gated"):
+        other = make_sae(name)
+        train(other, 5)
+        assert other.get_parameter("r_mag").abs().max() > 0
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_requires_grad_on_the_encoder_itself_stops_the_next_training_pass(base: str) -> None:
+    sae, _ = frozen(base)
+    sae.requires_grad_(True)
+    sae.training_forward_pass(step_input(sae, activations(8)))
+    sae.W_enc.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"W_enc.*is frozen"):
+        sae.training_forward_pass(step_input(sae, activations(8)))
+
+
+def test_requires_grad_on_the_gain_of_the_gated_sae_stops_the_next_training_pass() -> None:
+    sae, _ = frozen("gated")
+    sae.get_buffer("r_mag").requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"r_mag.*is frozen"):
+        sae.training_forward_pass(step_input(sae, activations(8)))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_weight_decay_clipping_and_autocast_do_not_reach_it(base: str) -> None:
+    sae, start = frozen(base)
+    optimizer = torch.optim.AdamW(sae.parameters(), lr=1e-2, weight_decay=0.5)
+    bare_loop(sae, optimizer, 5, autocast=True, clip=0.1)
+    assert torch.equal(sae.W_enc, start)
+    sae, start = frozen(base)
+    train(sae, 5, autocast=True)
+    assert torch.equal(sae.W_enc, start)
+
+
+@pytest.mark.parametrize("base", ["standard", "batchtopk", "gated", "jumprelu"])
+def test_a_compiled_sae_keeps_it_and_learns_the_same(base: str) -> None:
+    compiled, start = frozen(base)
+    plain = copy.deepcopy(compiled)
+    compile_like_the_runner(compiled)
+    train(compiled, 4)
+    train(plain, 4)
+    assert torch.equal(compiled.W_enc, start)
+    assert torch.equal(plain.W_enc, start)
+    torch.testing.assert_close(compiled.W_dec, plain.W_dec, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoint_and_resume_keep_it(tmp_path: Path) -> None:
+    sae, start = frozen("gated")
+    train(sae, 10, n_checkpoints=1, checkpoint_path=str(tmp_path))
+    other, other_start = frozen("gated", init_seed=5)
+    assert not torch.equal(other_start, start)
+    trainer = make_trainer(other, 10, batches(first=6))
+    resume(trainer, only_checkpoint(tmp_path))
+    assert torch.equal(other.W_enc, start)
+    trainer.fit()
+    assert torch.equal(other.W_enc, start)
+    assert torch.equal(other.W_dec, sae.W_dec)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_casting_keeps_it_frozen_at_the_cast_start(dtype: torch.dtype) -> None:
+    sae, start = frozen("batchtopk")
+    sae.to(dtype)
+    train(sae, 5, (b.to(dtype) for b in batches()))
+    assert torch.equal(sae.W_enc, start.to(dtype))
+
+
+@pytest.mark.parametrize("base", ["standard", "jumprelu", "gated", "batchtopk"])
+def test_the_folds_at_the_end_of_training_are_all_that_changes_it(base: str) -> None:
+    sae, start = frozen(base, normalize_activations="expected_average_only_in")
+    trainer = make_trainer(sae, 5)
+    trainer.activation_scaler.scaling_factor = 1.7
+    trainer.fit()
+    assert torch.equal(sae.W_enc, start * 1.7)
+    sae, start = frozen(base, normalize_activations="covariance_whitening")
+    trainer = make_trainer(sae, 5)
+    trainer.activation_scaler.estimate_whitening(D_IN, batches(), 20)
+    whitening = trainer.activation_scaler.whitening
+    assert whitening is not None
+    trainer.fit()
+    assert torch.equal(sae.W_enc, (whitening.matrix @ start.double()).float())
+
+
+PENALISED = {
+    "standard": {},
+    "gated": {},
+    "jumprelu tanh": {"jumprelu_sparsity_loss_mode": "tanh"},
+    "jumprelu pre-act": {"pre_act_loss_coefficient": 1.0},
+}
+
+
+@pytest.mark.parametrize("case", PENALISED)
+def test_the_decoder_is_trained_by_the_reconstruction_and_not_by_the_penalty(
+    case: str, either_step: str
+) -> None:
+    base = case.split()[0]
+    sae, _ = frozen(base, **PENALISED[case])
+    stock = make_sae(base, **PENALISED[case])
+    randomise_(sae)
+    set_weights(stock, weights(sae))
+    x = activations(BATCH)
+    dead = torch.zeros(D_SAE, dtype=torch.bool)
+    dead[::3] = True
+    ours = sae.training_forward_pass(step_input(sae, x, dead))
+    theirs = stock.training_forward_pass(step_input(stock, x, dead))
+    # The losses are SAELens', every one; the penalties are not zero.
+    assert ours.losses.keys() == theirs.losses.keys()
+    for name, loss in theirs.losses.items():
+        same = torch.equal if either_step == "dense step" else is_close
+        assert same(ours.losses[name], loss), name
+        assert loss > 0, name
+    whole = gradients(sae, ours.loss)
+    mse_only = gradients(
+        sae, sae.training_forward_pass(step_input(sae, x, dead)).losses["mse_loss"]
+    )
+    assert torch.equal(whole["W_dec"], mse_only["W_dec"])
+    # What the penalty may train, it trains as in SAELens.
+    stock_gradients = gradients(stock, theirs.loss)
+    assert not torch.equal(stock_gradients["W_dec"], whole["W_dec"])
+    for name in whole.keys() - {"W_dec", "b_dec"}:
+        torch.testing.assert_close(whole[name], stock_gradients[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["standard", "gated"])
+def test_the_decoder_cannot_escape_the_penalty_by_shrinking(base: str) -> None:
+    sae, _ = frozen(base, l1_coefficient=3.0)
+    train(sae, 300)
+    stock = make_sae(f"seeded_{base}", l1_coefficient=3.0)
+    for name in ("W_enc", "r_mag"):  # the same encoder, fixed by hand, and SAELens' penalty
+        if name in dict(stock.named_parameters()):
+            stock.get_parameter(name).requires_grad_(False)
+    train(stock, 300)
+    used = sae.encode(activations(512)).any(dim=0)
+    assert used.any()
+    norm = sae.W_dec.norm(dim=1)[used].mean()
+    assert norm > 0.3
+    assert stock.W_dec.norm(dim=1).mean() < norm
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_check_for_third_parties_tells_the_encoders_of_saelens_apart(base: str) -> None:
+    sae, _ = frozen(base)
+    before = weights(sae)
+    assert not selection_depends_on_decoder(sae)
+    assert all(torch.equal(t, before[n]) for n, t in sae.state_dict().items())
+
+
+@pytest.mark.parametrize("base", [*TOPK_FAMILY, "matching_pursuit"])
+def test_the_check_finds_an_encoder_that_uses_the_decoder(base: str) -> None:
+    # With SAELens' default, rescaled by the decoder norm; matching pursuit by construction.
+    sae = make_sae(base)
+    before = weights(sae)
+    assert selection_depends_on_decoder(sae)
+    assert all(torch.equal(t, before[n]) for n, t in sae.state_dict().items())

@@ -1,0 +1,35 @@
+"""The tiny models and photographs, and one finished study, made once."""
+
+from pathlib import Path
+
+import pytest
+
+from sae_baselines.study.patches.spec import VisionSpec
+from sae_baselines.study.patches.study import VisionResult, train_vision
+from sae_baselines.study.spec import spec_from_dict
+from tests.study.patches.tiny import save_clip, save_dinov2, save_photographs, tiny_vision
+
+
+@pytest.fixture(scope="session")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dinov2(tmp_path_factory.mktemp("dinov2"))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture(scope="session")
+def spec(dinov2: Path, photographs: Path) -> VisionSpec:
+    return spec_from_dict(tiny_vision(dinov2, photographs), "tiny", VisionSpec)
+
+
+@pytest.fixture(scope="session")
+def study(spec: VisionSpec, tmp_path_factory: pytest.TempPathFactory) -> VisionResult:
+    return train_vision(spec, tmp_path_factory.mktemp("study"))

@@ -1,0 +1,136 @@
+"""What is read of a published SAE, and which ones are refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE
+from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
+
+from sae_baselines.errors import UserError
+from sae_baselines.study.reference import read_published
+from tests.helpers import make_sae
+from tests.study.reference.conftest import make_published
+from tests.tiny_model import D_MODEL, HOOK
+
+Read = Callable[[str], torch.Tensor]
+
+
+@pytest.fixture
+def saved(tmp_path: Path, activations: Read) -> Callable[..., Path]:
+    def save(**options: Any) -> Path:
+        make_published(activations(HOOK), **options).save_model(tmp_path / "theirs")
+        return tmp_path / "theirs"
+
+    return save
+
+
+def exported(name: str, folder: Path) -> Path:
+    make_sae(name).save_inference_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("trained_as", "base", "note"),
+    [
+        ("batchtopk", "batchtopk", None),
+        ("matryoshka_batchtopk", "matryoshka_batchtopk", None),
+        ("jumprelu", "jumprelu", None),
+        ("seeded_topk", "topk", None),
+        ("frozen_decoder", "batchtopk", "itself a baseline: frozen_decoder"),
+        ("soft_frozen_decoder_jumprelu", "jumprelu", "itself a baseline"),
+    ],
+)
+def test_the_architecture_it_was_trained_as(
+    trained_as: str, base: str, note: str | None, tmp_path: Path
+) -> None:
+    found = read_published(str(exported(trained_as, tmp_path / "sae")))
+    assert found.base == base
+    assert (note is None and found.notes == ()) or any(str(note) in n for n in found.notes)
+
+
+def test_an_unrecorded_jumprelu_is_said_to_be_one(saved: Callable[..., Path]) -> None:
+    folder = saved()
+    found = read_published(str(folder))
+    assert found.base == "jumprelu"
+    assert any("exported as jumprelu too" in note for note in found.notes)
+    assert read_published(str(folder), architecture="batchtopk").base == "batchtopk"
+    with pytest.raises(UserError, match=r"architecture: 'batchtop'.*did you mean batchtopk"):
+        read_published(str(folder), architecture="batchtop")
+
+
+def test_what_is_recorded_beside_it(saved: Callable[..., Path]) -> None:
+    folder = saved(metadata={"l0": 6.5, "sequence_separator_token": None})
+    nothing = read_published(str(folder))
+    assert (nothing.training_tokens, nothing.runner, nothing.l0) == (None, {}, 6.5)
+    (folder / "runner_cfg.json").write_text(json.dumps({"training_tokens": 123, "lr": 1e-4}))
+    found = read_published(str(folder))
+    assert (found.training_tokens, found.runner["lr"]) == (123, 1e-4)
+    assert found.shown == "theirs"  # its path says nothing on another machine
+    assert Path(found.source).is_absolute()
+    (folder / "runner_cfg.json").write_text("{")
+    with pytest.raises(UserError, match=r"runner_cfg\.json beside it cannot be read"):
+        read_published(str(folder))
+
+
+def test_text_that_was_read_in_another_way_is_noted(saved: Callable[..., Path]) -> None:
+    found = read_published(str(saved(metadata={"disable_concat_sequences": True})))
+    assert any("disable_concat_sequences=True" in note for note in found.notes)
+
+
+def test_transcoders_are_refused_with_the_reason(tmp_path: Path) -> None:
+    cfg = TranscoderConfig(
+        d_in=D_MODEL, d_out=D_MODEL, d_sae=64, device="cpu", apply_b_dec_to_input=False
+    )
+    Transcoder(cfg).save_model(tmp_path / "transcoder")
+    with pytest.raises(UserError, match="writes in another space than it reads"):
+        read_published(str(tmp_path / "transcoder"))
+
+
+def test_others_without_random_twins_are_refused(
+    tmp_path: Path, saved: Callable[..., Path]
+) -> None:
+    with pytest.raises(UserError, match="reads with its decoder"):
+        read_published(str(exported("matching_pursuit", tmp_path / "pursuit")))
+    one_head = saved(metadata={"hook_head_index": 2})
+    with pytest.raises(UserError, match="head 2"):
+        read_published(str(one_head))
+    whitened = saved(normalize_activations="covariance_whitening")
+    with pytest.raises(UserError, match="whitened"):
+        read_published(str(whitened))
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no cfg\.json; name an SAE's folder"):
+        read_published(str(tmp_path))
+    inside = exported("topk", tmp_path / "panels" / "trained")
+    with pytest.raises(UserError, match=rf"name an SAE in it, such as {inside}"):
+        read_published(str(tmp_path))
+    with pytest.raises(UserError, match=r"no release that SAELens knows; did you mean gpt2"):
+        read_published("gpt2-small-res-jd:blocks.8.hook_resid_pre")
+    with pytest.raises(UserError, match=r"has no SAE 'blocks.8'; did you mean blocks\.8\.hook"):
+        read_published("gpt2-small-res-jb:blocks.8")
+    with pytest.raises(UserError, match="neither a folder, nor a release:sae_id"):
+        read_published("somewhere")
+
+
+def test_weights_that_are_cut_short(saved: Callable[..., Path]) -> None:
+    folder = saved()
+    weights = folder / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is not an SAE that SAELens can load"):
+        read_published(str(folder))
+
+
+def test_the_hash_is_of_the_weights_as_they_were_loaded(saved: Callable[..., Path]) -> None:
+    folder = saved()
+    first = read_published(str(folder)).weights_sha256
+    assert first == read_published(str(folder)).weights_sha256
+    sae: Any = SAE.load_from_disk(folder)
+    with torch.no_grad():
+        sae.threshold[3] += 1e-6
+    sae.save_model(folder)
+    assert read_published(str(folder)).weights_sha256 != first

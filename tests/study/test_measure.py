@@ -1,0 +1,78 @@
+"""The numbers in the table, against independent ones."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+
+from sae_baselines.study.held_out import HeldOut
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.measure import base_losses, explained_variance, splice_loss
+from sae_baselines.study.spec import spec_from_dict
+from tests.helpers import activations, make_sae, train
+from tests.tiny_model import tiny_panel
+
+
+def test_explained_variance_is_the_papers_on_data_with_a_mean(tmp_path: Path):
+    shift = 5.0 * torch.ones(16)
+    x = activations(3000, seed=2) + shift
+    sae = make_sae("seeded_topk")
+    train(sae, 20)
+    sae.save_inference_model(tmp_path)
+    stock = SAE.load_from_disk(tmp_path)
+    ev, l0, alive = explained_variance(stock, x)
+
+    with torch.no_grad():
+        acts = stock.encode(x)
+        out = stock.decode(acts).double().numpy()
+    a = x.double().numpy()
+    reference = 1 - ((a - out) ** 2).sum(1).mean() / ((a - a.mean(0)) ** 2).sum(1).mean()
+    assert ev == pytest.approx(reference, rel=1e-6)
+    assert l0 == pytest.approx((acts != 0).sum(1).double().mean().item())
+    assert alive == int(np.count_nonzero((acts != 0).any(0)))
+
+
+@pytest.fixture(scope="module")
+def spliced(model_folder: Path) -> tuple[Any, Any, torch.Tensor]:
+    spec = spec_from_dict(tiny_panel(model_folder, seqpos_slice=[4, None]))
+    model = load_language_model(spec.model, spec.hook_name, "cpu")
+    tokens = torch.randint(3, 20, (12, 32), generator=torch.Generator().manual_seed(0))
+    return spec, model, tokens
+
+
+def test_splicing_in_the_activations_themselves_changes_nothing(spliced: Any):
+    spec, model, tokens = spliced
+    clean = splice_loss(model, spec, tokens, None)
+    assert splice_loss(model, spec, tokens, lambda x: x) == pytest.approx(clean, rel=1e-6)
+    reference = model(tokens, return_type="loss")
+    assert clean == pytest.approx(float(reference), rel=1e-5)
+
+
+def test_only_trained_positions_are_spliced(spliced: Any):
+    spec, model, tokens = spliced
+    seen: list[int] = []
+    splice_loss(model, spec, tokens, lambda x: (seen.append(len(x)), x)[1])
+    assert sum(seen) == 12 * (32 - 4)
+
+
+def test_special_tokens_are_not_spliced(model_folder: Path):
+    spec = spec_from_dict(tiny_panel(model_folder, exclude_special_tokens=True))
+    model = load_language_model(spec.model, spec.hook_name, "cpu")
+    tokens = torch.randint(3, 20, (4, 32), generator=torch.Generator().manual_seed(0))
+    tokens[:, 0] = 0  # bos
+    tokens[1, 5:8] = 1  # eos
+    seen: list[int] = []
+    splice_loss(model, spec, tokens, lambda x: (seen.append(len(x)), x)[1])
+    assert sum(seen) == 4 * 31 - 3
+
+
+def test_zeroing_costs_loss_and_no_tokens_means_no_losses(spliced: Any):
+    spec, model, tokens = spliced
+    empty = torch.zeros(0, 4)
+    losses = base_losses(model, spec, HeldOut(empty, empty, tokens))
+    assert losses is not None
+    assert losses.zero != pytest.approx(losses.clean, rel=1e-3)
+    assert base_losses(model, spec, HeldOut(empty, empty, tokens[:0])) is None
