@@ -23,7 +23,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunne
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
-from sae_baselines.baselines import twin_name
+from sae_baselines.baselines import baseline_name
 from sae_baselines.provenance import environment
 from sae_baselines.study import PanelSpec, train_study
 from sae_baselines.study.build import architecture_options
@@ -136,7 +136,7 @@ def _runs(spec: PanelSpec, text: Any, device: str) -> tuple[dict[str, dict[str, 
         # The panel's own training text, without what it holds out.
         train_text = split_text(load_text(spec.dataset, text), spec, model).train
         d_in = hook_width(model, spec.hook_name)
-        name = base if member.constraint == TRAINED else twin_name(member.constraint, base)
+        name = base if member.constraint == TRAINED else baseline_name(member.constraint, base)
         with tempfile.TemporaryDirectory() as folder:
             cfg = _runner_config(spec, name, base, d_in, device, folder)
             began = time.perf_counter()

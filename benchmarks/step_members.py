@@ -13,7 +13,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.baselines import sample_directions, seeded_start, twin_name
+from sae_baselines.baselines import baseline_name, sample_directions, seeded_start
 from sae_baselines.study.build import architecture_options
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
@@ -187,7 +187,7 @@ def base_options(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
 
 def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: str) -> Any:
     is_stock = member in (STOCK, STOCK_AGAIN)
-    name = base if is_stock else twin_name(member, base)
+    name = base if is_stock else baseline_name(member, base)
     sae_class, config_class = get_sae_training_class(name)
     config = config_class(
         d_in=shape.d_in,

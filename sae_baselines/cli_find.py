@@ -30,10 +30,12 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 def _architectures(constraint: str | None = None) -> Table:
     table = Table("architecture", "base", "frozen", "learned", title="architectures")
-    for name, twin in baseline_architectures().items():
-        wanted = constraint in (None, twin.constraint.name)
-        if name == twin.name and wanted:
-            table.add_row(name, twin.base, twin.constraint.frozen, twin.constraint.learned)
+    for name, baseline in baseline_architectures().items():
+        wanted = constraint in (None, baseline.constraint.name)
+        if name == baseline.name and wanted:
+            table.add_row(
+                name, baseline.base, baseline.constraint.frozen, baseline.constraint.learned
+            )
     return table
 
 

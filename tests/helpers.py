@@ -44,7 +44,7 @@ def base_options(base: str, d_sae: int = D_SAE) -> dict[str, Any]:
 def make_sae(name: str, **overrides: Any) -> AnySAE:
     """A small training SAE of any registered architecture."""
     sae_class, config_class = get_sae_training_class(name)
-    base = getattr(sae_class, "twin_base", name)
+    base = getattr(sae_class, "baseline_base", name)
     sizes = {"d_in": D_IN, "d_sae": overrides.get("d_sae", D_SAE)}
     return sae_class(
         config_class(**{**sizes, **base_options(base, sizes["d_sae"]), **overrides})

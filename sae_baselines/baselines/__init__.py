@@ -7,20 +7,21 @@ from sae_baselines.baselines.registry import (
     CONSTRAINTS,
     base_architectures,
     baseline_architectures,
-    get_twin,
+    baseline_name,
+    get_baseline,
     has_sparse_step,
     register_all,
     register_baselines,
-    twin_name,
 )
 
 __all__ = [
     "CONSTRAINTS",
     "base_architectures",
     "baseline_architectures",
+    "baseline_name",
     "cosine_to_start",
     "covariance_of",
-    "get_twin",
+    "get_baseline",
     "has_sparse_step",
     "load_covariance",
     "project_to_cap_",
@@ -28,5 +29,4 @@ __all__ = [
     "register_baselines",
     "sample_directions",
     "save_covariance",
-    "twin_name",
 ]

@@ -107,7 +107,7 @@ FROZEN_ENCODER = Constraint(
 
 
 @dataclass(frozen=True)
-class Twin:
+class Baseline:
     """A generated architecture."""
 
     name: str
@@ -117,14 +117,14 @@ class Twin:
     config_class: type[TrainingSAEConfig]
 
 
-def make_twin(
+def make_baseline(
     name: str,
     constraint: Constraint,
     base: str,
     base_class: type[TrainingSAE[Any]],
     base_config: type[TrainingSAEConfig],
     module: str,
-) -> Twin:
+) -> Baseline:
     """Compose a constraint with a SAELens training class.
 
     Args:
@@ -174,13 +174,13 @@ def make_twin(
     namespace: dict[str, Any] = {
         "__doc__": f"{constraint.name} twin of {base_class.__name__}.",
         "__module__": module,
-        "twin_constraint": constraint.name,
-        "twin_base": base,
+        "baseline_constraint": constraint.name,
+        "baseline_base": base,
     }
     sae_class = type(f"{stem}{base_stem}TrainingSAE", (*mixins, base_class), namespace)
     if constraint is FROZEN_ENCODER and base_class not in _OF_SAELENS:
         sae_class.__init__ = _checked_init(sae_class, base)
-    return Twin(name, constraint, base, sae_class, config_class)
+    return Baseline(name, constraint, base, sae_class, config_class)
 
 
 def _needs_steering(base_config: type[TrainingSAEConfig]) -> bool:

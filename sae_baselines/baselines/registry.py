@@ -12,9 +12,9 @@ from sae_baselines.baselines.factory import (
     SEEDED,
     SOFT_FROZEN_DECODER,
     SPARSE,
+    Baseline,
     Constraint,
-    Twin,
-    make_twin,
+    make_baseline,
 )
 from sae_baselines.errors import did_you_mean
 from sae_baselines.sparse import SPARSE_STEPS
@@ -33,7 +33,7 @@ _WITHOUT: dict[str, dict[str, str]] = {
     }
 }
 
-_twins: dict[str, Twin] = {}
+_baselines: dict[str, Baseline] = {}
 
 
 def register_baselines(base: str) -> list[str]:
@@ -58,7 +58,7 @@ def register_baselines(base: str) -> list[str]:
     if base not in SAE_TRAINING_CLASS_REGISTRY:
         raise ValueError(_unknown("architecture", base, base_architectures()))
     base_class, base_config = SAE_TRAINING_CLASS_REGISTRY[base]
-    if hasattr(base_class, "twin_constraint"):
+    if hasattr(base_class, "baseline_constraint"):
         raise ValueError(f"architecture: {base!r} is a baseline already; name its base instead")
     names = []
     unconstrained = [SEEDED, SPARSE] if has_sparse_step(base) else [SEEDED]
@@ -84,22 +84,22 @@ def _register(
 ) -> None:
     known = SAE_TRAINING_CLASS_REGISTRY.get(registered)
     if known is not None:
-        if getattr(known[0], "twin_base", None) != base:
+        if getattr(known[0], "baseline_base", None) != base:
             raise ValueError(
                 f"architecture: {registered!r} is already registered with SAELens by "
                 f"{known[0].__module__}; sae_baselines cannot use the name"
             )
         # A reload of this package: the classes that SAELens knows stay the valid ones.
-        _twins.setdefault(registered, Twin(name, constraint, base, *known))
-    elif name in _twins:
-        twin = _twins[registered] = _twins[name]
-        register_sae_training_class(registered, twin.sae_class, twin.config_class)
+        _baselines.setdefault(registered, Baseline(name, constraint, base, *known))
+    elif name in _baselines:
+        baseline = _baselines[registered] = _baselines[name]
+        register_sae_training_class(registered, baseline.sae_class, baseline.config_class)
     else:
-        twin = make_twin(name, constraint, base, base_class, base_config, __name__)
-        register_sae_training_class(registered, twin.sae_class, twin.config_class)
-        _twins[registered] = _twins[name] = twin
+        baseline = make_baseline(name, constraint, base, base_class, base_config, __name__)
+        register_sae_training_class(registered, baseline.sae_class, baseline.config_class)
+        _baselines[registered] = _baselines[name] = baseline
     module = sys.modules[__name__]
-    for cls in (_twins[registered].sae_class, _twins[registered].config_class):
+    for cls in (_baselines[registered].sae_class, _baselines[registered].config_class):
         setattr(module, cls.__name__, cls)
 
 
@@ -114,7 +114,7 @@ def base_architectures() -> list[str]:
     return [
         name
         for name, (cls, _) in SAE_TRAINING_CLASS_REGISTRY.items()
-        if not hasattr(cls, "twin_constraint")
+        if not hasattr(cls, "baseline_constraint")
     ]
 
 
@@ -123,27 +123,27 @@ def has_sparse_step(base: str) -> bool:
     return get_sae_training_class(base)[0] in SPARSE_STEPS
 
 
-def baseline_architectures() -> dict[str, Twin]:
+def baseline_architectures() -> dict[str, Baseline]:
     """Every registered name of a baseline, with what is behind it."""
-    return {n: t for n, t in _twins.items() if t.constraint.name in CONSTRAINTS}
+    return {n: b for n, b in _baselines.items() if b.constraint.name in CONSTRAINTS}
 
 
-def get_twin(name: str) -> Twin:
-    """The twin behind a registered name.
+def get_baseline(name: str) -> Baseline:
+    """The baseline behind a registered name.
 
     Raises:
         ValueError: If there is none; names the nearest ones, or why it does not exist.
     """
-    if name in _twins:
-        return _twins[name]
+    if name in _baselines:
+        return _baselines[name]
     for base, missing in _WITHOUT.items():
         for constraint, why in missing.items():
             if name == f"{constraint}_{base}":
                 raise ValueError(f"architecture: {name!r} does not exist: {why}")
-    raise ValueError(_unknown("architecture", name, list(_twins)))
+    raise ValueError(_unknown("architecture", name, list(_baselines)))
 
 
-def twin_name(constraint: str, base: str) -> str:
+def baseline_name(constraint: str, base: str) -> str:
     """Registered name of ``constraint`` on ``base``; also of ``"seeded"`` and ``"sparse"``.
 
     Raises:
@@ -153,7 +153,7 @@ def twin_name(constraint: str, base: str) -> str:
         raise ValueError(_unknown("constraint", constraint, list(CONSTRAINTS)))
     if base not in base_architectures():
         raise ValueError(_unknown("architecture", base, base_architectures()))
-    return get_twin(f"{constraint}_{base}").name
+    return get_baseline(f"{constraint}_{base}").name
 
 
 def _unknown(field: str, value: str, known: list[str]) -> str:

@@ -8,13 +8,13 @@ import torch
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
 from sae_baselines.baselines import (
+    baseline_name,
     covariance_of,
-    get_twin,
+    get_baseline,
     has_sparse_step,
     load_covariance,
     sample_directions,
     save_covariance,
-    twin_name,
 )
 from sae_baselines.baselines.directions import InitScheme
 from sae_baselines.errors import UserError
@@ -139,7 +139,9 @@ def member_config(
     """
     panel = key.panel
     base = panel.architecture
-    config_class = get_twin(twin_name(_constraint(spec, base, member), base)).config_class
+    config_class = get_baseline(
+        baseline_name(_constraint(spec, base, member), base)
+    ).config_class
     known = {f.name for f in fields(config_class)}
     options: dict[str, Any] = {
         "d_in": d_in,

@@ -20,9 +20,9 @@ from sae_lens.registry import get_sae_class
 from sae_baselines.baselines import (
     CONSTRAINTS,
     base_architectures,
-    get_twin,
+    baseline_name,
+    get_baseline,
     register_baselines,
-    twin_name,
 )
 from sae_baselines.baselines.cap import validate_tau
 from sae_baselines.baselines.directions import InitScheme
@@ -401,7 +401,7 @@ def validate_architectures(spec: AnyPanel) -> None:
             hint = did_you_mean(architecture, base_architectures())
             raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
         register_baselines(architecture)
-        config_class = get_twin(f"seeded_{architecture}").config_class
+        config_class = get_baseline(f"seeded_{architecture}").config_class
         known = {f.name for f in fields(config_class)}
         if not known & {"k", "target_l0"}:
             raise UserError(
@@ -476,7 +476,7 @@ def validate_members(spec: AnyPanel, controls: bool = False) -> None:
         if member.constraint in CONSTRAINTS:
             for architecture in spec.architectures:
                 try:
-                    twin_name(member.constraint, architecture)
+                    baseline_name(member.constraint, architecture)
                 except ValueError as error:
                     raise UserError(f"members: {error}") from error
 
@@ -497,7 +497,7 @@ def _validate_control(member: MemberSpec, architectures: list[str]) -> None:
 
 def inference_class(architecture: str) -> type[Any]:
     """The SAELens class that a training architecture is exported as."""
-    config: Any = get_twin(f"seeded_{architecture}").config_class
+    config: Any = get_baseline(f"seeded_{architecture}").config_class
     # A function of the class alone in SAELens; a config instance would need every option.
     return get_sae_class(config.get_inference_config_class(config).architecture())[0]
 
@@ -532,7 +532,7 @@ def validate_l0(spec: AnyPanel) -> None:
 
 def has_integer_k(architecture: str) -> bool:
     """Whether the base's config has a ``k`` that must be an integer (TopK, not BatchTopK)."""
-    return get_type_hints(get_twin(f"seeded_{architecture}").config_class).get("k") is int
+    return get_type_hints(get_baseline(f"seeded_{architecture}").config_class).get("k") is int
 
 
 def validate_seeds(spec: AnyPanel) -> None:
@@ -564,7 +564,7 @@ def _validate_batches(spec: PanelSpec) -> None:
     topk_family = [
         a
         for a in spec.architectures
-        if issubclass(get_twin(f"seeded_{a}").sae_class, TopKTrainingSAE)
+        if issubclass(get_baseline(f"seeded_{a}").sae_class, TopKTrainingSAE)
     ]
     if spec.normalize_activations in PER_TOKEN_NORMS and topk_family:
         raise UserError(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_baselines.baselines import get_twin
+from sae_baselines.baselines import get_baseline
 from sae_baselines.baselines.frozen_encoder import selection_depends_on_decoder
 from tests.helpers import (
     BASES,
@@ -115,7 +115,7 @@ def test_selection_does_not_depend_on_the_decoder_at_all(base: str) -> None:
 
 @pytest.mark.parametrize("base", TOPK_FAMILY)
 def test_rescaling_by_the_decoder_norm_is_off_and_cannot_be_turned_on(base: str) -> None:
-    config: Any = get_twin(f"frozen_encoder_{base}").config_class(d_in=4, d_sae=8)
+    config: Any = get_baseline(f"frozen_encoder_{base}").config_class(d_in=4, d_sae=8)
     assert config.rescale_acts_by_decoder_norm is False
     with pytest.raises(ValueError, match=r"rescale_acts_by_decoder_norm.*decoder norms would"):
         frozen(base, rescale_acts_by_decoder_norm=True)

@@ -24,9 +24,9 @@ import sae_baselines
 from sae_baselines.baselines import (
     base_architectures,
     baseline_architectures,
-    get_twin,
+    baseline_name,
+    get_baseline,
     register_baselines,
-    twin_name,
 )
 from tests.helpers import (
     BASES,
@@ -52,26 +52,26 @@ NAMES = [
 @pytest.mark.parametrize("name", [*NAMES, *(f"seeded_{base}" for base in BASES)])
 def test_every_name_is_a_subclass_of_its_base_in_saelens_registry(name: str) -> None:
     sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[name]
-    twin = get_twin(name)
-    assert (twin.sae_class, twin.config_class) == (sae_class, config_class)
-    base_class, base_config = SAE_TRAINING_CLASS_REGISTRY[twin.base]
+    baseline = get_baseline(name)
+    assert (baseline.sae_class, baseline.config_class) == (sae_class, config_class)
+    base_class, base_config = SAE_TRAINING_CLASS_REGISTRY[baseline.base]
     assert issubclass(sae_class, base_class)
     assert issubclass(config_class, base_config)
-    assert name.endswith(twin.base) or name in CONSTRAINTS
-    assert name.startswith(twin.constraint.name)
+    assert name.endswith(baseline.base) or name in CONSTRAINTS
+    assert name.startswith(baseline.constraint.name)
     # What a saved config says leads back to the same class.
     assert SAE_TRAINING_CLASS_REGISTRY[config_class.architecture()][0] is sae_class
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_the_bare_name_is_batchtopk(constraint: str) -> None:
-    assert get_twin(constraint).base == "batchtopk"
-    assert get_twin(constraint) is get_twin(f"{constraint}_batchtopk")
+    assert get_baseline(constraint).base == "batchtopk"
+    assert get_baseline(constraint) is get_baseline(f"{constraint}_batchtopk")
     assert make_sae(f"{constraint}_batchtopk").cfg.architecture() == constraint
-    assert twin_name(constraint, "batchtopk") == constraint
-    assert twin_name(constraint, "topk") == f"{constraint}_topk"
+    assert baseline_name(constraint, "batchtopk") == constraint
+    assert baseline_name(constraint, "topk") == f"{constraint}_topk"
     assert "seeded" not in SAE_TRAINING_CLASS_REGISTRY
-    assert twin_name("seeded", "batchtopk") == "seeded_batchtopk"
+    assert baseline_name("seeded", "batchtopk") == "seeded_batchtopk"
 
 
 def test_lists_of_bases_and_baselines_do_not_mix() -> None:
@@ -87,9 +87,9 @@ def test_matching_pursuit_has_no_frozen_encoder_and_the_error_says_why() -> None
     assert "frozen_encoder_matching_pursuit" not in SAE_TRAINING_CLASS_REGISTRY
     reason = "its encoder is its decoder transposed.*frozen_decoder_matching_pursuit"
     with pytest.raises(ValueError, match=reason):
-        get_twin("frozen_encoder_matching_pursuit")
+        get_baseline("frozen_encoder_matching_pursuit")
     with pytest.raises(ValueError, match=reason):
-        twin_name("frozen_encoder", "matching_pursuit")
+        baseline_name("frozen_encoder", "matching_pursuit")
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,12 @@ def test_matching_pursuit_has_no_frozen_encoder_and_the_error_says_why() -> None
     [
         (lambda: register_baselines("batchtopkk"), "architecture: 'batchtopkk'.*did you mean"),
         (lambda: register_baselines("jumprellu"), "did you mean jumprelu"),
-        (lambda: get_twin("frozen_decodr_topk"), "did you mean.*frozen_decoder_topk"),
-        (lambda: twin_name("frozen_decode", "topk"), "constraint: 'frozen_decode'.*frozen_dec"),
-        (lambda: twin_name("frozen_decoder", "gatd"), "'gatd'.*did you mean gated"),
+        (lambda: get_baseline("frozen_decodr_topk"), "did you mean.*frozen_decoder_topk"),
+        (
+            lambda: baseline_name("frozen_decode", "topk"),
+            "constraint: 'frozen_decode'.*frozen_dec",
+        ),
+        (lambda: baseline_name("frozen_decoder", "gatd"), "'gatd'.*did you mean gated"),
         (lambda: register_baselines("zzz"), "'zzz' is unknown; known: .*batchtopk.*topk"),
     ],
 )
@@ -128,7 +131,7 @@ def test_registering_again_changes_nothing() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_saelens_runner_config_reads_and_writes_every_name(name: str) -> None:
-    base = get_twin(name).base
+    base = get_baseline(name).base
     fields: dict[str, Any] = {
         "d_in": D_IN,
         "d_sae": D_SAE,
@@ -145,7 +148,7 @@ def test_saelens_runner_config_reads_and_writes_every_name(name: str) -> None:
     config = LanguageModelSAERunnerConfig.from_dict(given)
     again = LanguageModelSAERunnerConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     for read in (config.sae, again.sae):
-        assert type(read) is get_twin(name).config_class
+        assert type(read) is get_baseline(name).config_class
         for field, value in fields.items():
             assert getattr(read, field) == value, field
 
@@ -156,10 +159,10 @@ def parsed(arguments: str) -> Any:
 
 def test_saelens_command_line_takes_the_architecture_and_its_fields() -> None:
     config = parsed("--architecture frozen_decoder --d_in 16 --d_sae 64 --k 3 --init_seed 4")
-    assert get_twin("frozen_decoder").config_class is type(config)
+    assert get_baseline("frozen_decoder").config_class is type(config)
     assert (config.d_in, config.d_sae, config.k, config.init_seed) == (16, 64, 3, 4)
     config = parsed("--architecture soft_frozen_decoder_gated --tau 0.6 --target_l0 12")
-    assert get_twin("soft_frozen_decoder_gated").config_class is type(config)
+    assert get_baseline("soft_frozen_decoder_gated").config_class is type(config)
     assert (config.tau, config.target_l0) == (0.6, 12.0)
 
 
@@ -168,7 +171,7 @@ def test_saelens_synthetic_runner_trains_one_from_config_alone(
     name: str, tmp_path: Any
 ) -> None:
     model = SyntheticModelConfig(num_features=40, hidden_dim=D_IN, seed=1, bias=False)
-    base = get_twin(name).base
+    base = get_baseline(name).base
     config = SyntheticSAERunnerConfig.from_dict(
         {
             "synthetic_model": model.to_dict(),
@@ -191,7 +194,7 @@ def test_saelens_synthetic_runner_trains_one_from_config_alone(
     )
     result = SyntheticSAERunner(config).run()
     sae = result.sae
-    assert type(sae) is get_twin(name).sae_class
+    assert type(sae) is get_baseline(name).sae_class
     assert sae.start_is_pending is False
     assert result.final_eval is not None
     stored = json.loads((tmp_path / "out" / "cfg.json").read_text())
@@ -241,7 +244,7 @@ import importlib, json, sys, warnings
 import torch
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY as registry
 import sae_baselines
-from sae_baselines.baselines import baseline_architectures, get_twin, register_baselines
+from sae_baselines.baselines import baseline_architectures, get_baseline, register_baselines
 
 def escapes(sae):
     '''How many rows are outside their cap after a step that turns them around.'''

@@ -54,7 +54,7 @@ def cov_directions(x: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 def start_of(sae: AnySAE) -> torch.Tensor:
     """The start that a settled SAE keeps: frozen, or as W_dec_start."""
-    constraint = type(sae).twin_constraint
+    constraint = type(sae).baseline_constraint
     if constraint == "frozen_encoder":
         return sae.W_enc.T
     return sae.W_dec if constraint == "frozen_decoder" else sae.get_buffer("W_dec_start")

@@ -20,7 +20,7 @@ from sae_lens.saes.sae import (
 from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
-from sae_baselines.baselines import get_twin, register_baselines
+from sae_baselines.baselines import get_baseline, register_baselines
 from tests.helpers import (
     BATCH,
     CONSTRAINTS,
@@ -172,7 +172,7 @@ def test_a_name_that_is_nearly_its_name_leads_there() -> None:
     with pytest.raises(ValueError, match="'margn' is unknown; did you mean margin"):
         register_baselines("margn")
     with pytest.raises(ValueError, match=r"did you mean.*frozen_decoder_margin"):
-        get_twin("frozen_decoder_margn")
+        get_baseline("frozen_decoder_margn")
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)

@@ -11,7 +11,7 @@ import yaml
 from nbclient import NotebookClient
 from sae_lens import SAE, LanguageModelSAERunnerConfig
 
-from sae_baselines.baselines import CONSTRAINTS, get_twin
+from sae_baselines.baselines import CONSTRAINTS, get_baseline
 from sae_baselines.show import about_sae
 from tests.tiny_model import save_tiny_model, tiny_text
 
@@ -116,8 +116,8 @@ def test_an_architecture_of_one_s_own_gets_its_baselines():
     example = load("own_architecture")
     assert set(CONSTRAINTS) == set(example.CONSTRAINTS)
     for name in CONSTRAINTS:
-        twin = get_twin(f"{name}_small_topk")
-        assert issubclass(twin.sae_class, example.SmallTopK)
+        baseline = get_baseline(f"{name}_small_topk")
+        assert issubclass(baseline.sae_class, example.SmallTopK)
     scores = example.main()
     ours = scores.pop("small_topk")
     assert set(scores) == {f"{name}_small_topk" for name in CONSTRAINTS}

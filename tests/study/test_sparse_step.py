@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from sae_baselines.baselines import get_twin, twin_name
+from sae_baselines.baselines import baseline_name, get_baseline
 from sae_baselines.sparse import step
 from sae_baselines.study.build import Start, member_config
 from sae_baselines.study.plan import members_of, panels_of
@@ -45,7 +45,9 @@ def test_the_panel_says_which_members_train_sparse(
             assert config.architecture() == f"{trained}_batchtopk"
         else:
             assert config.sparse_step is baselines
-    assert get_twin(twin_name(trained, "batchtopk")).constraint.learned.startswith("everything")
+    assert get_baseline(baseline_name(trained, "batchtopk")).constraint.learned.startswith(
+        "everything"
+    )
 
 
 def test_an_architecture_without_a_sparse_step_trains_as_ever() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_lens import TopKTrainingSAE
 
-from sae_baselines.baselines import get_twin
+from sae_baselines.baselines import get_baseline
 from sae_baselines.errors import UserError
 from sae_baselines.study.reference.read import Published
 from sae_baselines.study.spec import (
@@ -331,7 +331,7 @@ def _normalisation(published: Published, notes: list[str]) -> str:
         # Folded at export: how SAEs train, not what they are.
         trained = (published.runner.get("sae") or {}).get("normalize_activations")
         return "none" if trained == "none" else "expected_average_only_in"
-    if issubclass(get_twin(f"seeded_{published.base}").sae_class, TopKTrainingSAE):
+    if issubclass(get_baseline(f"seeded_{published.base}").sae_class, TopKTrainingSAE):
         notes.append(
             f"it normalises each activation by itself ({own}), which SAELens cannot train a "
             f"{published.base} SAE with; its baselines are trained on activations scaled by "
@@ -342,7 +342,7 @@ def _normalisation(published: Published, notes: list[str]) -> str:
 
 
 def _sae_fields(published: Published) -> dict[str, Any]:
-    config = get_twin(f"seeded_{published.base}").config_class
+    config = get_baseline(f"seeded_{published.base}").config_class
     known = {f.name for f in dataclasses.fields(config)}
     trained = published.runner.get("sae") or {}
     details = published.metadata.get("training_architecture_details") or {}
@@ -353,7 +353,7 @@ def _sae_fields(published: Published) -> dict[str, Any]:
 
 def _not_replicated(published: Published) -> list[str]:
     """What is recorded of its training, differs from SAELens' default and is not taken over."""
-    config = get_twin(f"seeded_{published.base}").config_class
+    config = get_baseline(f"seeded_{published.base}").config_class
     usual = {f.name: f.default for f in dataclasses.fields(config)}
     trained = published.runner.get("sae") or {}
     if (trained.get("architecture") or published.base) != published.base:
