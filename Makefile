@@ -2,12 +2,13 @@
 #   make demo         sets up .venv and runs the demo
 #   make vision-demo  the same for a vision transformer
 #   make test         sets up .venv and runs lint, types and tests
+#   make build        the wheel and the sdist, in dist/
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo vision-demo test lint slow install clean
+.PHONY: demo vision-demo test lint format-check rooms types build slow install clean
 
 demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
@@ -18,10 +19,21 @@ vision-demo: install
 test: install lint
 	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadfile -m "not slow"
 
-lint: install
+lint: install format-check rooms types
+
+format-check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Imports run one way (pyproject.toml, docs/architecture.md).
+rooms:
+	$(BIN)/lint-imports --no-cache --no-logo
+
+types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+build: install
+	$(BIN)/python -m build --outdir dist
 
 # Real models and long runs; needs the demo's downloads.
 slow: install
@@ -39,4 +51,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) dist
