@@ -1,4 +1,4 @@
-"""Brings finished synthetic studies into benchmarks/toy: tables, curves, reports, figures.
+"""Brings finished synthetic studies into benchmarks/toy: tables, reports, figures.
 
     python benchmarks/toy_collect.py studies/toy-constant studies/toy-variable studies/toy-tau
 
@@ -9,6 +9,7 @@ tables of benchmarks/toy/README.md.
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,9 @@ from sae_baselines.paper.toy.results import PAPER_EV, PAPER_RECOVERED, ToyResult
 from sae_baselines.report.drift_plots import drift_figure
 
 HERE = Path(__file__).parent / "toy"
-_KEPT = ("results_*.csv", "curves.csv", "verdicts.csv", "report.md", "study.yaml")
+_KEPT = ("report.md", "study.yaml")
+# Equal tables give equal files.
+_GZIP: dict[str, Any] = {"method": "gzip", "mtime": 0}
 
 
 def main() -> None:
@@ -42,6 +45,10 @@ def keep(study: Path, out: Path) -> None:
     for pattern in _KEPT:
         for path in study.glob(pattern):
             shutil.copy(path, out / path.name)
+    for path in study.glob("results_*.csv"):
+        pd.read_csv(path, dtype=str, keep_default_na=False).to_csv(
+            out / f"{path.name}.gz", index=False, compression=_GZIP
+        )
     for path in (study / "figures").glob("*.png"):
         shutil.copy(path, out / "figures" / path.name)
 
@@ -51,7 +58,7 @@ def keep_drift(study: Path, out: Path) -> None:
     logs = find_drift(study)
     if not logs:
         return
-    drift_table(logs).to_csv(out / "drift.csv", index=False)
+    drift_table(logs).to_csv(out / "drift.csv.gz", index=False, compression=_GZIP)
     for name, log in logs.items():
         figure = drift_figure(name, log) if Path(name).name == "trained" else None
         if figure is not None:

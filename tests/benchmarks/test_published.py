@@ -14,8 +14,9 @@ from sae_baselines.evals.store import EvalStore
 from sae_baselines.report.of_study import report_of_study
 from sae_baselines.report.write import placements_to_csv
 from sae_baselines.study.spec import read_yaml
+from tests.benchmarks.studies import BENCHMARKS, unpack_study
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "published"
+FOLDER = BENCHMARKS / "published"
 METRICS = (
     ("panel", "l0", ".1f"),
     ("core", "explained_variance_paper", ".3f"),
@@ -28,8 +29,13 @@ SEEDS = 5
 
 
 @pytest.fixture(scope="module")
-def results() -> pd.DataFrame:
-    return load_results(FOLDER)
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_study("published", tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def results(study: Path) -> pd.DataFrame:
+    return load_results(study)
 
 
 def table_row(results: pd.DataFrame, member: str) -> str:
@@ -56,18 +62,18 @@ def test_every_member_has_every_score(results: pd.DataFrame) -> None:
         assert set(counts.values()) == {SEEDS}
 
 
-def test_it_was_the_stock_sae_at_the_same_budget() -> None:
-    record = json.loads((FOLDER / "published" / "record.json").read_text())
+def test_it_was_the_stock_sae_at_the_same_budget(study: Path) -> None:
+    record = json.loads((study / "published" / "record.json").read_text())
     assert record["tokens_recorded"] == record["training_tokens"] == 204_800
     assert record["base_architecture"] == "batchtopk"
-    spec = read_yaml(FOLDER / "study.yaml")["spec"]
+    spec = read_yaml(study / "study.yaml")["spec"]
     assert spec["published"]["weights_sha256"] == record["weights_sha256"]
-    assert all("-dirty" not in r["git_revision"] for r in EvalStore(FOLDER).records())
+    assert all("-dirty" not in r["git_revision"] for r in EvalStore(study).records())
 
 
-def test_placements_follow_from_the_table() -> None:
+def test_placements_follow_from_the_table(study: Path) -> None:
     committed = list(csv.DictReader(io.StringIO((FOLDER / "placements.csv").read_text())))
-    again = list(csv.DictReader(io.StringIO(placements_to_csv(report_of_study(FOLDER)))))
+    again = list(csv.DictReader(io.StringIO(placements_to_csv(report_of_study(study)))))
     assert len(again) == len(committed)
     for mine, theirs in zip(again, committed, strict=True):
         for column in ("suite", "metric", "member", "word", "n_seeds"):
@@ -75,11 +81,13 @@ def test_placements_follow_from_the_table() -> None:
         assert float(mine["value"]) == pytest.approx(float(theirs["value"]), rel=1e-9)
 
 
-def test_tables_and_words_of_the_readme_are_the_results(results: pd.DataFrame) -> None:
+def test_tables_and_words_of_the_readme_are_the_results(
+    study: Path, results: pd.DataFrame
+) -> None:
     readme = (FOLDER / "README.md").read_text()
     for member in dict.fromkeys(results["member"]):
         assert table_row(results, member) in readme
-    report = report_of_study(FOLDER)
+    report = report_of_study(study)
     for metric in ("explained_variance_paper", "ce_loss_score"):
         words = {p.member: p.word for p in report.placements if p.metric == metric}
         for member in ("trained", "soft_frozen_decoder"):

@@ -14,8 +14,9 @@ from sae_baselines.report.write import to_csv
 from sae_baselines.stats import against_random
 from sae_baselines.study import load_spec
 from sae_baselines.study.spec import spec_hash
+from tests.benchmarks.studies import BENCHMARKS, unpack_study
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "smollm2"
+FOLDER = BENCHMARKS / "smollm2"
 # The columns of the README's tables.
 METRICS = (
     ("panel", "l0", ".1f"),
@@ -28,8 +29,13 @@ METRICS = (
 
 
 @pytest.fixture(scope="module")
-def results() -> pd.DataFrame:
-    return load_results(FOLDER)
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_study("smollm2", tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="module")
+def results(study: Path) -> pd.DataFrame:
+    return load_results(study)
 
 
 def table_row(results: pd.DataFrame, architecture: str, member: str) -> str:
@@ -67,10 +73,10 @@ def test_nothing_is_missing(results: pd.DataFrame) -> None:
                 assert set(probed["task"]) == {"", *datasets}
 
 
-def test_panel_file_is_that_of_the_study() -> None:
-    study = (FOLDER / "study.yaml").read_text()
-    assert spec_hash(load_spec(FOLDER / "panel.yaml")) in study
-    for record in EvalStore(FOLDER).records():
+def test_panel_file_is_that_of_the_study(study: Path) -> None:
+    ran = (study / "study.yaml").read_text()
+    assert spec_hash(load_spec(FOLDER / "panel.yaml")) in ran
+    for record in EvalStore(study).records():
         assert "-dirty" not in record["git_revision"]
 
 
@@ -81,9 +87,9 @@ def test_aggregates_are_means_of_their_datasets(results: pd.DataFrame) -> None:
         assert whole == pytest.approx(rows.loc[rows["task"] != "", "value"].mean(), abs=1e-9)
 
 
-def test_verdicts_follow_from_the_table() -> None:
+def test_verdicts_follow_from_the_table(study: Path) -> None:
     committed = list(csv.DictReader(io.StringIO((FOLDER / "verdicts.csv").read_text())))
-    again = list(csv.DictReader(io.StringIO(to_csv(report_of_study(FOLDER)))))
+    again = list(csv.DictReader(io.StringIO(to_csv(report_of_study(study)))))
     assert len(again) == len(committed) == 2 * 4 * 4
     for mine, theirs in zip(again, committed, strict=True):
         for column in ("architecture", "suite", "metric", "baseline", "word"):
@@ -92,10 +98,9 @@ def test_verdicts_follow_from_the_table() -> None:
             assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-9)
 
 
-def test_the_reports_headline_is_the_verdicts(results: pd.DataFrame) -> None:
-    del results
+def test_the_reports_headline_is_the_verdicts(study: Path) -> None:
     page = (FOLDER / "report.md").read_text()
-    for line in against_random(report_of_study(FOLDER).verdicts):
+    for line in against_random(report_of_study(study).verdicts):
         assert line.reason[1:] in page  # it begins a sentence there
 
 

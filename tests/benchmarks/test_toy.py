@@ -55,7 +55,7 @@ def test_every_row_of_the_tables_is_measured() -> None:
         study = {"constant": "constant", "variable": "variable"}.get(cells[0], "tree")
         if "soft_frozen_decoder_tau0.5" in members:
             study = "tau"
-        table = pd.read_csv(TOY / study / f"results_{cells[0]}.csv")
+        table = pd.read_csv(TOY / study / f"results_{cells[0]}.csv.gz")
         mine = (table["architecture"] == cells[1]) & (table["suite"] != "panel")
         for member, cell in zip(members, cells[2:], strict=False):
             rows = table.loc[mine & (table["member"] == member)]
