@@ -1,6 +1,7 @@
 """Names of a package that are imported when they are first asked for."""
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ def lazy_names(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(names[name]), name)
+        module = importlib.import_module(names[name])
+        # A subpackage of that name has become an attribute by now.
+        return vars(sys.modules[package]).get(name) or getattr(module, name)
 
     return find

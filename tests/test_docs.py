@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from sae_baselines.cli import app
+import tests.cli.parsing as cli
 from sae_baselines.evals import eval_spec_from_dict, load_eval_spec
 from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
 from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.version import __version__
-from sae_baselines_command.tree import HandOver, build, describe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -24,7 +22,6 @@ DOCUMENTS = [
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-QUICK = build(describe(app))
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -50,8 +47,8 @@ WHOLE = [c for c in typed("sae-baselines") if not c.endswith("...") and "--insta
 @pytest.mark.parametrize("line", WHOLE)
 def test_commands_are_sound(line: str):
     words = shlex.split(line.split(" > ")[0], comments=True)[1:]
-    result = CliRunner().invoke(QUICK, words)
-    assert isinstance(result.exception, HandOver), result.output
+    result = cli.typed(*words)
+    assert isinstance(result.exception, cli.HandOver), result.output
 
 
 def test_there_are_commands_to_check():

@@ -47,7 +47,7 @@ def test_from_nothing_to_a_published_baseline(tmp_path: Path, monkeypatch: pytes
     # What the Makefile makes of these two, with fewer tokens.
     assert (made, activated[0]) == (["make", "demo"], "source")
     assert "$(BIN)/sae-baselines demo $(ARGS)" in (ROOT / "Makefile").read_text()
-    sae_baselines = (sys.executable, "-m", "sae_baselines_command")
+    sae_baselines = (sys.executable, "-m", "sae_baselines_cli")
     run(*sae_baselines, "demo", "--tokens", "8192")
 
     hub = Hub()

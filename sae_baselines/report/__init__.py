@@ -1,8 +1,12 @@
 """Tables, figures and one page that say what a study shows, and what it does not."""
 
+import sys
+from types import ModuleType
+
 from sae_baselines.report.build import Report, build_report
 from sae_baselines.report.caveats import Caveat
 from sae_baselines.report.context import Failure, Note, ReportContext
+from sae_baselines.report.of_study import report, report_of_study
 from sae_baselines.report.write import to_html, to_markdown, write_report
 
 __all__ = [
@@ -12,7 +16,18 @@ __all__ = [
     "Report",
     "ReportContext",
     "build_report",
+    "report",
+    "report_of_study",
     "to_html",
     "to_markdown",
     "write_report",
 ]
+
+
+class _Room(ModuleType):
+    """`sae_baselines.report` is this package and, called, its function."""
+
+    __call__ = staticmethod(report)
+
+
+sys.modules[__name__].__class__ = _Room

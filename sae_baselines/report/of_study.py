@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_baselines.errors import UserError
 from sae_baselines.evals.results import current_results
 from sae_baselines.evals.settings import stored_spec
 from sae_baselines.evals.spec import eval_spec_to_dict
@@ -14,7 +15,27 @@ from sae_baselines.places import data_without_places, without_places
 from sae_baselines.provenance import hardware, versions
 from sae_baselines.report.build import Report, build_report
 from sae_baselines.report.context import Failure, Note, ReportContext
+from sae_baselines.report.write import write_report
 from sae_baselines.study.spec import spec_to_dict
+
+
+def report(study: str | Path) -> Report:
+    """Compare members over seeds, give verdicts, and write the report of a study.
+
+    Args:
+        study: Evaluated study folder; ``report.md``, ``report.html``, ``verdicts.csv`` and
+            ``figures/`` are written to it.
+
+    Raises:
+        UserError: No folder, study or results there, or a table that is not what it should be
+            or not that of the records.
+    """
+    folder = Path(study)
+    if not folder.is_dir():
+        raise UserError(f"study: there is no folder {study}")
+    built = report_of_study(folder)
+    write_report(built, folder)
+    return built
 
 
 def report_of_study(study: str | Path) -> Report:

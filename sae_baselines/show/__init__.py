@@ -1,16 +1,16 @@
-"""What an SAE, a study or a repository of SAEs is, from its own files."""
+"""What an SAE, a study or a repository of SAEs is, from its own files; how far it moved."""
 
-from sae_baselines.show.claim import Claim
-from sae_baselines.show.sae import AboutSAE, about_sae
-from sae_baselines.show.study import is_study, members_of_study
-from sae_baselines.show.where import Listing, find
+from sae_baselines.show.drift import RunDrift, show_drift
+from sae_baselines.show.sae import Promise, SAEDescription, describe_sae
+from sae_baselines.show.source import Listing, StudyMembers, show
 
 __all__ = [
-    "AboutSAE",
-    "Claim",
     "Listing",
-    "about_sae",
-    "find",
-    "is_study",
-    "members_of_study",
+    "Promise",
+    "RunDrift",
+    "SAEDescription",
+    "StudyMembers",
+    "describe_sae",
+    "show",
+    "show_drift",
 ]

@@ -11,22 +11,47 @@ import yaml
 from sae_lens import SAE
 
 from sae_baselines.baselines import CONSTRAINTS
-from sae_baselines.controls import CONTROLS
+from sae_baselines.baselines.factory import (
+    FROZEN_DECODER,
+    FROZEN_ENCODER,
+    SOFT_FROZEN_DECODER,
+)
 from sae_baselines.controls.kinds import kind_of
 from sae_baselines.drift.cosines import drift_of
 from sae_baselines.drift.start import Rows, saved_config, saved_sae_rows, seeded_rows
 from sae_baselines.errors import UserError
 from sae_baselines.evals.target import constraint_of
 from sae_baselines.files import read_json
-from sae_baselines.show.claim import Claim, check_claim, precision_of
 from sae_baselines.study.folder import PROVENANCE_FILE, STUDY_FILE, read_measurement
 
 COVARIANCE_FILE = "init_covariance.safetensors"
 _WHITENED = "covariance_whitening"
 
+# Cosines do not see the positive factors that SAELens folds into rows, only their rounding.
+_ROUNDING = {"float32": 1e-6, "float16": 1e-6, "bfloat16": 2e-5}
+# What the projection onto the cap promises (float32), and in half precision.
+_CAP_SLACK = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 4e-3}
+_SIDE = {FROZEN_DECODER.name: "decoder", FROZEN_ENCODER.name: "encoder"}
+_WHAT = {"decoder": "decoder rows", "encoder": "encoder columns"}
+
 
 @dataclass(frozen=True)
-class AboutSAE:
+class Promise:
+    """What a constraint promises, and whether the weights keep it.
+
+    Attributes:
+        text: The promise, in words.
+        holds: None where it cannot be checked.
+        reason: The number that decided, or why there is none.
+    """
+
+    text: str
+    holds: bool | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class SAEDescription:
     """One SAE.
 
     Attributes:
@@ -39,7 +64,8 @@ class AboutSAE:
         start: Where it started, in words; None if that is not known.
         start_unknown: Why not.
         drift: ``facts`` of `sae_baselines.drift.cosines.drift_of` for "decoder" and "encoder".
-        claim: What its constraint promises, and whether it holds; None if it promises nothing.
+        promise: What its constraint promises, and whether it holds; None if it promises
+            nothing.
     """
 
     source: str
@@ -47,30 +73,29 @@ class AboutSAE:
     start: str | None
     start_unknown: str
     drift: dict[str, dict[str, Any] | None] | None
-    claim: Claim | None
+    promise: Promise | None
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        claim = self.claim
         return {
             "source": self.source,
             **self.facts,
             "start": self.start,
             "start_unknown": self.start_unknown or None,
             "drift": self.drift,
-            "claim": None if claim is None else vars(claim),
+            "claim": None if self.promise is None else vars(self.promise),
             "warnings": self.warnings,
         }
 
 
-def about_sae(
+def describe_sae(
     source: str | Path,
     sae: SAE[Any] | None = None,
     *,
     covariance: Path | None = None,
     l0_stated: float | None = None,
-) -> AboutSAE:
+) -> SAEDescription:
     """Describe a SAELens folder, or an SAE that was loaded from elsewhere.
 
     Args:
@@ -84,35 +109,65 @@ def about_sae(
         UserError: There is no SAE there, or it is damaged.
     """
     folder = Path(source) if sae is None else None
-    cfg = _config(folder) if folder is not None else _config_of(sae)
-    now = saved_sae_rows(folder, str(folder)) if folder is not None else _rows_of(sae)
+    if folder is not None:
+        cfg, now = _config(folder), saved_sae_rows(folder, str(folder))
+    else:
+        assert sae is not None
+        cfg, now = sae.cfg.to_dict(), _rows_of(sae)
     metadata = dict(cfg.get("metadata") or {})
     details = dict(metadata.get("training_architecture_details") or {})
-    ours = dict(metadata.get("sae_baselines") or {})
-    facts = _facts(cfg, metadata, details, ours)
+    facts = _facts(cfg, metadata, details)
     if folder is not None:
         facts |= _measured(folder)
         facts["versions"] |= (read_json(folder / PROVENANCE_FILE) or {}).get("versions", {})
     elif l0_stated and facts["l0"] is None:
         facts |= {"l0": l0_stated, "l0_measured": "as SAELens' directory states it"}
-    start, unknown = _start(cfg, details, facts, folder, covariance)
+    start, unknown = _start({**cfg, **details}, facts, folder, covariance)
     drift = None if start is None else _drift(now, start)
-    claim = check_claim(
-        facts["constraint"] or "",
-        facts["tau"],
-        drift,
-        precision_of(now.decoder),
-        unknown,
+    promise = _promise(facts, drift, now.decoder, unknown)
+    return SAEDescription(
+        source=str(source),
+        facts=facts,
+        start=None if start is None else start.source,
+        start_unknown=unknown,
+        drift=drift,
+        promise=promise,
+        warnings=_warnings(facts, promise),
     )
-    return AboutSAE(
-        str(source),
-        facts,
-        None if start is None else start.source,
-        unknown,
-        drift,
-        claim,
-        _warnings(facts, claim),
-    )
+
+
+def _promise(
+    facts: Mapping[str, Any],
+    drift: Mapping[str, Mapping[str, Any] | None] | None,
+    weights: torch.Tensor,
+    unknown: str,
+) -> Promise | None:
+    """Compare a constraint with how far the weights are from their start."""
+    constraint, tau, precision = facts["constraint"], facts["tau"], _precision_of(weights)
+    if constraint == SOFT_FROZEN_DECODER.name and tau is not None:
+        text = f"decoder rows within cosine {tau:g} of their start"
+        side, least = "decoder", tau - _CAP_SLACK[precision]
+    elif constraint in _SIDE:
+        side, least = _SIDE[constraint], 1 - _ROUNDING[precision]
+        text = f"{_WHAT[side]} where they started (cosine 1 within rounding)"
+    else:
+        return None
+    moved = drift[side] if drift is not None else None
+    if moved is None:
+        return Promise(text, None, unknown or f"it has no {_WHAT[side]} to compare")
+    lost = moved["zero_norm"] + moved["not_finite"]
+    if lost or not moved["n"]:
+        return Promise(text, False, f"{lost:,} {_WHAT[side]} are zero or not finite")
+    lowest = moved["quantiles"]["0"]
+    return Promise(text, lowest >= least, f"least cosine {lowest:.7f}")
+
+
+def _precision_of(weights: torch.Tensor) -> str:
+    """The shortest format that holds these numbers: they may be stored in a longer one."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(weights.to(dtype).to(weights.dtype), weights):
+            return str(dtype).removeprefix("torch.")
+    return "float32"
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -123,11 +178,6 @@ def _config(folder: Path) -> dict[str, Any]:
         if not isinstance(cfg.get(name), int):
             raise UserError(f"{folder / 'cfg.json'}: has no {name}; it is not an SAE's")
     return cfg
-
-
-def _config_of(sae: SAE[Any] | None) -> dict[str, Any]:
-    assert sae is not None
-    return sae.cfg.to_dict()
 
 
 def _rows_of(sae: Any) -> Rows:
@@ -142,8 +192,8 @@ def _facts(
     cfg: Mapping[str, Any],
     metadata: Mapping[str, Any],
     details: Mapping[str, Any],
-    ours: Mapping[str, Any],
 ) -> dict[str, Any]:
+    ours = dict(metadata.get("sae_baselines") or {})
     # A training checkpoint has in its config what an export has in its metadata.
     trained_as = metadata.get("training_architecture") or ours.get("architecture")
     checkpoint = trained_as is None and "init_seed" in cfg
@@ -207,35 +257,32 @@ def in_words(constraint: str | None, trained_as: str | None, tau: float | None) 
 
 def _measured(folder: Path) -> dict[str, Any]:
     """What the panel measured on held-out tokens."""
-    found = read_measurement(folder)
-    if not found:
-        return {}
-    on = {"l0_measured": "of the exported SAE, on held-out activations"}
-    same = {k: found[k] for k in ("l0", "l0_target", "explained_variance") if k in found}
-    return {**same, **(on if "l0" in found else {})}
+    measured = read_measurement(folder) or {}
+    names = ("l0", "l0_target", "explained_variance")
+    facts = {name: measured[name] for name in names if name in measured}
+    if "l0" in facts:
+        facts["l0_measured"] = "of the exported SAE, on held-out activations"
+    return facts
 
 
 def _start(
-    cfg: Mapping[str, Any],
-    details: Mapping[str, Any],
+    fields: dict[str, Any],
     facts: Mapping[str, Any],
     folder: Path | None,
     covariance: Path | None,
 ) -> tuple[Rows | None, str]:
     """The start, or why it is not known."""
-    if facts["constraint"] in CONTROLS or kind_of(str(facts["constraint"] or "")) is not None:
+    if kind_of(facts["constraint"] or "") is not None:
         return None, "it was not trained, so it has none"
-    fields = {**cfg, **details}
     if fields.get("init_seed") is None:
         return None, (
             "its config names no init_seed; SAELens draws the start of its own architectures "
             "from the state of the global generator, which is not kept"
         )
-    whitened = fields.get("normalize_activations") == _WHITENED
-    if whitened or (folder is not None and _study_spec(folder).get(_NORMALISE) == _WHITENED):
-        return (
-            None,
-            "it was trained on whitened activations, and its export is not in that space",
+    recorded = (fields, {} if folder is None else _study_spec(folder))
+    if any(part.get("normalize_activations") == _WHITENED for part in recorded):
+        return None, (
+            "it was trained on whitened activations, and its export is not in that space"
         )
     if fields.get("init_scheme") == "cov":
         covariance = covariance or (None if folder is None else _covariance_of(folder))
@@ -251,26 +298,20 @@ def _start(
         raise UserError(f"covariance: {error}") from error
 
 
-_NORMALISE = "normalize_activations"
-
-
 def _drift(now: Rows, start: Rows) -> dict[str, dict[str, Any] | None]:
-    encoder = None
+    drift = {"decoder": drift_of(now.decoder, start.decoder, "decoder").facts, "encoder": None}
     if now.encoder is not None and start.encoder is not None:
-        encoder = drift_of(now.encoder, start.encoder, "encoder").facts
-    return {
-        "decoder": drift_of(now.decoder, start.decoder, "decoder").facts,
-        "encoder": encoder,
-    }
+        drift["encoder"] = drift_of(now.encoder, start.encoder, "encoder").facts
+    return drift
 
 
-def _warnings(facts: Mapping[str, Any], claim: Claim | None) -> list[str]:
+def _warnings(facts: Mapping[str, Any], promise: Promise | None) -> list[str]:
     warnings = []
-    if claim is not None and claim.holds is False:
+    if promise is not None and promise.holds is False:
         warnings.append(
             f"its config says {facts['constraint']}, but its weights do not: it promises "
-            f"{claim.text}; {claim.reason}. Do not use it as a baseline (unless it was trained "
-            "on whitened activations, which an export does not record)"
+            f"{promise.text}; {promise.reason}. Do not use it as a baseline (unless it was "
+            "trained on whitened activations, which an export does not record)"
         )
     l0, target = facts["l0"], facts["l0_target"]
     held_out = str(facts["l0_measured"]).startswith("of the exported")
@@ -284,20 +325,20 @@ def _warnings(facts: Mapping[str, Any], claim: Claim | None) -> list[str]:
 
 def _covariance_of(folder: Path) -> Path | None:
     """The covariance that the study around a member keeps."""
-    for parent in folder.resolve().parents[:4]:
-        if (parent / COVARIANCE_FILE).is_file():
-            return parent / COVARIANCE_FILE
-    return None
+    return _above(folder, COVARIANCE_FILE)
 
 
 def _study_spec(folder: Path) -> dict[str, Any]:
     """The spec of the study around a member; empty if there is none that can be read."""
-    for parent in folder.resolve().parents[:4]:
-        file = parent / STUDY_FILE
-        if file.is_file():
-            try:
-                stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-                return dict(stored["spec"])
-            except (yaml.YAMLError, KeyError, TypeError, ValueError):
-                return {}
-    return {}
+    file = _above(folder, STUDY_FILE)
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8")) if file is not None else {}
+        return dict(stored.get("spec", {}))
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        return {}
+
+
+def _above(folder: Path, name: str) -> Path | None:
+    """A file in one of the folders around a member's."""
+    files = (parent / name for parent in folder.resolve().parents[:4])
+    return next((file for file in files if file.is_file()), None)

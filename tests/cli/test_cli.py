@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sae_baselines.cli import app
 from sae_baselines.errors import UserError
 from sae_baselines.evals import load_eval_spec
 from sae_baselines.study.spec import load_spec
+from sae_baselines_cli import app
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "sae_baselines.cli", *arguments],
+        [sys.executable, "-m", "sae_baselines_cli", *arguments],
         capture_output=True,
         text=True,
         timeout=300,

@@ -8,8 +8,8 @@ import pytest
 from sae_lens import SAE
 from typer.testing import CliRunner
 
-from sae_baselines.cli import app
 from sae_baselines.controls import CONTROLS
+from sae_baselines_cli import app
 from tests.controls.test_controls import stock_sae
 from tests.helpers import activations
 

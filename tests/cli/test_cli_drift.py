@@ -8,12 +8,12 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from sae_baselines.cli import app
 from sae_baselines.drift import find_drift
 from sae_baselines.drift.sphere import expected_best_cosine
 from sae_baselines.errors import UserError
 from sae_baselines.study import train_study
 from sae_baselines.study.spec import spec_from_dict
+from sae_baselines_cli import app
 from tests import helpers
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
 

@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sae_baselines.baselines import CONSTRAINTS, baseline_architectures, covariance_of
-from sae_baselines.cli import app
 from sae_baselines.controls import control_names, make_control
 from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import suite_names
-from sae_baselines.show import about_sae
+from sae_baselines.show import describe_sae
 from sae_baselines.study import train_study
 from sae_baselines.study.presets import preset_names
 from sae_baselines.study.spec import spec_from_dict
+from sae_baselines_cli import app
 from tests.controls.test_controls import stock_sae
 from tests.evals.hub_server import point_clients_at, serving
 from tests.helpers import D_IN, D_SAE, activations, cosines, make_sae, randomise_, train
@@ -159,7 +159,7 @@ def test_the_cap_is_checked_at_its_edge(angle: float, tau: float, scale: float):
     sae = make_sae("soft_frozen_decoder", init_seed=1, tau=tau)
     with torch.no_grad():
         sae.W_dec[2] = scale * turned(sae.W_dec[2], angle, sae.W_dec[3])
-    claim = about_sae("mine", sae).claim
+    claim = describe_sae("mine", sae).promise
     assert claim is not None
     if abs(math.cos(angle) - tau) > 1e-5:
         assert claim.holds is (math.cos(angle) > tau)
@@ -399,7 +399,7 @@ def test_without_a_network_it_is_one_line_and_names_what_is_near(
 def test_weights_that_are_random_but_said_to_be_trained_are_not_hidden():
     sae = make_sae("seeded_jumprelu", init_seed=2)
     randomise_(sae, scale=10.0)
-    drift = about_sae("mine", sae).drift
+    drift = describe_sae("mine", sae).drift
     assert drift is not None
     assert drift["decoder"] is not None
     assert abs(drift["decoder"]["mean"]) < 3 / math.sqrt(D_IN * D_SAE) + 0.2

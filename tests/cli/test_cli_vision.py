@@ -6,8 +6,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from sae_baselines.cli_vision import app
 from sae_baselines.errors import UserError
+from sae_baselines_cli.vision import app
 from tests.study.patches.tiny import save_dinov2, save_photographs, tiny_vision
 
 

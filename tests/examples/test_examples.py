@@ -11,8 +11,13 @@ import yaml
 from nbclient import NotebookClient
 from sae_lens import SAE, LanguageModelSAERunnerConfig
 
+<<<<<<< HEAD
 from sae_baselines.baselines import CONSTRAINTS, get_baseline
 from sae_baselines.show import about_sae
+=======
+from sae_baselines.baselines import CONSTRAINTS, get_twin
+from sae_baselines.show import describe_sae
+>>>>>>> 3d95ddf (The command line is a light package: signatures at the top, imports in the bodies)
 from tests.tiny_model import save_tiny_model, tiny_text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -103,10 +108,10 @@ def test_an_ordinary_config_of_saelens_trains_a_baseline(tmp_path: Path):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     load("frozen_decoder").main(tmp_path / "small.yaml")
     assert SAE.load_from_disk(tmp_path / "out").cfg.architecture() == "jumprelu"
-    about = about_sae(tmp_path / "out")
+    about = describe_sae(tmp_path / "out")
     assert about.facts["trained_as"] == "frozen_decoder"
-    assert about.claim is not None
-    assert about.claim.holds is True
+    assert about.promise is not None
+    assert about.promise.holds is True
     assert about.drift is not None
     assert about.drift["encoder"] is not None
     assert about.drift["encoder"]["mean"] < 1

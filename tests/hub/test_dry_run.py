@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sae_baselines.cli_hub import app
 from sae_baselines.errors import UserError
 from sae_baselines.hub import Publication, publish
+from sae_baselines_cli.hub import app
 from tests.hub.conftest import REPO
 from tests.hub.writable_hub import Hub
 
@@ -83,7 +83,7 @@ def test_on_a_terminal_the_licence_is_asked_for(
     study: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ):
     terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("sae_baselines.cli_hub.sys", terminal)
+    monkeypatch.setattr("sae_baselines_cli.shared.sys", terminal)
     ran = CliRunner().invoke(app, [str(study), REPO, "--dry-run"], input="apache-2.0\n")
     assert "Licence of these SAEs (the Hub's id, e.g. mit): " in ran.output
     assert "license: apache-2.0" in ran.output

@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub.errors import XetRefreshTokenError
 
-from sae_baselines import cli
+import sae_baselines_cli as cli
 from sae_baselines.errors import UserError
 from sae_baselines.hub import Publication, publish, upload
 from sae_baselines.hub.errors import explained

@@ -336,7 +336,7 @@ def _start(panel: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "sae_baselines.cli",
+        "sae_baselines_cli",
         "train",
         str(panel),
         "--out",

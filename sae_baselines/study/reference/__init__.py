@@ -7,8 +7,7 @@ from sae_baselines.lazy import lazy_names
 if TYPE_CHECKING:
     from sae_baselines.study.reference.check import Prepared, prepare_check
     from sae_baselines.study.reference.read import Published, read_published
-    from sae_baselines.study.reference.recipe import CheckOptions, whole_number
-    from sae_baselines.study.reference.say import described, suites_for
+    from sae_baselines.study.reference.recipe import CheckOptions, described, whole_number
 
 __all__ = [
     "CheckOptions",
@@ -17,7 +16,6 @@ __all__ = [
     "described",
     "prepare_check",
     "read_published",
-    "suites_for",
     "whole_number",
 ]
 
@@ -27,10 +25,9 @@ __getattr__ = lazy_names(
         "CheckOptions": f"{__name__}.recipe",
         "Prepared": f"{__name__}.check",
         "Published": f"{__name__}.read",
-        "described": f"{__name__}.say",
+        "described": f"{__name__}.recipe",
         "prepare_check": f"{__name__}.check",
         "read_published": f"{__name__}.read",
-        "suites_for": f"{__name__}.say",
         "whole_number": f"{__name__}.recipe",
     },
 )

@@ -22,6 +22,7 @@ from sae_baselines.study.reference.recipe import (
     Ask,
     CheckOptions,
     Recipe,
+    nobody,
     recipe_of,
     spec_at,
     study_name,
@@ -45,11 +46,6 @@ class Prepared:
     spec: PanelSpec
     folder: Path
     model: HookedRootModule | None
-
-
-def nobody(option: str, question: str) -> None:
-    """Where nobody can be asked."""
-    del option, question
 
 
 def prepare_check(

@@ -202,6 +202,11 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
     return Recipe(panel, tuple(notes))
 
 
+def nobody(option: str, question: str) -> None:
+    """Where nobody can be asked."""
+    del option, question
+
+
 def spec_at(
     recipe: Recipe, published: Published, l0_measured: float, input_scale: float | None
 ) -> PanelSpec:
@@ -407,3 +412,21 @@ def whole_number(name: str, text: Any) -> int:
 def _versions(meta: Mapping[str, Any]) -> dict[str, str]:
     version = meta.get("sae_lens_training_version")
     return {"sae-lens": str(version)} if version else {}
+
+
+def described(spec: PanelSpec) -> list[str]:
+    """What is checked, with which budget, and everything that must be said about it."""
+    published = spec.published
+    assert published is not None
+    facts = published.facts
+    recorded = facts["tokens_recorded"]
+    budget = f"{recorded:,}" if recorded else "not recorded"
+    lines = [
+        f"{facts['source']}: {facts['architecture']}, d_sae {facts['d_sae']:,}, "
+        f"{facts['hook_name']} of {facts['model_name']}, L0 {facts['l0_measured']:.4g} on "
+        "held-out text",
+        f"Token budget: it {budget}; each of the others {spec.training_tokens:,}. "
+        f"Baselines: {facts['base_architecture']} at L0 {spec.l0s[0]:g}, {len(spec.seeds)} "
+        "seeds.",
+    ]
+    return lines + [f"- {note[0].upper()}{note[1:]}." for note in facts["notes"]]

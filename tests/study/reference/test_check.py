@@ -10,15 +10,15 @@ import torch
 from sae_lens import SAE
 from typer.testing import CliRunner
 
-from sae_baselines.cli import app
 from sae_baselines.errors import UserError
 from sae_baselines.evals import load_results, study_targets, write_results
-from sae_baselines.show.study import members_of_study
+from sae_baselines.show import StudyMembers, show
 from sae_baselines.study import PanelSpec, train_study
 from sae_baselines.study.data import load_text
 from sae_baselines.study.held_out import study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.reference import CheckOptions, prepare_check
+from sae_baselines_cli import app
 from tests.study.reference.conftest import D_SAE, MODEL_NAME, QUICK, make_published
 from tests.tiny_model import HOOK
 
@@ -212,7 +212,9 @@ def test_it_is_a_member_of_the_results_and_finished_work_is_not_repeated(
     assert metadata.model_name == MODEL_NAME
     # SAEBench passes these on; all SAEs of a study are read from one model.
     assert metadata.model_from_pretrained_kwargs == {}
-    *_, last = members_of_study(study)  # what `show` lists
+    shown = show(study)
+    assert isinstance(shown, StudyMembers)
+    last = shown.members[-1]
     assert last.facts["model"] == MODEL_NAME
     assert last.source.endswith("published")
     printed = CliRunner().invoke(app, ["show", str(study)])

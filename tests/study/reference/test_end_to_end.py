@@ -12,8 +12,8 @@ import yaml
 from sae_lens import SAE
 from typer.testing import CliRunner, Result
 
-from sae_baselines.cli import app
 from sae_baselines.evals import load_results
+from sae_baselines_cli import app
 from tests.evals.hub_server import Handler, point_clients_at, serving
 from tests.evals.tiny_hub import HOOK, MODEL, QUICK_EVALS, build_once
 from tests.hub.writable_hub import WRITER, Hub, WritableHandler

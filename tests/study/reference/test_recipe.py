@@ -14,16 +14,15 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals import eval_spec_from_dict
 from sae_baselines.evals.doctor import diagnose, require_runnable
 from sae_baselines.evals.study import subject_of_panel
+from sae_baselines.pipeline import suites_for
 from sae_baselines.study import PanelSpec
 from sae_baselines.study.reference import (
     CheckOptions,
     described,
     read_published,
-    suites_for,
     whole_number,
 )
-from sae_baselines.study.reference.check import nobody
-from sae_baselines.study.reference.recipe import recipe_of, spec_at
+from sae_baselines.study.reference.recipe import nobody, recipe_of, spec_at
 from sae_baselines.study.spec import spec_hash
 from tests.study.reference.conftest import MODEL_NAME, make_published
 from tests.tiny_model import HOOK

@@ -23,7 +23,6 @@ from sae_lens.synthetic import (
 from typer.testing import CliRunner
 
 from sae_baselines.baselines import cosine_to_start, sample_directions
-from sae_baselines.cli import app
 from sae_baselines.drift import drift_table, find_drift
 from sae_baselines.errors import UserError
 from sae_baselines.paper.toy.report import write_toy_report
@@ -37,6 +36,7 @@ from sae_baselines.study.synthetic.curve import snapshot_steps
 from sae_baselines.study.synthetic.generator import paper_config
 from sae_baselines.study.synthetic.spec import ToySpec, quick_spec
 from sae_baselines.study.synthetic.train import all_members, train_toy
+from sae_baselines_cli import app
 
 TINY = ToySpec(
     name="tiny",

@@ -1,73 +1,74 @@
-"""The commands for vision transformers."""
+"""`vision`: SAEs on the patches of a vision transformer."""
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from sae_baselines.errors import UserError
-from sae_baselines.paper.demo.vision import vision_demo_spec
-from sae_baselines.paper.vision.page import PageFiles, write_page
-from sae_baselines.paper.vision.table import COLUMNS, notes, rows_of
-from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.patches.study import VisionResult, train_vision
-from sae_baselines.study.spec import load_spec
+from sae_baselines_cli.shared import (
+    Device,
+    Out,
+    Panel,
+    Resume,
+    console,
+    group,
+    names_in,
+    print_table,
+    say,
+)
 
-app = typer.Typer(
-    rich_markup_mode="markdown",
+if TYPE_CHECKING:
+    from sae_baselines.paper.vision.page import PageFiles
+    from sae_baselines.study.patches.spec import VisionSpec
+    from sae_baselines.study.patches.study import VisionResult
+
+app = group(
     no_args_is_help=True,
     help="SAEs on the patches of a vision transformer, trained beside random.",
 )
-console = Console(width=None if sys.stdout.isatty() else 140)
-
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished study.")]
-Device = Annotated[str | None, typer.Option(help="Torch device; default: the best there is.")]
 
 
-def _run(spec: VisionSpec, out: Path | None, resume: bool, device: str | None) -> VisionResult:
+def _run(
+    spec: "VisionSpec", out: Path | None, resume: bool, device: str | None
+) -> "VisionResult":
+    from rich.table import Table
+
+    from sae_baselines.paper.vision.table import COLUMNS, notes, rows_of
+    from sae_baselines.study.patches.study import train_vision
+
     if device is not None:
         spec.device = device
     result = train_vision(spec, out or Path("studies") / spec.name, resume=resume)
     console.print()
     for panel, rows in rows_of(result.measurements).items():
-        table = Table(title=panel, title_justify="left")
+        table = Table(title=panel)
         for i, column in enumerate(COLUMNS):
             table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        print_table(table)
     for note in notes(result.measurements):
-        _say(note)
+        say(note)
     return result
 
 
-def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _name_files(files: PageFiles) -> None:
+def _name_files(files: "PageFiles") -> None:
     for path in (files.page, files.figure, files.key):
         if path is not None:
-            _say(f"Wrote {path}")
+            say(f"Wrote {path}")
 
 
 @app.command()
-def train(
-    panel: Annotated[Path, typer.Argument(help="Panel file (YAML).")],
-    out: Out = None,
-    resume: Resume = False,
-    device: Device = None,
-) -> None:
+def train(panel: Panel, out: Out = None, resume: Resume = False, device: Device = None) -> None:
     """Train an SAE and its baselines on patches, and make untrained SAEs of the same shape.
 
     Example: `sae-baselines vision train clip.yaml --out studies/clip`
     """
+    from sae_baselines.study.patches.spec import VisionSpec
+    from sae_baselines.study.spec import load_spec
+
     result = _run(load_spec(panel, VisionSpec), out, resume, device)
-    _say(f"Files: {result.folder}")
+    say(f"Files: {result.folder}")
 
 
 @app.command()
@@ -91,11 +92,12 @@ def page(
     - `sae-baselines vision page studies/vision-demo`
     - `sae-baselines vision page studies/vision-demo --members trained,random_kaiming --blind`
     """
-    names = [m.strip() for m in members.split(",") if m.strip()] if members else None
-    files = write_page(
-        study, panel=panel, members=names, n_latents=latents, seed=seed, blind=blind
+    from sae_baselines.paper.vision.page import write_page
+
+    names = names_in(members) if members else None
+    _name_files(
+        write_page(study, panel=panel, members=names, n_latents=latents, seed=seed, blind=blind)
     )
-    _name_files(files)
 
 
 @app.command()
@@ -113,6 +115,10 @@ def demo(
 
     Example: `sae-baselines vision demo`
     """
+    from sae_baselines.errors import UserError
+    from sae_baselines.paper.demo.vision import vision_demo_spec
+    from sae_baselines.paper.vision.page import write_page
+
     numbers = [part.strip() for part in seeds.split(",")]
     if not all(part.isdecimal() for part in numbers):
         raise UserError(f"seeds: {seeds!r} is not a list of whole numbers, such as 0,1,2")

@@ -1,22 +1,14 @@
-"""`sae-baselines toy`: the synthetic case study."""
+"""`toy`: the synthetic case study."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from sae_baselines.baselines import base_architectures
-from sae_baselines.study.spec import load_spec, spec_from_dict, spec_to_dict, spec_to_yaml
-from sae_baselines.study.synthetic.generator import SETTINGS
-from sae_baselines.study.synthetic.spec import ToySpec, quick_spec
-from sae_baselines.study.synthetic.train import train_toy
-from sae_baselines_command.known import completing
+from sae_baselines_cli.known import BASES, TOY_SETTINGS, completing
+from sae_baselines_cli.shared import Device, Out, Resume, console, group, print_table, say
 
-app = typer.Typer()
-console = Console(width=None if sys.stdout.isatty() else 140)
+app = group()
 
 
 @app.command()
@@ -27,11 +19,9 @@ def toy(
     quick: Annotated[
         bool, typer.Option("--quick", help="Smaller sizes: minutes on two CPU cores.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Study folder.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished study.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="Torch device; default: the best.")] = None,
+    out: Out = None,
+    resume: Resume = False,
+    device: Device = None,
     seeds: Annotated[
         int | None, typer.Option(help="Train the seeds 0 to N - 1.", min=1)
     ] = None,
@@ -40,14 +30,13 @@ def toy(
     setting: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this setting (repeatable).", autocompletion=completing(lambda: SETTINGS)
+            help="Only this setting (repeatable).", autocompletion=completing(TOY_SETTINGS)
         ),
     ] = None,
     architecture: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this architecture (repeatable).",
-            autocompletion=completing(base_architectures),
+            help="Only this architecture (repeatable).", autocompletion=completing(BASES)
         ),
     ] = None,
     show: Annotated[
@@ -67,8 +56,17 @@ def toy(
     - `sae-baselines toy --setting constant --architecture topk --lr 0.001`
     - `sae-baselines toy --show > toy.yaml`, edit, `sae-baselines toy toy.yaml`
     """
-    spec = _spec(study, quick)
-    changes: dict[str, Any] = {
+    if study is not None and quick:
+        raise typer.BadParameter("--quick has sizes of its own; give it or a study file")
+    from sae_baselines.study.spec import load_spec, spec_from_dict, spec_to_dict, spec_to_yaml
+    from sae_baselines.study.synthetic.spec import ToySpec, quick_spec
+    from sae_baselines.study.synthetic.train import train_toy
+
+    if study is not None:
+        spec = load_spec(study, ToySpec)
+    else:
+        spec = quick_spec() if quick else ToySpec()
+    options: dict[str, Any] = {
         "device": device,
         "seeds": list(range(seeds)) if seeds else None,
         "training_samples": samples,
@@ -76,39 +74,29 @@ def toy(
         "settings": setting,
         "architecture": architecture,
     }
-    given = {name: value for name, value in changes.items() if value is not None}
-    if given:
-        spec = spec_from_dict({**spec_to_dict(spec), **given}, "toy", ToySpec)
+    changes = {name: value for name, value in options.items() if value is not None}
+    if changes:
+        spec = spec_from_dict({**spec_to_dict(spec), **changes}, "toy", ToySpec)
     if show:
         typer.echo(spec_to_yaml(spec), nl=False)
         return
     folder = train_toy(spec, out or Path("studies") / spec.name, resume=resume)
-    # Figures take matplotlib, which nothing else here needs.
-    from sae_baselines.paper.toy.report import write_toy_report  # noqa: PLC0415
-    from sae_baselines.paper.toy.results import load_toy  # noqa: PLC0415
+    from sae_baselines.paper.toy.report import write_toy_report
+    from sae_baselines.paper.toy.results import load_toy
 
     page = write_toy_report(folder)
     results = load_toy(folder)
     for name in spec.settings:
         console.print()
-        console.print(_table(name, results.frame))
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+        _print_setting(name, results.frame)
+    say(f"Report: {page}")
 
 
-def _spec(study: Path | None, quick: bool) -> ToySpec:
-    if study is not None and quick:
-        raise typer.BadParameter("--quick has sizes of its own; give it or a study file")
-    if study is not None:
-        return load_spec(study, ToySpec)
-    return quick_spec() if quick else ToySpec()
+def _print_setting(setting: str, frame: Any) -> None:
+    from rich.table import Table
 
-
-def _table(setting: str, frame: Any) -> Table:
-    table = Table(title=f"setting: {setting}", title_justify="left")
-    columns = ("EV", "L0", "dead", "recovered", "mean best cos", "cos to start")
-    table.add_column("architecture")
-    table.add_column("member")
-    for column in columns:
+    table = Table("architecture", "member", title=f"setting: {setting}")
+    for column in ("EV", "L0", "dead", "recovered", "mean best cos", "cos to start"):
         table.add_column(column, justify="right")
     here = frame.loc[frame["setting"] == setting]
     for (architecture, member), some in here.groupby(["architecture", "member"], sort=False):
@@ -123,4 +111,4 @@ def _table(setting: str, frame: Any) -> Table:
             f"{mean['mean_best_cosine']:.3f}",
             f"{mean['cos_to_start_mean']:.3f}",
         )
-    return table
+    print_table(table)

@@ -1,20 +1,17 @@
-"""The command that makes a control of any SAE."""
+"""`control`: an SAE without training, made from any SAE."""
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from sae_baselines.baselines.covariance_file import read_tensor
-from sae_baselines.controls import CONTROLS, control_names, make_control
-from sae_baselines.errors import UserError
-from sae_baselines_command.known import completing
+from sae_baselines_cli.known import CONTROLS, completing
+from sae_baselines_cli.shared import console, group, say
 
-app = typer.Typer(rich_markup_mode="markdown")
-console = Console(width=None if sys.stdout.isatty() else 140)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = group()
 
 
 @app.command()
@@ -25,7 +22,7 @@ def control(
     ] = None,
     kind: Annotated[
         str,
-        typer.Option(help=", ".join(control_names()), autocompletion=completing(control_names)),
+        typer.Option(help=", ".join(CONTROLS), autocompletion=completing(CONTROLS)),
     ] = "random",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the new SAE.")
@@ -53,37 +50,31 @@ def control(
     - `sae-baselines control gpt2-small-res-jb:blocks.8.hook_resid_pre --kind permuted_pairing
       --out null`
     """
+    import sae_baselines
+    from sae_baselines.errors import UserError
+
     if source is None:
         console.print(controls_table())
         return
     if out is None:
         raise UserError("out: name a folder for the control, e.g. --out control")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out: {out} is not an empty folder; use another")
-    x = None
-    if activations is not None:
-        try:
-            x = read_tensor(activations, "activations", "activations")
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    made = make_control(source, kind, seed=seed, activations=x, l0=l0)
-    made.save(out)
-    lines = [
-        f"{made.facts['control']}, seed {seed}: {out}",
-        f"The null for {made.kind.null_for}.",
-    ]
+    made = sae_baselines.control(source, kind, out, activations=activations, l0=l0, seed=seed)
+    say(f"{made.facts['control']}, seed {seed}: {out}")
+    say(f"The null for {made.kind.null_for}.")
     calibrated = made.facts.get("calibration")
     if calibrated is not None:
-        lines.append(
+        say(
             f"L0 {calibrated['l0']:.4g} on {calibrated['n_activations']:,} activations, target "
             f"{calibrated['target_l0']:.4g}; latents scaled by {calibrated['scale']:.3g}."
         )
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def controls_table() -> Table:
+def controls_table() -> "Table":
     """The kinds of controls, and what each is the null for."""
+    from rich.table import Table
+
+    from sae_baselines.controls import CONTROLS
+
     table = Table("kind", "made as", "the null for")
     for kind in CONTROLS.values():
         schemes = "".join(f"\n{kind.name}:{s}" for s in kind.schemes[1:])

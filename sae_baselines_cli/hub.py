@@ -1,21 +1,16 @@
-"""The command that publishes a study."""
+"""`publish`: a study on the Hugging Face Hub."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from sae_baselines.errors import UserError
+from sae_baselines_cli.shared import ask, console, group, say
 
 if TYPE_CHECKING:
     from sae_baselines.hub.plan import Publication
 
-app = typer.Typer(rich_markup_mode="markdown")
-console = Console(width=None if sys.stdout.isatty() else 140)
+app = group()
 
 
 @app.command()
@@ -64,73 +59,72 @@ def publish(
     - `sae-baselines publish studies/demo alice/baselines --license mit --dry-run`
     - `sae-baselines publish studies/demo alice/baselines --license apache-2.0 --private`
     """
-    # The Hub's client and the report are slow to import, and only needed here.
-    from sae_baselines.hub.card import CardOptions  # noqa: PLC0415
-    from sae_baselines.hub.licenses import check_license  # noqa: PLC0415
-    from sae_baselines.hub.names import check_repo_id  # noqa: PLC0415
-    from sae_baselines.hub.plan import plan_publication  # noqa: PLC0415
-    from sae_baselines.hub.upload import publish as upload  # noqa: PLC0415
+    from sae_baselines.errors import UserError
+    from sae_baselines.hub.card import CardOptions
+    from sae_baselines.hub.licenses import check_license
+    from sae_baselines.hub.names import check_repo_id
+    from sae_baselines.hub.plan import plan_publication
+    from sae_baselines.hub.upload import publish as upload
 
     check_repo_id(repo)
-    license = license or _ask_license()
+    license = license or ask("Licence of these SAEs (the Hub's id, e.g. mit)")
+    if license is None:
+        raise UserError(
+            "license: say under which these SAEs are published, e.g. --license mit or "
+            "--license apache-2.0"
+        )
     # Before the report is built, which takes seconds.
     check_license(license, license_name, license_link)
     options = CardOptions(license, license_name, license_link, base_model)
     planned = plan_publication(study, repo, revision, options)
     for note in planned.notes:
-        _say(f"Note: {note}.")
+        say(f"Note: {note}.")
     if dry_run:
         _rehearse(planned, private, replace)
         return
     try:
         done = upload(planned, private=private, replace=replace)
     except KeyboardInterrupt:
-        _say("interrupted; the same command goes on where it stopped")
+        say("interrupted; the same command goes on where it stopped")
         raise
     if not done.uploaded and not done.deleted:
-        _say(f"Nothing to do: all {done.unchanged} files are there. {done.url}")
+        say(f"Nothing to do: all {done.unchanged} files are there. {done.url}")
         return
     gone = f", deleted {done.deleted}" if done.deleted else ""
-    _say(
+    say(
         f"Uploaded {done.uploaded} files ({done.saes} SAEs), unchanged {done.unchanged}{gone}; "
         f"commit {done.commit[:12]}. {done.url}"
     )
 
 
-def _ask_license() -> str:
-    if not sys.stdin.isatty():
-        raise UserError(
-            "license: say under which these SAEs are published, e.g. --license mit or "
-            "--license apache-2.0"
-        )
-    return typer.prompt("Licence of these SAEs (the Hub's id, e.g. mit)")
-
-
 def _rehearse(planned: "Publication", private: bool, replace: bool) -> None:
     """Print what would be uploaded; reads the repo if it can, and writes nothing."""
-    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub import HfApi
+    from rich.table import Table
+    from rich.text import Text
 
-    from sae_baselines.hub.leaks import redacted_logs  # noqa: PLC0415
-    from sae_baselines.hub.plan import total_size  # noqa: PLC0415
-    from sae_baselines.hub.remote import compare, read_remote  # noqa: PLC0415
-    from sae_baselines.hub.upload import check_target  # noqa: PLC0415
+    from sae_baselines.errors import UserError
+    from sae_baselines.hub.leaks import redacted_logs
+    from sae_baselines.hub.plan import total_size
+    from sae_baselines.hub.remote import compare, read_remote
+    from sae_baselines.hub.upload import check_target
 
     changes = None
     try:
         with redacted_logs():
             remote = read_remote(HfApi(), planned.repo, planned.revision)
     except UserError as error:
-        _say(f"The repo could not be read, so what is new is not known: {error}")
+        say(f"The repo could not be read, so what is new is not known: {error}")
     else:
         changes = compare(planned, remote)
         if not remote.exists:
-            _say(f"{planned.repo} is not there, or the token may not see it: it would be made.")
+            say(f"{planned.repo} is not there, or the token may not see it: it would be made.")
         elif not remote.branch_exists:
-            _say(f"{planned.repo} has no branch {planned.revision}: it would start from main.")
+            say(f"{planned.repo} has no branch {planned.revision}: it would start from main.")
         try:
             check_target(planned, remote, private, replace)
         except UserError as error:
-            _say(f"As it is, publishing would stop: {error}")
+            say(f"As it is, publishing would stop: {error}")
     states = {}
     if changes is not None:
         groups = (("new", changes.new), ("changed", changes.changed))
@@ -146,7 +140,7 @@ def _rehearse(planned: "Publication", private: bool, replace: bool) -> None:
     total = f"{len(planned.files)} files, {_size(total_size(planned.files))}"
     if changes is not None:
         total += f"; to upload: {len(changes.upload)}, {_size(total_size(changes.upload))}"
-    _say(f"{total}. Nothing was uploaded.")
+    say(f"{total}. Nothing was uploaded.")
     console.rule(planned.card.path)
     typer.echo(planned.card_text, nl=False)
 
@@ -157,7 +151,3 @@ def _size(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.2f} GB"
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

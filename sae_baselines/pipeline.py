@@ -1,0 +1,420 @@
+"""The stages of a study as one call each, and all of them in one go."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from sae_lens import SAE
+
+from sae_baselines.baselines.covariance_file import read_tensor
+from sae_baselines.controls import Control, make_control
+from sae_baselines.errors import UserError
+from sae_baselines.evals import (
+    EvalSpec,
+    Target,
+    eval_spec_from_dict,
+    load_eval_spec,
+    study_targets,
+    suite_names,
+    write_results,
+)
+from sae_baselines.evals import evaluate as evaluate_targets
+from sae_baselines.evals.doctor import Diagnosis, diagnose, require_runnable
+from sae_baselines.evals.needs import NEEDS, Needs
+from sae_baselines.evals.results import PANEL_SUITE
+from sae_baselines.evals.run import subject_of
+from sae_baselines.evals.settings import store_spec, stored_spec
+from sae_baselines.evals.spec import has_eval_spec
+from sae_baselines.evals.store import EvalStore, Failure
+from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
+from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
+from sae_baselines.evals.suites.endpoint import check_endpoint
+from sae_baselines.report import Report
+from sae_baselines.report.of_study import report
+from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
+from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.reference.check import prepare_check
+from sae_baselines.study.reference.recipe import Ask, CheckOptions, described, nobody
+from sae_baselines.study.spec import read_yaml
+from sae_baselines.study.train import resolve_device
+
+PANEL_FILES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation did.
+
+    Attributes:
+        out: Folder; its ``results.csv`` has the numbers.
+        results: The tidy table.
+        primary_metrics: ``suite/metric`` that the verdicts are on.
+        done: (suite, name) evaluated by this call.
+        kept: (suite, name) that were finished already.
+        failures: What failed.
+        notes: Sentences worth showing: suite, name, note.
+    """
+
+    out: Path
+    results: pd.DataFrame
+    primary_metrics: list[str]
+    done: list[tuple[str, str]]
+    kept: list[tuple[str, str]]
+    failures: list[Failure]
+    notes: list[tuple[str, str, str]]
+
+
+def train(
+    panel: PanelSpec | str | Path,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+) -> StudyResult:
+    """Train an SAE and its baselines on one activation stream.
+
+    Args:
+        panel: What to train, or a panel file (YAML); its section ``evals`` is kept as what
+            `evaluate` does by default.
+        out: Study folder; default ``studies/<name>``.
+        resume: Continue unfinished work in ``out``.
+        device: Torch device; default: the panel's.
+
+    Returns:
+        Folder and measurements.
+
+    Raises:
+        UserError: Bad input, in one line; nothing finished is lost.
+        InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
+    """
+    file = None if isinstance(panel, PanelSpec) else Path(panel)
+    if file is not None and (file / STUDY_FILE).is_file():
+        raise UserError(
+            f"panel: {file} is a study; name the panel file it was made from, with --resume"
+        )
+    if file is not None and not file.is_file():
+        raise UserError(
+            f"panel: there is no file {file}; make one with sae-baselines preset pythia-70m > "
+            f"{file}"
+        )
+    spec = panel if isinstance(panel, PanelSpec) else load_spec(panel)
+    if device is not None:
+        spec = dataclasses.replace(spec, device=device)
+    folder = Path(out or Path("studies") / spec.name)
+    result = train_study(spec, folder, resume=resume)
+    if file is not None and has_eval_spec(file):
+        store_spec(folder, load_eval_spec(file))
+    return result
+
+
+def evaluate(
+    sources: str | Path | Sequence[str | Path],
+    suites: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    *,
+    config: str | Path | None = None,
+    device: str | None = None,
+    seeds: int | None = None,
+    model: str | Path | None = None,
+    force: bool = False,
+    clean: bool = False,
+    verbose: bool = False,
+    command: str | None = None,
+) -> Evaluation:
+    """Run SAEBench's suites on a study, on SAELens folders, or on published SAEs.
+
+    What is finished is not repeated; a suite that fails on one SAE is recorded and the others
+    go on.
+
+    Args:
+        sources: A study folder; or SAELens folders and ``release:sae_id``.
+        suites: Names, or ``["all"]``; default: as last time, or the default suites.
+        out: Folder; a study is evaluated in its own.
+        config: Panel file whose section ``evals`` says how; default: as last time.
+        device: Torch device; default: the settings'.
+        seeds: Only the first so many training seeds of a study.
+        model: Local folder of the language model; default: the study's, or the Hub.
+        force: Evaluate again what is finished.
+        clean: Remove cached activations at the end.
+        verbose: Show SAEBench's own output instead of writing it to log files.
+        command: Command line to record.
+
+    Raises:
+        UserError: Bad input, before any work.
+    """
+    named = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
+    study = len(named) == 1 and _is_study(named[0])
+    if study and out is not None:
+        raise UserError("out: a study is evaluated in its own folder; leave --out away")
+    absent = [s for s in named if ":" not in s and not Path(s).exists()]
+    if absent:
+        raise UserError(f"sources: {absent[0]} is neither a folder nor a release:sae_id")
+    if out is None and not study:
+        raise UserError(
+            f"out: needed for SAEs that are not a study, and {named[0]} is none; e.g. --out "
+            "evaluation"
+        )
+    root = Path(out or named[0])
+    spec = _settings(root, config, suites, device)
+    targets = _targets(named, seeds)
+    done = _evaluate(targets, spec, root, _model(named, model), force, verbose, command)
+    if clean:
+        EvalStore(root).clean()
+    return done
+
+
+def _evaluate(
+    targets: list[Target],
+    spec: EvalSpec,
+    root: Path,
+    model: str | Path | None,
+    force: bool,
+    verbose: bool,
+    command: str | None,
+) -> Evaluation:
+    with StudyFolder(root).locked():
+        # First, so that an interrupted evaluation goes on under the same settings.
+        store_spec(root, spec)
+        done = evaluate_targets(
+            targets, spec, root, model=model, force=force, verbose=verbose, command=command
+        )
+        results = write_results(root)
+    return Evaluation(results=results, primary_metrics=spec.primary_metrics, **vars(done))
+
+
+def examine(
+    source: str | Path | None = None,
+    suites: Sequence[str] | None = None,
+    *,
+    config: str | Path | None = None,
+    device: str | None = None,
+    model: str | Path | None = None,
+) -> tuple[list[Diagnosis], str | None]:
+    """Which suites can run here; arguments as of `evaluate`, without ``suites`` all.
+
+    Returns:
+        One diagnosis a suite, and what AutoInterp's judge answers if that suite is among them.
+
+    Raises:
+        UserError: Bad input.
+    """
+    named = [] if source is None else [str(source)]
+    root = Path(named[0]) if named and _is_study(named[0]) else None
+    spec = _settings(root, config, suites if suites is not None else ["all"], device)
+    subject = None
+    if named:
+        targets = _targets(named, None)[:1]
+        subject = subject_of(targets, spec, resolve_device(spec.device), _model(named, model))
+    diagnoses = diagnose(subject, list(spec.suites), spec.suites, root or Path.cwd())
+    judge = None
+    if any(d.suite == AutoInterp.name and d.ok for d in diagnoses):
+        options = spec.options_of(AutoInterp.name)
+        trouble = check_endpoint(options["model"])
+        answer = f"does not answer as it should: {trouble}" if trouble else "answers"
+        judge = (
+            f"autointerp: the judge {options['model']} {answer}; an SAE takes at most "
+            f"{requests_needed(options):,} requests"
+        )
+    return diagnoses, judge
+
+
+def _is_study(source: str) -> bool:
+    return (Path(source) / STUDY_FILE).exists()
+
+
+def _settings(
+    root: Path | None,
+    config: str | Path | None,
+    suites: Sequence[str] | None,
+    device: str | None,
+) -> EvalSpec:
+    spec = load_eval_spec(config) if config is not None else None
+    if spec is None and root is not None:
+        spec = stored_spec(root)
+    spec = spec or eval_spec_from_dict({})
+    if suites is not None:
+        spec = spec.only(suite_names() if list(suites) == ["all"] else list(suites))
+    return dataclasses.replace(spec, device=device) if device is not None else spec
+
+
+def _targets(sources: list[str], seeds: int | None) -> list[Target]:
+    if len(sources) == 1 and _is_study(sources[0]):
+        return study_targets(sources[0], seeds)
+    studies = [s for s in sources if _is_study(s)]
+    if studies:
+        raise UserError(f"sources: {studies[0]} is a study; evaluate it on its own")
+    if seeds is not None:
+        raise UserError("seeds: belongs to a study, not to single SAEs")
+    return targets_of(sources)
+
+
+def _model(sources: list[str], model: str | Path | None) -> str | Path | None:
+    if model is not None or not _is_study(sources[0]):
+        return model
+    return local_model_of(sources[0])
+
+
+def check(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    suites: Sequence[str] | None = None,
+    options: CheckOptions | None = None,
+    config: str | Path | None = None,
+    device: str | None = None,
+    verbose: bool = False,
+    command: str | None = None,
+    ask: Ask = nobody,
+    progress: Callable[[str | Evaluation | Report, Path], None] = lambda *_: None,
+) -> bool:
+    """Train, evaluate and report in one go; call it again to continue.
+
+    With a panel file: the SAEs it describes. With an SAE: baselines and controls are trained
+    around it, with its width, hook, L0 and text, and the report says where it falls among them.
+
+    Args:
+        source: Panel file (``.yaml``); or an SAE: SAELens folder, ``release:sae_id`` or
+            ``user/repo:folder``.
+        out: Study folder; default ``studies/<name>``.
+        suites: Names; ``["panel"]`` for this package's own measurements alone.
+        options: Decisions about the panels around an SAE; None for a panel file.
+        config: YAML with further fields of the panels around an SAE, and a section ``evals``.
+        device: Torch device.
+        verbose: Show SAEBench's own output.
+        command: Command line to record.
+        ask: Called with an option and a question for what an SAE does not record.
+        progress: Called with what there is to show, as soon as it is there, and the study
+            folder: lines of text, the evaluation, the report.
+
+    Returns:
+        Whether everything was evaluated.
+
+    Raises:
+        UserError: Bad input; before training, where that can be known.
+        InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
+    """
+    if str(source).endswith(PANEL_FILES):
+        if options is not None or config is not None:
+            raise UserError("options: are for an SAE; a panel file says these things itself")
+        spec, evals, model = load_spec(source), load_eval_spec(source), None
+        root = Path(out or Path("studies") / spec.name)
+    else:
+        options = options or CheckOptions()
+        overrides = {**_overrides(config), **options.overrides}
+        options = dataclasses.replace(options, device=device, overrides=overrides)
+        prepared = prepare_check(str(source), options, out, ask)
+        spec, root, model = prepared.spec, prepared.folder, prepared.model
+        evals = load_eval_spec(config) if config and has_eval_spec(config) else None
+        evals = evals or stored_spec(root) or eval_spec_from_dict({})
+        evals, notes = suites_for(spec, evals, suites)
+        for line in [*described(spec), *notes]:
+            progress(line, root)
+    if device is not None:
+        spec = dataclasses.replace(spec, device=device)
+        evals = dataclasses.replace(evals, device=device)
+    if suites is not None and list(suites) == [PANEL_SUITE]:
+        train_study(spec, root, resume=True, model=model)
+        write_results(root)
+        progress(report(root), root)
+        return True
+    if suites is not None:
+        evals = evals.only([name for name in suites if name != PANEL_SUITE])
+    subject = subject_of_panel(spec, evals)
+    require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
+    train_study(spec, root, resume=True, model=model)
+    local = local_model_of(root)
+    done = _evaluate(study_targets(root), evals, root, local, False, verbose, command)
+    progress(done, root)
+    progress(report(root), root)
+    return not done.failures
+
+
+def _overrides(config: str | Path | None) -> dict[str, Any]:
+    """Fields of a panel file in a YAML file, without its section 'evals'."""
+    if config is None:
+        return {}
+    data = read_yaml(config)
+    if not isinstance(data, dict):
+        raise UserError(f"{config}: is not a mapping of fields; see 'sae-baselines preset'")
+    fixed = sorted({"published", "d_sae", "d_in", "expansion", "l0"} & set(data))
+    if fixed:
+        raise UserError(f"{config}: {fixed[0]} is the SAE's own; leave it away")
+    if "architecture" in data:
+        raise UserError(f"{config}: architecture: use --architecture")
+    return {name: value for name, value in data.items() if name != "evals"}
+
+
+def suites_for(
+    spec: PanelSpec, evals: EvalSpec, names: Sequence[str] | None
+) -> tuple[EvalSpec, list[str]]:
+    """The suites that can score SAEs of this study, and a note on those that cannot.
+
+    Args:
+        spec: The study.
+        evals: How it is evaluated.
+        names: Suites that were asked for; to leave one of these out is an error.
+
+    Raises:
+        UserError: A suite was named that reads other activations than the SAE does.
+    """
+    subject = subject_of_panel(spec, evals)
+
+    def unfit(suites: Sequence[str]) -> list[str]:
+        needs = {name: NEEDS.get(name, Needs()) for name in suites if name != PANEL_SUITE}
+        return [n for n, need in needs.items() if not need.reads_what_the_sae_reads(subject)]
+
+    why = (
+        "the SAE reads activations of a model whose writing weights are centred "
+        "(center_writing_weights), and SAEBench reads them as they are in"
+    )
+    if names and unfit(names):
+        raise UserError(f"suites: {why} {', '.join(unfit(names))}; use core")
+    dropped = unfit(list(evals.suites)) if names is None else []
+    if not dropped:
+        return evals, []
+    kept = [name for name in evals.suites if name not in dropped] or ["core"]
+    return evals.only(kept), [f"Not run: {', '.join(dropped)}: {why} these."]
+
+
+def control(
+    source: SAE[Any] | str | Path,
+    kind: str,
+    out: str | Path,
+    *,
+    activations: torch.Tensor | str | Path | None = None,
+    l0: float | None = None,
+    seed: int = 0,
+) -> Control:
+    """Make an SAE without training from any SAE, and save it as a SAELens folder.
+
+    Args:
+        source: An SAE, a SAELens folder or ``release:sae_id``.
+        kind: Which; see `sae_baselines.controls.CONTROLS`.
+        out: Folder for the new SAE; empty, or not there.
+        activations: Of the SAE's hook, ``[n, d_in]``; or a ``.npy``, or ``.safetensors`` with
+            a tensor ``activations``. A random control needs them.
+        l0: L0 of a random control; default: the source's.
+        seed: Seed (>= 0).
+
+    Returns:
+        The control, which is saved.
+
+    Raises:
+        UserError: As `sae_baselines.controls.make_control`; a file or folder that is not as it
+            should be.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out: {folder} is not an empty folder; use another")
+    if isinstance(activations, str | Path):
+        try:
+            activations = read_tensor(Path(activations), "activations", "activations")
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    made = make_control(source, kind, seed=seed, activations=activations, l0=l0)
+    made.save(folder)
+    return made

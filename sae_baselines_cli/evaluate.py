@@ -1,0 +1,178 @@
+"""`eval`, `doctor` and `report`: scores of SAEs, whether they can be had, what they say."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sae_baselines_cli.shared import (
+    INCOMPLETE,
+    Device,
+    Suites,
+    Verbose,
+    console,
+    errors,
+    group,
+    names_in,
+    say,
+)
+
+if TYPE_CHECKING:
+    from sae_baselines.pipeline import Evaluation
+    from sae_baselines.report import Report
+
+app = group()
+
+Config = Annotated[
+    Path | None,
+    typer.Option(help="Panel file whose section 'evals' says how; default: as last time."),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option(help="Local folder of the language model; default: the study's, or the Hub."),
+]
+
+
+@app.command("eval")
+def evaluate(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="A study folder; or SAELens folders and release:sae_id."),
+    ],
+    suites: Suites = None,
+    config: Config = None,
+    device: Device = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Only the first N training seeds.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; default: the study.")
+    ] = None,
+    model: Model = None,
+    verbose: Verbose = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Evaluate again what is finished.")
+    ] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove cached activations at the end.")
+    ] = False,
+) -> None:
+    """Run SAEBench's suites on a study, on SAELens folders, or on published SAEs.
+
+    What is finished is not repeated, so an interrupted evaluation continues. Exit code 3: some
+    evaluations failed, the others are there.
+
+    Examples:
+
+    - `sae-baselines eval studies/demo`
+    - `sae-baselines eval studies/demo --suites core,sparse_probing`
+    - `sae-baselines eval gpt2-small-res-jb:blocks.8.hook_resid_pre --suites core --out checked`
+    """
+    import sae_baselines
+
+    done = sae_baselines.evaluate(
+        sources,
+        None if suites is None else names_in(suites),
+        out,
+        config=config,
+        device=device,
+        seeds=seeds,
+        model=model,
+        force=force,
+        clean=clean,
+        verbose=verbose,
+        command=as_typed(),
+    )
+    print_evaluation(done)
+    if done.failures:
+        raise typer.Exit(INCOMPLETE)
+
+
+def as_typed() -> str:
+    """The command line, to be recorded."""
+    return shlex.join(["sae-baselines", *sys.argv[1:]])
+
+
+def print_evaluation(done: "Evaluation") -> None:
+    """Scores, what must be said about them, and what failed."""
+    from sae_baselines.evals.table import primary_table
+
+    for table in primary_table(done.results, done.primary_metrics):
+        console.print(table)
+    for line in _grouped(done.notes):
+        say(line)
+    say(
+        f"Evaluated {len(done.done)}, kept {len(done.kept)} from before, failed "
+        f"{len(done.failures)}. Results: {done.out / 'results.csv'}"
+    )
+    for failure in done.failures:
+        errors.print(
+            f"failed: {failure.suite} {failure.name}: {failure.reason}",
+            style="red",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _grouped(notes: list[tuple[str, str, str]]) -> list[str]:
+    """A note that several SAEs share is said once."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for suite, name, text in notes:
+        named.setdefault((suite, text.removeprefix(f"{suite}: ")), []).append(name)
+    return [
+        f"{suite}, {names[0] if len(names) == 1 else f'{len(names)} SAEs'}: {text}"
+        for (suite, text), names in named.items()
+    ]
+
+
+@app.command()
+def doctor(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="Study, SAELens folder or release:sae_id to check for."),
+    ] = None,
+    suites: Suites = None,
+    config: Config = None,
+    device: Device = None,
+    model: Model = None,
+) -> None:
+    """Say which suites can run here, and why the others cannot, before an hour is spent.
+
+    Without a source: versions, API endpoint and addresses alone. Exit code 1 if a suite that
+    was asked for by name cannot run.
+
+    Examples:
+
+    - `sae-baselines doctor`
+    - `sae-baselines doctor studies/demo --suites core,ravel`
+    """
+    from sae_baselines.evals.doctor import print_diagnoses
+    from sae_baselines.pipeline import examine
+
+    names = None if suites is None else names_in(suites)
+    diagnoses, judge = examine(source, names, config=config, device=device, model=model)
+    print_diagnoses(diagnoses, console)
+    if judge is not None:
+        say(judge)
+    if suites is not None and not all(diagnosis.ok for diagnosis in diagnoses):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(study: Annotated[Path, typer.Argument(help="Evaluated study folder.")]) -> None:
+    """Compare members over seeds, give verdicts, and write report.md, report.html and figures.
+
+    Example: `sae-baselines report studies/demo`
+    """
+    import sae_baselines
+
+    print_report(sae_baselines.report(study), study)
+
+
+def print_report(built: "Report", study: Path) -> None:
+    """Where an SAE falls among random ones, and where the page is."""
+    for line in [*built.placed, *built.against_random]:
+        say(f"{line.architecture}, L0 {line.l0:g}, {line.suite}/{line.metric}: {line.reason}")
+    say(f"Report: {study / 'report.html'}")

@@ -1,0 +1,91 @@
+"""Names that TAB completes and help lists, written down so that no torch is imported for them.
+
+A test holds them equal to the registries they are copied from.
+"""
+
+from collections.abc import Callable, Iterable
+
+BASES = (
+    "standard",
+    "gated",
+    "topk",
+    "abstopk",
+    "jumprelu",
+    "batchtopk",
+    "matryoshka_batchtopk",
+    "matching_pursuit",
+)
+CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+CONTROLS = (
+    "random",
+    "random:cov",
+    "random:kaiming",
+    "permuted_decoder",
+    "permuted_pairing",
+)
+SUITES = (
+    "core",
+    "sparse_probing_sae_probes",
+    "sparse_probing",
+    "ravel",
+    "autointerp",
+    "absorption",
+    "scr",
+    "tpp",
+    "meta_structure",
+    "mdl",
+    "unlearning",
+)
+PANEL_SUITE = "panel"
+TRAINED = "trained"
+CHECK_MEMBERS = (
+    TRAINED,
+    *CONSTRAINTS,
+    "random",
+    "permuted_decoder",
+    "permuted_pairing",
+)
+CHECK_SEEDS = 5
+TOY_SETTINGS = ("constant", "variable")
+LISTS = ("architectures", "presets", "suites", "controls")
+
+
+def architectures() -> list[str]:
+    """Every training architecture that SAELens knows once `sae_baselines` is imported."""
+    # A sparse step and a frozen encoder are not for every base.
+    stepped = [base for base in BASES if base not in ("abstopk", "matching_pursuit")]
+    chosen = {
+        "": BASES,
+        "frozen_decoder_": BASES,
+        "soft_frozen_decoder_": BASES,
+        "frozen_encoder_": BASES[:-1],
+        "seeded_": BASES,
+        "sparse_": stepped,
+    }
+    twins = [f"{prefix}{base}" for prefix, bases in chosen.items() for base in bases]
+    return [*twins, *CONSTRAINTS]
+
+
+def presets() -> list[str]:
+    """Names of the panel files that `sae-baselines preset` prints."""
+    hooks = ("gemma-2-2b-layer-12", "gemma-2-2b-layer-19", "llama-3-8b-layer-16")
+    bases = ("batchtopk", "jumprelu", "standard", "topk")
+    return [*(f"{hook}-{base}" for hook in hooks for base in bases), "pythia-70m"]
+
+
+def completing(values: Iterable[str]) -> Callable[[str], list[str]]:
+    """For Typer's ``autocompletion``: values that begin as the word does.
+
+    In a comma-separated word the last part is completed, with what is not in it yet.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        named = set(before.split(",")) if comma else set()
+        return [
+            before + comma + value
+            for value in values
+            if value.startswith(last) and value not in named
+        ]
+
+    return complete

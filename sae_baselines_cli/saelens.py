@@ -1,0 +1,49 @@
+"""`saelens`: SAELens' own training command."""
+
+import runpy
+import sys
+from typing import Annotated
+
+import typer
+
+from sae_baselines_cli.known import architectures, completing
+from sae_baselines_cli.shared import group
+
+app = group()
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def saelens(
+    context: typer.Context,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="Name registered with SAELens.",
+            autocompletion=completing(architectures()),
+        ),
+    ] = None,
+) -> None:
+    """SAELens' own training command, with the baselines registered.
+
+    Example: `sae-baselines saelens --architecture frozen_decoder --d_in 512 --d_sae 8192 ...`
+    """
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    import sae_baselines  # noqa: F401  (registers the baselines)
+    from sae_baselines.errors import UserError, did_you_mean, one_line
+
+    arguments = list(context.args)
+    if architecture is not None:
+        if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+            hint = did_you_mean(architecture, list(SAE_TRAINING_CLASS_REGISTRY))
+            raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
+        arguments = ["--architecture", architecture, *arguments]
+    sys.argv = ["sae_lens.llm_sae_training_runner", *arguments]
+    sys.modules.pop("sae_lens.llm_sae_training_runner", None)
+    try:
+        runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
