@@ -18,6 +18,7 @@ from tests.cli.parsing import HandOver, commands, typed
 
 # What must not be imported to answer a question about the commands.
 HEAVY = ("torch", "sae_lens", "sae_baselines", "numpy", "transformers")
+NO_SHELL = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
 EVERY = sorted(set(commands()))
 
 
@@ -80,7 +81,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         **{k: v for k, v in os.environ.items() if not k.startswith("COV_")},
         "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(Path(__file__).parents[2]),
-        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+        NO_SHELL: "1",
     }
 
 
@@ -148,8 +149,11 @@ def test_what_is_written_down_for_help_and_completion_is_what_is_registered(
 @pytest.mark.parametrize(
     "command", [c for c in EVERY if c != ("saelens",)], ids=lambda c: " ".join(c) or "all"
 )
-def test_help_is_the_same(installed: dict[str, str], command: tuple[str, ...]):
+def test_help_is_the_same(
+    installed: dict[str, str], command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
     """Of the installed command, and of one whose bodies are gone."""
+    monkeypatch.setenv(NO_SHELL, "1")
     ours = typed(*command, "--help")
     assert ours.exit_code == 0
     assert "Usage" in ours.output

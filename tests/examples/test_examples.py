@@ -11,13 +11,8 @@ import yaml
 from nbclient import NotebookClient
 from sae_lens import SAE, LanguageModelSAERunnerConfig
 
-<<<<<<< HEAD
 from sae_baselines.baselines import CONSTRAINTS, get_baseline
-from sae_baselines.show import about_sae
-=======
-from sae_baselines.baselines import CONSTRAINTS, get_twin
 from sae_baselines.show import describe_sae
->>>>>>> 3d95ddf (The command line is a light package: signatures at the top, imports in the bodies)
 from tests.tiny_model import save_tiny_model, tiny_text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
