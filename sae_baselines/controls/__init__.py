@@ -2,6 +2,8 @@
 
 from sae_baselines.controls.kinds import (
     CONTROLS,
+    PUBLISHED,
+    TRAINED,
     ControlKind,
     control_names,
     get_control,
@@ -15,6 +17,8 @@ from sae_baselines.controls.make import Control, build_control, check_control, m
 
 __all__ = [
     "CONTROLS",
+    "PUBLISHED",
+    "TRAINED",
     "Control",
     "ControlKind",
     "build_control",

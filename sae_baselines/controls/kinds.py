@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from sae_baselines.errors import UserError, did_you_mean
 
+# What the constraint column says of SAEs that are neither a baseline nor a control: the panel's
+# own trained SAE, and somebody else's.
+TRAINED = "trained"
+PUBLISHED = "published"
 RANDOM_SCHEMES = ("iso", "cov", "kaiming")
 
 # What depends on the reconstruction, or on what a latent's direction does to the model. Left

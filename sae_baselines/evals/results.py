@@ -1,56 +1,42 @@
-"""The tidy results table of a study.
+"""The results table of a study's folder: collected from measurements and suites' files."""
 
-Columns:
-    panel: Panel (architecture, L0 and seed); "" for an SAE that is not of one.
-    member: Member of the panel.
-    constraint: "trained", a constraint, a control ("random:cov"), or "unknown".
-    architecture: Base architecture.
-    l0: Target L0.
-    seed: Training seed.
-    suite: SAEBench suite, or "panel" for this package's own held-out measurement.
-    metric: SAEBench's key where it is SAEBench's number.
-    direction: 1 higher is better, -1 lower is better, 0 neither (never compared).
-    task: Probing dataset, attribute, class, latent; empty for the suite's aggregate.
-    value: The number; empty where it could not be computed.
-    n: Units behind the value (tokens, examples, latents), where known.
-    versions: Packages the value depends on, "name=version; ...".
-"""
-
-import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sae_baselines.errors import UserError
-from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
+from sae_baselines.evals.measured import HIGHER, NEITHER, Direction
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import DECISIVE
 from sae_baselines.evals.store import EvalStore, Result
 from sae_baselines.evals.study import measurements, study_targets, training_versions
-from sae_baselines.files import write_atomically
-from sae_baselines.results.columns import COLUMNS
+from sae_baselines.results import (
+    KEY,
+    PANEL_SUITE,
+    RESULTS_FILE,
+    load_results,
+    row,
+    table_of,
+    versions_text,
+    write_table,
+)
 from sae_baselines.study.folder import STUDY_FILE
 
-RESULTS_FILE = "results.csv"
-PANEL_SUITE = "panel"
-
-_TEXT = ("panel", "member", "constraint", "architecture", "suite", "metric", "task", "versions")
-_KEY = ("panel", "member", "architecture", "l0", "seed", "suite", "metric", "task")
-
-# The panel's own measurement: name there, name here, direction.
-_PANEL: tuple[tuple[str, str, Direction], ...] = (
-    ("explained_variance", "explained_variance", HIGHER),
-    ("l0", "l0", NEITHER),
-    ("alive", "alive", NEITHER),
-    ("ce_recovered", "ce_recovered", HIGHER),
-    ("ce_loss_clean", "ce_loss_clean", NEITHER),
-    ("ce_loss_with_sae", "ce_loss_with_sae", NEITHER),
-    ("cos_to_start_mean", "cos_to_start_mean", NEITHER),
-    ("cos_to_start_min", "cos_to_start_min", NEITHER),
-)
+# The panel's own measurement: name and direction.
+_PANEL: dict[str, Direction] = {
+    "explained_variance": HIGHER,
+    "l0": NEITHER,
+    "alive": NEITHER,
+    "ce_recovered": HIGHER,
+    "ce_loss_clean": NEITHER,
+    "ce_loss_with_sae": NEITHER,
+    "cos_to_start_mean": NEITHER,
+    "cos_to_start_min": NEITHER,
+}
+_COUNT_TOKENS = ("explained_variance", "l0")
 _VERSIONS = ("sae-baselines", *DECISIVE)
 
 
@@ -77,46 +63,14 @@ def collect(root: str | Path) -> pd.DataFrame:
         _check_weights(root, results)
     for result in results:
         rows.extend(_rows(result))
-    table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
-    table = table.sort_values(list(_KEY), kind="stable", ignore_index=True)
-    return check(table)
+    return table_of(rows).sort_values(list(KEY), kind="stable", ignore_index=True)
 
 
 def write_results(root: str | Path) -> pd.DataFrame:
     """Collect and write ``results.csv``; returns the table."""
     table = collect(root)
-    text = io.StringIO()
-    # 17 digits: what is read back is what was computed.
-    table.to_csv(text, index=False, float_format="%.17g", lineterminator="\n")
-    write_atomically(Path(root) / RESULTS_FILE, text.getvalue())
+    write_table(table, Path(root) / RESULTS_FILE)
     return table
-
-
-def load_results(root: str | Path) -> pd.DataFrame:
-    """``results.csv`` of a study, checked against its schema.
-
-    Raises:
-        UserError: No such file, or it does not have the schema.
-    """
-    path = Path(root) if str(root).endswith(".csv") else Path(root) / RESULTS_FILE
-    if not path.exists():
-        raise UserError(f"results: {path} is not there; run sae-baselines eval first")
-    types: dict[str, Any] = dict.fromkeys(_TEXT, "string")
-    try:
-        reader: Any = pd.read_csv
-        table = reader(
-            path,
-            dtype=types,
-            keep_default_na=False,
-            na_values={"value": [""], "l0": [""], "n": [""]},
-            float_precision="round_trip",
-        )
-    except (ValueError, OSError) as error:
-        raise UserError(f"results: {path} cannot be read: {error}") from error
-    for column in _TEXT:
-        if column in table:
-            table[column] = table[column].astype(object)
-    return check(table)
 
 
 def current_results(root: str | Path) -> pd.DataFrame:
@@ -137,78 +91,33 @@ def current_results(root: str | Path) -> pd.DataFrame:
     return table if not records or table.equals(collect(root)) else write_results(root)
 
 
-def check(table: pd.DataFrame) -> pd.DataFrame:
-    """Raise unless the table has the documented schema.
-
-    Raises:
-        UserError: The first thing that is wrong.
-    """
-    if tuple(table.columns) != COLUMNS:
-        raise UserError(f"results: columns are {', '.join(table.columns)}; see the schema")
-    types = {"direction": "int64", "seed": "int64", "value": "float64", "l0": "float64"}
-    table = table.astype(types)
-    table["n"] = table["n"].astype("Int64")
-    for column in ("member", "constraint", "architecture", "suite", "metric", "versions"):
-        if bool((table[column] == "").any()):
-            raise UserError(f"results: an empty {column}")
-    odd = sorted(set(table["direction"]) - {-1, 0, 1})
-    if odd:
-        raise UserError(f"results: direction {odd[0]} is none of 1, -1, 0")
-    twice = table.duplicated(list(_KEY))
-    if bool(twice.any()):
-        row = table[twice].iloc[0]
-        raise UserError(
-            f"results: {row['suite']}/{row['metric']} {row['task']} of {row['panel']} "
-            f"{row['member']} is there twice"
-        )
-    known: dict[tuple[str, str], int] = {}
-    cells = zip(table["suite"], table["metric"], table["direction"], strict=True)
-    for suite, metric, direction in cells:
-        if known.setdefault((suite, metric), direction) != direction:
-            raise UserError(f"results: {suite}/{metric} has rows of different direction")
-    return table
-
-
 def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
     for sae, folder, measured in measurements(root):
-        facts = sae.to_dict()
-        versions = _versions(training_versions(folder))
-        for source, metric, direction in _PANEL:
-            value = measured.get(source)
-            if value is None:
-                continue
-            n = int(measured["n_tokens"]) if metric in ("explained_variance", "l0") else None
-            yield {
-                **facts,
-                "suite": PANEL_SUITE,
-                "metric": metric,
-                "direction": direction,
-                "task": "",
-                "value": float(value),
-                "n": n,
-                "versions": versions,
-            }
+        versions = versions_text(training_versions(folder), _VERSIONS)
+        for metric, direction in _PANEL.items():
+            if measured.get(metric) is not None:
+                yield row(
+                    sae.to_dict(),
+                    (PANEL_SUITE, metric),
+                    float(measured[metric]),
+                    direction=direction,
+                    n=int(measured["n_tokens"]) if metric in _COUNT_TOKENS else None,
+                    versions=versions,
+                )
 
 
 def _rows(result: Result) -> Iterable[dict[str, Any]]:
-    facts = result.record["facts"]
-    versions = _versions(result.record["versions"])
-    for row in get_suite(result.suite).rows(result.payload, result.record["extras"]):
-        yield {**facts, **_columns(row), "suite": result.suite, "versions": versions}
-
-
-def _columns(row: Measured) -> dict[str, Any]:
-    return {
-        "metric": row.metric,
-        "direction": row.direction,
-        "task": row.task,
-        "value": row.value if math.isfinite(row.value) else math.nan,
-        "n": row.n,
-    }
-
-
-def _versions(found: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}={found[name]}" for name in _VERSIONS if name in found)
+    versions = versions_text(result.record["versions"], _VERSIONS)
+    for m in get_suite(result.suite).rows(result.payload, result.record["extras"]):
+        yield row(
+            result.record["facts"],
+            (result.suite, m.metric),
+            m.value if math.isfinite(m.value) else math.nan,
+            direction=m.direction,
+            task=m.task,
+            n=m.n,
+            versions=versions,
+        )
 
 
 def _check_weights(root: Path, results: list[Result]) -> None:

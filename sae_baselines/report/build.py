@@ -63,7 +63,7 @@ class Report:
     placed: tuple[PlacedAgainstRandom, ...] = ()
 
 
-def build_report(results: pd.DataFrame, context: ReportContext) -> Report:
+def build_report(results: pd.DataFrame | Tidy, context: ReportContext) -> Report:
     """Compare, draw and word a study.
 
     Args:
@@ -81,8 +81,8 @@ def build_report(results: pd.DataFrame, context: ReportContext) -> Report:
         UserError: The table is not as `stats.differences` wants it.
     """
     every = tidy(results)
-    has_published = in_table.is_checked(results)
-    table = tidy(in_table.for_pairing(results)) if has_published else every
+    has_published = every.has_published
+    table = in_table.for_pairing(every) if has_published else every
     metrics, dropped = _primary(every, context)
     compared, more = _compare(table, metrics)
     used, unused = _margins(context, compared)
@@ -180,9 +180,8 @@ def _compare(
             )
             dropped.append(Caveat("nothing to compare", text))
         else:
-            frame = table.frame
-            rows = frame.loc[(frame["architecture"] == group[0]) & (frame["l0"] == group[1])]
-            compared += differences(rows, metrics=names, on_missing="exclude")
+            part = table.only(group=group)
+            compared += differences(part, metrics=names, on_missing="exclude")
     rank = {metric: i for i, metric in enumerate(metrics)}
     order = {member: i for i, member in enumerate(table.members)}
     compared.sort(

@@ -5,19 +5,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from sae_baselines.controls import is_random
+from sae_baselines.controls import PUBLISHED, is_random
 from sae_baselines.report.document import Figure
 from sae_baselines.report.names import key
-from sae_baselines.results.tidy import Group, MetricKey, Tidy, tidy
+from sae_baselines.results.tidy import Group, MetricKey, Tidy
 from sae_baselines.stats import (
     PlacedAgainstRandom,
     Placement,
     placed_against_random,
     placements,
 )
-from sae_baselines.study.spec import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -39,19 +36,14 @@ class Checked:
     placed: tuple[PlacedAgainstRandom, ...]
 
 
-def is_checked(results: pd.DataFrame) -> bool:
-    """Whether a published SAE is among the rows."""
-    return "constraint" in results and bool((results["constraint"] == PUBLISHED).any())
-
-
-def for_pairing(results: pd.DataFrame) -> pd.DataFrame:
+def for_pairing(table: Tidy) -> Tidy:
     """The rows that seeds are paired over, in a study around a published SAE.
 
     Without its own rows, which have no seed to pair, and without its permuted controls: they
     are that SAE with something broken, which says nothing of an SAE trained here.
     """
-    others = _others(results)
-    return others.loc[[is_random(str(constraint)) for constraint in others["constraint"]]]
+    others = _others(table)
+    return others.only(members=[m for m in others.members if is_random(others.constraints[m])])
 
 
 def place(table: Tidy, metrics: Sequence[MetricKey]) -> Checked:
@@ -64,13 +56,13 @@ def place(table: Tidy, metrics: Sequence[MetricKey]) -> Checked:
     found: list[Placement] = []
     if metrics:
         names = [key(*metric) for metric in metrics]
-        found = placements(table.frame, metrics=names, on_missing="exclude")
+        found = placements(table, metrics=names, on_missing="exclude")
     rank = {metric: i for i, metric in enumerate(metrics)}
     order = {member: i for i, member in enumerate(table.members)}
     found.sort(key=lambda p: (p.architecture, p.l0, rank[p.suite, p.metric], order[p.member]))
     return Checked(
         table=table,
-        others=tidy(_others(table.frame)),
+        others=_others(table),
         groups=tuple(g for g in table.groups if PUBLISHED in table.present(g)),
         placements=tuple(found),
         placed=tuple(placed_against_random(found)),
@@ -97,5 +89,5 @@ def value(table: Tidy, group: Group, metric: MetricKey) -> float:
     return next(iter(table.values(group, metric, PUBLISHED).values()), math.nan)
 
 
-def _others(results: pd.DataFrame) -> pd.DataFrame:
-    return results.loc[results["constraint"] != PUBLISHED]
+def _others(table: Tidy) -> Tidy:
+    return table.only(members=[m for m, c in table.constraints.items() if c != PUBLISHED])

@@ -1,1 +1,45 @@
-"""The tidy results table: one schema, checked and indexed once."""
+"""The tidy results table: one schema, validated and indexed once."""
+
+from sae_baselines.results.results import (
+    KNOWN_MEMBERS,
+    BySeed,
+    Cells,
+    Group,
+    MetricKey,
+    Results,
+    mean_of_seed,
+    ordered,
+)
+from sae_baselines.results.table import (
+    COLUMNS,
+    KEY,
+    MEASURED_L0,
+    PANEL_SUITE,
+    RESULTS_FILE,
+    load_results,
+    row,
+    table_of,
+    versions_text,
+    write_table,
+)
+
+__all__ = [
+    "COLUMNS",
+    "KEY",
+    "KNOWN_MEMBERS",
+    "MEASURED_L0",
+    "PANEL_SUITE",
+    "RESULTS_FILE",
+    "BySeed",
+    "Cells",
+    "Group",
+    "MetricKey",
+    "Results",
+    "load_results",
+    "mean_of_seed",
+    "ordered",
+    "row",
+    "table_of",
+    "versions_text",
+    "write_table",
+]

@@ -1,17 +1,31 @@
-"""Reading the tidy results table strictly."""
+"""The tidy results table: its one schema, how rows are made, checked, read and written.
 
-import fnmatch
+Columns:
+    panel: Panel (architecture, L0 and seed); "" for an SAE that is not of one.
+    member: Member of the panel.
+    constraint: "trained", a constraint, a control ("random:cov"), "published" or "unknown".
+    architecture: Base architecture.
+    l0: Target L0; empty where nobody knows it.
+    seed: Training seed; -1 where nobody knows it.
+    suite: SAEBench suite, or "panel" for this package's own held-out measurement.
+    metric: SAEBench's key where it is SAEBench's number.
+    direction: 1 higher is better, -1 lower is better, 0 neither (never compared).
+    task: Probing dataset, attribute, class, latent; empty for the suite's aggregate.
+    value: The number; empty where it could not be computed.
+    n: Units behind the value (tokens, examples, latents), where known.
+    versions: Packages the value depends on, "name=version; ...".
+"""
+
+import io
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import is_random
-from sae_baselines.errors import UserError, did_you_mean
-from sae_baselines.study.spec import PUBLISHED, TRAINED
+from sae_baselines.errors import UserError
+from sae_baselines.files import write_atomically
 
 COLUMNS = (
     "panel",
@@ -25,161 +39,190 @@ COLUMNS = (
     "direction",
     "task",
     "value",
+    "n",
+    "versions",
 )
-_NEVER_EMPTY = (
-    "panel",
-    "member",
-    "constraint",
-    "architecture",
-    "l0",
-    "seed",
-    "suite",
-    "metric",
-)
+# What a table must have to be compared; the others say where a value is from.
+COMPARED = COLUMNS[:-2]
+RESULTS_FILE = "results.csv"
+PANEL_SUITE = "panel"
+# The row that members are matched by, whatever measured it.
+MEASURED_L0 = (PANEL_SUITE, "l0")
+
+_TEXT = ("panel", "member", "constraint", "architecture", "suite", "metric", "task", "versions")
+_NUMBERS: dict[str, Any] = {
+    "direction": "int64",
+    "seed": "int64",
+    "value": "float64",
+    "l0": "float64",
+}
+# What tells two rows apart.
+KEY = ("panel", "member", "architecture", "l0", "seed", "suite", "metric", "task")
+_MAY_BE_EMPTY = ("panel", "task")
 _DIRECTIONS: dict[Any, int] = {
     **dict.fromkeys((1, "1", "+1", "1.0", "higher"), 1),
     **dict.fromkeys((-1, "-1", "-1.0", "lower"), -1),
     **dict.fromkeys((0, "0", "0.0", "", "none", None), 0),
 }
 
-Group = tuple[str, float]
-Cells = dict[tuple[int, str], float]
 
-
-@dataclass
-class Scores:
-    """Scores by architecture and L0, suite, metric, member, seed and task ("" = aggregate)."""
-
-    measured_l0: dict[tuple[str, str, int], float] = field(default_factory=dict)
-    _cells: dict[tuple[Group, str, str, str], Cells] = field(default_factory=dict)
-    _direction: dict[tuple[str, str], int] = field(default_factory=dict)
-    _constraint: dict[str, str] = field(default_factory=dict)
-    _panel: dict[tuple[Group, str, int], str] = field(default_factory=dict)
-
-    def groups(self) -> list[Group]:
-        """(architecture, L0) of every panel, sorted."""
-        return sorted({group for group, _, _ in self._panel})
-
-    def members(self, group: Group) -> list[str]:
-        """Members with any row, sorted."""
-        return sorted({member for g, member, _ in self._panel if g == group})
-
-    def baselines(self, group: Group, tested: str) -> list[str]:
-        """Members to compare with.
-
-        A published SAE has no seeds to pair (`placements`); where there is one, permuted
-        controls are made of it and say nothing of another SAE.
-        """
-        published = PUBLISHED in self._constraint.values()
-        return [
-            member
-            for member in self.members(group)
-            if member != tested
-            and self._constraint[member] not in (TRAINED, PUBLISHED)
-            and (not published or is_random(self._constraint[member]))
-        ]
-
-    def seeds(self, group: Group, member: str) -> list[int]:
-        """Seeds with any row, sorted."""
-        return sorted(seed for g, m, seed in self._panel if (g, m) == (group, member))
-
-    def metrics(self, group: Group) -> list[tuple[str, str]]:
-        """(suite, metric) with a direction, sorted."""
-        return sorted({(suite, metric) for g, suite, metric, _ in self._cells if g == group})
-
-    def cells(self, group: Group, suite: str, metric: str, member: str) -> Cells:
-        """Values by (seed, task)."""
-        return self._cells.get((group, suite, metric, member), {})
-
-    def direction(self, suite: str, metric: str) -> int:
-        return self._direction[suite, metric]
-
-    def constraint(self, member: str) -> str:
-        return self._constraint[member]
-
-    def panel(self, group: Group, member: str, seed: int) -> str:
-        return self._panel[group, member, seed]
-
-
-def scores(results: pd.DataFrame, metrics: Collection[str] | None = None) -> Scores:
-    """Check a results table and index it.
+def row(
+    facts: Mapping[str, Any],
+    metric: tuple[str, str],
+    value: float,
+    *,
+    direction: int = 0,
+    task: str = "",
+    n: int | None = None,
+    versions: str = "",
+) -> dict[str, Any]:
+    """One row of a results table.
 
     Args:
-        results: See `differences`.
-        metrics: Patterns ``suite/metric`` to keep.
+        facts: The columns panel to seed (`evals.Facts.to_dict`).
+        metric: Suite and metric.
+        value: The number; NaN is an empty cell.
+        direction: 1, -1 or 0.
+        task: Task, or "" for the aggregate.
+        n: Units behind the value.
+        versions: From `versions_text`.
+    """
+    return {
+        **facts,
+        "suite": metric[0],
+        "metric": metric[1],
+        "direction": direction,
+        "task": task,
+        "value": value,
+        "n": n,
+        "versions": versions,
+    }
+
+
+def versions_text(versions: Mapping[str, str], names: Iterable[str]) -> str:
+    """Those of these packages whose version is known: the column ``versions``."""
+    return "; ".join(f"{name}={versions[name]}" for name in names if name in versions)
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a checked table, in their order.
 
     Raises:
-        UserError: A column is missing, a key is empty, a row is duplicated, a direction is
-            unknown or changes within a metric, or a pattern matches nothing.
+        UserError: As `check_table`.
     """
-    absent = [column for column in COLUMNS if column not in results.columns]
-    if absent:
-        raise UserError(f"results have no column {', '.join(absent)}")
-    for column in _NEVER_EMPTY:
-        empty = results[column].isna()
-        if bool(empty.any()):
-            raise UserError(f"results: {column} is empty in row {results.index[empty][0]}")
-    _check_patterns(results, metrics)
-    table = Scores()
-    for row in results[list(COLUMNS)].itertuples(index=False, name=None):
-        _add(table, dict(zip(COLUMNS, row, strict=True)), metrics)
+    return check_table(pd.DataFrame(list(rows), columns=pd.Index(COLUMNS)))
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, with 17 digits: what is read back is what was computed."""
+    text = io.StringIO()
+    table.to_csv(text, index=False, float_format="%.17g", lineterminator="\n")
+    write_atomically(path, text.getvalue())
+
+
+def load_results(root: str | Path) -> pd.DataFrame:
+    """``results.csv`` of a study (or the CSV itself), checked against its schema.
+
+    Raises:
+        UserError: No such file, or it does not have the schema.
+    """
+    path = Path(root) if str(root).endswith(".csv") else Path(root) / RESULTS_FILE
+    if not path.exists():
+        raise UserError(f"results: {path} is not there; run sae-baselines eval first")
+    types: dict[str, Any] = dict.fromkeys(_TEXT, "string")
+    try:
+        reader: Any = pd.read_csv
+        table = reader(
+            path,
+            dtype=types,
+            keep_default_na=False,
+            na_values={"value": [""], "l0": [""], "n": [""]},
+            float_precision="round_trip",
+        )
+    except (ValueError, OSError) as error:
+        raise UserError(f"results: {path} cannot be read: {error}") from error
+    for column in _TEXT:
+        if column in table:
+            table[column] = table[column].astype(object)
+    return check_table(table)
+
+
+def check_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the schema's types, if it has the schema that is written to files.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    if tuple(table.columns) != COLUMNS:
+        raise UserError(f"results: columns are {', '.join(table.columns)}; see the schema")
+    table = table.astype(_NUMBERS)
+    table["n"] = table["n"].astype("Int64")
+    for column in _TEXT:
+        if column not in _MAY_BE_EMPTY and bool((table[column] == "").any()):
+            raise UserError(f"results: an empty {column}")
+    odd = sorted(set(table["direction"]) - {-1, 0, 1})
+    if odd:
+        raise UserError(f"results: direction {odd[0]} is none of 1, -1, 0")
+    check_rows(table)
     return table
 
 
-def mean_of_seed(cells: Cells, seed: int) -> float:
-    """A seed's aggregate where there is one, else the mean over its tasks."""
-    if (seed, "") in cells:
-        return cells[seed, ""]
-    return float(np.mean([cells[cell] for cell in sorted(cells) if cell[0] == seed]))
+def check_rows(table: pd.DataFrame) -> None:
+    """Raise where a row is there twice or a metric has two directions.
 
-
-def _add(table: Scores, row: dict[str, Any], metrics: Collection[str] | None) -> None:
-    panel, member, constraint = str(row["panel"]), str(row["member"]), str(row["constraint"])
-    suite, metric = str(row["suite"]), str(row["metric"])
-    group, seed = (str(row["architecture"]), _float(row["l0"], "l0")), _seed(row["seed"])
-    task = "" if row["task"] is None or row["task"] != row["task"] else str(row["task"])
-    where = f"{suite}/{metric} of {panel}/{member}"
-    if table._constraint.setdefault(member, constraint) != constraint:
+    Raises:
+        UserError: One of these.
+    """
+    twice = table.duplicated(list(KEY))
+    if bool(twice.any()):
+        first = table[twice].iloc[0]
+        task = f", task {first['task']!r}" if first["task"] else ""
         raise UserError(
-            f"member {member} has two constraints: {table._constraint[member]} and {constraint}"
+            f"results: duplicate row: {first['suite']}/{first['metric']} of {first['panel']}/"
+            f"{first['member']}, seed {first['seed']}{task}: it is there twice"
         )
-    if table._panel.setdefault((group, member, seed), panel) != panel:
-        raise UserError(
-            f"{member} of {group[0]} at L0 {group[1]:g}, seed {seed}, is in two panels: "
-            f"{table._panel[group, member, seed]} and {panel}"
-        )
-    value = _float(row["value"], f"value of {where}")
-    direction = _direction(row["direction"], where)
-    if (suite, metric) == ("panel", "l0") and not task:
-        if (panel, member, seed) in table.measured_l0:
-            raise UserError(f"duplicate row: {where}, seed {seed}")
-        table.measured_l0[panel, member, seed] = value
-        return
-    if table._direction.setdefault((suite, metric), direction) != direction:
-        raise UserError(f"{suite}/{metric} has rows of different direction")
-    if direction == 0 or not _wanted(suite, metric, metrics):
-        return
-    cells = table._cells.setdefault((group, suite, metric, member), {})
-    if (seed, task) in cells:
-        raise UserError(
-            f"duplicate row: {where}, seed {seed}" + (f", task {task!r}" if task else "")
-        )
-    cells[seed, task] = value
+    known: dict[tuple[str, str], int] = {}
+    cells = zip(table["suite"], table["metric"], table["direction"], strict=True)
+    for suite, metric, direction in cells:
+        if known.setdefault((suite, metric), direction) != direction:
+            raise UserError(f"results: {suite}/{metric} has rows of different direction")
 
 
-def _wanted(suite: str, metric: str, patterns: Collection[str] | None) -> bool:
-    return patterns is None or any(
-        fnmatch.fnmatchcase(f"{suite}/{metric}", pattern) for pattern in patterns
-    )
+def normalised(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table made by hand, with the types of the schema; columns besides it are kept.
 
+    Directions may be words (higher, lower) or empty, numbers may be text, a task may be
+    missing.
 
-def _check_patterns(results: pd.DataFrame, patterns: Collection[str] | None) -> None:
-    if isinstance(patterns, str):
-        raise UserError(f"metrics must be a list of patterns, got the text {patterns!r}")
-    names = {f"{s}/{m}" for s, m in zip(results["suite"], results["metric"], strict=True)}
-    for pattern in patterns or ():
-        if not fnmatch.filter(names, pattern):
-            raise UserError(f"no metric {pattern!r}; {did_you_mean(pattern, sorted(names))}")
+    Raises:
+        UserError: A column is missing, a key is empty, or something is not what its column
+            holds.
+    """
+    absent = [column for column in COMPARED if column not in frame.columns]
+    if absent:
+        raise UserError(f"results have no column {', '.join(absent)}")
+    for column in COMPARED[:8]:
+        empty = frame[column].isna()
+        if bool(empty.any()):
+            raise UserError(f"results: {column} is empty in row {frame.index[empty][0]}")
+    frame = frame.copy()
+    frame["task"] = frame["task"].fillna("").astype(str)
+    for column in _TEXT[:6]:
+        frame[column] = frame[column].astype(str)
+    frame["l0"] = [_float(value, "l0") for value in frame["l0"]]
+    frame["seed"] = [_seed(value) for value in frame["seed"]]
+    keys = zip(*(frame[c] for c in ("suite", "metric", "panel", "member")), strict=True)
+    wheres = [f"{suite}/{metric} of {panel}/{member}" for suite, metric, panel, member in keys]
+    frame["value"] = [
+        _float(value, f"value of {where}")
+        for value, where in zip(frame["value"], wheres, strict=True)
+    ]
+    frame["direction"] = [
+        _direction(value, where)
+        for value, where in zip(frame["direction"], wheres, strict=True)
+    ]
+    check_rows(frame)
+    return frame
 
 
 def _direction(value: Any, where: str) -> int:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sae_baselines.controls import is_null_for
 from sae_baselines.errors import UserError
-from sae_baselines.results.table import Scores, mean_of_seed, scores
+from sae_baselines.results import Group, Results, mean_of_seed
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
 UNPAIRED_SUITES = ("autointerp",)
@@ -82,7 +82,7 @@ class Comparison:
 
 
 def differences(
-    results: pd.DataFrame,
+    results: pd.DataFrame | Results,
     *,
     tested: str = "trained",
     measured_l0: MeasuredL0 | None = None,
@@ -122,22 +122,24 @@ def differences(
         UserError: A column is missing, a row is duplicated, a pair is incomplete, a value is
             not a finite number, or there is nothing to compare.
     """
-    table = scores(results, metrics)
+    table = Results.of(results)
+    if metrics is not None:
+        table = table.only(metrics=metrics)
     l0_of = table.measured_l0 if measured_l0 is None else dict(measured_l0)
     found = []
-    for group in table.groups():
-        baselines = table.baselines(group, tested)
-        if tested not in table.members(group):
-            known = ", ".join(table.members(group))
+    for group in table.groups:
+        baselines = table.compared_with(group, tested)
+        if tested not in table.present(group):
+            known = ", ".join(sorted(table.present(group)))
             raise UserError(f"{_group(group)} has no member {tested!r}; it has {known}")
         if not baselines:
             raise UserError(f"{_group(group)} has no baseline to compare {tested!r} with")
-        for suite, metric in table.metrics(group):
+        for metric in table.compared(group):
             for baseline in baselines:
-                if not is_null_for(table.constraint(baseline), suite, metric):
+                if not is_null_for(table.constraints[baseline], *metric):
                     continue
-                pair = _Pair(table, group, suite, metric, tested, baseline, l0_of)
-                found.append(pair.compare(suite in unpaired_suites, on_missing))
+                pair = _Pair(table, group, metric, tested, baseline, l0_of)
+                found.append(pair.compare(metric[0] in unpaired_suites, on_missing))
     if not found:
         raise UserError(
             "no metric to compare: no row has a direction and matches `metrics`, or what there "
@@ -158,18 +160,17 @@ class _IncompleteError(Exception):
 class _Pair:
     def __init__(
         self,
-        table: Scores,
-        group: tuple[str, float],
-        suite: str,
-        metric: str,
+        table: Results,
+        group: Group,
+        metric: tuple[str, str],
         tested: str,
         baseline: str,
         l0_of: MeasuredL0,
     ) -> None:
-        self.table, self.group, self.suite, self.metric = table, group, suite, metric
+        self.table, self.group, (self.suite, self.metric) = table, group, metric
         self.tested, self.baseline, self.l0_of = tested, baseline, l0_of
-        self.cells = table.cells(group, suite, metric, tested)
-        self.others = table.cells(group, suite, metric, baseline)
+        self.cells = table.cells(group, metric, tested)
+        self.others = table.cells(group, metric, baseline)
 
     def compare(self, unpaired: bool, on_missing: str) -> Comparison:
         empty = np.empty(0)
@@ -178,9 +179,9 @@ class _Pair:
             "l0": self.group[1],
             "suite": self.suite,
             "metric": self.metric,
-            "direction": self.table.direction(self.suite, self.metric),
+            "direction": self.table.direction((self.suite, self.metric)),
             "baseline": self.baseline,
-            "constraint": self.table.constraint(self.baseline),
+            "constraint": self.table.constraints[self.baseline],
         }
         try:
             self._complete(unpaired)
@@ -266,7 +267,7 @@ class _Pair:
     def _l0(self, seed: int) -> Exclusion | None:
         values = []
         for member in (self.tested, self.baseline):
-            panel = self.table.panel(self.group, member, seed)
+            panel = self.table.panels[self.group, member, seed]
             value = self.l0_of.get((panel, member, seed))
             if value is None or not (math.isfinite(value) and value > 0):
                 return Exclusion(seed, f"no measured L0 of {member} at seed {seed}")

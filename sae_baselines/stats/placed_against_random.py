@@ -4,10 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sae_baselines.controls import is_random
+from sae_baselines.controls import PUBLISHED, TRAINED, is_random
 from sae_baselines.stats.multiplicity import holm
 from sae_baselines.stats.placement import Placement
-from sae_baselines.study.spec import PUBLISHED, TRAINED
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import is_null_for
+from sae_baselines.controls import PUBLISHED, is_null_for
 from sae_baselines.errors import UserError
-from sae_baselines.results.table import Cells, Group, Scores, mean_of_seed, scores
+from sae_baselines.results import Cells, Group, Results, mean_of_seed
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (
     L0_TOLERANCE,
@@ -20,7 +20,6 @@ from sae_baselines.stats.differences import (
 )
 from sae_baselines.stats.intervals import Interval, spread
 from sae_baselines.stats.one_value import Predicted, Ranked, predicted, ranked
-from sae_baselines.study.spec import PUBLISHED
 
 NO_PLACEMENT = "no placement"
 WITHIN = "within"
@@ -112,7 +111,7 @@ class Placement:
 
 
 def placements(
-    results: pd.DataFrame,
+    results: pd.DataFrame | Results,
     *,
     tested: str = PUBLISHED,
     metrics: Collection[str] | None = None,
@@ -145,12 +144,14 @@ def placements(
     Raises:
         UserError: As `differences`; the tested member is not there or has several seeds.
     """
-    table = scores(results, metrics)
+    table = Results.of(results)
+    if metrics is not None:
+        table = table.only(metrics=metrics)
     l0_of = table.measured_l0 if measured_l0 is None else dict(measured_l0)
-    groups = [group for group in table.groups() if tested in table.members(group)]
+    groups = [group for group in table.groups if tested in table.present(group)]
     if not groups:
-        known = sorted({member for group in table.groups() for member in table.members(group)})
-        raise UserError(f"there is no member {tested!r} to place; there is {', '.join(known)}")
+        known = ", ".join(sorted(table.members))
+        raise UserError(f"there is no member {tested!r} to place; there is {known}")
     found = []
     for group in groups:
         seeds = table.seeds(group, tested)
@@ -159,12 +160,12 @@ def placements(
                 f"{tested} of {group[0]} at L0 {group[1]:g} has {len(seeds)} seeds; a "
                 "placement is of one, several are compared by `verdicts`"
             )
-        for suite, metric in table.metrics(group):
-            for member in table.members(group):
-                if member == tested or not is_null_for(table.constraint(member), suite, metric):
+        for metric in table.compared(group):
+            for member in sorted(table.present(group)):
+                if member == tested or not is_null_for(table.constraints[member], *metric):
                     continue
-                one = _One(table, group, suite, metric, tested, member, l0_of)
-                placed = one.place(suite in unpaired_suites, alpha)
+                one = _One(table, group, metric, tested, member, l0_of)
+                placed = one.place(metric[0] in unpaired_suites, alpha)
                 if on_missing == "error" and one.incomplete:
                     raise UserError(placed.reason)
                 found.append(placed)
@@ -182,18 +183,17 @@ class _IncompleteError(_BarredError):
 class _One:
     def __init__(
         self,
-        table: Scores,
+        table: Results,
         group: Group,
-        suite: str,
-        metric: str,
+        metric: tuple[str, str],
         tested: str,
         member: str,
         l0_of: MeasuredL0,
     ) -> None:
-        self.table, self.group, self.suite, self.metric = table, group, suite, metric
+        self.table, self.group, (self.suite, self.metric) = table, group, metric
         self.tested, self.member, self.l0_of = tested, member, l0_of
-        self.cells = table.cells(group, suite, metric, tested)
-        self.others = table.cells(group, suite, metric, member)
+        self.cells = table.cells(group, metric, tested)
+        self.others = table.cells(group, metric, member)
         self.incomplete = False
 
     def place(self, unpaired: bool, alpha: float) -> Placement:
@@ -207,7 +207,7 @@ class _One:
         except _BarredError as reason:
             self.incomplete = isinstance(reason, _IncompleteError)
             return self._placement(NO_PLACEMENT, str(reason), value, null, None, None, alpha)
-        sign = self.table.direction(self.suite, self.metric)
+        sign = self.table.direction((self.suite, self.metric))
         rank = ranked(sign * float(value[0]), sign * null, 1 - alpha)
         normal = predicted(sign * float(value[0]), sign * null, 1 - alpha)
         word = _word(rank)
@@ -237,9 +237,9 @@ class _One:
             l0=self.group[1],
             suite=self.suite,
             metric=self.metric,
-            direction=self.table.direction(self.suite, self.metric),
+            direction=self.table.direction((self.suite, self.metric)),
             member=self.member,
-            constraint=self.table.constraint(self.member),
+            constraint=self.table.constraints[self.member],
             word=word,
             reason=reason,
             value=float(value[0]) if len(value) else math.nan,
@@ -272,7 +272,7 @@ class _One:
         """By seed; NaN where it was not measured."""
         found = {}
         for seed in self.table.seeds(self.group, member):
-            panel = self.table.panel(self.group, member, seed)
+            panel = self.table.panels[self.group, member, seed]
             found[seed] = self.l0_of.get((panel, member, seed), math.nan)
         return found
 
@@ -307,8 +307,8 @@ class _One:
         """The member's seeds, less those at which nobody has the metric."""
         scored = {
             seed
-            for member in self.table.members(self.group)
-            for seed, _ in self.table.cells(self.group, self.suite, self.metric, member)
+            for member in self.table.present(self.group)
+            for seed, _ in self.table.cells(self.group, (self.suite, self.metric), member)
         }
         return scored & set(self.table.seeds(self.group, self.member))
 

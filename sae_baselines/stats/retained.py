@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (
     UNPAIRED_SUITES,
@@ -94,7 +95,7 @@ def fieller(baseline: np.ndarray, trained: np.ndarray, level: float = 0.95) -> I
 
 
 def retained(
-    results: pd.DataFrame | Sequence[Comparison],
+    results: pd.DataFrame | Results | Sequence[Comparison],
     *,
     tested: str = "trained",
     metrics: Collection[str] | None = None,
@@ -117,7 +118,7 @@ def retained(
         on_missing: See `differences`.
         alpha: 1 - coverage of the intervals.
     """
-    if isinstance(results, pd.DataFrame):
+    if isinstance(results, pd.DataFrame | Results):
         comparisons = differences(
             results,
             tested=tested,

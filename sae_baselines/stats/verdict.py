@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA, Decision, Word, decide
 from sae_baselines.stats.differences import (
     UNPAIRED_SUITES,
@@ -100,7 +101,7 @@ class Verdict:
 
 
 def verdicts(
-    results: pd.DataFrame | Sequence[Comparison],
+    results: pd.DataFrame | Results | Sequence[Comparison],
     *,
     tested: str = "trained",
     margins: Mapping[str, float | Margin] | None = None,
@@ -133,7 +134,7 @@ def verdicts(
     Raises:
         UserError: As `differences`; a margin for a metric that is not there.
     """
-    if isinstance(results, pd.DataFrame):
+    if isinstance(results, pd.DataFrame | Results):
         comparisons = differences(
             results,
             tested=tested,

@@ -26,12 +26,17 @@ from sae_baselines.baselines import (
 )
 from sae_baselines.baselines.cap import validate_tau
 from sae_baselines.baselines.directions import InitScheme
-from sae_baselines.controls import check_control, control_names, get_control, is_control
+from sae_baselines.controls import (
+    PUBLISHED,
+    TRAINED,
+    check_control,
+    control_names,
+    get_control,
+    is_control,
+)
 from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
 
-TRAINED = "trained"
-PUBLISHED = "published"
 # Normalisations of each activation by itself, undone after decoding.
 PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
 DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.paper.toy.chance import SimulatedRecovery, simulate_recovery
+from sae_baselines.results import MEASURED_L0, row
 from sae_baselines.stats import Verdict, verdicts
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
 from sae_baselines.study.spec import spec_from_dict
@@ -135,19 +136,9 @@ def load_toy(root: str | Path) -> ToyResults:
         for name, metric, direction in _METRICS:
             if name not in measured:
                 continue  # a control has no start to be compared with
-            rows.append(
-                {
-                    **who,
-                    "suite": f"toy_{setting}",
-                    "metric": metric,
-                    "direction": direction,
-                    "task": "",
-                    "value": measured[name],
-                    "n": measured["n_samples"],
-                }
-            )
-        rows.append({**rows[-1], "suite": "panel", "metric": "l0", "direction": 0})
-        rows[-1]["value"] = measured["l0"]
+            suite, n = f"toy_{setting}", measured["n_samples"]
+            rows.append(row(who, (suite, metric), measured[name], direction=direction, n=n))
+        rows.append(row(who, MEASURED_L0, measured["l0"], n=measured["n_samples"]))
         frame.append(
             {
                 **measured,

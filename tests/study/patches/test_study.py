@@ -15,9 +15,8 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
-from sae_baselines.evals.results import COLUMNS, load_results
+from sae_baselines.results import COLUMNS, load_results
 from sae_baselines.study.folder import StudyFolder
-from sae_baselines.study.patches import results
 from sae_baselines.study.patches import study as study_module
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.patches.store import PatchStream
@@ -88,7 +87,7 @@ def test_measurements_are_of_the_activations_on_disk(study: VisionResult, spec: 
 
 def test_the_results_table_is_like_any_other(study: VisionResult):
     table = load_results(study.folder)
-    assert tuple(table.columns) == COLUMNS == results.COLUMNS
+    assert tuple(table.columns) == COLUMNS
     # Suite "panel" has the measured L0, by which the statistics match members.
     assert set(table["suite"]) == {"panel", "vision"}
     ev = table[table["metric"] == "explained_variance"]

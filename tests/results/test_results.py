@@ -1,0 +1,107 @@
+"""One table, validated once and indexed once, and filters that do neither again."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sae_baselines.errors import UserError
+from sae_baselines.report import build_report
+from sae_baselines.results import COLUMNS, Results, load_results, results, row, table_of
+from sae_baselines.stats import differences, retained, verdicts
+from tests.report.studies import clean, context
+from tests.stats.tables import frame, paired, rows
+
+TWO = frame(
+    rows(paired([0.8, 0.9], [0.5, 0.5])),
+    rows(paired([0.7, 0.8], [0.5, 0.4]), metric="ce_loss_score", l0=64),
+    rows({("trained", 0): {"b": 0.5, "a": 0.1}}, suite="ravel", metric="score"),
+)
+
+
+@pytest.fixture
+def validations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every table that was validated."""
+    counted: list[int] = []
+    normalised = results.normalised
+
+    def count(table: pd.DataFrame) -> pd.DataFrame:
+        counted.append(len(table))
+        return normalised(table)
+
+    monkeypatch.setattr(results, "normalised", count)
+    return counted
+
+
+def test_a_report_of_many_groups_validates_once(validations: list[int]) -> None:
+    table = clean(seeds=3, l0s=(16, 32, 64), architectures=("batchtopk", "topk"))
+    report = build_report(table, context())
+    assert len({(v.architecture, v.l0) for v in report.verdicts}) == 6
+    assert validations == [len(table)]
+
+
+def test_what_is_validated_is_not_validated_again(validations: list[int]) -> None:
+    table = Results.of(clean(seeds=3))
+    assert Results.of(table) is table
+    differences(table.only(group=table.groups[0], metrics=["core/*"]))
+    verdicts(table)
+    retained(table)
+    assert len(validations) == 1
+
+
+def test_values_are_found_by_group_metric_member_and_seed() -> None:
+    table = Results.of(TWO)
+    narrow, wide = table.groups
+    assert (narrow, wide) == (("batchtopk", 32), ("batchtopk", 64))
+    assert table.members == ["trained", "frozen_decoder"]
+    assert table.metrics[0] == ("panel", "l0")
+    assert table.values(narrow, ("core", "explained_variance"), "trained") == {0: 0.8, 1: 0.9}
+    assert table.values(wide, ("core", "explained_variance"), "trained") == {}
+    ravel = ("ravel", "score")
+    assert table.cells(narrow, ravel, "trained") == {(0, "a"): 0.1, (0, "b"): 0.5}
+    assert table.values(narrow, ravel, "trained") == {0: 0.3}
+    assert table.tasks(narrow, ravel) == {
+        "a": {"trained": {0: 0.1}},
+        "b": {"trained": {0: 0.5}},
+    }
+    assert table.present(narrow, ravel) == ["trained"]
+    assert table.present(narrow) == ["trained", "frozen_decoder"]
+    assert table.compared_with(narrow, "trained") == ["frozen_decoder"]
+    assert table.l0(wide, "trained") == 64
+    assert table.direction(("panel", "l0")) == 0
+
+
+def test_a_filter_on_metrics_leaves_members_seeds_and_l0() -> None:
+    table = Results.of(TWO)
+    part = table.only(group=("batchtopk", 32), metrics=["ravel/*"])
+    assert part.metrics == [("ravel", "score")]
+    assert part.groups == [("batchtopk", 32)]
+    assert part.seeds(("batchtopk", 32), "frozen_decoder") == [0, 1]
+    assert part.l0(("batchtopk", 32), "frozen_decoder") == 32
+    alone = table.only(members=["trained"])
+    assert alone.members == ["trained"]
+    assert set(alone.frame["member"]) == {"trained"}
+    assert len(alone.measured_l0) == 4
+    with pytest.raises(UserError, match="no metric 'core/nothing'"):
+        table.only(metrics=["core/nothing"])
+
+
+def test_written_and_read_back_to_the_last_digit(tmp_path: Path) -> None:
+    facts = {
+        "panel": "p",
+        "member": "trained",
+        "constraint": "trained",
+        "architecture": "topk",
+        "l0": 32.0,
+        "seed": 0,
+    }
+    table = table_of([row(facts, ("core", "mse"), 0.1 + 0.2, direction=-1, versions="a=1")])
+    assert tuple(table.columns) == COLUMNS
+    written = Results.of(table)
+    written.write(tmp_path / "results.csv")
+    assert load_results(tmp_path).equals(table)
+    read = Results.read(tmp_path)
+    assert read.values(("topk", 32), ("core", "mse"), "trained") == {0: 0.1 + 0.2}
+    again = tmp_path / "again.csv"
+    read.write(again)
+    assert again.read_bytes() == (tmp_path / "results.csv").read_bytes()
