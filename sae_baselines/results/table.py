@@ -74,7 +74,7 @@ def row(
     direction: int = 0,
     task: str = "",
     n: int | None = None,
-    versions: str = "",
+    versions: str | None = None,
 ) -> dict[str, Any]:
     """One row of a results table.
 
@@ -85,7 +85,7 @@ def row(
         direction: 1, -1 or 0.
         task: Task, or "" for the aggregate.
         n: Units behind the value.
-        versions: From `versions_text`.
+        versions: From `versions_text`; None leaves the column out.
     """
     return {
         **facts,
@@ -95,7 +95,7 @@ def row(
         "task": task,
         "value": value,
         "n": n,
-        "versions": versions,
+        **({} if versions is None else {"versions": versions}),
     }
 
 
