@@ -1,13 +1,7 @@
-"""The one panel that a benchmark trains, and its training steps."""
+"""The one panel that a benchmark trains."""
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.paper.demo.panel import demo_spec
 from sae_baselines.study import PanelSpec, load_spec
@@ -30,24 +24,3 @@ def one_panel(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Pane
     if len(panels_of(spec)) != 1:
         parser.error(f"{args.spec}: has several panels; give one architecture, L0 and seed")
     return spec
-
-
-@contextmanager
-def training_steps(
-    around: Callable[[Callable[[torch.Tensor], Any], Any, torch.Tensor], Any],
-) -> Iterator[None]:
-    """Let ``around(step, trainer, batch)`` stand for every training step of every SAE.
-
-    Args:
-        around: Returns what a step returns; ``step(batch)`` is SAELens' own.
-    """
-    stock = SAETrainer.step
-
-    def step(self: Any, batch: torch.Tensor) -> Any:
-        return around(lambda x: stock(self, x), self, batch)
-
-    SAETrainer.step = step
-    try:
-        yield
-    finally:
-        SAETrainer.step = stock

@@ -12,16 +12,17 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from panels import add_panel_arguments, one_panel, training_steps
+from panels import add_panel_arguments, one_panel
 from render import machine, table
 from safetensors.torch import load_file
 
+from sae_baselines.compat.training import TrainingStep, around_each_step
 from sae_baselines.provenance import environment
 from sae_baselines.study import PanelSpec, train_study
 from sae_baselines.study.data import load_text
@@ -185,18 +186,18 @@ def _timed_steps(nudged: bool) -> Iterator[list[float]]:
     generator = torch.Generator().manual_seed(0)
     eps = torch.finfo(torch.float32).eps / 2
 
-    def timed(step: Callable[[torch.Tensor], Any], trainer: Any, batch: torch.Tensor) -> Any:
+    def timed(step: TrainingStep, trainer: Any, batch: torch.Tensor) -> Any:
         if nudged:
             noise = 2 * torch.rand(batch.shape, generator=generator) - 1
             batch = batch.float() * (1 + eps * noise.to(batch.device))
         began = time.perf_counter()
-        output = step(batch)
+        output = step(trainer, batch)
         if batch.is_cuda or trainer.sae.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
         return output
 
-    with training_steps(timed):
+    with around_each_step(timed):
         yield seconds
 
 

@@ -8,14 +8,15 @@ import argparse
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from panels import add_panel_arguments, one_panel, training_steps
+from panels import add_panel_arguments, one_panel
 from sae_lens.saes.sae import TrainStepInput
 
+from sae_baselines.compat.training import TrainingStep, around_each_step
 from sae_baselines.provenance import environment
 from sae_baselines.study import train_study
 from sae_baselines.study.data import load_text
@@ -40,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     found: dict[str, dict[str, Any]] = {}
 
-    def compared(step: Callable[[torch.Tensor], Any], trainer: Any, batch: torch.Tensor) -> Any:
+    def compared(step: TrainingStep, trainer: Any, batch: torch.Tensor) -> Any:
         name = trainer.sae.cfg.architecture()
         _compare(trainer, trainer.activation_scaler(batch), found.setdefault(name, {}))
-        return step(batch)
+        return step(trainer, batch)
 
-    with tempfile.TemporaryDirectory() as folder, training_steps(compared):
+    with tempfile.TemporaryDirectory() as folder, around_each_step(compared):
         text = load_text(dataclasses.replace(spec.dataset, shuffle_seed=None))
         train_study(spec, Path(folder) / "study", dataset=text)
     record = {

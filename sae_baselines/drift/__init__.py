@@ -1,8 +1,13 @@
 """How far directions move from where they start: lazy training (paper, Appendix D)."""
 
 from sae_baselines.drift.checkpoints import drift_from_checkpoints
-from sae_baselines.drift.record import FRACTIONS, DriftLog, find_drift, read_drift
-from sae_baselines.drift.table import drift_table
+from sae_baselines.drift.record import (
+    FRACTIONS,
+    DriftLog,
+    drift_table,
+    find_drift,
+    read_drift,
+)
 from sae_baselines.drift.tracker import DriftTracker
 
 __all__ = [

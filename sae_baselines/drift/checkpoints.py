@@ -1,6 +1,5 @@
 """Drift from the checkpoints that a run left, long after it."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,16 +17,16 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_baselines.drift.record import SIDES, DriftLog
+from sae_baselines.drift.record import DriftLog
 from sae_baselines.drift.start import (
     START_FILE,
     Rows,
+    compare,
     load_rows,
     saved_config,
     saved_sae_rows,
     seeded_rows,
 )
-from sae_baselines.drift.tracker import compare, finite
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.provenance import environment
 from sae_baselines.reconstruction import explained_variance
@@ -131,9 +130,9 @@ def drift_from_checkpoints(
     logs = {}
     for name, checkpoints in find_checkpoints(run).items():
         folder = Path(out if out is not None else run) / name
-        log = logs[name] = DriftLog(folder, _about(name, checkpoints, activations))
+        log = logs[name] = DriftLog(folder, _header(name, checkpoints, activations))
         begin = _start(name, checkpoints, None if start is None else Path(start))
-        log.about["start"] = begin.source
+        log.header["start"] = begin.source
         _refuse_whitened(name, checkpoints)
         for checkpoint in checkpoints:
             _add(log, checkpoint, begin, activations)
@@ -142,7 +141,7 @@ def drift_from_checkpoints(
     return logs
 
 
-def _about(
+def _header(
     name: str, checkpoints: list[Checkpoint], activations: torch.Tensor | None
 ) -> dict[str, Any]:
     cfg = saved_config(checkpoints[-1].folder)
@@ -211,46 +210,31 @@ def _refuse_whitened(name: str, checkpoints: list[Checkpoint]) -> None:
 def _add(
     log: DriftLog, checkpoint: Checkpoint, start: Rows, activations: torch.Tensor | None
 ) -> None:
-    sides = compare(saved_sae_rows(checkpoint.folder, ""), start)
-    ev = l0 = None
-    if activations is not None:
-        ev, l0 = _reconstruction(checkpoint, activations)
-    total = _total_samples(checkpoint.run_level)
-    samples = checkpoint.samples
-    fraction = None
-    if samples is not None and total is not None:
-        fraction = min(1.0, samples / total)
-    record = {
-        "fraction": fraction,
-        "step": None,
-        "total_steps": None,
-        "samples": samples,
-        **dict.fromkeys(SIDES),
-        **{side: drift.facts for side, drift in sides.items()},
-        "explained_variance": finite(ev),
-        "l0": l0,
-        "checkpoint": checkpoint.run_level.name,
-    }
-    log.add(record, {side: drift.counts for side, drift in sides.items()})
-
-
-def _total_samples(folder: Path) -> int | None:
-    cfg = _runner_config(folder)
-    return next((int(cfg[field]) for field in _TOTALS if cfg.get(field)), None)
+    runner, samples = _runner_config(checkpoint.run_level), checkpoint.samples
+    total = next((int(runner[field]) for field in _TOTALS if runner.get(field)), None)
+    known = samples is not None and total is not None
+    ev, l0 = _reconstruction(checkpoint, activations)
+    log.add(
+        compare(saved_sae_rows(checkpoint.folder, ""), start),
+        fraction=min(1.0, samples / total) if known else None,
+        step=None,
+        total_steps=None,
+        samples=samples,
+        explained_variance=ev,
+        l0=l0,
+        checkpoint=checkpoint.run_level.name,
+    )
 
 
 def _runner_config(folder: Path) -> dict[str, Any]:
-    for name in _RUNNER_FILES:
-        path = folder / name
-        if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path}: is damaged") from error
-    return {}
+    return next((cfg for name in _RUNNER_FILES if (cfg := saved_config(folder, name))), {})
 
 
-def _reconstruction(checkpoint: Checkpoint, activations: torch.Tensor) -> tuple[float, float]:
+def _reconstruction(
+    checkpoint: Checkpoint, activations: torch.Tensor | None
+) -> tuple[float | None, float | None]:
+    if activations is None:
+        return None, None
     cfg = saved_config(checkpoint.folder)
     try:
         sae_class, _ = get_sae_training_class(cfg["architecture"])

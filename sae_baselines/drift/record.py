@@ -1,17 +1,18 @@
-"""Drift on disk: ``drift.json`` holds the facts, ``drift.npz`` the histograms."""
+"""Records of drift: ``drift.json`` holds the facts, ``drift.npz`` the histograms."""
 
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from sae_baselines.drift.cosines import EDGES
+from sae_baselines.drift.cosines import EDGES, Drift
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
 
@@ -20,6 +21,9 @@ HISTOGRAM_FILE = "drift.npz"
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 SIDES = ("decoder", "encoder")
 _FORMAT = 1
+# Columns of `drift_table`: of a side, and of the SAE.
+_SINGLE = ("n", "mean", "sd", "unmoved", "zero_norm", "not_finite")
+_OF_SAE = ("measured_on", "start", "architecture", "d_in", "d_sae")
 
 
 def checked_fractions(fractions: Sequence[float]) -> list[float]:
@@ -56,7 +60,7 @@ class DriftLog:
 
     Attributes:
         folder: Where ``drift.json`` and ``drift.npz`` are.
-        about: What does not change: architecture, d_in, d_sae, where the start is from and
+        header: What does not change: architecture, d_in, d_sae, where the start is from and
             what EV and L0 are measured on.
         records: In the order of training: ``fraction`` (None if unknown), ``step`` (steps
             done, None if unknown), ``total_steps``, ``samples`` seen, ``decoder`` and
@@ -66,14 +70,39 @@ class DriftLog:
     """
 
     folder: Path
-    about: dict[str, Any] = field(default_factory=dict)
+    header: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     counts: list[dict[str, np.ndarray]] = field(default_factory=list)
 
-    def add(self, record: dict[str, Any], counts: dict[str, np.ndarray]) -> None:
+    def add(
+        self,
+        sides: Mapping[str, Drift],
+        *,
+        fraction: float | None,
+        step: int | None,
+        total_steps: int | None,
+        samples: int | None,
+        explained_variance: float | None,
+        l0: float | None,
+        **more: Any,
+    ) -> None:
         """Append one record."""
-        self.records.append(record)
-        self.counts.append(counts)
+        if explained_variance is not None and not math.isfinite(explained_variance):
+            explained_variance = None  # JSON has no NaN
+        self.records.append(
+            {
+                "fraction": fraction,
+                "step": step,
+                "total_steps": total_steps,
+                "samples": samples,
+                **dict.fromkeys(SIDES),
+                **{side: drift.facts for side, drift in sides.items()},
+                "explained_variance": explained_variance,
+                "l0": l0,
+                **more,
+            }
+        )
+        self.counts.append({side: drift.counts for side, drift in sides.items()})
 
     def keep_until(self, step: int) -> None:
         """Forget records of steps after this one, which will be trained again."""
@@ -96,7 +125,7 @@ class DriftLog:
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
         write_atomically(self.folder / HISTOGRAM_FILE, content.getvalue())
-        data = {"format": _FORMAT, **self.about, "records": self.records}
+        data = {"format": _FORMAT, **self.header, "records": self.records}
         text = json.dumps(data, indent=2, allow_nan=False)
         write_atomically(self.folder / DRIFT_FILE, text + "\n")
 
@@ -134,11 +163,41 @@ def read_drift(folder: str | Path) -> DriftLog:
 def find_drift(run: str | Path) -> dict[str, DriftLog]:
     """Every SAE with records below a folder, by its place: ``panel/member`` in a study."""
     run = Path(run)
-    found = {}
+    logs = {}
     for path in sorted(run.rglob(DRIFT_FILE)):
-        place = path.parent.relative_to(run)
-        hidden = any(part.startswith(".") for part in place.parts)
-        if not hidden:
-            parts = place.parts[1:] if place.parts[:1] == ("panels",) else place.parts
-            found["/".join(parts) or run.name] = read_drift(path.parent)
-    return found
+        parts = path.parent.relative_to(run).parts
+        if not any(part.startswith(".") for part in parts):
+            parts = parts[1:] if parts[:1] == ("panels",) else parts
+            logs["/".join(parts) or run.name] = read_drift(path.parent)
+    return logs
+
+
+def drift_table(logs: Mapping[str, DriftLog]) -> pd.DataFrame:
+    """One row per SAE, record and side.
+
+    Args:
+        logs: Records by name of the SAE.
+
+    Returns:
+        Columns ``sae``, ``fraction``, ``step``, ``total_steps``, ``samples``, ``side``,
+        ``n``, ``mean``, ``sd``, ``unmoved``, ``zero_norm``, ``not_finite``,
+        ``quantile_<q>``, ``share_at_least_<t>``, ``explained_variance``, ``l0``,
+        ``measured_on``, ``start``, ``architecture``, ``d_in``, ``d_sae``.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, log in logs.items():
+        for record in log.records:
+            for side in SIDES:
+                facts = record[side]
+                if facts is None:
+                    continue
+                row: dict[str, Any] = {"sae": name}
+                row |= {k: record[k] for k in ("fraction", "step", "total_steps", "samples")}
+                row["side"] = side
+                row |= {k: facts[k] for k in _SINGLE}
+                for spread in ("quantiles", "share_at_least"):
+                    column = spread.removesuffix("s")
+                    row |= {f"{column}_{k}": v for k, v in (facts[spread] or {}).items()}
+                row |= {k: record[k] for k in ("explained_variance", "l0")}
+                rows.append(row | {k: log.header.get(k) for k in _OF_SAE})
+    return pd.DataFrame(rows)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from sae_baselines.baselines import load_covariance, sample_directions
+from sae_baselines.drift.cosines import Drift, drift_of
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
 
@@ -93,20 +94,15 @@ def forget_directions() -> None:
     _directions.cache_clear()
 
 
-def same_rows(a: Rows, b: Rows) -> bool:
-    """Whether both are equal bit for bit, where both have them."""
-    decoder = _equal(a.decoder, b.decoder)
-    return decoder and (a.encoder is None or b.encoder is None or _equal(a.encoder, b.encoder))
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether both are equal bit for bit."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
 
 
 def save_rows(rows: Rows, folder: Path) -> None:
     """Keep a start in a file; an encoder that equals the decoder is kept once."""
     tensors = {"decoder": rows.decoder.cpu().contiguous()}
-    if rows.encoder is not None and not _equal(rows.encoder, rows.decoder):
+    if rows.encoder is not None and not equal_bits(rows.encoder, rows.decoder):
         tensors["encoder"] = rows.encoder.cpu().contiguous()
     facts = {"source": rows.source, "has_encoder": str(rows.encoder is not None)}
     write_atomically(folder / START_FILE, save(tensors, metadata=facts))
@@ -151,16 +147,24 @@ def saved_sae_rows(folder: Path, source: str) -> Rows:
     return Rows(decoder, encoder, source)
 
 
-def saved_config(folder: Path) -> dict[str, Any]:
+def saved_config(folder: Path, name: str = SAE_CFG_FILENAME) -> dict[str, Any]:
     """``cfg.json`` of a SAELens folder; empty if there is none.
 
     Raises:
         UserError: It is not JSON.
     """
-    path = folder / SAE_CFG_FILENAME
+    path = folder / name
     if not path.is_file():
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: is damaged") from error
+
+
+def compare(now: Rows, start: Rows) -> dict[str, Drift]:
+    """Drift of each side that both have."""
+    sides = {"decoder": drift_of(now.decoder, start.decoder, "decoder")}
+    if now.encoder is not None and start.encoder is not None:
+        sides["encoder"] = drift_of(now.encoder, start.encoder, "encoder")
+    return sides

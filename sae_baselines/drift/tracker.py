@@ -1,15 +1,13 @@
 """Recording drift while SAELens trains.
 
-`SAETrainer.step` is SAELens' public seam for one training step: every stock runner goes
-through it, the multi-SAE one too. While a tracker is active it stands in front of that
-method, and looks at an SAE after the optimiser's step and all its hooks (a soft-frozen
-decoder is projected by then). Nothing that training computes is changed.
+A tracker looks at an SAE after the optimiser's step and all its hooks (a soft-frozen decoder
+is projected by then). Nothing that training computes is changed.
 """
 
-import functools
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,12 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.baselines import sample_directions
-from sae_baselines.drift.cosines import EDGES, Drift, drift_of
+from sae_baselines.compat.training import TrainingStep, around_each_step
+from sae_baselines.drift.cosines import EDGES, Drift
 from sae_baselines.drift.record import (
     DRIFT_FILE,
     FRACTIONS,
     HISTOGRAM_FILE,
-    SIDES,
     DriftLog,
     checked_fractions,
     read_drift,
@@ -35,10 +33,11 @@ from sae_baselines.drift.record import (
 from sae_baselines.drift.start import (
     START_FILE,
     Rows,
+    compare,
+    equal_bits,
     forget_directions,
     load_rows,
     rows_of,
-    same_rows,
     save_rows,
     seeded_rows,
     twin_rows,
@@ -52,8 +51,6 @@ logger = logging.getLogger("sae_baselines")
 # wandb takes at most 512 bins.
 _BINS_PER_WANDB_BIN = 5
 _WANDB_SHARES = ("0.8", "0.9", "0.99")
-
-Step = Callable[..., Any]
 
 
 @dataclass
@@ -116,32 +113,29 @@ class DriftTracker:
         self._saes = saes
         self._tracks: dict[str, _Track] = {}
         self.logs: dict[str, DriftLog] = {}
-        self._original: Step | None = None
+        self._patch: contextlib.AbstractContextManager[None] | None = None
         self._environment = environment()
 
     def __enter__(self) -> "DriftTracker":
-        if self._original is not None:
+        if self._patch is not None:
             raise RuntimeError("this tracker is active already; make another")
-        original = self._original = SAETrainer.step
-
-        @functools.wraps(original)
-        def step(trainer: SAETrainer[Any, Any], batch: torch.Tensor) -> Any:
-            return self._step(original, trainer, batch)
-
-        SAETrainer.step = step  # type: ignore[method-assign]
+        self._patch = around_each_step(self._step)
+        self._patch.__enter__()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        assert self._original is not None
-        SAETrainer.step = self._original
-        self._original = None
+        assert self._patch is not None
+        self._patch.__exit__(None, None, None)
+        self._patch = None
         # Trainers hold optimisers, which should not outlive the block.
         self._tracks.clear()
         forget_directions()
         if kind is None and not self.logs:
             logger.warning("drift: no SAE was trained, so there is nothing in %s", self.folder)
 
-    def _step(self, original: Step, trainer: SAETrainer[Any, Any], batch: torch.Tensor) -> Any:
+    def _step(
+        self, original: TrainingStep, trainer: SAETrainer[Any, Any], batch: torch.Tensor
+    ) -> Any:
         name = self._name_of(trainer.sae)
         if name is None:
             return original(trainer, batch)
@@ -193,7 +187,7 @@ class DriftTracker:
                 log.keep_until(done)
             if not pending:
                 source = _start(sae, folder).source
-        log.about = {
+        log.header = {
             "name": name or None,
             "architecture": sae.cfg.architecture(),
             "d_in": sae.cfg.d_in,
@@ -221,42 +215,27 @@ class DriftTracker:
             sides = compare(rows_of(sae), _start(sae, log.folder))
             x = (batch if self._held_out is None else self._held_out).to(sae.device)
             ev, l0, _ = explained_variance(sae, trainer.activation_scaler(x).to(sae.dtype))
-        facts = {
-            "step": step,
-            "total_steps": track.total_steps,
-            "samples": trainer.n_training_samples,
-            **dict.fromkeys(SIDES),
-            **{side: drift.facts for side, drift in sides.items()},
-            "explained_variance": finite(ev),
-            "l0": l0,
-        }
         for fraction in fractions:
-            counts = {side: drift.counts for side, drift in sides.items()}
-            log.add({"fraction": fraction, **facts}, counts)
+            log.add(
+                sides,
+                fraction=fraction,
+                step=step,
+                total_steps=track.total_steps,
+                samples=trainer.n_training_samples,
+                explained_variance=ev,
+                l0=l0,
+            )
         log.write()
         if trainer.cfg.logger.log_to_wandb and wandb.run is not None:
             prefix = f"{name}/drift" if name else "drift"
             # SAELens logs this very step next, so the order of steps is kept.
-            wandb.log(_for_wandb(prefix, facts, sides), step=trainer.n_training_steps)
+            wandb.log(_for_wandb(prefix, log.records[-1], sides), step=trainer.n_training_steps)
 
 
 def _steps_done(trainer: SAETrainer[Any, Any]) -> int:
     """By samples: SAELens saves checkpoints before it counts the step, so that its own count
     stays one short in a resumed run."""
     return math.ceil(trainer.n_training_samples / trainer.cfg.train_batch_size_samples)
-
-
-def compare(now: Rows, start: Rows) -> dict[str, Drift]:
-    """Drift of each side that both have."""
-    sides = {"decoder": drift_of(now.decoder, start.decoder, "decoder")}
-    if now.encoder is not None and start.encoder is not None:
-        sides["encoder"] = drift_of(now.encoder, start.encoder, "encoder")
-    return sides
-
-
-def finite(value: float | None) -> float | None:
-    """None for NaN and infinity, which JSON does not have."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _start(sae: TrainingSAE[Any], folder: Path) -> Rows:
@@ -274,8 +253,10 @@ def _start(sae: TrainingSAE[Any], folder: Path) -> Rows:
 def _keep_start(sae: TrainingSAE[Any], folder: Path) -> str:
     """Make sure that `_start` will find what the weights are now; where that is from."""
     now, seeded = rows_of(sae, "weights before the first step"), seeded_rows(vars(sae.cfg))
-    if seeded is not None and same_rows(now, seeded):
-        return seeded.source
+    if seeded is not None and equal_bits(now.decoder, seeded.decoder):
+        encoders = now.encoder, seeded.encoder
+        if None in encoders or equal_bits(*encoders):
+            return seeded.source
     save_rows(now, folder)
     return now.source
 
@@ -286,31 +267,26 @@ def _keep_settled_start(track: _Track, pending: Any) -> None:
     directions = sample_directions(
         cfg.d_sae, cfg.d_in, seed=cfg.init_seed, scheme="cov", covariance=pending.covariance()
     ).to(track.trainer.sae.W_dec.dtype)
-    source = f"init_seed {cfg.init_seed}, cov of {track.log.about['start']}"
+    source = f"init_seed {cfg.init_seed}, cov of {track.log.header['start']}"
     start = twin_rows(directions, getattr(cfg, "encoder_init_scale", 1.0), source)
     if rows_of(track.trainer.sae).encoder is None:
         start = replace(start, encoder=None)
     save_rows(start, track.log.folder)
-    track.log.about["start"] = source
+    track.log.header["start"] = source
     track.start_is_pending = False
 
 
 def _for_wandb(
-    prefix: str, facts: Mapping[str, Any], sides: Mapping[str, Drift]
+    prefix: str, record: Mapping[str, Any], sides: Mapping[str, Drift]
 ) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        f"{prefix}/{metric}": facts[metric] for metric in ("explained_variance", "l0")
-    }
+    out = {f"{prefix}/{metric}": record[metric] for metric in ("explained_variance", "l0")}
     for side, drift in sides.items():
-        found = drift.facts
-        if not found["n"]:
-            continue
-        out[f"{prefix}/{side}_cosine_mean"] = found["mean"]
-        for threshold in _WANDB_SHARES:
-            out[f"{prefix}/{side}_share_at_least_{threshold}"] = found["share_at_least"][
-                threshold
-            ]
-        bins = drift.counts.reshape(-1, _BINS_PER_WANDB_BIN).sum(axis=1)
-        edges = np.ascontiguousarray(EDGES[::_BINS_PER_WANDB_BIN])
-        out[f"{prefix}/{side}_cosine"] = wandb.Histogram(np_histogram=(bins, edges))
+        if drift.facts["n"]:
+            name = f"{prefix}/{side}"
+            out[f"{name}_cosine_mean"] = drift.facts["mean"]
+            shares = drift.facts["share_at_least"]
+            out |= {f"{name}_share_at_least_{t}": shares[t] for t in _WANDB_SHARES}
+            bins = drift.counts.reshape(-1, _BINS_PER_WANDB_BIN).sum(axis=1)
+            edges = np.ascontiguousarray(EDGES[::_BINS_PER_WANDB_BIN])
+            out[f"{name}_cosine"] = wandb.Histogram(np_histogram=(bins, edges))
     return {key: value for key, value in out.items() if value is not None}

@@ -48,8 +48,9 @@ def drift_figure(name: str, log: DriftLog, shown: tuple[float, ...] = SHOWN) -> 
         handles, labels = plots[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower left", ncols=2, columnspacing=1.0)
         caption = (
-            f"{name}: cosine of each latent's direction with its start ({log.about['start']}), "
-            f"in bins of {_BINS_PER_BAR * 0.001:g}, at {_in_words(log, chosen)}."
+            f"{name}: cosine of each latent's direction with its start "
+            f"({log.header['start']}), in bins of {_BINS_PER_BAR * 0.001:g}, at "
+            f"{_in_words(log, chosen)}."
         )
         plain = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-") or "sae"
         return style.finish(fig, f"drift-{plain}", caption)
@@ -80,7 +81,7 @@ def _histograms(ax: Axes, log: DriftLog, chosen: list[int], side: str) -> None:
         least = min(least, float(edges[np.flatnonzero(share)[0]]))
         label = _when(log.records[index])
         ax.stairs(share, edges, color=colour, label=label, fill=False, linewidth=width)
-    d_in, d_sae = log.about.get("d_in"), log.about.get("d_sae")
+    d_in, d_sae = log.header.get("d_in"), log.header.get("d_sae")
     if d_in and d_sae:
         chance = expected_best_cosine(d_in, d_sae)
         least = min(least, chance)

@@ -110,7 +110,7 @@ def _members(study: Path) -> tuple[dict[str, DriftLog], list[str]]:
 
 def _chance(logs: Mapping[str, DriftLog]) -> list[str]:
     """What random directions reach in the same space (paper, Appendix D)."""
-    sizes = {(log.about.get("d_in"), log.about.get("d_sae")) for log in logs.values()}
+    sizes = {(log.header.get("d_in"), log.header.get("d_sae")) for log in logs.values()}
     lines = []
     for n, m in sorted((n, m) for n, m in sizes if n and m):
         one, one_bound, best, best_bound = (

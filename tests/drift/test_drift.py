@@ -222,7 +222,7 @@ def test_ev_and_l0_are_of_the_weights_after_the_step(tmp_path: Path):
     with DriftTracker(tmp_path / "batch", fractions=[0.5]):
         train(sae, STEPS, _watched(sae, seen))
     log = read_drift(tmp_path / "batch")
-    assert log.about["measured_on"] == "training batch of the step"
+    assert log.header["measured_on"] == "training batch of the step"
     other = make_sae("topk")
     helpers.set_weights(other, seen[20])
     batch = next(itertools.islice(helpers.batches(), 19, None))
@@ -234,7 +234,7 @@ def test_ev_and_l0_are_of_the_weights_after_the_step(tmp_path: Path):
     with DriftTracker(tmp_path / "held_out", fractions=[1.0], held_out=held_out):
         train(sae, STEPS)
     log = read_drift(tmp_path / "held_out")
-    assert log.about["measured_on"] == "300 held-out activations"
+    assert log.header["measured_on"] == "300 held-out activations"
     assert (log.records[0]["explained_variance"], log.records[0]["l0"]) == pytest.approx(
         _ev_by_hand(sae, held_out), abs=1e-6
     )
@@ -406,7 +406,7 @@ def test_cov_directions_that_come_from_the_run(tmp_path: Path):
         float(expected.mean()), abs=1e-6
     )
     assert _record(log, 1.0)["encoder"]["mean"] < 0.99
-    assert "cov" in log.about["start"]
+    assert "cov" in log.header["start"]
 
 
 # --- resume ----------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ def test_a_resumed_run_has_the_records_of_an_uninterrupted_one(
     with DriftTracker(tmp_path / "parts"):
         trainer.fit()
     whole, parts = read_drift(tmp_path / "whole"), read_drift(tmp_path / "parts")
-    assert parts.about["start"] == whole.about["start"]
+    assert parts.header["start"] == whole.header["start"]
     assert [r["step"] for r in parts.records] == [2, 4, 10, 20, 40]
     for a, b in zip(whole.records, parts.records, strict=True):
         if a["decoder"] is None:  # cov: the run had not started
@@ -540,10 +540,10 @@ def test_the_synthetic_runner(tmp_path: Path):
     (logs,) = drift_from_checkpoints(tmp_path / "checkpoints", out=tmp_path / "out").values()
     assert logs.records[0]["decoder"]["mean"] == 1.0
     assert logs.records[0]["decoder"]["unmoved"] == 24
-    assert logs.about["start"].startswith("earliest checkpoint (704 samples), not the true")
+    assert logs.header["start"].startswith("earliest checkpoint (704 samples), not the true")
     (stored,) = find_drift(tmp_path / "out").values()
     assert stored.records == logs.records
-    assert stored.about["start"] == logs.about["start"]
+    assert stored.header["start"] == logs.header["start"]
     assert drift_table({"x": logs})["start"].str.contains("not the true start").all()
 
 
@@ -584,7 +584,7 @@ def test_the_language_model_runner_and_its_checkpoints(model_folder: Path, tmp_p
     ).values()
     assert [r["fraction"] for r in later.records] == [0.55, 1.0]
     assert later.records[-1]["encoder"]["mean"] == pytest.approx(expected, abs=1e-6)
-    assert later.about["start"] == "weights before the first step"
+    assert later.header["start"] == "weights before the first step"
 
 
 def test_several_saes_need_names_and_get_folders(tmp_path: Path):
@@ -610,7 +610,7 @@ def test_several_saes_need_names_and_get_folders(tmp_path: Path):
     assert sorted(logs) == ["frozen", "trained"]
     assert logs["frozen"].records[-1]["decoder"]["mean"] == 1.0
     assert logs["trained"].records[-1]["decoder"]["mean"] < 1.0
-    assert logs["trained"].about["name"] == "trained"
+    assert logs["trained"].header["name"] == "trained"
 
     later = drift_from_checkpoints(
         tmp_path / "checkpoints", start=tmp_path / "drift" / "trained"
@@ -622,7 +622,7 @@ def test_several_saes_need_names_and_get_folders(tmp_path: Path):
     )
     # A twin's own start needs no file.
     alone = drift_from_checkpoints(tmp_path / "checkpoints")["frozen"]
-    assert alone.about["start"] == "init_seed 0, iso"
+    assert alone.header["start"] == "init_seed 0, iso"
     assert [r["decoder"]["mean"] for r in alone.records] == [1.0, 1.0]
 
 

@@ -1,0 +1,1 @@
+"""Every private or patched name of other packages, each with a contract test."""
