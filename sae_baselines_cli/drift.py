@@ -61,10 +61,10 @@ def drift(
 def _print_log(name: str, log: "DriftLog") -> None:
     from rich.table import Table
 
-    on = log.about.get("measured_on")
+    on = log.header.get("measured_on")
     measured = f"; EV and L0 on {on}" if on else ""
     table = Table(
-        "training", title=f"{name}: cosine with the start ({log.about['start']}){measured}"
+        "training", title=f"{name}: cosine with the start ({log.header['start']}){measured}"
     )
     columns = ["step"]
     for side in _SIDES:

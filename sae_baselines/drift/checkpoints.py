@@ -212,11 +212,13 @@ def _add(
 ) -> None:
     runner, samples = _runner_config(checkpoint.run_level), checkpoint.samples
     total = next((int(runner[field]) for field in _TOTALS if runner.get(field)), None)
-    known = samples is not None and total is not None
+    fraction = None
+    if samples is not None and total is not None:
+        fraction = min(1.0, samples / total)
     ev, l0 = _reconstruction(checkpoint, activations)
     log.add(
         compare(saved_sae_rows(checkpoint.folder, ""), start),
-        fraction=min(1.0, samples / total) if known else None,
+        fraction=fraction,
         step=None,
         total_steps=None,
         samples=samples,

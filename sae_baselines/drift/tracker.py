@@ -254,8 +254,8 @@ def _keep_start(sae: TrainingSAE[Any], folder: Path) -> str:
     """Make sure that `_start` will find what the weights are now; where that is from."""
     now, seeded = rows_of(sae, "weights before the first step"), seeded_rows(vars(sae.cfg))
     if seeded is not None and equal_bits(now.decoder, seeded.decoder):
-        encoders = now.encoder, seeded.encoder
-        if None in encoders or equal_bits(*encoders):
+        a, b = now.encoder, seeded.encoder
+        if a is None or b is None or equal_bits(a, b):
             return seeded.source
     save_rows(now, folder)
     return now.source
