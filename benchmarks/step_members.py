@@ -13,7 +13,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.baselines import baseline_name, sample_directions, seeded_start
+from sae_baselines.baselines import SEEDED, baseline_name, sample_directions, seeded_start
 from sae_baselines.study.build import architecture_options
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
@@ -22,7 +22,7 @@ STOCK = "stock"
 STOCK_AGAIN = "stock_again"
 BASELINES = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 MEMBERS = (STOCK, STOCK_AGAIN, *BASELINES)
-# The unconstrained twin: what a panel may train in stock's place.
+# The seeded SAE with its sparse step on: what a panel may train in stock's place.
 SPARSE = "sparse"
 
 # All members draw the same directions, and steps are measured, not construction, which would
@@ -187,9 +187,11 @@ def base_options(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
 
 def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: str) -> Any:
     is_stock = member in (STOCK, STOCK_AGAIN)
-    name = base if is_stock else baseline_name(member, base)
+    constraint = SEEDED.name if member == SPARSE else member
+    name = base if is_stock else baseline_name(constraint, base)
     sae_class, config_class = get_sae_training_class(name)
     config = config_class(
+        **({"sparse_step": True} if member == SPARSE else {}),
         d_in=shape.d_in,
         d_sae=shape.d_sae,
         device=device,

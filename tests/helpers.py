@@ -42,7 +42,13 @@ def base_options(base: str, d_sae: int = D_SAE) -> dict[str, Any]:
 
 
 def make_sae(name: str, **overrides: Any) -> AnySAE:
-    """A small training SAE of any registered architecture."""
+    """A small training SAE of any registered architecture.
+
+    ``sparse_<base>`` is short for ``seeded_<base>`` with its sparse step on.
+    """
+    if name.startswith("sparse_"):
+        name = f"seeded_{name.removeprefix('sparse_')}"
+        overrides = {"sparse_step": True, **overrides}
     sae_class, config_class = get_sae_training_class(name)
     base = getattr(sae_class, "baseline_base", name)
     sizes = {"d_in": D_IN, "d_sae": overrides.get("d_sae", D_SAE)}

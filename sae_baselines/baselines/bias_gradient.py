@@ -7,41 +7,37 @@ gradient of b_enc. So b_dec is detached in the input, and a term of value zero t
 this gradient is added to b_enc. Forward values are SAELens' own, bit for bit.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TopKTrainingSAE
 from sae_lens.saes.sae import TrainingSAE
 
-from sae_baselines.baselines.shadow import shadow
-
-_SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
-
-# The shortcut is valid for exactly these encoders, which are linear in x with bias b_enc.
-_LINEAR_ENCODERS = {
-    StandardTrainingSAE.encode_with_hidden_pre,
-    TopKTrainingSAE.encode_with_hidden_pre,
-    JumpReLUTrainingSAE.encode_with_hidden_pre,
-}
+from sae_baselines.compat.saes import LINEAR_ENCODERS, SAEMixin, own_parameter, shadow
 
 
 def has_linear_encoder(sae_class: type[TrainingSAE[Any]]) -> bool:
     """Whether the class encodes with one of SAELens' own linear encoders, unchanged."""
     return (
-        sae_class.encode_with_hidden_pre in _LINEAR_ENCODERS
+        sae_class.encode_with_hidden_pre in LINEAR_ENCODERS
         and sae_class.process_sae_in is TrainingSAE.process_sae_in
     )
 
 
-class CheapBiasGradientMixin(_SAEBase):
+class CheapBiasGradientMixin(SAEMixin):
     """Same forward as the base class, cheaper gradient of b_dec."""
 
+    @property
+    def has_cheap_bias_gradient(self) -> bool:
+        """Whether the shortcut is taken."""
+        return True
+
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        b_dec = self._parameters["b_dec"]
-        b_enc = self._parameters["b_enc"]
+        b_dec = own_parameter(self, "b_dec")
+        b_enc = own_parameter(self, "b_enc")
         if (
             b_dec is None
             or b_enc is None
+            or not self.has_cheap_bias_gradient
             or not self.cfg.apply_b_dec_to_input
             or not torch.is_grad_enabled()
             or not b_dec.requires_grad

@@ -11,24 +11,12 @@ a step, and a frozen encoder, which has only biases, would otherwise be overshot
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from sae_lens.saes.sae import (
-    TrainingSAE,
-    TrainingSAEConfig,
-    TrainStepInput,
-    TrainStepOutput,
-)
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
-from sae_baselines.baselines.buffers import restore_precision
-
-if TYPE_CHECKING:
-    _ConfigBase = TrainingSAEConfig
-    _SAEBase = TrainingSAE[Any]
-else:
-    _ConfigBase = object
-    _SAEBase = object
+from sae_baselines.compat.saes import ConfigMixin, PreciseBuffersMixin
 
 # Keys of SAELens' get_coefficients() that are sparsity penalties.
 SPARSITY_COEFFICIENTS = ("l0", "l1")
@@ -40,7 +28,7 @@ _STATE = "l0_steering_state"
 
 
 @dataclass(kw_only=True)
-class L0SteeringConfig(_ConfigBase):
+class L0SteeringConfig(ConfigMixin):
     """Config fields of bases that have a sparsity coefficient and no target of their own.
 
     Args:
@@ -67,7 +55,7 @@ class L0SteeringConfig(_ConfigBase):
                 raise ValueError(f"{name}: {getattr(self, name)} is negative; use a value >= 0")
 
 
-class L0SteeringMixin(_SAEBase):
+class L0SteeringMixin(PreciseBuffersMixin):
     """Multiplies the sparsity coefficient by a steered factor."""
 
     cfg: L0SteeringConfig
@@ -77,13 +65,7 @@ class L0SteeringMixin(_SAEBase):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         state = torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64, device=self.device)
-        self.register_buffer(_STATE, state)
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        kept = self._buffers.get(_STATE)
-        out = super()._apply(fn, *args, **kwargs)
-        restore_precision(self, _STATE, kept, torch.float64)
-        return out
+        self.register_precise_buffer(_STATE, state)
 
     @property
     def l0_coefficient_factor(self) -> float:

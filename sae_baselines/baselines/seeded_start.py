@@ -8,35 +8,24 @@ alone, so that all members of a panel start from the same point.
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from sae_lens.saes.sae import (
-    TrainingSAE,
-    TrainingSAEConfig,
-    TrainStepInput,
-    TrainStepOutput,
-)
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
-from sae_baselines.baselines.covariance_file import load_covariance
 from sae_baselines.baselines.directions import (
     INIT_SCHEMES,
     InitScheme,
+    load_covariance,
     sample_directions,
 )
-
-if TYPE_CHECKING:
-    _ConfigBase = TrainingSAEConfig
-    _SAEBase = TrainingSAE[Any]
-else:
-    _ConfigBase = object
-    _SAEBase = object
+from sae_baselines.compat.saes import ConfigMixin, SAEMixin, has_own
 
 _PENDING_PREFIX = "init_pending_"
 
 
 @dataclass(kw_only=True)
-class SeededStartConfig(_ConfigBase):
+class SeededStartConfig(ConfigMixin):
     """Config fields of every twin.
 
     Args:
@@ -76,10 +65,10 @@ class SeededStartConfig(_ConfigBase):
         return details
 
 
-class SeededStartMixin(_SAEBase):
+class SeededStartMixin(SAEMixin):
     """Sets W_dec and W_enc to the seeded start, at construction or from the first batches."""
 
-    cfg: SeededStartConfig
+    cfg: Any  # SeededStartConfig, and what a constraint adds
     _pending: "_PendingCovariance | None" = None
 
     def initialize_weights(self) -> None:
@@ -124,7 +113,7 @@ class SeededStartMixin(_SAEBase):
             directions: Shape ``[d_sae, d_in]``.
         """
         self.W_dec.data.copy_(directions)
-        if "W_enc" in self._parameters or "W_enc" in self._buffers:
+        if has_own(self, "W_enc"):
             self.W_enc.data.copy_(self.cfg.encoder_init_scale * self.W_dec.data.T)
 
     @property

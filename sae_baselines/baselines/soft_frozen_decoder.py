@@ -12,25 +12,26 @@ count, are seen when Adam next moves the row, and at every save.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainingSAE
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from sae_baselines.baselines.buffers import restore_precision
 from sae_baselines.baselines.cap import project_to_cap_, validate_tau
-from sae_baselines.baselines.seeded_start import SeededStartConfig
-
-_SAEBase = TrainingSAE[Any] if TYPE_CHECKING else object
+from sae_baselines.baselines.constraint import Constraint, Promise, register_constraint
+from sae_baselines.baselines.seeded_start import SeededStartConfig, SeededStartMixin
+from sae_baselines.compat.saes import PreciseBuffersMixin, version_of
 
 _START = "W_dec_start"
+# How far below tau a cosine may be: what the projection promises (float32), and in half
+# precision.
+_CAP_SLACK = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 4e-3}
 
 
 @dataclass(kw_only=True)
@@ -54,7 +55,7 @@ class SoftFrozenDecoderConfig(SeededStartConfig):
             )
 
 
-class SoftFrozenDecoderMixin(_SAEBase):
+class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
     """Keeps W_dec in the cap {cos(row, start) >= tau}; everything is trained inside it."""
 
     cfg: SoftFrozenDecoderConfig
@@ -68,16 +69,20 @@ class SoftFrozenDecoderMixin(_SAEBase):
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        if _START not in self._buffers:
-            self.register_buffer(_START, self.W_dec.detach().float().clone())
+        if not hasattr(self, _START):
+            self._start_here()
         _watch(self)
+
+    def _start_here(self) -> None:
+        # W_dec is what was stored (bfloat16 rounds), so a fresh row has cosine 1. Casting the
+        # SAE must not round the directions that the cap is measured from.
+        self.register_precise_buffer(_START, self.W_dec.detach().float().clone())
 
     @torch.no_grad()
     def set_start_directions(self, directions: torch.Tensor) -> None:
-        super().set_start_directions(directions)  # type: ignore[misc]
-        self._forget()
-        # W_dec is what was stored (bfloat16 rounds), so a fresh row has cosine 1.
-        self.register_buffer(_START, self.W_dec.detach().float().clone())
+        super().set_start_directions(directions)
+        self.moved()
+        self._start_here()
 
     @torch.no_grad()
     def project(self) -> torch.Tensor:
@@ -88,17 +93,17 @@ class SoftFrozenDecoderMixin(_SAEBase):
 
     def _norm_of_start(self) -> torch.Tensor:
         start = self.W_dec_start
-        place = (start.data_ptr(), start._version)
+        place = (start.data_ptr(), version_of(start))
         if self._start_norm is None or self._start_norm[1:] != place:
             self._start_norm = (torch.linalg.vector_norm(start, dim=1), *place)
         return self._start_norm[0]
 
-    def _forget(self) -> None:
-        """What is known about rows and their starts, after either was replaced."""
+    def moved(self) -> None:
+        """Forget what is known about rows and their starts: either was replaced."""
         self._moving = self._start_norm = None
 
     def _before_step(self) -> None:
-        if self.W_dec._version != self._projected_version:
+        if version_of(self.W_dec) != self._projected_version:
             self._moving = None
 
     @torch.no_grad()
@@ -120,23 +125,15 @@ class SoftFrozenDecoderMixin(_SAEBase):
                 start, norm = self.W_dec_start[index], self._norm_of_start()[index]
                 if int(project_to_cap_(rows, start, self.cfg.tau, norm)):
                     self.W_dec.data[index] = rows
-        self._projected_version = self.W_dec._version
+        self._projected_version = version_of(self.W_dec)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._forget()
+        self.moved()
         return super().load_state_dict(*args, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _watch(self)  # a copy.deepcopy has not been through initialize_weights
-
-    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._forget()
-        kept = self._buffers.get(_START)
-        out = super()._apply(fn, *args, **kwargs)
-        # .to(bfloat16) must not round the directions that the cap is measured from.
-        restore_precision(self, _START, kept, torch.float32)
-        return out
 
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         self.project()  # weights edited by hand are legal only once projected
@@ -198,3 +195,36 @@ def _momentum_of(optimizer: Optimizer, parameter: torch.Tensor) -> torch.Tensor 
                 return None
             return optimizer.state.get(parameter, {}).get("exp_avg")
     return None
+
+
+class SoftFrozenDecoder(Constraint):
+    """The cap's tau is its option."""
+
+    name = "soft_frozen_decoder"
+    frozen = "W_dec up to cos(row, start) >= tau"
+    learned = "everything inside the cap"
+    rank = 2
+    config_mixin = SoftFrozenDecoderConfig
+    sae_mixin = SoftFrozenDecoderMixin
+    options = ("tau",)
+    holds = True
+    survives_whitening = False
+
+    def promise(self, options: Mapping[str, Any], precision: str) -> Promise | None:
+        tau = options.get("tau")
+        if tau is None:
+            return None
+        text = f"decoder rows within cosine {tau:g} of their start"
+        return Promise(text, "decoder", tau - _CAP_SLACK[precision])
+
+    def in_words(self, options: Mapping[str, Any]) -> str:
+        tau = options.get("tau")
+        cap = "" if tau is None else f" = {tau:g}"
+        return f"frozen: {self.frozen}{cap}; learned: {self.learned}"
+
+    def of_directions(self, directions: str, options: Mapping[str, Any]) -> str:
+        near = f"decoder rows held near {directions} (cosine at least {options['tau']:g})"
+        return f"{near}; the rest is learned."
+
+
+register_constraint(SoftFrozenDecoder())

@@ -13,7 +13,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
-from sae_baselines.baselines import base_architectures, has_sparse_step
+from sae_baselines.baselines import SEEDED, parse_name
 from sae_baselines.controls import is_control
 from sae_baselines.controls.source import add_weights, from_folder, load_sae
 from sae_baselines.errors import UserError
@@ -115,12 +115,10 @@ def facts_of(name: str, sae: SAE[Any]) -> Facts:
 
 def constraint_of(architecture: str) -> str:
     """The constraint in a training architecture's name."""
-    for constraint in ("soft_frozen_decoder", "frozen_decoder", "frozen_encoder"):
-        if architecture.startswith(constraint):
-            return constraint
-    sparse = {f"sparse_{base}" for base in base_architectures() if has_sparse_step(base)}
-    unconstrained = architecture.startswith("seeded_") or architecture in sparse
-    return "trained" if unconstrained else UNKNOWN
+    parsed = parse_name(architecture)
+    if parsed is None:
+        return UNKNOWN
+    return "trained" if parsed[0] is SEEDED else parsed[0].name
 
 
 def prepare(sae: SAE[Any], device: str, fold: bool) -> tuple[SAE[Any], str | None]:

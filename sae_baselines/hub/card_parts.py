@@ -98,8 +98,8 @@ def alike(source: SourceStudy) -> str:
     found = {k.member: m for k, m in source.members.items() if not is_control(m.constraint)}
     if len(found) < 2:
         return ""
-    constraints = {m.constraint for m in found.values()}
-    held = " or held" if "soft_frozen_decoder" in constraints else ""
+    holding = {c.name for c in CONSTRAINTS.values() if c.holds}
+    held = " or held" if any(m.constraint in holding for m in found.values()) else ""
     apart = " (directions drawn with the activations' covariance apart)"
     other = apart if any(m.init_scheme == "cov" for m in found.values()) else ""
     return (
@@ -133,12 +133,8 @@ def _what(member: MemberSpec, source: SourceStudy) -> str:
         "iso": "uniformly random directions",
         "cov": "random directions with the activations' covariance",
     }[member.init_scheme]
-    if member.constraint == "soft_frozen_decoder":
-        tau = source.spec.tau if member.tau is None else member.tau
-        return f"decoder rows held near {drawn} (cosine at least {tau:g}); the rest is learned."
-    part, _, _ = CONSTRAINTS[member.constraint].frozen.partition(" ")
-    learned = CONSTRAINTS[member.constraint].learned
-    return f"`{part}` frozen at {drawn}; learned: {learned}."
+    tau = source.spec.tau if member.tau is None else member.tau
+    return CONSTRAINTS[member.constraint].of_directions(drawn, {"tau": tau})
 
 
 def member_table(source: SourceStudy) -> Table:

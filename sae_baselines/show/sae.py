@@ -10,12 +10,7 @@ import torch
 import yaml
 from sae_lens import SAE
 
-from sae_baselines.baselines import CONSTRAINTS
-from sae_baselines.baselines.factory import (
-    FROZEN_DECODER,
-    FROZEN_ENCODER,
-    SOFT_FROZEN_DECODER,
-)
+from sae_baselines.baselines.constraint import CONSTRAINTS, VECTORS
 from sae_baselines.controls.kinds import kind_of
 from sae_baselines.drift.cosines import drift_of
 from sae_baselines.drift.start import Rows, saved_config, saved_sae_rows, seeded_rows
@@ -26,13 +21,6 @@ from sae_baselines.study.folder import PROVENANCE_FILE, STUDY_FILE, read_measure
 
 COVARIANCE_FILE = "init_covariance.safetensors"
 _WHITENED = "covariance_whitening"
-
-# Cosines do not see the positive factors that SAELens folds into rows, only their rounding.
-_ROUNDING = {"float32": 1e-6, "float16": 1e-6, "bfloat16": 2e-5}
-# What the projection onto the cap promises (float32), and in half precision.
-_CAP_SLACK = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 4e-3}
-_SIDE = {FROZEN_DECODER.name: "decoder", FROZEN_ENCODER.name: "encoder"}
-_WHAT = {"decoder": "decoder rows", "encoder": "encoder columns"}
 
 
 @dataclass(frozen=True)
@@ -143,23 +131,20 @@ def _promise(
     unknown: str,
 ) -> Promise | None:
     """Compare a constraint with how far the weights are from their start."""
-    constraint, tau, precision = facts["constraint"], facts["tau"], _precision_of(weights)
-    if constraint == SOFT_FROZEN_DECODER.name and tau is not None:
-        text = f"decoder rows within cosine {tau:g} of their start"
-        side, least = "decoder", tau - _CAP_SLACK[precision]
-    elif constraint in _SIDE:
-        side, least = _SIDE[constraint], 1 - _ROUNDING[precision]
-        text = f"{_WHAT[side]} where they started (cosine 1 within rounding)"
-    else:
+    constraint = CONSTRAINTS.get(str(facts["constraint"]))
+    options = {"tau": facts["tau"]}
+    promised = constraint and constraint.promise(options, _precision_of(weights))
+    if promised is None:
         return None
-    moved = drift[side] if drift is not None else None
+    what = VECTORS[promised.side]
+    moved = drift[promised.side] if drift is not None else None
     if moved is None:
-        return Promise(text, None, unknown or f"it has no {_WHAT[side]} to compare")
+        return Promise(promised.text, None, unknown or f"it has no {what} to compare")
     lost = moved["zero_norm"] + moved["not_finite"]
     if lost or not moved["n"]:
-        return Promise(text, False, f"{lost:,} {_WHAT[side]} are zero or not finite")
+        return Promise(promised.text, False, f"{lost:,} {what} are zero or not finite")
     lowest = moved["quantiles"]["0"]
-    return Promise(text, lowest >= least, f"least cosine {lowest:.7f}")
+    return Promise(promised.text, lowest >= promised.least, f"least cosine {lowest:.7f}")
 
 
 def _precision_of(weights: torch.Tensor) -> str:
@@ -247,9 +232,7 @@ def in_words(constraint: str | None, trained_as: str | None, tau: float | None) 
     if control is not None:
         return f"a control, not trained: {control.what}"
     if constraint in CONSTRAINTS:
-        known = CONSTRAINTS[constraint]
-        cap = f" = {tau:g}" if tau is not None and known.frozen.endswith("tau") else ""
-        return f"frozen: {known.frozen}{cap}; learned: {known.learned}"
+        return CONSTRAINTS[constraint].in_words({"tau": tau})
     if trained_as is None:
         return "none is recorded"
     return "none: everything was trained"

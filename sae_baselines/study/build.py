@@ -8,10 +8,10 @@ import torch
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
 from sae_baselines.baselines import (
+    SEEDED,
     baseline_name,
     covariance_of,
     get_baseline,
-    has_sparse_step,
     load_covariance,
     sample_directions,
     save_covariance,
@@ -139,9 +139,9 @@ def member_config(
     """
     panel = key.panel
     base = panel.architecture
-    config_class = get_baseline(
-        baseline_name(_constraint(spec, base, member), base)
-    ).config_class
+    is_trained = member.constraint == TRAINED
+    constraint = SEEDED.name if is_trained else member.constraint
+    config_class = get_baseline(baseline_name(constraint, base)).config_class
     known = {f.name for f in fields(config_class)}
     options: dict[str, Any] = {
         "d_in": d_in,
@@ -157,7 +157,8 @@ def member_config(
     if member.init_scheme == "cov":
         options["init_covariance_path"] = str(start.covariance_path)
     if "sparse_step" in known:
-        options["sparse_step"] = spec.sparse_step != "none"
+        with_step = ("all",) if is_trained else ("baselines", "all")
+        options["sparse_step"] = spec.sparse_step in with_step
     if "tau" in known:
         options["tau"] = spec.tau if member.tau is None else member.tau
     fitted = spec.encoder_init == "fitted"
@@ -183,13 +184,6 @@ def member_config(
         return config_class(**options)
     except (TypeError, ValueError) as error:
         raise UserError(f"members: {member.name} of {base}: {error}") from error
-
-
-def _constraint(spec: SAESettings, base: str, member: MemberSpec) -> str:
-    if member.constraint != TRAINED:
-        return member.constraint
-    # An architecture without a sparse step is trained as ever.
-    return "sparse" if spec.sparse_step == "all" and has_sparse_step(base) else "seeded"
 
 
 def architecture_options(

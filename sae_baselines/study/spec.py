@@ -464,16 +464,17 @@ def validate_members(spec: AnyPanel, controls: bool = False) -> None:
             hint = did_you_mean(member.constraint, known)
             raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
         if member.tau is not None:
-            if member.constraint != "soft_frozen_decoder":
+            with_tau = [c.name for c in CONSTRAINTS.values() if "tau" in c.options]
+            if member.constraint not in with_tau:
                 raise UserError(
-                    f"members: {member.name}: tau belongs to soft_frozen_decoder, not to "
+                    f"members: {member.name}: tau belongs to {', '.join(with_tau)}, not to "
                     f"{member.constraint}"
                 )
             validate_tau_of(member)
         whitened = spec.normalize_activations == "covariance_whitening"
-        if whitened and (
-            member.constraint == "soft_frozen_decoder" or member.init_scheme == "cov"
-        ):
+        constraint = CONSTRAINTS.get(member.constraint)
+        survives = constraint is None or constraint.survives_whitening
+        if whitened and (not survives or member.init_scheme == "cov"):
             raise UserError(
                 "normalize_activations: 'covariance_whitening' is not possible with "
                 f"{member.name}; use 'expected_average_only_in'"

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sae_baselines.baselines.frozen import assert_frozen, freeze_
+from sae_baselines.baselines.constraint import assert_frozen, freeze_
 
 
 class Pair(nn.Module):

@@ -120,10 +120,8 @@ def test_a_baseline_has_no_baselines(name: str) -> None:
 def test_registering_again_changes_nothing() -> None:
     before = dict(SAE_TRAINING_CLASS_REGISTRY)
     names = register_baselines("batchtopk")
-    assert names == [*CONSTRAINTS, "seeded_batchtopk", "sparse_batchtopk"]
-    assert register_baselines("topk") == [
-        f"{c}_topk" for c in (*CONSTRAINTS, "seeded", "sparse")
-    ]
+    assert names == [*CONSTRAINTS, "seeded_batchtopk"]
+    assert register_baselines("topk") == [f"{c}_topk" for c in (*CONSTRAINTS, "seeded")]
     importlib.reload(sae_baselines)
     assert before == SAE_TRAINING_CLASS_REGISTRY
     assert list(before) == list(SAE_TRAINING_CLASS_REGISTRY)

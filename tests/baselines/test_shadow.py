@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sae_baselines.baselines.shadow import shadow
+from sae_baselines.compat.saes import shadow
 
 
 def test_the_module_answers_with_the_other_tensor_inside_the_block_only() -> None:

@@ -156,7 +156,7 @@ def test_sparse_against_dense_at_the_same_weights(tmp_path: Path) -> None:
     out = tmp_path / "sparse_stepwise.json"
     run("sparse_stepwise.py", "--spec", sparse_spec(tmp_path), "--tokens", "2560", "--out", out)
     members = json.loads(out.read_text())["members"]
-    assert list(members) == ["sparse_batchtopk", *MEMBERS[2:]]
+    assert list(members) == ["seeded_batchtopk", *MEMBERS[2:]]
     for member in members.values():
         assert member["steps"] == member["sparse_steps"] == member["same_selection"] == 20
         assert 0 < max(member["worst_gradient"].values()) < 1e-5

@@ -34,20 +34,20 @@ def configs(**overrides: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("which", "trained", "baselines"),
-    [("none", "seeded", False), ("baselines", "seeded", True), ("all", "sparse", True)],
+    [("none", False, False), ("baselines", False, True), ("all", True, True)],
 )
 def test_the_panel_says_which_members_train_sparse(
-    which: str, trained: str, baselines: bool
+    which: str, trained: bool, baselines: bool
 ) -> None:
     made = configs(sparse_step=which)
     for member, config in made.items():
         if member == "trained":
-            assert config.architecture() == f"{trained}_batchtopk"
+            assert config.architecture() == "seeded_batchtopk"
+            assert config.sparse_step is trained
         else:
             assert config.sparse_step is baselines
-    assert get_baseline(baseline_name(trained, "batchtopk")).constraint.learned.startswith(
-        "everything"
-    )
+    name = baseline_name("seeded", "batchtopk")
+    assert get_baseline(name).constraint.learned.startswith("everything")
 
 
 def test_an_architecture_without_a_sparse_step_trains_as_ever() -> None:

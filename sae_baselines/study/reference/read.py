@@ -16,15 +16,13 @@ from sae_lens.loading.pretrained_saes_directory import (
 )
 from sae_lens.saes.sae import TrainingSAE
 
-from sae_baselines.baselines import CONSTRAINTS, base_architectures
+from sae_baselines.baselines import SEEDED, base_architectures, parse_name
 from sae_baselines.controls.source import (
     check_class,
     hash_of_weights,
     load_sae,
 )
 from sae_baselines.errors import UserError, did_you_mean
-from sae_baselines.evals.target import constraint_of
-from sae_baselines.study.spec import TRAINED
 
 # How SAELens marks, in a config's metadata, what an inference SAE was trained as.
 _TRAINED_AS = "training_architecture"
@@ -144,12 +142,12 @@ def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[st
             hint = did_you_mean(asked, list(base_architectures()))
             raise UserError(f"architecture: {asked!r} is unknown; {hint}")
         return asked, [f"its baselines are {asked}, as was asked; it is exported as {exported}"]
-    constraint = constraint_of(recorded)
-    if constraint in CONSTRAINTS:
-        base = recorded.removeprefix(constraint).removeprefix("_") or "batchtopk"
-        return base, [f"it is itself a baseline: {recorded}"]
-    if constraint == TRAINED:
-        recorded = recorded.removeprefix("seeded_").removeprefix("sparse_")
+    parsed = parse_name(recorded)
+    if parsed is not None:
+        constraint, base = parsed
+        if constraint is not SEEDED:
+            return base, [f"it is itself a baseline: {recorded}"]
+        recorded = base
     if recorded in base_architectures():
         return recorded, []
     if exported not in base_architectures():

@@ -1,0 +1,159 @@
+"""What is private, or overridden, of SAELens' SAE classes and of torch's modules and tensors.
+
+tests/compat/test_saes.py has a contract per name, whose failure says what moved.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens import (
+    AbsTopKTrainingSAE,
+    BatchTopKTrainingSAE,
+    GatedTrainingSAE,
+    JumpReLUTrainingSAE,
+    MatchingPursuitTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAE,
+    StandardTrainingSAE,
+    TopKTrainingSAE,
+)
+
+# SAELens lists its architectures nowhere else.
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+# The straight-through estimators and the loss of JumpReLU, applied at entries.
+from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+
+# The decoding of the TopK family with rescaled activations.
+from sae_lens.saes.topk_sae import act_times_W_dec
+from torch import nn
+
+__all__ = [
+    "SAE_TRAINING_CLASS_REGISTRY",
+    "JumpReLU",
+    "Step",
+    "act_times_W_dec",
+    "calculate_pre_act_loss",
+]
+
+# What a mixin over a training class derives from: the class for type checkers, nothing else.
+if TYPE_CHECKING:
+    SAEMixin = TrainingSAE[Any]
+    ConfigMixin = TrainingSAEConfig
+else:
+    SAEMixin = ConfigMixin = object
+
+# Classes whose encoders are known here; any other is asked whether its decoder reaches in.
+OF_SAELENS = {
+    AbsTopKTrainingSAE,
+    BatchTopKTrainingSAE,
+    GatedTrainingSAE,
+    JumpReLUTrainingSAE,
+    MatchingPursuitTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAE,
+    StandardTrainingSAE,
+    TopKTrainingSAE,
+}
+# Encoders that are linear in x with bias b_enc: the shortcut of bias_gradient is theirs.
+LINEAR_ENCODERS = {
+    StandardTrainingSAE.encode_with_hidden_pre,
+    TopKTrainingSAE.encode_with_hidden_pre,
+    JumpReLUTrainingSAE.encode_with_hidden_pre,
+}
+# Sparsity penalties weighted by decoder norms: see frozen_encoder.
+NORM_PENALTIES = {
+    StandardTrainingSAE.calculate_aux_loss,
+    JumpReLUTrainingSAE.calculate_aux_loss,
+    GatedTrainingSAE.calculate_aux_loss,
+}
+
+# Methods that are overridden or relied on: the class that has them, and what for.
+OVERRIDDEN: dict[str, tuple[type[Any], str]] = {
+    "initialize_weights": (TrainingSAE, "the seeded start, and freezing"),
+    "training_forward_pass": (TrainingSAE, "one training step"),
+    "encode_with_hidden_pre": (TrainingSAE, "the sparse encoder and the cheap bias gradient"),
+    "process_sae_in": (TrainingSAE, "x - b_dec, what an encoder multiplies"),
+    "calculate_aux_loss": (TrainingSAE, "losses at entries; a decoder held constant"),
+    "process_state_dict_for_saving": (TrainingSAE, "soft-frozen rows are saved projected"),
+    "process_state_dict_for_saving_inference": (TrainingSAE, "exports without our buffers"),
+    "process_state_dict_for_loading": (TrainingSAE, "a start that is pending is resumed"),
+    "calculate_topk_aux_loss": (TopKTrainingSAE, "the auxiliary loss over dead latents"),
+    "update_topk_threshold": (BatchTopKTrainingSAE, "the threshold from entries"),
+    "_iterable_decode": (MatryoshkaBatchTopKTrainingSAE, "a reconstruction per prefix"),
+    "get_training_architecture_details": (TrainingSAEConfig, "what exports say of us"),
+    "get_inference_config_class": (TrainingSAEConfig, "exports are the base's"),
+}
+
+
+@contextmanager
+def shadow(module: nn.Module, **tensors: torch.Tensor) -> Iterator[None]:
+    """Make ``module.name`` answer with another tensor inside the block.
+
+    Lets SAELens' own code run unchanged on, say, a detached W_dec. Parameters and buffers
+    live in tables of their own that attribute look-up consults last, so an entry in the
+    instance dictionary hides them without touching them.
+
+    Args:
+        module: Owner of the parameters.
+        tensors: What each name answers with.
+    """
+    attributes = vars(module)
+    attributes.update(tensors)
+    try:
+        yield
+    finally:
+        for name in tensors:
+            del attributes[name]
+
+
+def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """A parameter of the module itself, and not what `shadow` shows in its place."""
+    return module._parameters.get(name)
+
+
+def has_own(module: nn.Module, name: str) -> bool:
+    """Whether a weight is the module's; the tied encoder of matching pursuit is a property."""
+    return name in module._parameters or name in module._buffers
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """torch's count of in-place changes; those through ``.data`` are not in it."""
+    return tensor._version
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything looks at the module's inputs, outputs or gradients."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+class PreciseBuffersMixin(SAEMixin):
+    """Buffers that keep their precision when the module is cast."""
+
+    _precise: dict[str, torch.dtype] = {}
+
+    def register_precise_buffer(self, name: str, tensor: torch.Tensor) -> None:
+        """A buffer that ``.to(bfloat16)`` moves, but does not round."""
+        self.register_buffer(name, tensor)
+        self._precise = {**self._precise, name: tensor.dtype}
+
+    def moved(self) -> None:
+        """Called when the module has been moved or cast."""
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        # Every .to(), .half() and .cuda() ends here, and nowhere else.
+        before = {name: self._buffers.get(name) for name in self._precise}
+        out = super()._apply(fn, *args, **kwargs)
+        for name, dtype in self._precise.items():
+            kept, now = before[name], self._buffers.get(name)
+            if kept is not None and now is not None and now.dtype != dtype:
+                # Casting back would keep the rounding.
+                self._buffers[name] = (now if kept.is_meta else kept).to(now.device, dtype)
+        self.moved()
+        return out
