@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
 
 from sae_baselines.compat.saes import LINEAR_ENCODERS, SAEMixin, own_parameter, shadow
 
@@ -31,7 +32,7 @@ class CheapBiasGradientMixin(SAEMixin):
         """Whether the shortcut is taken."""
         return True
 
-    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         b_dec = own_parameter(self, "b_dec")
         b_enc = own_parameter(self, "b_enc")
         if (

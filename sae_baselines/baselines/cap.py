@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 # Rows whose float32 cosine is below tau by no more than this are left alone, so that a row
 # sitting on the edge of the cap is not rewritten by rounding at every step. Together with
@@ -29,11 +30,8 @@ def validate_tau(tau: float) -> None:
 
 @torch.no_grad()
 def project_to_cap_(
-    rows: torch.Tensor,
-    start: torch.Tensor,
-    tau: float,
-    start_norm: torch.Tensor | None = None,
-) -> torch.Tensor:
+    rows: Tensor, start: Tensor, tau: float, start_norm: Tensor | None = None
+) -> Tensor:
     """Move each row, in place, to the nearest point (by angle) of its cap, keeping its norm.
 
     The cap of row j is {v : cos(v, start_j) >= tau}. Rows inside are untouched bit for bit.
@@ -77,13 +75,11 @@ def project_to_cap_(
     return moved
 
 
-def _chunks(rows: torch.Tensor, height: int) -> list[slice]:
+def _chunks(rows: Tensor, height: int) -> list[slice]:
     return [slice(first, first + height) for first in range(0, rows.shape[0], height)]
 
 
-def _project_clear_rows_(
-    rows: torch.Tensor, start: torch.Tensor, start_norm: torch.Tensor, tau: float
-) -> torch.Tensor:
+def _project_clear_rows_(rows: Tensor, start: Tensor, start_norm: Tensor, tau: float) -> Tensor:
     """Reads rows once, and writes them if some are outside; rows that need care get it."""
     norm = torch.linalg.vector_norm(rows, dim=1).double()
     start_norm = start_norm.double()
@@ -111,7 +107,7 @@ def _project_clear_rows_(
     return moved
 
 
-def _project_chunk_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torch.Tensor:
+def _project_chunk_(rows: Tensor, start: Tensor, tau: float) -> Tensor:
     compute = torch.promote_types(rows.dtype, torch.float32)
     w = rows.to(compute)
     s = start.to(compute)
@@ -130,7 +126,7 @@ def _project_chunk_(rows: torch.Tensor, start: torch.Tensor, tau: float) -> torc
     return outside.sum()
 
 
-def _nearest(w: torch.Tensor, s: torch.Tensor, norm: torch.Tensor, tau: float) -> torch.Tensor:
+def _nearest(w: Tensor, s: Tensor, norm: Tensor, tau: float) -> Tensor:
     unit = w / norm[:, None]
     tangent = unit - (unit * s).sum(dim=1, keepdim=True) * s
     # A second pass removes what cancellation left along s (rows close to antipodal).
@@ -147,13 +143,13 @@ def _nearest(w: torch.Tensor, s: torch.Tensor, norm: torch.Tensor, tau: float) -
     return edge * norm[:, None]
 
 
-def _any_tangent(s: torch.Tensor) -> torch.Tensor:
+def _any_tangent(s: Tensor) -> Tensor:
     """A fixed direction orthogonal to each row: the axis on which the row is smallest."""
     axis = torch.nn.functional.one_hot(s.abs().argmin(dim=1), s.shape[1]).to(s.dtype)
     return axis - (axis * s).sum(dim=1, keepdim=True) * s
 
 
-def cosine_to_start(rows: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def cosine_to_start(rows: Tensor, start: Tensor) -> Tensor:
     """Cosine of each row with its start, in float64.
 
     Args:

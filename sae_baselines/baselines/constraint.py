@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from sae_lens.saes.sae import TrainingSAE
-from torch import nn
+from torch import Tensor, nn
 
 from sae_baselines.baselines.seeded_start import SeededStartConfig, SeededStartMixin
 
@@ -150,7 +149,7 @@ def assert_frozen(module: nn.Module, name: str) -> None:
     Raises:
         RuntimeError: If the tensor requires a gradient.
     """
-    tensor: torch.Tensor = getattr(module, name)
+    tensor: Tensor = getattr(module, name)
     if tensor.requires_grad:
         raise RuntimeError(
             f"{name} of {type(module).__name__} is frozen, but requires_grad was set on it. "

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 InitScheme = Literal["iso", "cov"]
 INIT_SCHEMES: tuple[str, ...] = get_args(InitScheme)
@@ -23,8 +24,8 @@ def sample_directions(
     *,
     seed: int,
     scheme: InitScheme = "iso",
-    covariance: torch.Tensor | None = None,
-) -> torch.Tensor:
+    covariance: Tensor | None = None,
+) -> Tensor:
     """Draw ``d_sae`` random unit rows (paper, Section 4.1 and Appendix E).
 
     ``iso`` is uniform on the unit sphere. ``cov`` is Gaussian with zero mean and the given
@@ -73,7 +74,7 @@ def sample_directions(
     return torch.from_numpy(rows)
 
 
-def covariance_of(activations: torch.Tensor) -> torch.Tensor:
+def covariance_of(activations: Tensor) -> Tensor:
     """Centred covariance of activations.
 
     Args:
@@ -94,7 +95,7 @@ def covariance_of(activations: torch.Tensor) -> torch.Tensor:
     return torch.cov(activations.to("cpu", torch.float64).T)
 
 
-def _symmetric_root(covariance: torch.Tensor, d_in: int) -> torch.Tensor:
+def _symmetric_root(covariance: Tensor, d_in: int) -> Tensor:
     cov = covariance.detach().to("cpu", torch.float64)
     if cov.shape != (d_in, d_in):
         raise ValueError(
@@ -114,7 +115,7 @@ def _symmetric_root(covariance: torch.Tensor, d_in: int) -> torch.Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def save_covariance(covariance: torch.Tensor, path: str | Path) -> Path:
+def save_covariance(covariance: Tensor, path: str | Path) -> Path:
     """Write a ``[d_in, d_in]`` covariance as float64, in full or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def save_covariance(covariance: torch.Tensor, path: str | Path) -> Path:
 
 def load_covariance(
     *, activations_path: str | None = None, covariance_path: str | None = None
-) -> torch.Tensor:
+) -> Tensor:
     """Covariance from a file of activations or from a file that holds it.
 
     Args:
@@ -155,7 +156,7 @@ def load_covariance(
     return array.to(torch.float64)
 
 
-def read_tensor(path: Path, key: str, field: str) -> torch.Tensor:
+def read_tensor(path: Path, key: str, field: str) -> Tensor:
     """A tensor from a ``.npy``, or by its name from a ``.safetensors``.
 
     Args:

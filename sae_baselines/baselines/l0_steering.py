@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
 
 from sae_baselines.compat.saes import ConfigMixin, PreciseBuffersMixin
 
@@ -60,7 +61,7 @@ class L0SteeringMixin(PreciseBuffersMixin):
 
     cfg: L0SteeringConfig
     # [3] float64: integral part of log factor, smoothed L0, its change of log per step
-    l0_steering_state: torch.Tensor
+    l0_steering_state: Tensor
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -94,7 +95,7 @@ class L0SteeringMixin(PreciseBuffersMixin):
         return output
 
     @torch.no_grad()
-    def _observe(self, feature_acts: torch.Tensor) -> None:
+    def _observe(self, feature_acts: Tensor) -> None:
         # bool() and not "!= 0": a sparse step answers with a sparse tensor.
         l0 = float(feature_acts.bool().float().sum()) / feature_acts.shape[:-1].numel()
         log_factor, before, slope = self.l0_steering_state.tolist()

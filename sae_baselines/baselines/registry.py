@@ -50,7 +50,6 @@ def make_baseline(
     base: str,
     base_class: type[TrainingSAE[Any]],
     base_config: type[TrainingSAEConfig],
-    module: str,
 ) -> Baseline:
     """Compose a constraint with a SAELens training class.
 
@@ -60,7 +59,6 @@ def make_baseline(
         base: Registered name of the base architecture.
         base_class: Its training class.
         base_config: Its config dataclass.
-        module: Where the classes are to be found again (for pickle).
     """
     steered = _needs_steering(base_config)
     # Another class's losses are not known here, so only SAELens' own have a sparse step.
@@ -107,10 +105,10 @@ def make_baseline(
         },
         kw_only=True,
     )
-    config_class.__module__ = module
+    config_class.__module__ = __name__
     namespace: dict[str, Any] = {
         "__doc__": f"{constraint.name} baseline of {base_class.__name__}.",
-        "__module__": module,
+        "__module__": __name__,
         "baseline_constraint": constraint.name,
         "baseline_base": base,
     }
@@ -186,10 +184,10 @@ def _register(
         baseline = _baselines[registered] = _baselines[name]
         register_sae_training_class(registered, baseline.sae_class, baseline.config_class)
     else:
-        baseline = make_baseline(name, constraint, base, base_class, base_config, __name__)
+        baseline = make_baseline(name, constraint, base, base_class, base_config)
         register_sae_training_class(registered, baseline.sae_class, baseline.config_class)
         _baselines[registered] = _baselines[name] = baseline
-    module = sys.modules[__name__]
+    module = sys.modules[__name__]  # where pickle looks for them
     for cls in (_baselines[registered].sae_class, _baselines[registered].config_class):
         setattr(module, cls.__name__, cls)
 
@@ -207,11 +205,6 @@ def base_architectures() -> list[str]:
         for name, (cls, _) in SAE_TRAINING_CLASS_REGISTRY.items()
         if not hasattr(cls, "baseline_constraint")
     ]
-
-
-def has_sparse_step(base: str) -> bool:
-    """Whether baselines of a registered base can train on active entries only."""
-    return get_sae_training_class(base)[0] in SPARSE_STEPS
 
 
 def baseline_architectures() -> dict[str, Baseline]:
@@ -269,8 +262,10 @@ def parse_name(architecture: str) -> tuple[Constraint, str] | None:
 
 def _old_names() -> dict[str, str]:
     """Names that exports made before still have."""
-    with_step = [base for base in base_architectures() if has_sparse_step(base)]
-    return {f"sparse_{base}": f"{SEEDED.name}_{base}" for base in with_step}
+    known = {base: get_sae_training_class(base)[0] for base in base_architectures()}
+    return {
+        f"sparse_{b}": f"{SEEDED.name}_{b}" for b, cls in known.items() if cls in SPARSE_STEPS
+    }
 
 
 def _unknown(field: str, value: str, known: list[str]) -> str:

@@ -1,17 +1,17 @@
 """Initial weights that are a function of a seed in the config.
 
-Every twin, constrained or not, starts with unit-norm random decoder rows and the encoder
+Every baseline, constrained or not, starts with unit-norm random decoder rows and the encoder
 equal to the decoder transposed. Which rows is decided by ``init_seed`` and ``init_scheme``
 alone, so that all members of a panel start from the same point.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
 
 from sae_baselines.baselines.directions import (
     INIT_SCHEMES,
@@ -22,11 +22,12 @@ from sae_baselines.baselines.directions import (
 from sae_baselines.compat.saes import ConfigMixin, SAEMixin, has_own
 
 _PENDING_PREFIX = "init_pending_"
+_PENDING_SUMS = ("shift", "total", "outer")
 
 
 @dataclass(kw_only=True)
 class SeededStartConfig(ConfigMixin):
-    """Config fields of every twin.
+    """Config fields of every baseline.
 
     Args:
         init_seed: Seed of the initial directions (>= 0).
@@ -38,7 +39,7 @@ class SeededStartConfig(ConfigMixin):
             activations to estimate the covariance from; default 4 * d_in. Nothing is
             trained until they are seen; the batch that completes them is trained on.
         decoder_init_norm: Must be 1.0. A frozen decoder cannot grow, so SAELens' default of
-            0.1 would handicap it; every twin has the same unit-norm start.
+            0.1 would handicap it; every baseline has the same unit-norm start.
         encoder_init_scale: Encoder columns start as this times their decoder rows (> 0). At
             1 the first reconstructions are longer than the activations once several latents
             are active: each active row is counted in full, and random rows overlap.
@@ -86,16 +87,9 @@ class SeededStartMixin(SAEMixin):
             else:
                 # Provisional rows until the run has shown enough activations.
                 wanted = cfg.init_cov_samples or 4 * cfg.d_in
-                self._pending = _PendingCovariance(cfg.d_in, wanted)
-        scheme: InitScheme = "cov" if covariance is not None else "iso"
+                self._pending = _PendingCovariance.of_nothing(cfg.d_in, wanted)
         try:
-            directions = sample_directions(
-                cfg.d_sae,
-                cfg.d_in,
-                seed=cfg.init_seed,
-                scheme=scheme,
-                covariance=covariance,
-            )
+            directions = self._draw(covariance)
         except ValueError as error:
             if covariance is None:
                 raise
@@ -105,8 +99,17 @@ class SeededStartMixin(SAEMixin):
             raise ValueError(f"{field}: {error}") from error
         self.set_start_directions(directions)
 
+    def _draw(self, covariance: Tensor | None) -> Tensor:
+        return sample_directions(
+            self.cfg.d_sae,
+            self.cfg.d_in,
+            seed=self.cfg.init_seed,
+            scheme="iso" if covariance is None else "cov",
+            covariance=covariance,
+        )
+
     @torch.no_grad()
-    def set_start_directions(self, directions: torch.Tensor) -> None:
+    def set_start_directions(self, directions: Tensor) -> None:
         """Start from these rows: W_dec = directions, W_enc = its scaled transpose, in place.
 
         Args:
@@ -127,23 +130,14 @@ class SeededStartMixin(SAEMixin):
         return super().training_forward_pass(step_input)
 
     @torch.no_grad()
-    def _absorb(self, sae_in: torch.Tensor) -> bool:
+    def _absorb(self, sae_in: Tensor) -> bool:
         """Add a batch to the covariance; True once the start is settled."""
         assert self._pending is not None
         # What the SAE's encoder will see: layer_norm happens inside the SAE.
         self._pending.add(self.run_time_activation_norm_fn_in(sae_in.float()))
         if not self._pending.complete:
             return False
-        cfg = self.cfg
-        self.set_start_directions(
-            sample_directions(
-                cfg.d_sae,
-                cfg.d_in,
-                seed=cfg.init_seed,
-                scheme="cov",
-                covariance=self._pending.covariance(),
-            )
-        )
+        self.set_start_directions(self._draw(self._pending.covariance()))
         self._pending = None
         return True
 
@@ -177,17 +171,22 @@ class SeededStartMixin(SAEMixin):
         self._pending = _PendingCovariance.from_state(state_dict)
 
 
+@dataclass
 class _PendingCovariance:
     """Covariance of a stream, accumulated in float64 around the first batch's mean."""
 
-    def __init__(self, d_in: int, wanted: int) -> None:
-        self.wanted = wanted
-        self.count = 0
-        self.shift = torch.zeros(d_in, dtype=torch.float64)
-        self.total = torch.zeros(d_in, dtype=torch.float64)
-        self.outer = torch.zeros(d_in, d_in, dtype=torch.float64)
+    wanted: int
+    count: int
+    shift: Tensor
+    total: Tensor
+    outer: Tensor
 
-    def add(self, batch: torch.Tensor) -> None:
+    @classmethod
+    def of_nothing(cls, d_in: int, wanted: int) -> "_PendingCovariance":
+        shapes = (d_in,), (d_in,), (d_in, d_in)
+        return cls(wanted, 0, *(torch.zeros(s, dtype=torch.float64) for s in shapes))
+
+    def add(self, batch: Tensor) -> None:
         x = batch.reshape(-1, batch.shape[-1]).to("cpu", torch.float64)
         if not torch.isfinite(x).all():
             raise ValueError(
@@ -204,35 +203,22 @@ class _PendingCovariance:
     def complete(self) -> bool:
         return self.count >= self.wanted
 
-    def covariance(self) -> torch.Tensor:
+    def covariance(self) -> Tensor:
         mean = self.total / self.count
         return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        return {
-            _PENDING_PREFIX + "counts": torch.tensor([self.count, self.wanted]),
-            _PENDING_PREFIX + "shift": self.shift,
-            _PENDING_PREFIX + "total": self.total,
-            _PENDING_PREFIX + "outer": self.outer,
-        }
+    def state(self) -> dict[str, Tensor]:
+        counts = torch.tensor([self.count, self.wanted])
+        sums = {_PENDING_PREFIX + name: getattr(self, name) for name in _PENDING_SUMS}
+        return {_PENDING_PREFIX + "counts": counts, **sums}
 
     @classmethod
     def from_state(cls, state_dict: dict[str, Any]) -> "_PendingCovariance | None":
         counts = state_dict.pop(_PENDING_PREFIX + "counts", None)
         if counts is None:
             return None
-        shift = state_dict.pop(_PENDING_PREFIX + "shift").cpu()
-        pending = cls(shift.shape[0], int(counts[1]))
-        pending.count = int(counts[0])
-        pending.shift = shift.double()
-        pending.total = state_dict.pop(_PENDING_PREFIX + "total").cpu().double()
-        pending.outer = state_dict.pop(_PENDING_PREFIX + "outer").cpu().double()
-        return pending
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_PendingCovariance":
-        twin = _PendingCovariance(self.shift.shape[0], self.wanted)
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
+        sums = [state_dict.pop(_PENDING_PREFIX + name) for name in _PENDING_SUMS]
+        return cls(int(counts[1]), int(counts[0]), *(s.cpu().double() for s in sums))
 
 
 def _validate_start(cfg: SeededStartConfig) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -59,13 +60,13 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
     """Keeps W_dec in the cap {cos(row, start) >= tau}; everything is trained inside it."""
 
     cfg: SoftFrozenDecoderConfig
-    W_dec_start: torch.Tensor
+    W_dec_start: Tensor
     # [d_sae] bool: rows that Adam may move; None if that is not known.
-    _moving: torch.Tensor | None = None
+    _moving: Tensor | None = None
     # W_dec's version after the last projection: any other has been edited.
     _projected_version: int = -1
     # Norms of W_dec_start, which never changes, and which tensor they belong to.
-    _start_norm: tuple[torch.Tensor, int, int] | None = None
+    _start_norm: tuple[Tensor, int, int] | None = None
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -79,19 +80,19 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
         self.register_precise_buffer(_START, self.W_dec.detach().float().clone())
 
     @torch.no_grad()
-    def set_start_directions(self, directions: torch.Tensor) -> None:
+    def set_start_directions(self, directions: Tensor) -> None:
         super().set_start_directions(directions)
         self.moved()
         self._start_here()
 
     @torch.no_grad()
-    def project(self) -> torch.Tensor:
+    def project(self) -> Tensor:
         """Project W_dec onto its caps in place; returns how many rows moved (int64 scalar)."""
         return project_to_cap_(
             self.W_dec.data, self.W_dec_start, self.cfg.tau, self._norm_of_start()
         )
 
-    def _norm_of_start(self) -> torch.Tensor:
+    def _norm_of_start(self) -> Tensor:
         start = self.W_dec_start
         place = (start.data_ptr(), version_of(start))
         if self._start_norm is None or self._start_norm[1:] != place:
@@ -185,7 +186,7 @@ def _stepped_by(optimizer: Optimizer) -> list[SoftFrozenDecoderMixin]:
     return [sae for sae in list(_watched) if id(sae.W_dec) in stepped]
 
 
-def _momentum_of(optimizer: Optimizer, parameter: torch.Tensor) -> torch.Tensor | None:
+def _momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
     """First moments of a parameter, if they are all that can move it."""
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return None

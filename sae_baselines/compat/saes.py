@@ -28,7 +28,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
 # The decoding of the TopK family with rescaled activations.
 from sae_lens.saes.topk_sae import act_times_W_dec
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "SAE_TRAINING_CLASS_REGISTRY",
@@ -88,7 +88,7 @@ OVERRIDDEN: dict[str, tuple[type[Any], str]] = {
 
 
 @contextmanager
-def shadow(module: nn.Module, **tensors: torch.Tensor) -> Iterator[None]:
+def shadow(module: nn.Module, **tensors: Tensor) -> Iterator[None]:
     """Make ``module.name`` answer with another tensor inside the block.
 
     Lets SAELens' own code run unchanged on, say, a detached W_dec. Parameters and buffers
@@ -118,7 +118,7 @@ def has_own(module: nn.Module, name: str) -> bool:
     return name in module._parameters or name in module._buffers
 
 
-def version_of(tensor: torch.Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
     """torch's count of in-place changes; those through ``.data`` are not in it."""
     return tensor._version
 
@@ -138,7 +138,7 @@ class PreciseBuffersMixin(SAEMixin):
 
     _precise: dict[str, torch.dtype] = {}
 
-    def register_precise_buffer(self, name: str, tensor: torch.Tensor) -> None:
+    def register_precise_buffer(self, name: str, tensor: Tensor) -> None:
         """A buffer that ``.to(bfloat16)`` moves, but does not round."""
         self.register_buffer(name, tensor)
         self._precise = {**self._precise, name: tensor.dtype}

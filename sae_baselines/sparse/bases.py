@@ -21,28 +21,21 @@ from sae_lens import (
     StandardTrainingSAE,
     TopKTrainingSAE,
 )
-from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput
-from sae_lens.saes.topk_sae import act_times_W_dec
+from torch import Tensor
 
-from sae_baselines.sparse.autograd import pick
-from sae_baselines.sparse.entries import Entries
+from sae_baselines.compat.saes import JumpReLU, Step, act_times_W_dec, calculate_pre_act_loss
+from sae_baselines.sparse.products import Entries, per_row, pick
 from sae_baselines.sparse.select import (
     Found,
     NotSparseError,
+    PreActivation,
     above,
     batch_top_k,
-    pre_activations,
-    pre_activations_at,
     top_k_per_row,
     top_of_dead,
 )
-from sae_baselines.sparse.step import (
-    ActiveLatents,
-    SparseStepMixin,
-    per_row,
-    unscaled,
-)
+from sae_baselines.sparse.step import ActiveLatents, SparseStepMixin, unscaled
 
 # Ties at a batch-top-k's cut are left to stock's own operator on the dense matrix, up to
 # this many values (1 GiB in float32); beyond, the first rows win.
@@ -62,7 +55,7 @@ class SparseTopKMixin(SparseStepMixin):
             return "dense"
         return super()._why_dense_here(step_input)
 
-    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
+    def _sparse_encode(self, x: Tensor, norm: Tensor) -> ActiveLatents:
         scale = norm if self.cfg.rescale_acts_by_decoder_norm else None
         if scale is not None and not bool((scale > 0).all()):
             raise NotSparseError("not finite")  # stock divides by it
@@ -70,26 +63,24 @@ class SparseTopKMixin(SparseStepMixin):
         with torch.no_grad():
             found = self._select(x, W_enc, scale)
         product = self._trainable_product(found, x)
-        pre = pre_activations_at(product, found.entries.cols, self.b_enc, scale)
+        pre = PreActivation(self.b_enc, scale).at(product, found.entries.cols)
         # Only positive entries are found, where ReLU is the identity.
         return ActiveLatents(found.entries, pre, pre, x, scale)
 
-    def _select(self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None) -> Found:
-        def choose(pre: torch.Tensor) -> torch.Tensor:
+    def _select(self, x: Tensor, W_enc: Tensor, norm: Tensor | None) -> Found:
+        def choose(pre: Tensor) -> Tensor:
             # As SAELens' TopK does it, so that ties fall the same way.
             return torch.topk(pre, self.activation_fn.k, dim=-1, sorted=False).indices
 
-        return top_k_per_row(
-            x, W_enc, lambda product: pre_activations(product, self.b_enc, norm), choose
-        )
+        return top_k_per_row(x, W_enc, PreActivation(self.b_enc, norm), choose)
 
     def calculate_topk_aux_loss(
         self,
-        sae_in: torch.Tensor,
-        sae_out: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        dead_neuron_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor | None,
+    ) -> Tensor:
         """TopKTrainingSAE.calculate_topk_aux_loss on the problem restricted to dead latents."""
         latents = self._latents_of(hidden_pre)
         if (
@@ -115,30 +106,25 @@ class SparseTopKMixin(SparseStepMixin):
         error = (recons - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
         return self.cfg.aux_loss_coefficient * scale * error
 
-    def _dead_activations(
-        self, latents: ActiveLatents, dead: torch.Tensor, k: int
-    ) -> ActiveLatents:
+    def _dead_activations(self, latents: ActiveLatents, dead: Tensor, k: int) -> ActiveLatents:
         """The k largest pre-activations of dead latents per row, of either sign."""
         with torch.no_grad():
             W_enc = self.W_enc.index_select(1, dead).to(latents.x.dtype)
-            b_enc = self.b_enc.index_select(0, dead)
             norm = None if latents.norm is None else latents.norm.index_select(0, dead)
             found = top_k_per_row(
                 latents.x,
                 W_enc,
-                lambda product: pre_activations(product, b_enc, norm),
+                PreActivation(self.b_enc.index_select(0, dead), norm),
                 lambda pre: top_of_dead(pre, k, dead, self.cfg.d_sae),
                 negative_too=True,
             )
         places = found.entries
         entries = Entries(places.rows, dead[places.cols], places.n_rows, self.cfg.d_sae)
         product = self._trainable_product(Found(entries, found.product), latents.x)
-        pre = pre_activations_at(product, entries.cols, self.b_enc, latents.norm)
+        pre = PreActivation(self.b_enc, latents.norm).at(product, entries.cols)
         return ActiveLatents(entries, pre, pre, latents.x, latents.norm)
 
-    def _dense_dead_product(
-        self, latents: ActiveLatents, dead: torch.Tensor, k: int
-    ) -> torch.Tensor:
+    def _dense_dead_product(self, latents: ActiveLatents, dead: Tensor, k: int) -> Tensor:
         """The same times W_dec, where so few latents are dead that k of them are many."""
         pre = self._dead_pre_activations(latents, dead)
         W_dec = self.W_dec.index_select(0, dead)
@@ -153,7 +139,7 @@ class SparseTopKMixin(SparseStepMixin):
 class SparseBatchTopKMixin(SparseTopKMixin):
     """BatchTopKTrainingSAE: k latents per row on average over the batch."""
 
-    def _select(self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None) -> Found:
+    def _select(self, x: Tensor, W_enc: Tensor, norm: Tensor | None) -> Found:
         state = self.sparse_state
         found, state.floor = batch_top_k(
             x,
@@ -166,17 +152,15 @@ class SparseBatchTopKMixin(SparseTopKMixin):
         )
         return self._stock_choice(x, W_enc, norm) if found is None else found
 
-    def _stock_choice(
-        self, x: torch.Tensor, W_enc: torch.Tensor, norm: torch.Tensor | None
-    ) -> Found:
+    def _stock_choice(self, x: Tensor, W_enc: Tensor, norm: Tensor | None) -> Found:
         """Entries by stock's operator on the dense matrix: it decides between equals."""
         product = x @ W_enc
-        acts = self.activation_fn(pre_activations(product, self.b_enc, norm))
+        acts = self.activation_fn(PreActivation(self.b_enc, norm)(product))
         keys = acts.flatten().nonzero().squeeze(1)
         entries = Entries.from_keys(keys, x.shape[0], self.cfg.d_sae)
         return Found(entries, product.flatten()[keys])
 
-    def update_topk_threshold(self, acts_topk: torch.Tensor) -> None:
+    def update_topk_threshold(self, acts_topk: Tensor) -> None:
         latents = self._latents_of(acts_topk)
         values = acts_topk if latents is None else latents.values
         super().update_topk_threshold(values)  # type: ignore[misc]
@@ -192,8 +176,8 @@ class SparseMatryoshkaMixin(SparseBatchTopKMixin):
         return super()._why_dense_here(step_input)
 
     def _iterable_decode(
-        self, feature_acts: torch.Tensor, include_outer_loss: bool = False
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+        self, feature_acts: Tensor, include_outer_loss: bool = False
+    ) -> Iterator[tuple[int, Tensor]]:
         latents = self._latents_of(feature_acts)
         if latents is None:
             yield from super()._iterable_decode(feature_acts, include_outer_loss)  # type: ignore[misc]
@@ -217,16 +201,35 @@ class SparseMatryoshkaMixin(SparseBatchTopKMixin):
             yield width, self.run_time_activation_norm_fn_out(sums[:, i])
 
 
-class _LossesAtEntries(SparseStepMixin):
-    """Bases whose auxiliary losses have a form of their own at entries."""
+class _PenalisedMixin(SparseStepMixin):
+    """Bases with a penalty instead of a k: entries above a bound, and losses on them."""
+
+    def _sparse_encode(self, x: Tensor, norm: Tensor) -> ActiveLatents:
+        del norm
+        x, W_enc = self._multiplied(x)
+        with torch.no_grad():
+            found = above(x, W_enc, self._lower_bound(x.dtype), self._max_entries(x))
+        return self._activate(found.entries, self._trainable_product(found, x), x)
+
+    # Added to the product, it must be positive.
+    _gate = "b_enc"
+
+    def _lower_bound(self, dtype: torch.dtype) -> Tensor:
+        """``[d_sae]``: below it a product in ``dtype`` has neither a value nor a gradient."""
+        del dtype
+        return -getattr(self, self._gate)
+
+    @abstractmethod
+    def _activate(self, entries: Entries, product: Tensor, x: Tensor) -> ActiveLatents:
+        """Activations where the product ``[n]`` is above the bound."""
 
     def calculate_aux_loss(
         self,
         step_input: TrainStepInput,
-        feature_acts: torch.Tensor,
-        hidden_pre: torch.Tensor,
-        sae_out: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
         """SAELens' losses of the base, at entries in a sparse step."""
         latents = self._latents_of(feature_acts)
         if latents is None:
@@ -236,13 +239,11 @@ class _LossesAtEntries(SparseStepMixin):
         return self._losses(latents, step_input)
 
     @abstractmethod
-    def _losses(
-        self, latents: ActiveLatents, step_input: TrainStepInput
-    ) -> dict[str, torch.Tensor]:
+    def _losses(self, latents: ActiveLatents, step_input: TrainStepInput) -> dict[str, Tensor]:
         """What the base's calculate_aux_loss returns."""
 
 
-class SparseJumpReLUMixin(_LossesAtEntries):
+class SparseJumpReLUMixin(_PenalisedMixin):
     """JumpReLUTrainingSAE: entries above the threshold, or near it on either side.
 
     The straight-through estimators give a gradient within half a bandwidth of the threshold,
@@ -250,62 +251,47 @@ class SparseJumpReLUMixin(_LossesAtEntries):
     """
 
     bandwidth: float
-    threshold: torch.Tensor
+    threshold: Tensor
 
-    def _threshold(self, entries: Entries, dtype: torch.dtype) -> torch.Tensor:
-        return pick(self.threshold.to(dtype), entries.cols)
+    def _above_threshold(self, of: Any, pre: Tensor, entries: Entries) -> Tensor:
+        """JumpReLU or its step, at entries."""
+        threshold = pick(self.threshold.to(pre.dtype), entries.cols)
+        return of.apply(pre[None], threshold, self.bandwidth, self.cfg.jumprelu_ste_to_input)[0]
 
-    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
-        del norm
-        x, W_enc = self._multiplied(x)
-        with torch.no_grad():
-            dtype = torch.promote_types(x.dtype, self.b_enc.dtype)
-            threshold, bias = self.threshold.to(dtype).double(), self.b_enc.double()
-            # The sum with b_enc is rounded to dtype, the bound itself to float32 or finer.
-            size = threshold.abs() + self.bandwidth
-            wide = torch.promote_types(dtype, torch.float32)
-            slack = torch.finfo(dtype).eps * size
-            slack += 4 * torch.finfo(wide).eps * (size + bias.abs())
-            lower = (threshold - 0.5 * self.bandwidth - bias - slack).to(wide)
-            found = above(x, W_enc, lower, self._max_entries(x))
-        pre = pre_activations_at(
-            self._trainable_product(found, x), found.entries.cols, self.b_enc, None
-        )
-        values: Any = JumpReLU.apply(
-            pre[None],
-            self._threshold(found.entries, pre.dtype),
-            self.bandwidth,
-            self.cfg.jumprelu_ste_to_input,
-        )
-        return ActiveLatents(found.entries, values[0], pre, x)
+    def _lower_bound(self, dtype: torch.dtype) -> Tensor:
+        dtype = torch.promote_types(dtype, self.b_enc.dtype)
+        threshold, bias = self.threshold.to(dtype).double(), self.b_enc.double()
+        # The sum with b_enc is rounded to dtype, the bound itself to float32 or finer.
+        size = threshold.abs() + self.bandwidth
+        wide = torch.promote_types(dtype, torch.float32)
+        slack = torch.finfo(dtype).eps * size
+        slack += 4 * torch.finfo(wide).eps * (size + bias.abs())
+        return (threshold - 0.5 * self.bandwidth - bias - slack).to(wide)
 
-    def _losses(
-        self, latents: ActiveLatents, step_input: TrainStepInput
-    ) -> dict[str, torch.Tensor]:
+    def _activate(self, entries: Entries, product: Tensor, x: Tensor) -> ActiveLatents:
+        pre = PreActivation(self.b_enc).at(product, entries.cols)
+        values = self._above_threshold(JumpReLU, pre, entries)
+        return ActiveLatents(entries, values, pre, x)
+
+    def _losses(self, latents: ActiveLatents, step_input: TrainStepInput) -> dict[str, Tensor]:
         losses = {"l0_loss": self._l0_loss(latents, step_input.coefficients["l0"])}
         if self.cfg.pre_act_loss_coefficient is not None:
             losses["pre_act_loss"] = self._pre_act_loss(latents, step_input)
         return losses
 
-    def _l0_loss(self, latents: ActiveLatents, coefficient: float) -> torch.Tensor:
+    def _l0_loss(self, latents: ActiveLatents, coefficient: float) -> Tensor:
         entries, pre = latents.entries, latents.pre
         if self.cfg.jumprelu_sparsity_loss_mode == "tanh":
             norm = pick(self.W_dec.norm(dim=1), entries.cols)
             per_entry = torch.tanh(self.cfg.jumprelu_tanh_scale * latents.values * norm)
             return (coefficient * per_row(entries, per_entry)).mean()
-        active: Any = Step.apply(
-            pre[None],
-            self._threshold(entries, pre.dtype),
-            self.bandwidth,
-            self.cfg.jumprelu_ste_to_input,
-        )
-        l0 = per_row(entries, active[0])
+        l0 = per_row(entries, self._above_threshold(Step, pre, entries))
         if self.cfg.jumprelu_sparsity_loss_mode == "quadratic":
             target = self.cfg.target_l0
             return (coefficient * (2 / target * (l0 - target) ** 2)).mean()
         return (coefficient * l0).mean()
 
-    def _pre_act_loss(self, latents: ActiveLatents, step_input: TrainStepInput) -> torch.Tensor:
+    def _pre_act_loss(self, latents: ActiveLatents, step_input: TrainStepInput) -> Tensor:
         mask = step_input.dead_neuron_mask
         if mask is None or not bool(mask.any()):
             return latents.pre.new_tensor(0.0)
@@ -320,7 +306,7 @@ class SparseJumpReLUMixin(_LossesAtEntries):
         )
 
 
-class SparseStandardMixin(_LossesAtEntries):
+class SparseStandardMixin(_PenalisedMixin):
     """StandardTrainingSAE: ReLU and an L1 penalty."""
 
     def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
@@ -328,19 +314,11 @@ class SparseStandardMixin(_LossesAtEntries):
             return "lp_norm"
         return super()._why_dense_here(step_input)
 
-    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
-        del norm
-        x, W_enc = self._multiplied(x)
-        with torch.no_grad():
-            found = above(x, W_enc, -self.b_enc, self._max_entries(x))
-        pre = pre_activations_at(
-            self._trainable_product(found, x), found.entries.cols, self.b_enc, None
-        )
-        return ActiveLatents(found.entries, self.activation_fn(pre), pre, x)
+    def _activate(self, entries: Entries, product: Tensor, x: Tensor) -> ActiveLatents:
+        pre = PreActivation(self.b_enc).at(product, entries.cols)
+        return ActiveLatents(entries, self.activation_fn(pre), pre, x)
 
-    def _losses(
-        self, latents: ActiveLatents, step_input: TrainStepInput
-    ) -> dict[str, torch.Tensor]:
+    def _losses(self, latents: ActiveLatents, step_input: TrainStepInput) -> dict[str, Tensor]:
         norm = pick(self.W_dec.norm(dim=1), latents.entries.cols)
         sparsity = per_row(latents.entries, (latents.values * norm).abs())
         return {"l1_loss": (step_input.coefficients["l1"] * sparsity).mean()}
@@ -350,39 +328,34 @@ class SparseStandardMixin(_LossesAtEntries):
 class GatedLatents(ActiveLatents):
     """Also the pre-activations of the gate, ``[n]``."""
 
-    gate: torch.Tensor
+    gate: Tensor
 
 
-class SparseGatedMixin(_LossesAtEntries):
+class SparseGatedMixin(_PenalisedMixin):
     """GatedTrainingSAE: entries whose gate is open.
 
     Stock multiplies with W_enc three times: for the gate, for the magnitude (with columns
     scaled by exp(r_mag)) and again for the auxiliary loss. One product serves all three.
     """
 
-    b_gate: torch.Tensor
-    r_mag: torch.Tensor
-    b_mag: torch.Tensor
+    _gate = "b_gate"
+    b_gate: Tensor
+    r_mag: Tensor
+    b_mag: Tensor
 
     def _why_dense_here(self, step_input: TrainStepInput) -> str | None:
         if self.cfg.normalize_activations in _UNNORMALISED_LOSS:
             return "normalize_activations"
         return super()._why_dense_here(step_input)
 
-    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
-        del norm
-        x, W_enc = self._multiplied(x)
-        with torch.no_grad():
-            found = above(x, W_enc, -self.b_gate, self._max_entries(x))
-        cols = found.entries.cols
-        product = self._trainable_product(found, x)
-        gate = product + pick(self.b_gate, cols)
-        gain = pick(self.r_mag.exp(), cols)
-        pre = product * gain + pick(self.b_mag, cols)
+    def _activate(self, entries: Entries, product: Tensor, x: Tensor) -> ActiveLatents:
+        gate = product + pick(self.b_gate, entries.cols)
+        gain = pick(self.r_mag.exp(), entries.cols)
+        pre = product * gain + pick(self.b_mag, entries.cols)
         values = (gate > 0).to(self.dtype) * self.activation_fn(pre)
-        return GatedLatents(found.entries, values, pre, x, gate=gate)
+        return GatedLatents(entries, values, pre, x, gate=gate)
 
-    def _losses(self, latents: Any, step_input: TrainStepInput) -> dict[str, torch.Tensor]:
+    def _losses(self, latents: Any, step_input: TrainStepInput) -> dict[str, Tensor]:
         entries, gate = latents.entries, torch.relu(latents.gate)
         norm = pick(self.W_dec.norm(dim=1), entries.cols)
         l1 = step_input.coefficients["l1"] * per_row(entries, gate * norm).mean()

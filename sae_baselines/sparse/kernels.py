@@ -17,9 +17,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae_baselines.sparse.kernel_check import failure
+from sae_baselines.errors import one_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,12 +37,12 @@ _MOST_SEARCHED = 2048
 _trusted: dict[torch.device, bool] = {}
 
 
-def available(tensor: torch.Tensor) -> bool:
+def available(tensor: Tensor) -> bool:
     """Whether the kernels can take this tensor.
 
     True for float32, bfloat16 and float16 tensors on an NVIDIA device of the Ampere generation
-    or later where triton is installed and every kernel passes a check (kernel_check.py, once
-    per process and device), and on CPU in Triton's interpreter
+    or later where triton is installed and every kernel passes a check (`failure`, once per
+    process and device), and on CPU in Triton's interpreter
     (``TRITON_INTERPRET=1`` from the start of the process; slow, for tests).
     """
     if tensor.dtype not in DTYPES:
@@ -85,13 +86,11 @@ def _interpreted() -> bool:
 
 
 def gather_sum(
-    table: torch.Tensor,
-    index: torch.Tensor,
-    starts: torch.Tensor,
-    weights: torch.Tensor,
-    out_dtype: torch.dtype,
-) -> torch.Tensor:
-    """Weighted sums of rows of a table, one sum per bag of entries, added up in float32.
+    table: Tensor, index: Tensor, starts: Tensor, weights: Tensor, out_dtype: torch.dtype
+) -> Tensor:
+    """Weighted sums ``[r, d]`` of rows of a table, one per bag, added up in float32.
+
+    Without a gradient (see `weighted_sum`); an empty bag sums to 0.
 
     Args:
         table: ``[m, d]``.
@@ -99,9 +98,6 @@ def gather_sum(
         starts: int64 ``[r]``, ascending from 0: bag j is ``index[starts[j] : starts[j + 1]]``.
         weights: ``[n]``.
         out_dtype: Of the result.
-
-    Returns:
-        ``[r, d]``, no gradient (see `weighted_sum`). An empty bag sums to 0.
     """
     d, r = _check_bags(table, index, starts, weights, out_dtype), starts.shape[0]
     out = table.new_empty((r, d), dtype=out_dtype)
@@ -115,12 +111,8 @@ def gather_sum(
 
 
 def gather_sum_transposed(
-    table: torch.Tensor,
-    index: torch.Tensor,
-    starts: torch.Tensor,
-    weights: torch.Tensor,
-    out_dtype: torch.dtype,
-) -> torch.Tensor:
+    table: Tensor, index: Tensor, starts: Tensor, weights: Tensor, out_dtype: torch.dtype
+) -> Tensor:
     """`gather_sum` written as ``[d, r]``, contiguous, without a copy."""
     d, r = _check_bags(table, index, starts, weights, out_dtype), starts.shape[0]
     out = table.new_empty((d, r), dtype=out_dtype)
@@ -134,13 +126,13 @@ def gather_sum_transposed(
 
 
 def weight_gradient(
-    table: torch.Tensor,
-    index: torch.Tensor,
-    rows: torch.Tensor,
-    grad: torch.Tensor,
+    table: Tensor,
+    index: Tensor,
+    rows: Tensor,
+    grad: Tensor,
     out_dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Gradient of the weights of a `gather_sum`: ``table[index[i]] . grad[rows[i]]``.
+) -> Tensor:
+    """Gradient ``[n]`` of the weights of a `gather_sum`: ``table[index[i]] . grad[rows[i]]``.
 
     Args:
         table: ``[m, d]``.
@@ -148,19 +140,12 @@ def weight_gradient(
         rows: int64 ``[n]``, rows of ``grad``: the bag of each entry.
         grad: ``[r, d]``, gradient of the sums.
         out_dtype: Of the result; products are added up in float32.
-
-    Returns:
-        ``[n]``.
     """
-    _check_floats(table=table, grad=grad)
-    _check_matrix(table=table, grad=grad)
+    _check_matrices(table=table, grad=grad)
     _check_vectors(table.device, index=index, rows=rows)
     _check_dtype(out_dtype)
     if grad.device != table.device or grad.shape[1] != table.shape[1]:
-        raise ValueError(
-            f"grad is {_described(grad)}; give it the columns and device of table,"
-            f" {_described(table)}"
-        )
+        raise _wrong(f"give it the columns and device of table, {_described(table)}", grad=grad)
     _check_same_length(index=index, rows=rows)
     n, d = index.shape[0], table.shape[1]
     out = table.new_empty(n, dtype=out_dtype)
@@ -174,22 +159,16 @@ def weight_gradient(
 
 
 def weighted_sum(
-    table: torch.Tensor,
-    index: torch.Tensor,
-    starts: torch.Tensor,
-    weights: torch.Tensor,
-    rows: torch.Tensor,
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    weights: Tensor,
+    rows: Tensor,
     out_dtype: torch.dtype,
-) -> torch.Tensor:
-    """`gather_sum` with a gradient, for ``weights`` alone.
+) -> Tensor:
+    """`gather_sum` with a gradient, once, for ``weights`` alone.
 
-    Args:
-        table: ``[m, d]``, no gradient.
-        index: As for `gather_sum`.
-        starts: As for `gather_sum`.
-        weights: As for `gather_sum`; differentiable once.
-        rows: int64 ``[n]``, the bag of each entry.
-        out_dtype: Of the result.
+    ``rows`` is the bag of each entry, int64 ``[n]``.
 
     Raises:
         ValueError: If ``table`` wants a gradient, or as for every function here.
@@ -203,32 +182,30 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        weights: torch.Tensor,
-        table: torch.Tensor,
-        index: torch.Tensor,
-        starts: torch.Tensor,
-        rows: torch.Tensor,
+        weights: Tensor,
+        table: Tensor,
+        index: Tensor,
+        starts: Tensor,
+        rows: Tensor,
         out_dtype: torch.dtype,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         ctx.save_for_backward(table, index, rows)
         ctx.weights_dtype = weights.dtype
         return gather_sum(table, index, starts, weights, out_dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, *grads: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        (grad,) = grads
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
         table, index, rows = ctx.saved_tensors
         # A loss that is a plain sum hands down an expanded scalar.
-        gradient = weight_gradient(table, index, rows, grad.contiguous(), ctx.weights_dtype)
+        grad = grads[0].contiguous()
+        gradient = weight_gradient(table, index, rows, grad, ctx.weights_dtype)
         return gradient, None, None, None, None, None
 
 
 def compact_above(
-    block: torch.Tensor, lower: torch.Tensor, *, width: int | None = None, first: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+    block: Tensor, lower: Tensor, *, width: int | None = None, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Positions and values of what is not ``<= lower`` in its column; every NaN is found.
 
     The host waits for the device once, to learn how many there are.
@@ -243,14 +220,12 @@ def compact_above(
         int64 ``[n]`` flat positions ``row * width + first + col``, ascending, and the values
         there ``[n]``, in the dtype of ``block``.
     """
-    _check_floats(block=block, lower=lower)
-    _check_matrix(block=block)
+    _check_matrices(block=block)
+    _check_floats(lower=lower)
     rows, cols = block.shape
     if lower.shape != (cols,) or lower.device != block.device or not lower.is_contiguous():
-        raise ValueError(
-            f"lower is {_described(lower)}; give a contiguous vector with one bound per"
-            f" column of block, {_described(block)}"
-        )
+        one_each = f"one bound per column of block, {_described(block)}"
+        raise _wrong(f"give a contiguous vector with {one_each}", lower=lower)
     width = cols if width is None else width
     if first < 0 or first + cols > width:
         raise ValueError(
@@ -278,7 +253,7 @@ def _block(length: int, most: int) -> int:
     return min(most, max(64, 1 << (length - 1).bit_length()))
 
 
-def _warps(block: int, table: torch.Tensor) -> int:
+def _warps(block: int, table: Tensor) -> int:
     """As many as read one row of a block in loads of 16 bytes: sums then stay in a thread."""
     return max(1, block * table.element_size() // (16 * 32))
 
@@ -292,25 +267,20 @@ def _launch(name: str, grid: tuple[int, ...], args: tuple[Any, ...], **options: 
 
 
 def _check_bags(
-    table: torch.Tensor,
-    index: torch.Tensor,
-    starts: torch.Tensor,
-    weights: torch.Tensor,
-    out_dtype: torch.dtype,
+    table: Tensor, index: Tensor, starts: Tensor, weights: Tensor, out_dtype: torch.dtype
 ) -> int:
-    _check_floats(table=table, weights=weights)
-    _check_matrix(table=table)
+    """Raises ValueError, or answers how many columns the table has."""
+    _check_matrices(table=table)
+    _check_floats(weights=weights)
     _check_vectors(table.device, index=index, starts=starts)
     _check_dtype(out_dtype)
     if weights.device != table.device or not weights.is_contiguous():
-        raise ValueError(
-            f"weights is {_described(weights)}; make it contiguous, on {table.device}"
-        )
+        raise _wrong(f"make it contiguous, on {table.device}", weights=weights)
     _check_same_length(index=index, weights=weights)
     return table.shape[1]
 
 
-def _check_floats(**tensors: torch.Tensor) -> None:
+def _check_floats(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not available(tensor):
             raise ValueError(
@@ -320,28 +290,24 @@ def _check_floats(**tensors: torch.Tensor) -> None:
             )
 
 
-def _check_matrix(**tensors: torch.Tensor) -> None:
+def _check_matrices(**tensors: Tensor) -> None:
+    _check_floats(**tensors)
     for name, tensor in tensors.items():
         if tensor.ndim != 2 or not tensor.is_contiguous():
-            raise ValueError(f"{name} is {_described(tensor)}; give a contiguous matrix")
+            raise _wrong("give a contiguous matrix", **{name: tensor})
 
 
-def _check_vectors(device: torch.device, **tensors: torch.Tensor) -> None:
+def _check_vectors(device: torch.device, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         right = tensor.dtype == torch.int64 and tensor.device == device
         if not right or tensor.ndim != 1 or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} is {_described(tensor)}; give a contiguous int64 vector on {device}"
-            )
+            raise _wrong(f"give a contiguous int64 vector on {device}", **{name: tensor})
 
 
-def _check_same_length(**tensors: torch.Tensor) -> None:
-    (a, first), (b, second) = tensors.items()
+def _check_same_length(**tensors: Tensor) -> None:
+    first, second = tensors.values()
     if first.shape != second.shape:
-        raise ValueError(
-            f"{a} is {_described(first)} but {b} is {_described(second)}; give one of each per"
-            " entry"
-        )
+        raise _wrong("give one of each per entry", **tensors)
 
 
 def _check_dtype(out_dtype: torch.dtype) -> None:
@@ -349,6 +315,69 @@ def _check_dtype(out_dtype: torch.dtype) -> None:
         raise ValueError(f"out_dtype is {out_dtype}; use float32, bfloat16 or float16")
 
 
-def _described(tensor: torch.Tensor) -> str:
+def _wrong(remedy: str, **tensors: Tensor) -> ValueError:
+    are = " but ".join(f"{name} is {_described(tensor)}" for name, tensor in tensors.items())
+    return ValueError(f"{are}; {remedy}")
+
+
+def _described(tensor: Tensor) -> str:
     layout = "" if tensor.is_contiguous() else ", not contiguous"
     return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}{layout}"
+
+
+@torch.no_grad()
+def failure(kernels: Any, device: torch.device) -> str | None:
+    """Run each kernel on a small problem and compare it with torch in float64.
+
+    A missing compiler or driver, or a GPU on which a kernel goes wrong, is found here and not
+    in a training run.
+
+    Args:
+        kernels: This module.
+        device: Where.
+
+    Returns:
+        What went wrong, in one line; None if nothing did.
+    """
+    try:
+        right = [_is_right(kernels, device, t) for t in (torch.float32, torch.bfloat16)]
+    except Exception as error:
+        # Whatever Triton raises, from a compiler's message to a driver's: the answer is no.
+        return f"{type(error).__name__}: {one_line(error, 200)}"
+    wrong = [name for name in right[0] if not all(results[name] for results in right)]
+    return f"{', '.join(wrong)} differ from torch" if wrong else None
+
+
+def _is_right(kernels: Any, device: torch.device, dtype: torch.dtype) -> dict[str, bool]:
+    # Fixed numbers, not random ones: the run's random state is not touched.
+    def numbers(*shape: int) -> Tensor:
+        n = torch.Size(shape).numel()
+        return torch.sin(torch.arange(n, dtype=torch.float64) ** 2).view(shape).to(dtype)
+
+    def close(ours: Tensor, truth: Tensor) -> bool:
+        # Added up in float32, whatever the dtype of what is added.
+        return torch.allclose(ours.double().cpu(), truth, rtol=1e-5, atol=1e-5)
+
+    # Bags of 0, 1, many and a few entries, over a width that is no power of two.
+    table, grad, weights = numbers(37, 67), numbers(5, 67), numbers(50)
+    index = (torch.arange(50) * 7) % 37
+    starts = torch.tensor([0, 0, 1, 44, 47])
+    rows = torch.searchsorted(starts, torch.arange(50), right=True) - 1
+    sums = torch.zeros(5, 67, dtype=torch.float64)
+    sums.index_add_(0, rows, weights.double()[:, None] * table.double()[index])
+    dots = (table.double()[index] * grad.double()[rows]).sum(dim=1)
+    lower = numbers(67) / 2
+    lower[0] = -2.0
+    keys = (table > lower).view(-1).nonzero().squeeze(1)
+
+    there = [t.to(device) for t in (table, index, starts, weights)]
+    found, values = kernels.compact_above(there[0], lower.to(device))
+    gradient = kernels.weight_gradient(there[0], there[1], rows.to(device), grad.to(device))
+    transposed = kernels.gather_sum_transposed(*there, torch.float32)
+    return {
+        "gather_sum": close(kernels.gather_sum(*there, torch.float32), sums),
+        "gather_sum_transposed": close(transposed, sums.T),
+        "weight_gradient": close(gradient, dots),
+        "compact_above": torch.equal(found.cpu(), keys)
+        and torch.equal(values.cpu(), table.view(-1)[keys]),
+    }

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sae_baselines.sparse import kernels
-from sae_baselines.sparse.autograd import pick
-from sae_baselines.sparse.entries import Entries
+from sae_baselines.sparse.products import Entries, pick
 
 # A block of the product: small enough for a CPU's last cache, large enough for its product
 # to run at full speed. An accelerator wants few launches instead.
@@ -35,23 +35,50 @@ class NotSparseError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Entries, and the values of ``x @ W_enc`` there.
-
-    Attributes:
-        product: ``[n]``, in the dtype of the multiplication.
-    """
+    """Entries, and the product ``x @ W_enc`` there, ``[n]``, in the dtype it was formed in."""
 
     entries: Entries
-    product: torch.Tensor
+    product: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PreActivation:
+    """Stock's ``(product + b_enc) * norm``, rounded in its order.
+
+    Attributes:
+        b_enc: ``[d_sae]``.
+        norm: ``[d_sae]``, positive, or None for 1.
+    """
+
+    b_enc: Tensor
+    norm: Tensor | None = None
+
+    def __call__(self, product: Tensor) -> Tensor:
+        values = product + self.b_enc
+        return values if self.norm is None else values * self.norm
+
+    def at(self, product: Tensor, cols: Tensor) -> Tensor:
+        """The same at entries in these columns."""
+        norm = None if self.norm is None else pick(self.norm, cols)
+        return PreActivation(pick(self.b_enc, cols), norm)(product)
+
+    def lower_bound(self, floor: float) -> Tensor:
+        """What the product exceeds wherever the pre-activation is >= floor (> 0 if it is 0)."""
+        if floor < _SMALLEST_FLOOR:
+            return -self.b_enc  # product + bias rounds to something positive only if it is
+        bias = self.b_enc.double()
+        at = floor if self.norm is None else floor / self.norm.double()
+        # Rounding of the sum and of the product, in the coarsest precision involved.
+        eps = torch.finfo(self.b_enc.dtype).eps
+        lower = at - bias - 8 * eps * (at + bias.abs())
+        return lower.to(torch.promote_types(self.b_enc.dtype, torch.float32))
 
 
 def _block_bytes(device: torch.device) -> int:
     return _BLOCK_BYTES.get(device.type, _BLOCK_BYTES_ELSEWHERE)
 
 
-def latent_blocks(
-    x: torch.Tensor, W_enc: torch.Tensor
-) -> Iterator[tuple[int, int, torch.Tensor]]:
+def latent_blocks(x: Tensor, W_enc: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """``(first, last, x @ W_enc[:, first:last])``; each block is valid until the next."""
     batch, d_sae = x.shape[0], W_enc.shape[1]
     widest = max(1, _block_bytes(x.device) // (batch * x.element_size()))
@@ -65,7 +92,7 @@ def latent_blocks(
         yield first, last, block
 
 
-def row_blocks(x: torch.Tensor, W_enc: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+def row_blocks(x: Tensor, W_enc: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """``(first, last, x[first:last] @ W_enc)``; each block is valid until the next."""
     batch, d_sae = x.shape[0], W_enc.shape[1]
     most = max(_MIN_ROWS, _block_bytes(x.device) // (d_sae * x.element_size()))
@@ -79,21 +106,15 @@ def row_blocks(x: torch.Tensor, W_enc: torch.Tensor) -> Iterator[tuple[int, int,
         yield first, last, block
 
 
-def above(x: torch.Tensor, W_enc: torch.Tensor, lower: torch.Tensor, max_entries: int) -> Found:
-    """Every entry of the product above a bound of its latent, and every NaN.
-
-    Args:
-        x: ``[batch, d_in]``.
-        W_enc: ``[d_in, d_sae]``.
-        lower: ``[d_sae]``.
-        max_entries: Give up beyond this many.
+def above(x: Tensor, W_enc: Tensor, lower: Tensor, max_entries: int) -> Found:
+    """Every entry of the product above the bound ``[d_sae]`` of its latent, and every NaN.
 
     Raises:
-        NotSparseError: If there are more.
+        NotSparseError: If there are more than ``max_entries``.
     """
     d_sae = W_enc.shape[1]
-    keys: list[torch.Tensor] = []
-    values: list[torch.Tensor] = []
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
     count = 0
     for first, last, block in latent_blocks(x, W_enc):
         block_keys, block_values = _above_in_block(block, lower[first:last], first, d_sae)
@@ -106,8 +127,8 @@ def above(x: torch.Tensor, W_enc: torch.Tensor, lower: torch.Tensor, max_entries
 
 
 def _above_in_block(
-    block: torch.Tensor, lower: torch.Tensor, first: int, d_sae: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    block: Tensor, lower: Tensor, first: int, d_sae: int
+) -> tuple[Tensor, Tensor]:
     # "not below or equal" instead of "above": a NaN must be found, not lost.
     if kernels.available(block):
         return kernels.compact_above(block, lower.contiguous(), width=d_sae, first=first)
@@ -116,20 +137,20 @@ def _above_in_block(
     return rows * (d_sae - block.shape[1]) + index + first, block.view(-1)[index]
 
 
-def _sorted(keys: torch.Tensor, values: torch.Tensor, n_rows: int, d_sae: int) -> Found:
+def _sorted(keys: Tensor, values: Tensor, n_rows: int, d_sae: int) -> Found:
     keys, order = torch.sort(keys)
     return Found(Entries.from_keys(keys, n_rows, d_sae), values[order])
 
 
 def top_k_per_row(
-    x: torch.Tensor,
-    W_enc: torch.Tensor,
-    rank: Callable[[torch.Tensor], torch.Tensor],
-    choose: Callable[[torch.Tensor], torch.Tensor],
+    x: Tensor,
+    W_enc: Tensor,
+    rank: Callable[[Tensor], Tensor],
+    choose: Callable[[Tensor], Tensor],
     *,
     negative_too: bool = False,
 ) -> Found:
-    """The largest entries of each row.
+    """The largest entries of each row of the product.
 
     Args:
         x: ``[batch, d_in]``.
@@ -139,8 +160,8 @@ def top_k_per_row(
         negative_too: Keep all k of a row; otherwise those that ReLU leaves something of.
     """
     d_sae = W_enc.shape[1]
-    keys: list[torch.Tensor] = []
-    products: list[torch.Tensor] = []
+    keys: list[Tensor] = []
+    products: list[Tensor] = []
     for first, last, block in row_blocks(x, W_enc):
         ranked = rank(block)
         cols = choose(ranked)
@@ -154,7 +175,7 @@ def top_k_per_row(
     return _sorted(torch.cat(keys), torch.cat(products), x.shape[0], d_sae)
 
 
-def top_of_dead(pre: torch.Tensor, k: int, dead: torch.Tensor, d_sae: int) -> torch.Tensor:
+def top_of_dead(pre: Tensor, k: int, dead: Tensor, d_sae: int) -> Tensor:
     """Columns of the k largest dead latents per row, as stock chooses them among all latents.
 
     Stock ranks the whole row with everything that is not dead at -inf. Where equal values
@@ -163,11 +184,8 @@ def top_of_dead(pre: torch.Tensor, k: int, dead: torch.Tensor, d_sae: int) -> to
     Args:
         pre: ``[rows, n_dead]`` pre-activations of dead latents.
         k: How many, at most ``n_dead``.
-        dead: int64 ``[n_dead]``, which latents they are.
+        dead: int64 ``[n_dead]``, which latents they are; the columns ``[rows, k]`` are of it.
         d_sae: Number of all latents.
-
-    Returns:
-        int64 ``[rows, k]`` into ``dead``.
     """
     if k == pre.shape[1]:
         return torch.arange(k, device=pre.device).expand(pre.shape[0], k)
@@ -187,10 +205,10 @@ def top_of_dead(pre: torch.Tensor, k: int, dead: torch.Tensor, d_sae: int) -> to
 
 
 def batch_top_k(
-    x: torch.Tensor,
-    W_enc: torch.Tensor,
-    b_enc: torch.Tensor,
-    norm: torch.Tensor | None,
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    norm: Tensor | None,
     n_selected: int,
     floor: float | None,
     *,
@@ -204,9 +222,7 @@ def batch_top_k(
     positive entries.
 
     Args:
-        x: ``[batch, d_in]``.
-        W_enc: ``[d_in, d_sae]``.
-        b_enc: ``[d_sae]``.
+        x: ``[batch, d_in]``; W_enc ``[d_in, d_sae]``; b_enc ``[d_sae]``.
         norm: ``[d_sae]``, positive, or None for 1.
         n_selected: How many over the whole batch.
         floor: A guess from the step before; None estimates one from a few rows.
@@ -221,11 +237,12 @@ def batch_top_k(
     """
     if n_selected == 0:
         return above(x, W_enc, torch.full_like(b_enc, torch.inf), 0), 0.0
+    pre = PreActivation(b_enc, norm)
     if floor is None:
-        floor = _estimate_floor(x, W_enc, b_enc, norm, n_selected)
-    found = _candidates(x, W_enc, b_enc, norm, n_selected, floor)
+        floor = _estimate_floor(x, W_enc, pre, n_selected)
+    found = _candidates(x, W_enc, pre, n_selected, floor)
     if found is None:
-        found = _candidates(x, W_enc, b_enc, norm, n_selected, 0.0)
+        found = _candidates(x, W_enc, pre, n_selected, 0.0)
         assert found is not None
     keys, product, values, floor = found
     n_rows, d_sae = x.shape[0], W_enc.shape[1]
@@ -246,22 +263,17 @@ def batch_top_k(
 
 
 def _candidates(
-    x: torch.Tensor,
-    W_enc: torch.Tensor,
-    b_enc: torch.Tensor,
-    norm: torch.Tensor | None,
-    n_selected: int,
-    floor: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float] | None:
+    x: Tensor, W_enc: Tensor, pre: PreActivation, n_selected: int, floor: float
+) -> tuple[Tensor, Tensor, Tensor, float] | None:
     """Keys, products and values >= floor; None if they do not prove to be enough."""
     d_sae = W_enc.shape[1]
     keys = torch.empty(0, dtype=torch.int64, device=x.device)
     product = x.new_empty(0)
-    values = pre_activations_at(product, keys, b_enc, norm)
-    lower = _lower_bound(b_enc, norm, floor)
+    values = pre.at(product, keys)
+    lower = pre.lower_bound(floor)
     for first, last, block in latent_blocks(x, W_enc):
         more_keys, more = _above_in_block(block, lower[first:last], first, d_sae)
-        more_values = pre_activations_at(more, more_keys % d_sae, b_enc, norm)
+        more_values = pre.at(more, more_keys % d_sae)
         if bool(more_values.isnan().any()):
             raise NotSparseError("not finite")
         # The bound on the product is generous; the exact values decide.
@@ -273,7 +285,7 @@ def _candidates(
         if values.shape[0] > _TOO_MANY * n_selected:
             # The n-th largest so far is a floor for the n-th largest of all.
             floor = float(torch.topk(values, n_selected, sorted=True).values[-1])
-            lower = _lower_bound(b_enc, norm, floor)
+            lower = pre.lower_bound(floor)
             kept = values >= floor
             keys, product, values = keys[kept], product[kept], values[kept]
     if floor > 0 and values.shape[0] < n_selected:
@@ -281,43 +293,9 @@ def _candidates(
     return keys, product, values, floor
 
 
-def pre_activations(
-    product: torch.Tensor, b_enc: torch.Tensor, norm: torch.Tensor | None
-) -> torch.Tensor:
-    """Stock's ``(product + b_enc) * norm``, rounded in its order."""
-    values = product + b_enc
-    return values if norm is None else values * norm
-
-
-def pre_activations_at(
-    product: torch.Tensor, cols: torch.Tensor, b_enc: torch.Tensor, norm: torch.Tensor | None
-) -> torch.Tensor:
-    """The same at entries in these columns."""
-    scale = None if norm is None else pick(norm, cols)
-    return pre_activations(product, pick(b_enc, cols), scale)
-
-
-def _lower_bound(b_enc: torch.Tensor, norm: torch.Tensor | None, floor: float) -> torch.Tensor:
-    """A bound that the product exceeds wherever the pre-activation is >= floor (> 0 if 0)."""
-    bias = b_enc.double()
-    if floor < _SMALLEST_FLOOR:
-        return -b_enc  # product + bias rounds to something positive only if it is positive
-    at = floor if norm is None else floor / norm.double()
-    # Rounding of the sum and of the product, in the coarsest precision involved.
-    eps = torch.finfo(b_enc.dtype).eps
-    lower = at - bias - 8 * eps * (at + bias.abs())
-    return lower.to(torch.promote_types(b_enc.dtype, torch.float32))
-
-
-def _estimate_floor(
-    x: torch.Tensor,
-    W_enc: torch.Tensor,
-    b_enc: torch.Tensor,
-    norm: torch.Tensor | None,
-    n_selected: int,
-) -> float:
+def _estimate_floor(x: Tensor, W_enc: Tensor, pre: PreActivation, n_selected: int) -> float:
     sample = x[:: max(1, x.shape[0] // _SAMPLE_ROWS)]
     share = sample.shape[0] / x.shape[0]
-    values = pre_activations(sample @ W_enc, b_enc, norm)
+    values = pre(sample @ W_enc)
     n = max(1, min(values.numel(), int(_WANTED * share * n_selected)))
     return max(0.0, 0.9 * float(torch.topk(values.flatten(), n, sorted=True).values[-1]))

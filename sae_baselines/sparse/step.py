@@ -10,27 +10,16 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from sae_lens.saes.sae import (
-    TrainingSAE,
-    TrainingSAEConfig,
-    TrainStepInput,
-    TrainStepOutput,
-)
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
 
-from sae_baselines.sparse.autograd import decoder_product, encoder_product
-from sae_baselines.sparse.entries import Entries
+from sae_baselines.compat.saes import ConfigMixin, SAEMixin, has_hooks
 from sae_baselines.sparse.optimizer import use_fused_adam
+from sae_baselines.sparse.products import Entries, decoder_product, encoder_product
 from sae_baselines.sparse.select import Found, NotSparseError
-
-if TYPE_CHECKING:
-    _ConfigBase = TrainingSAEConfig
-    _SAEBase = TrainingSAE[Any]
-else:
-    _ConfigBase = object
-    _SAEBase = object
 
 # More entries than this share of batch x d_sae, and the dense step may be the faster one. On
 # two CPU cores they meet at about 1/8. Elsewhere dense products are faster by more than memory
@@ -38,13 +27,16 @@ else:
 MAX_DENSITY = 1 / 16
 MAX_DENSITY_ELSEWHERE = 1 / 64
 
+# Under this name a sparse tensor of activations remembers where they are.
+_LATENTS = "_active_latents"
+
 # After a batch that was not sparse: look again after this many steps, then twice as many.
 _FIRST_WAIT, _LONGEST_WAIT = 8, 128
 
 
 @dataclass(kw_only=True)
-class SparseStepConfig(_ConfigBase):
-    """Config field of every twin that can train on active entries only.
+class SparseStepConfig(ConfigMixin):
+    """Config field of every baseline that can train on active entries only.
 
     Args:
         sparse_step: Compute the training step on active entries where that is exact and
@@ -67,10 +59,10 @@ class ActiveLatents:
     """
 
     entries: Entries
-    values: torch.Tensor
-    pre: torch.Tensor
-    x: torch.Tensor
-    norm: torch.Tensor | None = None
+    values: Tensor
+    pre: Tensor
+    x: Tensor
+    norm: Tensor | None = None
 
 
 @dataclass
@@ -100,23 +92,18 @@ class SparseStepState:
         self.dense_steps[reason] = self.dense_steps.get(reason, 0) + 1
 
 
-def active_latents(acts: torch.Tensor) -> ActiveLatents | None:
+def active_latents(acts: Tensor) -> ActiveLatents | None:
     """The entries of an activation tensor made by a sparse step; None for any other tensor."""
-    return getattr(acts, "_active_latents", None)
+    return getattr(acts, _LATENTS, None)
 
 
-def _with_latents(acts: torch.Tensor, latents: ActiveLatents) -> torch.Tensor:
-    acts._active_latents = latents  # type: ignore[attr-defined]
-    return acts
-
-
-class SparseStepMixin(_SAEBase):
+class SparseStepMixin(SAEMixin):
     """Machinery of the sparse step; a subclass per base finds the entries (see bases.py)."""
 
     cfg: Any  # SparseStepConfig, and the base's
     activation_fn: Any
     run_time_activation_norm_fn_out: Any
-    b_enc: torch.Tensor
+    b_enc: Tensor
     sparse_state: SparseStepState
 
     def initialize_weights(self) -> None:
@@ -164,7 +151,7 @@ class SparseStepMixin(_SAEBase):
         if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             return "dtype"
         hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
-        if any(_has_hooks(hook) for hook in hooks):
+        if any(has_hooks(hook) for hook in hooks):
             return "hooks"  # they may change the input, and are owed dense activations
         return self._why_dense_here(step_input)
 
@@ -172,11 +159,11 @@ class SparseStepMixin(_SAEBase):
         del step_input
         return None
 
-    def _max_entries(self, x: torch.Tensor, d_sae: int | None = None) -> int:
+    def _max_entries(self, x: Tensor, d_sae: int | None = None) -> int:
         share = MAX_DENSITY if x.device.type == "cpu" else MAX_DENSITY_ELSEWHERE
         return int(share * x.shape[0] * (self.cfg.d_sae if d_sae is None else d_sae))
 
-    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.sparse_state.inside:
             return super().encode_with_hidden_pre(x)  # type: ignore[misc]
         self.sparse_state.inside = False  # whoever encodes next is not this step
@@ -184,12 +171,13 @@ class SparseStepMixin(_SAEBase):
         if not bool(latents.pre.detach().isfinite().all()):
             raise NotSparseError("not finite")  # stock's step shows what comes of it
         self.sparse_state.current = latents
-        acts = _with_latents(latents.entries.to_coo(latents.values), latents)
-        pre = _with_latents(latents.entries.to_coo(latents.pre), latents)
+        acts, pre = map(latents.entries.to_coo, (latents.values, latents.pre))
+        setattr(acts, _LATENTS, latents)
+        setattr(pre, _LATENTS, latents)
         return acts, pre
 
     @torch.no_grad()
-    def _decoder_norm(self) -> torch.Tensor:
+    def _decoder_norm(self) -> Tensor:
         """Row norms of W_dec, ``[d_sae]``, no gradient.
 
         Computed at every step, of a frozen decoder too: a cache cannot see edits through
@@ -203,7 +191,7 @@ class SparseStepMixin(_SAEBase):
         return norm
 
     @abstractmethod
-    def _sparse_encode(self, x: torch.Tensor, norm: torch.Tensor) -> ActiveLatents:
+    def _sparse_encode(self, x: Tensor, norm: Tensor) -> ActiveLatents:
         """What is active on a batch.
 
         Args:
@@ -214,7 +202,7 @@ class SparseStepMixin(_SAEBase):
             NotSparseError: Stock's dense step must do this batch.
         """
 
-    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
+    def decode(self, feature_acts: Tensor) -> Tensor:
         latents = self._latents_of(feature_acts)
         if latents is None:
             if active_latents(feature_acts) is not None:  # of an earlier step: norms have moved
@@ -225,7 +213,7 @@ class SparseStepMixin(_SAEBase):
         sae_out_pre = self.run_time_activation_norm_fn_out(sae_out_pre)
         return self.reshape_fn_out(sae_out_pre, self.d_head)
 
-    def _latents_of(self, acts: torch.Tensor) -> ActiveLatents | None:
+    def _latents_of(self, acts: Tensor) -> ActiveLatents | None:
         """The entries of ``acts`` if it comes from the step that is running."""
         latents = active_latents(acts)
         return latents if latents is self.sparse_state.current else None
@@ -233,7 +221,7 @@ class SparseStepMixin(_SAEBase):
     # -- for the bases
 
     @torch.no_grad()
-    def _multiplied(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _multiplied(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What stock multiplies, in the precision it does: ``x - b_dec`` and W_enc."""
         dtype = self._product_dtype()
         return self.process_sae_in(x).to(dtype), self.W_enc.detach().to(dtype)
@@ -244,7 +232,7 @@ class SparseStepMixin(_SAEBase):
             return torch.get_autocast_dtype(device)
         return self.dtype
 
-    def _dead_pre_activations(self, latents: ActiveLatents, dead: torch.Tensor) -> torch.Tensor:
+    def _dead_pre_activations(self, latents: ActiveLatents, dead: Tensor) -> Tensor:
         """Pre-activations (before decoder norms) of dead latents, ``[batch, dead]``."""
         W_enc = self.W_enc.index_select(1, dead)
         b_enc = self.b_enc.index_select(0, dead)
@@ -254,30 +242,21 @@ class SparseStepMixin(_SAEBase):
             b_enc = b_enc + (through_encoder - through_encoder.detach())
         return latents.x @ W_enc + b_enc
 
-    def _trainable_product(self, found: Found, x: torch.Tensor) -> torch.Tensor:
+    def _trainable_product(self, found: Found, x: Tensor) -> Tensor:
         """``x @ W_enc`` at the entries, differentiable in W_enc and b_dec."""
         b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
         return encoder_product(found.product, found.entries, x, self.W_enc, b_dec)
 
-    def _sparse_product(self, entries: Entries, values: torch.Tensor) -> torch.Tensor:
+    def _sparse_product(self, entries: Entries, values: Tensor) -> Tensor:
         """``acts @ W_dec``, ``[batch, d_in]``."""
         return decoder_product(values, entries, self.W_dec, self._product_dtype())
 
 
-def unscaled(latents: ActiveLatents) -> torch.Tensor:
+def unscaled(latents: ActiveLatents) -> Tensor:
     """Activations as they multiply W_dec: stock divides by the norm it multiplied with."""
     if latents.norm is None:
         return latents.values
     return latents.values * (1 / latents.norm)[latents.entries.cols]
-
-
-def _has_hooks(point: torch.nn.Module) -> bool:
-    return bool(
-        point._forward_hooks
-        or point._forward_pre_hooks
-        or point._backward_hooks
-        or point._backward_pre_hooks
-    )
 
 
 @contextmanager
@@ -288,9 +267,3 @@ def _inside(state: SparseStepState) -> Iterator[None]:
     finally:
         state.inside = False
         state.current = None
-
-
-def per_row(entries: Entries, values: torch.Tensor) -> torch.Tensor:
-    """Sum of entries in each row, ``[batch]``; added up in float32 at least, as torch.sum."""
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    return wide.new_zeros(entries.n_rows).index_add(0, entries.rows, wide).to(values.dtype)

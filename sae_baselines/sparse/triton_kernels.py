@@ -43,16 +43,7 @@ def _bag_edges(starts, bag, n, r):
 
 @triton.jit(do_not_specialize=_ENTRY_ARGS)
 def gather_sum(
-    out,
-    table,
-    index,
-    starts,
-    weights,
-    n,
-    r,
-    d,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    out, table, index, starts, weights, n, r, d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """``out[bag, cols]``, one program per bag and BLOCK_D columns."""
     bag = tl.program_id(0).to(tl.int64)
@@ -138,16 +129,7 @@ def count_above(counts, block, lower, n_tiles, cols, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first"])
 def write_above(
-    positions,
-    kept,
-    ends,
-    block,
-    lower,
-    n_tiles,
-    cols,
-    width,
-    first,
-    BLOCK: tl.constexpr,
+    positions, kept, ends, block, lower, n_tiles, cols, width, first, BLOCK: tl.constexpr
 ):
     """Positions and values of what `count_above` counted, given the cumulated counts."""
     tile = tl.program_id(0)

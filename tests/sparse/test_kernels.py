@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_baselines.sparse import kernels
-from sae_baselines.sparse.kernel_check import failure
+from sae_baselines.sparse.kernels import failure
 from tests.sparse import triton_process
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
