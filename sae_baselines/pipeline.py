@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 
-from sae_baselines.baselines.covariance_file import read_tensor
+from sae_baselines.baselines.directions import read_tensor
 from sae_baselines.controls import Control, make_control
 from sae_baselines.errors import UserError
 from sae_baselines.evals import (
