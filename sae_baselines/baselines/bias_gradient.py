@@ -27,10 +27,8 @@ def has_linear_encoder(sae_class: type[TrainingSAE[Any]]) -> bool:
 class CheapBiasGradientMixin(SAEMixin):
     """Same forward as the base class, cheaper gradient of b_dec."""
 
-    @property
-    def has_cheap_bias_gradient(self) -> bool:
-        """Whether the shortcut is taken."""
-        return True
+    # Whether the shortcut is taken.
+    has_cheap_bias_gradient: bool = True
 
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         b_dec = own_parameter(self, "b_dec")

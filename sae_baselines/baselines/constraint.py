@@ -160,9 +160,11 @@ def assert_frozen(module: nn.Module, name: str) -> None:
 class SeededMixin(SeededStartMixin):
     """Without a sparse step it trains as SAELens' own class does, bit for bit."""
 
-    @property
-    def has_cheap_bias_gradient(self) -> bool:
-        return getattr(self.cfg, "sparse_step", False)
+    has_cheap_bias_gradient: bool
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.has_cheap_bias_gradient = getattr(self.cfg, "sparse_step", False)
 
 
 class Seeded(Constraint):

@@ -141,3 +141,14 @@ def test_the_seeded_sae_trains_as_saelens_does_unless_told() -> None:
     assert make_sae("seeded_topk").cfg.sparse_step is False
     assert make_sae("frozen_decoder_topk").cfg.sparse_step is True
     assert SEEDED.name not in CONSTRAINTS
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS.values(), ids=lambda c: c.name)
+def test_the_readmes_table_has_a_row_of_every_constraint(constraint: Constraint) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    start = f"| `{constraint.name}` | "
+    (row,) = [line for line in readme.splitlines() if line.startswith(start)]
+    frozen, learned, options, _ = row.removeprefix(start).replace("`", "").split("|")
+    assert frozen.split()[0].strip(",") == constraint.frozen.split()[0]
+    assert learned.split()[0].strip(",") == constraint.learned.split()[0].strip(",")
+    assert all(option in options for option in constraint.options)

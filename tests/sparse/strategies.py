@@ -195,6 +195,9 @@ def build(case: Case, dtype: str = "float32") -> Built:
             # no more than it takes there is nothing to choose.
             dead &= dead.cumsum(0) <= case.d_in // 2
     sparse, dense, stock = saes
+    if case.constraint == "sparse":
+        # The sparse step on and off, all else the same.
+        dense.has_cheap_bias_gradient = sparse.has_cheap_bias_gradient
     return Built(case, sparse, dense, stock, x.to(sparse.dtype), dead)
 
 
