@@ -22,12 +22,9 @@ _ROUNDING = {"float32": 1e-6, "float16": 1e-6, "bfloat16": 2e-5}
 
 @dataclass(frozen=True)
 class Promise:
-    """What a constraint promises of an SAE's weights.
+    """What a constraint promises of an SAE's weights, in words and as a bound.
 
-    Attributes:
-        text: In words.
-        side: Which directions it is about.
-        least: The least cosine with its start that such a direction may have.
+    Each direction of ``side`` has at least the cosine ``least`` with its start.
     """
 
     text: str
@@ -72,9 +69,8 @@ class Constraint:
     def promise(self, options: Mapping[str, Any], precision: str) -> Promise | None:
         """What must hold of a finished SAE's weights; None if that cannot be said.
 
-        Args:
-            options: Fields of its config.
-            precision: ``float32``, ``float16`` or ``bfloat16``, whichever holds the weights.
+        ``options`` are fields of its config; ``precision`` is ``float32``, ``float16`` or
+        ``bfloat16``, whichever holds the weights.
         """
         del options, precision
         return None
@@ -125,10 +121,6 @@ def freeze_(module: nn.Module, name: str) -> None:
     A buffer is not in ``module.parameters()``, so no gradient is computed for it, no
     optimiser keeps state for it, weight decay and gradient clipping do not see it, and
     ``module.requires_grad_(True)`` does not reach it. Its place in the state dict stays.
-
-    Args:
-        module: Owner of the parameter.
-        name: Name of a parameter of ``module``.
 
     Raises:
         ValueError: If ``module`` has no parameter of that name.

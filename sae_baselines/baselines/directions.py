@@ -75,16 +75,10 @@ def sample_directions(
 
 
 def covariance_of(activations: Tensor) -> Tensor:
-    """Centred covariance of activations.
-
-    Args:
-        activations: Shape ``[n, d_in]`` with n >= 2.
-
-    Returns:
-        float64 CPU tensor of shape ``[d_in, d_in]``.
+    """Centred covariance, float64 ``[d_in, d_in]`` on the CPU, of activations ``[n, d_in]``.
 
     Raises:
-        ValueError: If the shape is wrong or a value is not finite.
+        ValueError: If the shape is wrong (n < 2 too) or a value is not finite.
     """
     if activations.ndim != 2 or activations.shape[0] < 2:
         raise ValueError(
@@ -157,15 +151,10 @@ def load_covariance(
 
 
 def read_tensor(path: Path, key: str, field: str) -> Tensor:
-    """A tensor from a ``.npy``, or by its name from a ``.safetensors``.
-
-    Args:
-        path: The file.
-        key: Name of the tensor in a ``.safetensors``.
-        field: What the caller's argument is called, for messages.
+    """A tensor from a ``.npy``, or by the name ``key`` from a ``.safetensors``.
 
     Raises:
-        ValueError: No such file, not readable, or no such tensor in it.
+        ValueError: No such file, not readable, or no such tensor in it; names ``field``.
     """
     if not path.is_file():
         raise ValueError(f"{field}: no such file: {path}")

@@ -92,14 +92,10 @@ class CheckedSelectionMixin(SAEMixin):
 
 @torch.no_grad()
 def selection_depends_on_decoder(sae: TrainingSAE[Any], n_samples: int = 8) -> bool:
-    """Whether rescaling decoder rows changes what ``sae`` encodes.
+    """Whether rescaling decoder rows changes what ``sae`` encodes of random activations.
 
     Used once on third-party architectures, whose code is not known here. The decoder is
     restored bit for bit.
-
-    Args:
-        sae: A training SAE.
-        n_samples: Random activations to try.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n_samples, sae.cfg.d_in, generator=generator) * sae.cfg.d_in**0.5

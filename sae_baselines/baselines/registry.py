@@ -51,15 +51,7 @@ def make_baseline(
     base_class: type[TrainingSAE[Any]],
     base_config: type[TrainingSAEConfig],
 ) -> Baseline:
-    """Compose a constraint with a SAELens training class.
-
-    Args:
-        name: What ``architecture()`` answers.
-        constraint: What to fix.
-        base: Registered name of the base architecture.
-        base_class: Its training class.
-        base_config: Its config dataclass.
-    """
+    """Compose a constraint with a SAELens training class; its architecture is ``name``."""
     steered = _needs_steering(base_config)
     # Another class's losses are not known here, so only SAELens' own have a sparse step.
     sparse_step = SPARSE_STEPS.get(base_class)

@@ -94,10 +94,6 @@ def shadow(module: nn.Module, **tensors: Tensor) -> Iterator[None]:
     Lets SAELens' own code run unchanged on, say, a detached W_dec. Parameters and buffers
     live in tables of their own that attribute look-up consults last, so an entry in the
     instance dictionary hides them without touching them.
-
-    Args:
-        module: Owner of the parameters.
-        tensors: What each name answers with.
     """
     attributes = vars(module)
     attributes.update(tensors)

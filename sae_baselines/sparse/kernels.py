@@ -88,16 +88,10 @@ def _interpreted() -> bool:
 def gather_sum(
     table: Tensor, index: Tensor, starts: Tensor, weights: Tensor, out_dtype: torch.dtype
 ) -> Tensor:
-    """Weighted sums ``[r, d]`` of rows of a table, one per bag, added up in float32.
+    """Weighted sums ``[r, d]`` of rows of a table ``[m, d]``, added up in float32.
 
-    Without a gradient (see `weighted_sum`); an empty bag sums to 0.
-
-    Args:
-        table: ``[m, d]``.
-        index: int64 ``[n]``, rows of ``table``.
-        starts: int64 ``[r]``, ascending from 0: bag j is ``index[starts[j] : starts[j + 1]]``.
-        weights: ``[n]``.
-        out_dtype: Of the result.
+    Bag j is ``index[starts[j] : starts[j + 1]]`` (int64 ``[n]``, ``[r]``, starts ascending from
+    0) with ``weights`` ``[n]``; an empty bag sums to 0. No gradient (see `weighted_sum`).
     """
     d, r = _check_bags(table, index, starts, weights, out_dtype), starts.shape[0]
     out = table.new_empty((r, d), dtype=out_dtype)
@@ -132,14 +126,10 @@ def weight_gradient(
     grad: Tensor,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Gradient ``[n]`` of the weights of a `gather_sum`: ``table[index[i]] . grad[rows[i]]``.
+    """Gradient ``[n]`` of a `gather_sum`'s weights: ``table[index[i]] . grad[rows[i]]``.
 
-    Args:
-        table: ``[m, d]``.
-        index: int64 ``[n]``, rows of ``table``.
-        rows: int64 ``[n]``, rows of ``grad``: the bag of each entry.
-        grad: ``[r, d]``, gradient of the sums.
-        out_dtype: Of the result; products are added up in float32.
+    ``rows`` (int64 ``[n]``) is the bag of each entry, ``grad`` ``[r, d]`` the gradient of the
+    sums; products are added up in float32.
     """
     _check_matrices(table=table, grad=grad)
     _check_vectors(table.device, index=index, rows=rows)
@@ -206,19 +196,12 @@ class _WeightedSum(torch.autograd.Function):
 def compact_above(
     block: Tensor, lower: Tensor, *, width: int | None = None, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Positions and values of what is not ``<= lower`` in its column; every NaN is found.
+    """What is not ``<= lower`` ``[cols]`` in a block ``[rows, cols]``; every NaN is.
 
-    The host waits for the device once, to learn how many there are.
-
-    Args:
-        block: ``[rows, cols]``.
-        lower: ``[cols]``. Compared in float32, to which all three dtypes convert exactly.
-        width: Columns of the matrix that ``block`` is a part of; None means ``cols``.
-        first: Which of those columns is the first of ``block``.
-
-    Returns:
-        int64 ``[n]`` flat positions ``row * width + first + col``, ascending, and the values
-        there ``[n]``, in the dtype of ``block``.
+    The block's first column is number ``first`` of ``width`` columns of a matrix. Answers
+    int64 ``[n]`` flat positions ``row * width + first + col``, ascending, and the values there.
+    Compared in float32, to which all dtypes convert exactly. The host waits for the device
+    once, to learn how many there are.
     """
     _check_matrices(block=block)
     _check_floats(lower=lower)
@@ -327,17 +310,10 @@ def _described(tensor: Tensor) -> str:
 
 @torch.no_grad()
 def failure(kernels: Any, device: torch.device) -> str | None:
-    """Run each kernel on a small problem and compare it with torch in float64.
+    """What goes wrong when each kernel of this module is run on a small problem; or None.
 
-    A missing compiler or driver, or a GPU on which a kernel goes wrong, is found here and not
-    in a training run.
-
-    Args:
-        kernels: This module.
-        device: Where.
-
-    Returns:
-        What went wrong, in one line; None if nothing did.
+    Compared with torch in float64. A missing compiler or driver, or a GPU on which a kernel
+    goes wrong, is found here, in one line, and not in a training run.
     """
     try:
         right = [_is_right(kernels, device, t) for t in (torch.float32, torch.bfloat16)]

@@ -29,9 +29,6 @@ def use_fused_adam(sae: TrainingSAE[Any]) -> None:
     ``foreach`` was chosen by whoever built it and ``sae.cfg.sparse_step`` is on. Taken back
     when a gradient or a moment lies in memory otherwise than its parameter: the fused
     implementation does not look.
-
-    Args:
-        sae: A training SAE whose config has ``sparse_step``.
     """
     global _hook_installed
     if not _hook_installed:

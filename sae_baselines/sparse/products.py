@@ -29,13 +29,9 @@ _CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """Positions in a ``[batch, d_sae]`` matrix, sorted by row, then by latent.
+    """Positions in a ``[batch, d_sae]`` matrix, sorted by row, then by latent; none twice.
 
-    Attributes:
-        rows: int64 ``[n]``, ascending.
-        cols: int64 ``[n]``, latents; ascending within a row, none twice.
-        n_rows: Batch size.
-        d_sae: Number of latents.
+    ``rows`` and ``cols`` (latents) are int64 ``[n]``, ``n_rows`` is the batch size.
     """
 
     rows: Tensor
@@ -99,15 +95,11 @@ def gather_sum(
     rows: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Weighted sums ``[r, d]`` of rows of a table, one per bag; an empty bag sums to 0.
+    """Weighted sums ``[r, d]`` of rows of a table ``[m, d]``, one per bag of entries.
 
-    Args:
-        table: ``[m, d]``.
-        index: int64 ``[n]``, rows of ``table``.
-        starts: int64 ``[r]``, ascending: bag j is ``index[starts[j] : starts[j + 1]]``.
-        weights: ``[n]``, in the dtype of ``table``; the sums are differentiable in them.
-        rows: int64 ``[n]``, the bag of each entry; for that gradient.
-        out_dtype: Of the result; None means that of ``table``.
+    Bag j is ``index[starts[j] : starts[j + 1]]`` (int64 ``[n]``, ``[r]``); an empty one sums to
+    0. ``weights`` ``[n]`` are in the dtype of the table; for a gradient in them ``rows`` names
+    the bag of each entry.
     """
     out_dtype = table.dtype if out_dtype is None else out_dtype
     wanted = torch.is_grad_enabled() and weights.requires_grad
@@ -151,12 +143,8 @@ def encoder_product(
 ) -> Tensor:
     """Make known values of ``x @ W_enc`` differentiable in W_enc and in the b_dec inside x.
 
-    Args:
-        product: ``[n]``, the values at ``entries``; returned as they are.
-        entries: Where.
-        x: ``[batch, d_in]``, what was multiplied (b_dec already subtracted), no gradient.
-        W_enc: ``[d_in, d_sae]``.
-        b_dec: ``[d_in]`` if x contains ``- b_dec``, else None.
+    ``product`` ``[n]`` are the values at ``entries``, returned as they are; x ``[batch, d_in]``
+    is what was multiplied, without a gradient; b_dec is None if x does not contain ``- b_dec``.
     """
     return _EncoderProduct.apply(W_enc, b_dec, x, product, entries)
 
@@ -214,13 +202,9 @@ def _encoder_gradient(grad: Tensor, entries: Entries, x: Tensor, W_enc: Tensor) 
 def decoder_product(
     values: Tensor, entries: Entries, W_dec: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """``acts @ W_dec``, ``[batch, d_in]``, for activations that are ``values`` at ``entries``.
+    """``acts @ W_dec``, ``[batch, d_in]``, for activations ``values`` ``[n]`` at ``entries``.
 
-    Args:
-        values: ``[n]``; the product is differentiable in them and in W_dec.
-        entries: Where; activations are 0 elsewhere.
-        W_dec: ``[d_sae, d_in]``.
-        dtype: Of the multiplication and of the result (autocast's, or W_dec's).
+    Multiplied and answered in ``dtype`` (autocast's, or W_dec's); differentiable in both.
     """
     table = W_dec.detach().to(dtype)
     out = gather_sum(

@@ -43,12 +43,7 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class PreActivation:
-    """Stock's ``(product + b_enc) * norm``, rounded in its order.
-
-    Attributes:
-        b_enc: ``[d_sae]``.
-        norm: ``[d_sae]``, positive, or None for 1.
-    """
+    """Stock's ``(product + b_enc) * norm`` (``[d_sae]``; None is 1), rounded in its order."""
 
     b_enc: Tensor
     norm: Tensor | None = None
@@ -150,14 +145,11 @@ def top_k_per_row(
     *,
     negative_too: bool = False,
 ) -> Found:
-    """The largest entries of each row of the product.
+    """The largest entries of each row of ``x @ W_enc``.
 
-    Args:
-        x: ``[batch, d_in]``.
-        W_enc: ``[d_in, d_sae]``.
-        rank: From the product to what is ranked, ``[rows, d_sae]`` both.
-        choose: From that to the columns of its k largest, ``[rows, k]``.
-        negative_too: Keep all k of a row; otherwise those that ReLU leaves something of.
+    ``rank`` goes from the product to what is ranked, ``[rows, d_sae]`` both, ``choose`` from
+    that to the columns of its k largest, ``[rows, k]``. All k of a row are kept if
+    ``negative_too``, else those that ReLU leaves something of.
     """
     d_sae = W_enc.shape[1]
     keys: list[Tensor] = []
@@ -176,16 +168,11 @@ def top_k_per_row(
 
 
 def top_of_dead(pre: Tensor, k: int, dead: Tensor, d_sae: int) -> Tensor:
-    """Columns of the k largest dead latents per row, as stock chooses them among all latents.
+    """Columns ``[rows, k]`` of the k largest dead latents of ``pre`` ``[rows, n_dead]``.
 
-    Stock ranks the whole row with everything that is not dead at -inf. Where equal values
-    straddle the cut its choice depends on that row, so such rows are ranked as stock does it.
-
-    Args:
-        pre: ``[rows, n_dead]`` pre-activations of dead latents.
-        k: How many, at most ``n_dead``.
-        dead: int64 ``[n_dead]``, which latents they are; the columns ``[rows, k]`` are of it.
-        d_sae: Number of all latents.
+    As stock chooses them: it ranks the whole row with everything that is not dead at -inf.
+    Where equal values straddle the cut its choice depends on that row, so such rows are
+    ranked as stock does it. ``dead``, int64 ``[n_dead]``, says which latents they are.
     """
     if k == pre.shape[1]:
         return torch.arange(k, device=pre.device).expand(pre.shape[0], k)
@@ -219,18 +206,10 @@ def batch_top_k(
     Only entries above a floor are looked at. If there are at least ``n_selected`` of them,
     nothing below the floor can be among the largest, whatever the floor was: that is the
     proof of exactness, checked on every batch. Otherwise the search is repeated over all
-    positive entries.
+    positive entries. The floor is a guess from the step before; None estimates one.
 
-    Args:
-        x: ``[batch, d_in]``; W_enc ``[d_in, d_sae]``; b_enc ``[d_sae]``.
-        norm: ``[d_sae]``, positive, or None for 1.
-        n_selected: How many over the whole batch.
-        floor: A guess from the step before; None estimates one from a few rows.
-        first_of_ties: Of equal values that straddle the cut take those in the first rows.
-
-    Returns:
-        The entries; None if equal values straddle the cut and ``first_of_ties`` is False:
-        the choice is then stock's to make. And a floor for the next step.
+    Returns the entries and a floor for the next step. Where equal values straddle the cut,
+    those in the first rows win if ``first_of_ties``; else None: the choice is stock's to make.
 
     Raises:
         NotSparseError: On NaN, which stock's step must see.

@@ -48,10 +48,9 @@ class SparseStepConfig(ConfigMixin):
 
 @dataclass(frozen=True, eq=False)
 class ActiveLatents:
-    """What the sparse encoder found on a batch.
+    """What the sparse encoder found on a batch, at ``entries``.
 
     Attributes:
-        entries: Where.
         values: ``[n]`` activations there, differentiable; may be 0.
         pre: ``[n]`` pre-activations there (stock's hidden_pre), differentiable.
         x: ``[batch, d_in]`` what W_enc was multiplied with, no gradient.
@@ -192,11 +191,7 @@ class SparseStepMixin(SAEMixin):
 
     @abstractmethod
     def _sparse_encode(self, x: Tensor, norm: Tensor) -> ActiveLatents:
-        """What is active on a batch.
-
-        Args:
-            x: ``[batch, d_in]`` activations.
-            norm: ``[d_sae]`` row norms of W_dec, no gradient.
+        """What is active on a batch ``[batch, d_in]``; ``norm`` are row norms of W_dec.
 
         Raises:
             NotSparseError: Stock's dense step must do this batch.
