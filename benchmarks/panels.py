@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sae_baselines.paper.demo.panel import demo_spec
+from sae_baselines.paper.demo.specs import demo_spec
 from sae_baselines.study import PanelSpec, load_spec
 from sae_baselines.study.plan import panels_of
 

@@ -82,7 +82,7 @@ def _one_line(error: Exception) -> str | None:
     from safetensors import SafetensorError
 
     from sae_baselines.errors import UserError
-    from sae_baselines.paper.demo.assets import AssetError
+    from sae_baselines.paper.demo.packages import AssetError
     from sae_baselines.study.runner import InterruptedTrainingError
 
     if isinstance(error, InterruptedTrainingError):

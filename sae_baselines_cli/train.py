@@ -74,7 +74,7 @@ def demo(
     - `sae-baselines demo --model EleutherAI/pythia-70m-deduped --dataset NeelNanda/pile-10k`
     """
     import sae_baselines
-    from sae_baselines.paper.demo.panel import demo_spec
+    from sae_baselines.paper.demo.specs import demo_spec
 
     spec = demo_spec(model=model, dataset=dataset, hook_name=hook, training_tokens=tokens)
     _print_study(sae_baselines.train(spec, out, resume=resume, device=device))

@@ -116,7 +116,7 @@ def demo(
     Example: `sae-baselines vision demo`
     """
     from sae_baselines.errors import UserError
-    from sae_baselines.paper.demo.vision import vision_demo_spec
+    from sae_baselines.paper.demo.specs import vision_demo_spec
     from sae_baselines.paper.vision.page import write_page
 
     numbers = [part.strip() for part in seeds.split(",")]

@@ -12,7 +12,7 @@ from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
 
-from sae_baselines.paper.demo.panel import demo_spec
+from sae_baselines.paper.demo.specs import demo_spec
 from sae_baselines.study.data import load_text
 from sae_baselines.study.language_model import load_language_model
 

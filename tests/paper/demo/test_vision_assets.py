@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from transformers import AutoModel, Dinov2Config, Dinov2Model
 
-from sae_baselines.paper.demo import assets, vision_assets
-from sae_baselines.paper.demo.assets import AssetError, Package
+from sae_baselines.paper.demo import packages, vision_assets
+from sae_baselines.paper.demo.packages import AssetError, Package
 from sae_baselines.study.patches.patches import PatchModel
 from sae_baselines.study.patches.spec import VisionModelSpec
 
@@ -181,7 +181,7 @@ def test_an_old_sdist_gets_the_build_tools_it_needs(
     options = ("--no-binary", "old")
     package = Package("old", "1", archive.name, digest, 500, options, ("setuptools<81",))
     (tmp_path / "work").mkdir()
-    file = assets.download(package, tmp_path / "work")
+    file = packages.download(package, tmp_path / "work")
     assert file.read_bytes() == archive.read_bytes()
 
 

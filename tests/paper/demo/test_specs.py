@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sae_baselines.errors import UserError
-from sae_baselines.paper.demo.panel import demo_spec, middle_hook
+from sae_baselines.paper.demo.specs import demo_spec, middle_hook
 from tests.tiny_model import save_tiny_model
 
 
