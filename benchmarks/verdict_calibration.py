@@ -29,8 +29,8 @@ from sae_baselines.stats import (
     tost,
     words,
 )
+from sae_baselines.stats.decision import holm
 from sae_baselines.stats.intervals import paired_t
-from sae_baselines.stats.multiplicity import holm
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (2, 3, 4, 5, 7, 10)

@@ -22,11 +22,13 @@ from sae_baselines.results.table import (
     versions_text,
     write_table,
 )
+from sae_baselines.study.measure import L0_TOLERANCE
 
 __all__ = [
     "COLUMNS",
     "KEY",
     "KNOWN_MEMBERS",
+    "L0_TOLERANCE",
     "MEASURED_L0",
     "PANEL_SUITE",
     "RESULTS_FILE",

@@ -140,6 +140,8 @@ class Results:
         Raises:
             UserError: A pattern that matches nothing.
         """
+        if group is members is metrics is None:
+            return self
         frame = self.frame
         if group is not None:
             frame = frame.loc[(frame["architecture"] == group[0]) & (frame["l0"] == group[1])]
@@ -240,9 +242,8 @@ class Results:
     def l0(self, group: Group, member: str) -> float:
         """Measured L0, mean over seeds; NaN where a seed has none."""
         by_seed = [
-            self.measured_l0.get((panel, m, seed), math.nan)
-            for (g, m, seed), panel in self.panels.items()
-            if (g, m) == (group, member)
+            self.measured_l0.get((self.panels[group, member, seed], member, seed), math.nan)
+            for seed in self.seeds(group, member)
         ]
         return float(np.mean(by_seed)) if by_seed else math.nan
 

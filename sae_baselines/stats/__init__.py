@@ -1,27 +1,30 @@
 """Does the trained SAE beat its random baselines? Differences, intervals, verdicts."""
 
-from sae_baselines.stats.against_random import AgainstRandom, against_random
-from sae_baselines.stats.decision import ALPHA, Decision, Word, decide, words
-from sae_baselines.stats.differences import Comparison, Exclusion, differences
-from sae_baselines.stats.equivalence import tost
-from sae_baselines.stats.intervals import Interval, hierarchical_bootstrap, t_interval
-from sae_baselines.stats.margins import Margin, margin_for
-from sae_baselines.stats.placed_against_random import (
+from sae_baselines.stats.against_random import (
+    AgainstRandom,
     PlacedAgainstRandom,
+    against_random,
     placed_against_random,
 )
+from sae_baselines.stats.decision import ALPHA, Decision, Word, decide, words
+from sae_baselines.stats.differences import Comparison, Exclusion, differences
+from sae_baselines.stats.intervals import Interval, hierarchical_bootstrap, t_interval, tost
+from sae_baselines.stats.margins import Margin, margin_for
+from sae_baselines.stats.method import METHOD, Method
 from sae_baselines.stats.placement import Placement, placements
 from sae_baselines.stats.retained import Retained, fieller, retained
 from sae_baselines.stats.verdict import Verdict, to_frame, verdicts
 
 __all__ = [
     "ALPHA",
+    "METHOD",
     "AgainstRandom",
     "Comparison",
     "Decision",
     "Exclusion",
     "Interval",
     "Margin",
+    "Method",
     "PlacedAgainstRandom",
     "Placement",
     "Retained",

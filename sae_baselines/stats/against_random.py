@@ -1,23 +1,25 @@
-"""Beats random: beats every baseline, and every random SAE that nobody trained."""
+"""Against random as such: verdicts and placements combined over all random members."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from sae_baselines.controls import is_control, is_random
-from sae_baselines.stats.multiplicity import holm
+from sae_baselines.controls import PUBLISHED, TRAINED, is_control, is_random
+from sae_baselines.stats.decision import holm
+from sae_baselines.stats.differences import OnMetric
+from sae_baselines.stats.placement import Placement
 from sae_baselines.stats.verdict import Verdict
+
+_Key = tuple[str, float, str, str]
+_Item = TypeVar("_Item", Verdict, Placement)
 
 
 @dataclass(frozen=True)
-class AgainstRandom:
-    """One metric, all baselines; an untrained random SAE counts as one.
+class AgainstRandom(OnMetric):
+    """One metric (`OnMetric`), all baselines; an untrained random SAE counts as one.
 
     Attributes:
-        architecture: Base architecture.
-        l0: Target L0.
-        suite: Suite.
-        metric: Metric.
         beats: Whether the trained SAE beats random; None where a baseline has no verdict.
         reason: Why, in one sentence.
         p: Largest p-value over the baselines; None without a test.
@@ -27,10 +29,6 @@ class AgainstRandom:
         baselines: All of them.
     """
 
-    architecture: str
-    l0: float
-    suite: str
-    metric: str
     beats: bool | None
     reason: str
     p: float | None
@@ -38,6 +36,35 @@ class AgainstRandom:
     closest: str
     unbeaten: tuple[str, ...]
     baselines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlacedAgainstRandom(OnMetric):
+    """One metric (`OnMetric`) of the published SAE among all random members.
+
+    Attributes:
+        above_all: Whether it is better than every seed of every random member; None where that
+            hangs on one that gives no placement.
+        reason: Why, in one sentence.
+        p: Largest prediction p-value over the members; None where one has none.
+        p_adjusted: After Holm over metrics.
+        p_exchangeable: Largest exchangeability p-value; None where one has none.
+        closest: Member with the largest prediction p-value (without those, the one that it is
+            better than the smallest share of): the one that the published SAE is least above.
+        not_above: Members that it is not above all seeds of.
+        members: All of them.
+        silent: Those that give no placement.
+    """
+
+    above_all: bool | None
+    reason: str
+    p: float | None
+    p_adjusted: float | None
+    p_exchangeable: float | None
+    closest: str
+    not_above: tuple[str, ...]
+    members: tuple[str, ...]
+    silent: tuple[str, ...]
 
 
 def against_random(items: Sequence[Verdict]) -> list[AgainstRandom]:
@@ -59,21 +86,58 @@ def against_random(items: Sequence[Verdict]) -> list[AgainstRandom]:
     rejects, every baseline's own verdict is "beats" too, because adjusted p-values only grow
     with raw ones; the reverse can fail, and then `reason` says so.
     """
-    by_metric: dict[tuple[str, float, str, str], list[Verdict]] = defaultdict(list)
-    for v in items:
-        if not is_random(v.constraint):
-            continue
-        by_metric[v.architecture, v.l0, v.suite, v.metric].append(v)
-    families: dict[tuple[str, float], list[tuple[str, float, str, str]]] = defaultdict(list)
-    for key in by_metric:
+    by_metric = _by_metric(items)
+    # A metric that only some baselines were tested on stays in the family, unrejected.
+    largest = {
+        key: max(map(_one_way, vs))
+        for key, vs in by_metric.items()
+        if any(v.p is not None for v in vs)
+    }
+    adjusted = _holm_over_metrics(largest)
+    return [_combine_verdicts(key, vs, adjusted.get(key)) for key, vs in by_metric.items()]
+
+
+def placed_against_random(items: Sequence[Placement]) -> list[PlacedAgainstRandom]:
+    """Combine the placements on each metric over all random members.
+
+    Random members are the baselines and the controls that nobody trained
+    (`sae_baselines.controls.is_random`). ``trained`` is an SAE like the one placed, permuted
+    controls are an SAE with something broken: neither is a random SAE.
+
+    "Better than one more seed of any of them" is an intersection-union test (Berger 1982): its
+    p-value is the largest of theirs. Holm runs over the metrics of one architecture and L0, as
+    in `against_random`; a metric that lacks a test with some member stays in the family,
+    unrejected.
+    """
+    by_metric = _by_metric([p for p in items if p.constraint not in (TRAINED, PUBLISHED)])
+    largest = {
+        key: max(_or_one(p.p_prediction) for p in ps)
+        for key, ps in by_metric.items()
+        if any(p.p_prediction is not None for p in ps)
+    }
+    adjusted = _holm_over_metrics(largest)
+    return [_combine_placements(key, ps, adjusted.get(key)) for key, ps in by_metric.items()]
+
+
+def _by_metric(items: Sequence[_Item]) -> dict[_Key, list[_Item]]:
+    """Those about random members, by metric."""
+    by_metric: dict[_Key, list[_Item]] = defaultdict(list)
+    for item in items:
+        if is_random(item.constraint):
+            by_metric[item.architecture, item.l0, item.suite, item.metric].append(item)
+    return by_metric
+
+
+def _holm_over_metrics(p: Mapping[_Key, float]) -> dict[_Key, float]:
+    """Adjusted p-values; a family is one architecture and L0."""
+    families: dict[tuple[str, float], list[_Key]] = defaultdict(list)
+    for key in p:
         families[key[:2]].append(key)
-    adjusted: dict[tuple[str, float, str, str], float] = {}
-    for keys in families.values():
-        # A metric that only some baselines were tested on stays in the family, unrejected.
-        tested = [key for key in keys if any(v.p is not None for v in by_metric[key])]
-        largest = [max(map(_one_way, by_metric[key])) for key in tested]
-        adjusted.update(zip(tested, map(float, holm(largest)), strict=True))
-    return [_combine(key, vs, adjusted.get(key)) for key, vs in by_metric.items()]
+    return {
+        key: float(adjusted)
+        for keys in families.values()
+        for key, adjusted in zip(keys, holm([p[key] for key in keys]), strict=True)
+    }
 
 
 def _one_way(v: Verdict) -> float:
@@ -81,36 +145,38 @@ def _one_way(v: Verdict) -> float:
     return v.p if v.p is not None and v.mean_difference > 0 else 1.0
 
 
-def _combine(
-    key: tuple[str, float, str, str], vs: Sequence[Verdict], p_adjusted: float | None
+def _or_one(p: float | None) -> float:
+    return 1.0 if p is None else p
+
+
+def _combine_verdicts(
+    key: _Key, vs: Sequence[Verdict], p_adjusted: float | None
 ) -> AgainstRandom:
-    unbeaten = tuple(v.baseline for v in vs if v.word != "beats")
+    unbeaten = {v.baseline: v.word for v in vs if v.word != "beats"}
     mute = [v for v in vs if v.p is None]
-    closest = min(vs, key=lambda v: v.mean_difference)
-    beats: bool | None
+    closest = min(vs, key=lambda v: v.mean_difference).baseline
+    beats: bool | None = None
     if mute:
-        beats, p_adjusted = None, None
+        p_adjusted = None
         reason = f"{mute[0].word} against {mute[0].baseline}: {mute[0].reason}"
+    elif beats := p_adjusted is not None and p_adjusted <= vs[0].alpha:
+        reason = f"beats {_counted(vs)}; the closest is {closest}"
+    elif unbeaten:
+        words = ", ".join(f"{word} ({baseline})" for baseline, word in unbeaten.items())
+        reason = f"does not beat every baseline: {words}"
     else:
-        beats = p_adjusted is not None and p_adjusted <= vs[0].alpha
-        if beats:
-            reason = f"beats {_counted(vs)}; the closest is {closest.baseline}"
-        elif unbeaten:
-            words = ", ".join(f"{v.word} ({v.baseline})" for v in vs if v.word != "beats")
-            reason = f"does not beat every baseline: {words}"
-        else:
-            reason = (
-                "beats each baseline by itself, but the claim does not survive the correction "
-                f"over metrics taken jointly (p = {p_adjusted:.2g})"
-            )
+        reason = (
+            "beats each baseline by itself, but the claim does not survive the correction "
+            f"over metrics taken jointly (p = {p_adjusted:.2g})"
+        )
     return AgainstRandom(
         *key,
         beats=beats,
         reason=reason,
         p=None if mute else max(map(_one_way, vs)),
         p_adjusted=p_adjusted,
-        closest=closest.baseline,
-        unbeaten=unbeaten,
+        closest=closest,
+        unbeaten=tuple(unbeaten),
         baselines=tuple(v.baseline for v in vs),
     )
 
@@ -121,3 +187,46 @@ def _counted(vs: Sequence[Verdict]) -> str:
     counts = ((len(vs) - untrained, "baseline"), (untrained, "untrained random SAE"))
     parts = [f"{n} {what}{'' if n == 1 else 's'}" for n, what in counts if n]
     return f"all {' and '.join(parts)}" if len(vs) > 1 else parts[0]
+
+
+def _combine_placements(
+    key: _Key, ps: Sequence[Placement], p_adjusted: float | None
+) -> PlacedAgainstRandom:
+    mute = [p for p in ps if not p.placed]
+    untested = [p for p in ps if p.p_prediction is None]
+    ranks = [p.p_exchangeable for p in ps if p.p_exchangeable is not None]
+    below = {p.member: p.word for p in ps if p.placed and not p.is_above}
+    # One that it is not above settles it, whatever the others would say.
+    closest = max([p for p in ps if p.placed] if below else ps, key=_closeness).member
+    reasons = []
+    if below:
+        words = ", ".join(f"{word} ({member})" for member, word in below.items())
+        reasons.append(f"not above every random seed: {words}")
+    elif not mute:
+        reasons.append(
+            f"above all {sum(p.n_seeds for p in ps)} seeds of {len(ps)} random "
+            f"member{'' if len(ps) == 1 else 's'}; the closest is {closest}"
+        )
+    if mute:
+        reasons.append(f"no placement among {mute[0].member}: {mute[0].reason}")
+    elif untested:
+        why = "one seed" if untested[0].n_seeds == 1 else "no spread over seeds"
+        reasons.append(f"no prediction p, as {untested[0].member} has {why}")
+    return PlacedAgainstRandom(
+        *key,
+        above_all=False if below else None if mute else True,
+        reason="; ".join(reasons),
+        p=None if untested else max(_or_one(p.p_prediction) for p in ps),
+        p_adjusted=None if untested else p_adjusted,
+        p_exchangeable=max(ranks) if len(ranks) == len(ps) else None,
+        closest=closest,
+        not_above=tuple(below),
+        members=tuple(p.member for p in ps),
+        silent=tuple(p.member for p in mute),
+    )
+
+
+def _closeness(p: Placement) -> tuple[bool, float, float]:
+    """Larger for members that the published SAE is less above; those that cannot say first."""
+    share = 0.0 if p.percentile is None else p.percentile
+    return not p.placed, _or_one(p.p_prediction), -share

@@ -1,25 +1,73 @@
 """Trained minus baseline, paired by seed and by task."""
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
+from typing_extensions import Unpack
 
 from sae_baselines.controls import is_null_for
 from sae_baselines.errors import UserError
-from sae_baselines.results import Group, Results, mean_of_seed
+from sae_baselines.results import L0_TOLERANCE, Group, MetricKey, Results
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
 UNPAIRED_SUITES = ("autointerp",)
-L0_TOLERANCE = 0.05
 # SAEBench rounds some means to 4 decimals.
 _ROUNDING = 2e-4
 _SHOWN = 3
 
 MeasuredL0 = Mapping[tuple[str, str, int], float]
+
+
+class Pairing(TypedDict, total=False):
+    """What `differences` takes besides results, and hence whatever calls it."""
+
+    tested: str
+    measured_l0: MeasuredL0 | None
+    metrics: Collection[str] | None
+    unpaired_suites: Collection[str]
+    on_missing: Literal["error", "exclude"]
+
+
+@dataclass(frozen=True)
+class OnMetric:
+    """Something said of one metric.
+
+    Attributes:
+        architecture: Base architecture.
+        l0: Target L0.
+        suite: Suite.
+        metric: Metric.
+    """
+
+    architecture: str
+    l0: float
+    suite: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Paired(OnMetric):
+    """Something said of the trained SAE and one other member on one metric (`OnMetric`).
+
+    Attributes:
+        direction: +1 where higher is better, -1 where lower is.
+        baseline: Member compared with: a baseline or a control.
+        constraint: Its constraint, or which control it is.
+    """
+
+    direction: int
+    baseline: str
+    constraint: str
+
+    @property
+    def pair(self) -> dict[str, Any]:
+        """These fields alone."""
+        return {field.name: getattr(self, field.name) for field in fields(Paired)}
 
 
 @dataclass(frozen=True)
@@ -36,17 +84,10 @@ class Exclusion:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One metric of the trained SAE and one baseline, seed by seed.
+class Comparison(Paired):
+    """One metric of the trained SAE and one baseline (`Paired`), seed by seed.
 
     Attributes:
-        architecture: Base architecture.
-        l0: Target L0.
-        suite: Suite.
-        metric: Metric.
-        direction: +1 where higher is better, -1 where lower is.
-        baseline: Member compared with: a baseline or a control.
-        constraint: Its constraint, or which control it is.
         seeds: Seeds compared, ascending.
         trained: Value of the trained member per seed, mean over tasks, ``[n_seeds]``.
         other: The same of the baseline.
@@ -58,13 +99,6 @@ class Comparison:
         caveats: What a reader must know.
     """
 
-    architecture: str
-    l0: float
-    suite: str
-    metric: str
-    direction: int
-    baseline: str
-    constraint: str
     seeds: tuple[int, ...]
     trained: np.ndarray
     other: np.ndarray
@@ -79,6 +113,11 @@ class Comparison:
     def differences(self) -> np.ndarray:
         """direction * (trained - baseline) per seed: positive where trained is better."""
         return self.direction * (self.trained - self.other)
+
+    @property
+    def barred(self) -> str | None:
+        """Why nothing may be said of it, if nothing may."""
+        return self.failure or "; ".join(e.reason for e in self.excluded) or None
 
 
 def differences(
@@ -102,9 +141,9 @@ def differences(
     (a maximum, say) is compared by its aggregate alone, with a caveat.
 
     Args:
-        results: Tidy rows: panel, member, constraint, architecture, l0, seed, suite, metric,
-            direction, task, value. Rows without a direction (0, empty) describe and are not
-            compared.
+        results: Results, or tidy rows: panel, member, constraint, architecture, l0, seed,
+            suite, metric, direction, task, value. Rows without a direction (0, empty)
+            describe and are not compared.
         tested: The member to test. Baselines are the others whose constraint is not "trained".
         measured_l0: Measured L0 by (panel, member, seed); default: rows with suite "panel" and
             metric "l0".
@@ -122,30 +161,46 @@ def differences(
         UserError: A column is missing, a row is duplicated, a pair is incomplete, a value is
             not a finite number, or there is nothing to compare.
     """
-    table = Results.of(results)
-    if metrics is not None:
-        table = table.only(metrics=metrics)
-    l0_of = table.measured_l0 if measured_l0 is None else dict(measured_l0)
-    found = []
+    table = comparable(results, metrics, measured_l0)
+    comparisons = []
     for group in table.groups:
         baselines = table.compared_with(group, tested)
         if tested not in table.present(group):
             known = ", ".join(sorted(table.present(group)))
-            raise UserError(f"{_group(group)} has no member {tested!r}; it has {known}")
+            raise UserError(f"{_named(group)} has no member {tested!r}; it has {known}")
         if not baselines:
-            raise UserError(f"{_group(group)} has no baseline to compare {tested!r} with")
+            raise UserError(f"{_named(group)} has no baseline to compare {tested!r} with")
         for metric in table.compared(group):
             for baseline in baselines:
-                if not is_null_for(table.constraints[baseline], *metric):
-                    continue
-                pair = _Pair(table, group, metric, tested, baseline, l0_of)
-                found.append(pair.compare(metric[0] in unpaired_suites, on_missing))
-    if not found:
+                if is_null_for(table.constraints[baseline], *metric):
+                    match = Match(table, group, metric, tested, baseline)
+                    unpaired = metric[0] in unpaired_suites
+                    comparisons.append(_compare(match, unpaired, on_missing))
+    if not comparisons:
         raise UserError(
             "no metric to compare: no row has a direction and matches `metrics`, or what there "
             "is besides the trained SAE is a null for none of them"
         )
-    return found
+    return comparisons
+
+
+def comparable(
+    results: pd.DataFrame | Results,
+    metrics: Collection[str] | None,
+    measured_l0: MeasuredL0 | None,
+) -> Results:
+    """Validated results of these metrics, with these measured L0 if any are given."""
+    table = Results.of(results).only(metrics=metrics)
+    return table if measured_l0 is None else replace(table, measured_l0=dict(measured_l0))
+
+
+def comparisons_of(
+    results: pd.DataFrame | Results | Sequence[Comparison], **pairing: Unpack[Pairing]
+) -> list[Comparison]:
+    """`differences`, unless that is what is given."""
+    if isinstance(results, pd.DataFrame | Results):
+        return differences(results, **pairing)
+    return list(results)
 
 
 def l0_apart(first: float, second: float) -> float:
@@ -153,162 +208,159 @@ def l0_apart(first: float, second: float) -> float:
     return abs(first - second) / ((first + second) / 2)
 
 
-class _IncompleteError(Exception):
-    """A score is missing or not a number."""
+@dataclass(frozen=True)
+class Match:
+    """The tested member and another one on one metric."""
+
+    table: Results
+    group: Group
+    metric: MetricKey
+    tested: str
+    other: str
+
+    @property
+    def where(self) -> str:
+        return f"{'/'.join(self.metric)} of {_named(self.group)}"
+
+    @cached_property
+    def cells(self) -> tuple[dict[tuple[int, str], float], ...]:
+        """By (seed, task), of either."""
+        return tuple(
+            self.table.cells(self.group, self.metric, m) for m in (self.tested, self.other)
+        )
+
+    @cached_property
+    def values(self) -> tuple[dict[int, float], ...]:
+        """By seed, ascending, of either."""
+        members = (self.tested, self.other)
+        by_seed = (self.table.values(self.group, self.metric, member) for member in members)
+        return tuple(dict(sorted(values.items())) for values in by_seed)
+
+    def l0(self, member: str, seed: int) -> float | None:
+        """Measured L0, where it was measured and is one."""
+        panel = self.table.panels[self.group, member, seed]
+        l0 = self.table.measured_l0.get((panel, member, seed), math.nan)
+        return l0 if 0 < l0 < math.inf else None
+
+    def without_score(self, which: int) -> str:
+        """Seeds of the tested member (0) or the other (1) without this metric, as text."""
+        seeds = self.table.seeds(self.group, (self.tested, self.other)[which])
+        return ", ".join(str(seed) for seed in seeds if seed not in self.values[which])
 
 
-class _Pair:
-    def __init__(
-        self,
-        table: Results,
-        group: Group,
-        metric: tuple[str, str],
-        tested: str,
-        baseline: str,
-        l0_of: MeasuredL0,
-    ) -> None:
-        self.table, self.group, (self.suite, self.metric) = table, group, metric
-        self.tested, self.baseline, self.l0_of = tested, baseline, l0_of
-        self.cells = table.cells(group, metric, tested)
-        self.others = table.cells(group, metric, baseline)
+def too_far(first: float, second: float) -> str | None:
+    """What to say of two measured L0 that are too far apart to be compared."""
+    apart = l0_apart(first, second)
+    if apart <= L0_TOLERANCE:
+        return None
+    return f"({apart:.1%} apart, at most {L0_TOLERANCE:.0%} allowed)"
 
-    def compare(self, unpaired: bool, on_missing: str) -> Comparison:
+
+def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
+    table, group = match.table, match.group
+    sign = table.direction(match.metric)
+    pair = Paired(*group, *match.metric, sign, match.other, table.constraints[match.other]).pair
+    failure = _failure(match, unpaired)
+    if failure is not None:
+        if on_missing == "error":
+            raise UserError(failure)
         empty = np.empty(0)
-        fixed: dict[str, Any] = {
-            "architecture": self.group[0],
-            "l0": self.group[1],
-            "suite": self.suite,
-            "metric": self.metric,
-            "direction": self.table.direction((self.suite, self.metric)),
-            "baseline": self.baseline,
-            "constraint": self.table.constraints[self.baseline],
-        }
-        try:
-            self._complete(unpaired)
-        except _IncompleteError as reason:
-            if on_missing == "error":
-                raise UserError(str(reason)) from None
-            return Comparison(
-                **fixed,
-                seeds=(),
-                trained=empty,
-                other=empty,
-                tasks=(),
-                rows=(),
-                failure=str(reason),
-            )
-        every = sorted({seed for seed, _ in self.cells})
-        excluded = [e for e in map(self._l0, every) if e is not None]
-        seeds = [s for s in every if s not in {e.seed for e in excluded}]
-        trained = np.array([mean_of_seed(self.cells, s) for s in seeds])
-        other = np.array([mean_of_seed(self.others, s) for s in seeds])
-        tasks, caveats = self._tasks(seeds, unpaired)
-        sign = fixed["direction"]
-        rows = [
-            np.array([sign * (self.cells[s, t] - self.others[s, t]) for t in tasks[s]])
-            if tasks
-            else np.array([sign * (a - b)])
-            for s, a, b in zip(seeds, trained, other, strict=True)
-        ]
-        crossed = len({tuple(t) for t in tasks.values()}) <= 1
-        if not crossed:
-            caveats.append("seeds were scored on different tasks")
-        absent = sorted(set(self.table.seeds(self.group, self.tested)) - set(every))
-        if absent:
-            named = ", ".join(map(str, absent))
-            caveats.append(f"neither member has this metric for seed {named}")
         return Comparison(
-            **fixed,
-            seeds=tuple(seeds),
-            trained=trained,
-            other=other,
-            tasks=tuple(sorted({t for ts in tasks.values() for t in ts})),
-            rows=tuple(rows),
-            crossed=crossed,
-            excluded=tuple(excluded),
-            caveats=tuple(caveats),
+            **pair, seeds=(), trained=empty, other=empty, tasks=(), rows=(), failure=failure
         )
+    excluded = {s: reason for s in match.values[0] if (reason := _excluded(match, s))}
+    seeds = [seed for seed in match.values[0] if seed not in excluded]
+    trained, other = (np.array([values[s] for s in seeds]) for values in match.values)
+    tasks, caveats = _tasks(match, seeds, unpaired)
+    cells, others = match.cells
+    rows = [np.array([sign * (cells[s, t] - others[s, t]) for t in tasks[s]]) for s in tasks]
+    if not tasks:
+        rows = [np.array([sign * (a - b)]) for a, b in zip(trained, other, strict=True)]
+    crossed = len({tuple(names) for names in tasks.values()}) <= 1
+    if not crossed:
+        caveats.append("seeds were scored on different tasks")
+    absent = match.without_score(0)
+    if absent:
+        caveats.append(f"neither member has this metric for seed {absent}")
+    return Comparison(
+        **pair,
+        seeds=tuple(seeds),
+        trained=trained,
+        other=other,
+        tasks=tuple(sorted({task for names in tasks.values() for task in names})),
+        rows=tuple(rows),
+        crossed=crossed,
+        excluded=tuple(Exclusion(seed, reason) for seed, reason in excluded.items()),
+        caveats=tuple(caveats),
+    )
 
-    def _complete(self, unpaired: bool) -> None:
-        """Every score of one member has its partner, and all are numbers."""
-        if not self.cells and not self.others:
-            raise _IncompleteError(
-                f"{self._where()}: neither {self.tested} nor {self.baseline} has a score"
+
+def _failure(match: Match, unpaired: bool) -> str | None:
+    """Why the scores of one member do not have their partners, if they do not."""
+    names = (match.tested, match.other)
+    if not any(match.cells):
+        return f"{match.where}: neither {names[0]} nor {names[1]} has a score"
+    # Without partners, what must agree is which seeds have scores at all.
+    wanted = [{(s, "") for s, _ in cells} if unpaired else set(cells) for cells in match.cells]
+    for has, lacks in ((0, 1), (1, 0)):
+        missing = wanted[has] - wanted[lacks]
+        if missing:
+            lost = f"{names[lacks]} has no score for {_shown(missing)}, {names[has]} has"
+            return f"{match.where}: {lost}"
+    for name, cells in zip(names, match.cells, strict=True):
+        bad = [cell for cell, value in cells.items() if not math.isfinite(value)]
+        if bad:
+            return (
+                f"{match.where}: {name} has no finite value for {_shown(bad)}; a score "
+                "that failed is not one to leave out"
             )
-
-        def wanted(cells: Mapping[tuple[int, str], float]) -> set[tuple[int, str]]:
-            # Without partners, what must agree is which seeds have scores at all.
-            return {(s, "") for s, _ in cells} if unpaired else set(cells)
-
-        for have, lack, name, has in (
-            (self.cells, self.others, self.baseline, self.tested),
-            (self.others, self.cells, self.tested, self.baseline),
-        ):
-            missing = sorted(wanted(have) - wanted(lack))
-            if missing:
-                raise _IncompleteError(
-                    f"{self._where()}: {name} has no score for {_named(missing)}, {has} has"
-                )
-        for name, cells in ((self.tested, self.cells), (self.baseline, self.others)):
-            bad = sorted(cell for cell, value in cells.items() if not math.isfinite(value))
-            if bad:
-                raise _IncompleteError(
-                    f"{self._where()}: {name} has no finite value for {_named(bad)}; a score "
-                    "that failed is not one to leave out"
-                )
-            with_mean = {s for s, t in cells if not t}
-            without = sorted({s for s, _ in cells} - with_mean)
-            if with_mean and without:
-                raise _IncompleteError(
-                    f"{self._where()}: {name} has an aggregate for some seeds, but not for "
-                    f"seed {', '.join(map(str, without))}"
-                )
-
-    def _l0(self, seed: int) -> Exclusion | None:
-        values = []
-        for member in (self.tested, self.baseline):
-            panel = self.table.panels[self.group, member, seed]
-            value = self.l0_of.get((panel, member, seed))
-            if value is None or not (math.isfinite(value) and value > 0):
-                return Exclusion(seed, f"no measured L0 of {member} at seed {seed}")
-            values.append(value)
-        apart = l0_apart(*values)
-        if apart <= L0_TOLERANCE:
-            return None
-        return Exclusion(
-            seed,
-            f"L0 differs at seed {seed}: {self.tested} {values[0]:.4g}, {self.baseline} "
-            f"{values[1]:.4g} ({apart:.1%} apart, at most {L0_TOLERANCE:.0%} allowed)",
-        )
-
-    def _tasks(
-        self, seeds: list[int], unpaired: bool
-    ) -> tuple[dict[int, list[str]], list[str]]:
-        """Tasks of each seed to resample; none where they cannot or should not be."""
-        tasks = {s: sorted(t for seed, t in self.cells if seed == s and t) for s in seeds}
-        if unpaired:
-            return {}, ["its tasks are each SAE's own, so only seeds are paired and resampled"]
-        if not any(tasks.values()):
-            return {}, []
-        for cells in (self.cells, self.others):
-            for s in seeds:
-                mean = float(np.mean([cells[s, t] for t in tasks[s]])) if tasks[s] else math.nan
-                close = abs(mean - mean_of_seed(cells, s)) <= _ROUNDING * max(1, abs(mean))
-                if not close:
-                    return {}, [
-                        "the aggregate is not the mean over tasks, so tasks are not resampled"
-                    ]
-        return tasks, []
-
-    def _where(self) -> str:
-        return f"{self.suite}/{self.metric} of {_group(self.group)}"
+        with_mean = {s for s, task in cells if not task}
+        without = sorted({s for s, _ in cells} - with_mean)
+        if with_mean and without:
+            return (
+                f"{match.where}: {name} has an aggregate for some seeds, but not for "
+                f"seed {', '.join(map(str, without))}"
+            )
+    return None
 
 
-def _group(group: tuple[str, float]) -> str:
+def _excluded(match: Match, seed: int) -> str | None:
+    """Why a seed must not be compared, if it must not."""
+    l0s = []
+    for member in (match.tested, match.other):
+        l0 = match.l0(member, seed)
+        if l0 is None:
+            return f"no measured L0 of {member} at seed {seed}"
+        l0s.append(l0)
+    far = too_far(*l0s)
+    here = f"{match.tested} {l0s[0]:.4g}, {match.other} {l0s[1]:.4g}"
+    return far and f"L0 differs at seed {seed}: {here} {far}"
+
+
+def _tasks(
+    match: Match, seeds: list[int], unpaired: bool
+) -> tuple[dict[int, list[str]], list[str]]:
+    """Tasks of each seed to resample; none where they cannot or should not be."""
+    tasks = {s: sorted(t for seed, t in match.cells[0] if seed == s and t) for s in seeds}
+    if unpaired:
+        return {}, ["its tasks are each SAE's own, so only seeds are paired and resampled"]
+    if not any(tasks.values()):
+        return {}, []
+    for cells, values in zip(match.cells, match.values, strict=True):
+        for s in seeds:
+            mean = float(np.mean([cells[s, t] for t in tasks[s]])) if tasks[s] else math.nan
+            if not abs(mean - values[s]) <= _ROUNDING * max(1, abs(mean)):
+                why = "the aggregate is not the mean over tasks, so tasks are not resampled"
+                return {}, [why]
+    return tasks, []
+
+
+def _named(group: Group) -> str:
     return f"{group[0]} at L0 {group[1]:g}"
 
 
-def _named(cells: list[tuple[int, str]]) -> str:
-    shown = [f"seed {s}" + (f" task {t!r}" if t else "") for s, t in cells[:_SHOWN]]
-    more = f" and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
+def _shown(cells: Iterable[tuple[int, str]]) -> str:
+    first = sorted(cells)
+    shown = [f"seed {s}" + (f" task {t!r}" if t else "") for s, t in first[:_SHOWN]]
+    more = f" and {len(first) - _SHOWN} more" if len(first) > _SHOWN else ""
     return ", ".join(shown) + more

@@ -1,7 +1,7 @@
 """Where one published SAE falls among the seeds of every other member."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,24 +10,26 @@ import pandas as pd
 
 from sae_baselines.controls import PUBLISHED, is_null_for
 from sae_baselines.errors import UserError
-from sae_baselines.results import Cells, Group, Results, mean_of_seed
+from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (
-    L0_TOLERANCE,
     UNPAIRED_SUITES,
+    Match,
     MeasuredL0,
-    l0_apart,
+    OnMetric,
+    comparable,
+    too_far,
 )
 from sae_baselines.stats.intervals import Interval, spread
-from sae_baselines.stats.one_value import Predicted, Ranked, predicted, ranked
+from sae_baselines.stats.one_value import Ranked, predicted, ranked
 
 NO_PLACEMENT = "no placement"
 WITHIN = "within"
 
 
 @dataclass(frozen=True)
-class Placement:
-    """One metric of the published SAE among the seeds of one other member.
+class Placement(OnMetric):
+    """One metric (`OnMetric`) of the published SAE among the seeds of one other member.
 
     One training seed never "beats": the words are facts about the seeds that there are.
     "Above" means better, so a lower value where lower is better. Percentiles and intervals
@@ -35,10 +37,6 @@ class Placement:
     the published SAE, whose own variation one seed does not show.
 
     Attributes:
-        architecture: Base architecture.
-        l0: Target L0.
-        suite: Suite.
-        metric: Metric.
         direction: +1 where higher is better, -1 where lower is.
         member: The other member.
         constraint: Its constraint, or which control it is.
@@ -70,10 +68,6 @@ class Placement:
         caveats: What a reader must know.
     """
 
-    architecture: str
-    l0: float
-    suite: str
-    metric: str
     direction: int
     member: str
     constraint: str
@@ -144,15 +138,12 @@ def placements(
     Raises:
         UserError: As `differences`; the tested member is not there or has several seeds.
     """
-    table = Results.of(results)
-    if metrics is not None:
-        table = table.only(metrics=metrics)
-    l0_of = table.measured_l0 if measured_l0 is None else dict(measured_l0)
+    table = comparable(results, metrics, measured_l0)
     groups = [group for group in table.groups if tested in table.present(group)]
     if not groups:
         known = ", ".join(sorted(table.members))
         raise UserError(f"there is no member {tested!r} to place; there is {known}")
-    found = []
+    placed = []
     for group in groups:
         seeds = table.seeds(group, tested)
         if len(seeds) > 1:
@@ -164,200 +155,134 @@ def placements(
             for member in sorted(table.present(group)):
                 if member == tested or not is_null_for(table.constraints[member], *metric):
                     continue
-                one = _One(table, group, metric, tested, member, l0_of)
-                placed = one.place(metric[0] in unpaired_suites, alpha)
-                if on_missing == "error" and one.incomplete:
-                    raise UserError(placed.reason)
-                found.append(placed)
-    return found
+                match = Match(table, group, metric, tested, member)
+                failure = _failure(match, metric[0] in unpaired_suites)
+                if on_missing == "error" and failure is not None:
+                    raise UserError(failure)
+                placed.append(_place(match, failure or _unmatched(match), alpha))
+    return placed
 
 
-class _BarredError(Exception):
-    """Why there is no placement."""
+def _place(match: Match, barred: str | None, alpha: float) -> Placement:
+    table, group, member = match.table, match.group, match.other
+    sign = table.direction(match.metric)
+    value = next(iter(match.values[0].values()), math.nan)
+    null = np.array(list(match.values[1].values()))
+    rank = normal = None
+    if barred is None:
+        rank = ranked(sign * value, sign * null, 1 - alpha)
+        normal = predicted(sign * value, sign * null, 1 - alpha)
+    # A score that failed leaves no mean of the others.
+    whole = null if len(null) and np.isfinite(null).all() else np.array([math.nan])
+    sd = float(spread(whole)) if len(whole) > 1 else math.nan
+    none = Interval(math.nan, math.nan, 1 - alpha)
+    # Copies are no replicates: what counts seeds would count one seed n times.
+    counted = rank if sd != 0 else None
+    return Placement(
+        *group,
+        *match.metric,
+        direction=sign,
+        member=member,
+        constraint=table.constraints[member],
+        word=NO_PLACEMENT if rank is None else _word(rank),
+        reason=barred or (_reason(rank) if rank else ""),
+        value=value,
+        null_mean=float(whole.mean()),
+        null_sd=sd,
+        null_low=float(whole.min()),
+        null_high=float(whole.max()),
+        n_seeds=len(null),
+        n_below=rank and rank.below,
+        n_equal=rank and rank.equal,
+        percentile=rank and rank.share,
+        percentile_interval=counted.interval if counted else none,
+        p_exchangeable=counted and counted.p,
+        z=normal and normal.z,
+        p_prediction=normal and normal.p,
+        normal_percentile=normal and normal.percentile,
+        normal_interval=normal.interval if normal else none,
+        published_l0=table.l0(group, match.tested),
+        member_l0=table.l0(group, member),
+        alpha=alpha,
+        caveats=() if rank is None else tuple(_caveats(match, rank, sd)),
+    )
 
 
-class _IncompleteError(_BarredError):
-    """A score is missing or not a number."""
-
-
-class _One:
-    def __init__(
-        self,
-        table: Results,
-        group: Group,
-        metric: tuple[str, str],
-        tested: str,
-        member: str,
-        l0_of: MeasuredL0,
-    ) -> None:
-        self.table, self.group, (self.suite, self.metric) = table, group, metric
-        self.tested, self.member, self.l0_of = tested, member, l0_of
-        self.cells = table.cells(group, metric, tested)
-        self.others = table.cells(group, metric, member)
-        self.incomplete = False
-
-    def place(self, unpaired: bool, alpha: float) -> Placement:
-        value = self._values(self.cells, math.nan)
-        null = self._values(self.others)
-        own_l0 = self._l0(self.tested)
-        l0s = self._l0(self.member)
-        try:
-            self._complete(unpaired)
-            self._matched(own_l0, l0s)
-        except _BarredError as reason:
-            self.incomplete = isinstance(reason, _IncompleteError)
-            return self._placement(NO_PLACEMENT, str(reason), value, null, None, None, alpha)
-        sign = self.table.direction((self.suite, self.metric))
-        rank = ranked(sign * float(value[0]), sign * null, 1 - alpha)
-        normal = predicted(sign * float(value[0]), sign * null, 1 - alpha)
-        word = _word(rank)
-        reason = _reason(rank)
-        return self._placement(word, reason, value, null, rank, normal, alpha)
-
-    def _placement(
-        self,
-        word: str,
-        reason: str,
-        value: np.ndarray,
-        null: np.ndarray,
-        rank: Ranked | None,
-        normal: Predicted | None,
-        alpha: float,
-    ) -> Placement:
-        n = len(null)
-        # A score that failed leaves no mean of the others.
-        whole = null if n and np.isfinite(null).all() else np.array([math.nan])
-        none = Interval(math.nan, math.nan, 1 - alpha)
-        sd = float(spread(whole)) if len(whole) > 1 else math.nan
-        # Copies are no replicates: what counts seeds would count one seed n times.
-        counts = rank is not None and sd != 0
-        l0s = self._l0(self.member)
-        return Placement(
-            architecture=self.group[0],
-            l0=self.group[1],
-            suite=self.suite,
-            metric=self.metric,
-            direction=self.table.direction((self.suite, self.metric)),
-            member=self.member,
-            constraint=self.table.constraints[self.member],
-            word=word,
-            reason=reason,
-            value=float(value[0]) if len(value) else math.nan,
-            null_mean=float(whole.mean()),
-            null_sd=sd,
-            null_low=float(whole.min()),
-            null_high=float(whole.max()),
-            n_seeds=n,
-            n_below=None if rank is None else rank.below,
-            n_equal=None if rank is None else rank.equal,
-            percentile=None if rank is None else rank.share,
-            percentile_interval=rank.interval if rank is not None and counts else none,
-            p_exchangeable=rank.p if rank is not None and counts else None,
-            z=None if normal is None else normal.z,
-            p_prediction=None if normal is None else normal.p,
-            normal_percentile=None if normal is None else normal.percentile,
-            normal_interval=none if normal is None else normal.interval,
-            published_l0=next(iter(self._l0(self.tested).values()), math.nan),
-            member_l0=float(np.mean(list(l0s.values()))) if l0s else math.nan,
-            alpha=alpha,
-            caveats=self._caveats(rank, sd),
+def _failure(match: Match, unpaired: bool) -> str | None:
+    """Why scores are missing or are no numbers, if that is so."""
+    for which, cells in enumerate(match.cells):
+        name = (match.tested, match.other)[which]
+        if not cells:
+            return f"{match.where}: {name} has no score"
+        bad = sorted({seed for (seed, _), value in cells.items() if not np.isfinite(value)})
+        if bad:
+            at = f" at seed {', '.join(map(str, bad))}" if which else ""
+            return (
+                f"{match.where}: the value of {name}{at} is not a finite number; a score "
+                "that failed is not one to leave out"
+            )
+    # Its seeds, less those at which nobody has the metric.
+    scored = {
+        seed
+        for member in match.table.present(match.group)
+        for seed in match.table.values(match.group, match.metric, member)
+    }
+    expected = scored & set(match.table.seeds(match.group, match.other))
+    missing = sorted(expected - set(match.values[1]))
+    if missing:
+        return (
+            f"{match.where}: {match.other} has no score for seed "
+            f"{', '.join(map(str, missing))}, which others have"
         )
+    by_seed = [
+        {task for s, task in cells if s == seed and (not unpaired or not task)}
+        for cells, values in zip(match.cells, match.values, strict=True)
+        for seed in values
+    ]
+    if any(tasks != by_seed[0] for tasks in by_seed):
+        return (
+            f"{match.where}: {match.tested} and the seeds of {match.other} were not "
+            "scored on the same tasks"
+        )
+    return None
 
-    def _values(self, cells: Cells, *default: float) -> np.ndarray:
-        """By seed, ascending."""
-        found = [mean_of_seed(cells, seed) for seed in sorted({s for s, _ in cells})]
-        return np.array(found or default, dtype=float)
 
-    def _l0(self, member: str) -> dict[int, float]:
-        """By seed; NaN where it was not measured."""
-        found = {}
-        for seed in self.table.seeds(self.group, member):
-            panel = self.table.panels[self.group, member, seed]
-            found[seed] = self.l0_of.get((panel, member, seed), math.nan)
-        return found
+def _unmatched(match: Match) -> str | None:
+    """Why measured L0 forbids a placement, if it does."""
+    (own_seed,) = match.table.seeds(match.group, match.tested)
+    own = match.l0(match.tested, own_seed)
+    if own is None:
+        return f"no measured L0 of {match.tested}"
+    for seed in match.values[1]:
+        l0 = match.l0(match.other, seed)
+        if l0 is None:
+            return f"no measured L0 of {match.other} at seed {seed}"
+        far = too_far(own, l0)
+        if far:
+            theirs = f"{match.other} {l0:.4g} at seed {seed}"
+            return f"L0 differs: {match.tested} {own:.4g}, {theirs} {far}"
+    return None
 
-    def _complete(self, unpaired: bool) -> None:
-        for member, cells in ((self.tested, self.cells), (self.member, self.others)):
-            if not cells:
-                raise _IncompleteError(f"{self._where()}: {member} has no score")
-            bad = sorted({seed for (seed, _), value in cells.items() if not np.isfinite(value)})
-            if bad:
-                raise _IncompleteError(
-                    f"{self._where()}: {self._of(member, bad)} is not a finite number; a score "
-                    "that failed is not one to leave out"
-                )
-        missing = sorted(self._expected() - {seed for seed, _ in self.others})
-        if missing:
-            raise _IncompleteError(
-                f"{self._where()}: {self.member} has no score for seed "
-                f"{', '.join(map(str, missing))}, which others have"
-            )
-        by_seed = [
-            {task for s, task in cells if s == seed and (not unpaired or not task)}
-            for cells in (self.cells, self.others)
-            for seed in sorted({s for s, _ in cells})
-        ]
-        if any(tasks != by_seed[0] for tasks in by_seed):
-            raise _IncompleteError(
-                f"{self._where()}: {self.tested} and the seeds of {self.member} were not "
-                "scored on the same tasks"
-            )
 
-    def _expected(self) -> set[int]:
-        """The member's seeds, less those at which nobody has the metric."""
-        scored = {
-            seed
-            for member in self.table.present(self.group)
-            for seed, _ in self.table.cells(self.group, (self.suite, self.metric), member)
-        }
-        return scored & set(self.table.seeds(self.group, self.member))
-
-    def _matched(self, own: dict[int, float], others: dict[int, float]) -> None:
-        scored = {seed for seed, _ in self.others}
-        (mine,) = own.values()
-        if not (math.isfinite(mine) and mine > 0):
-            raise _BarredError(f"no measured L0 of {self.tested}")
-        for seed in sorted(scored):
-            theirs = others.get(seed, math.nan)
-            if not (math.isfinite(theirs) and theirs > 0):
-                raise _BarredError(f"no measured L0 of {self.member} at seed {seed}")
-            apart = l0_apart(mine, theirs)
-            if apart > L0_TOLERANCE:
-                raise _BarredError(
-                    f"L0 differs: {self.tested} {mine:.4g}, {self.member} {theirs:.4g} at seed "
-                    f"{seed} ({apart:.1%} apart, at most {L0_TOLERANCE:.0%} allowed)"
-                )
-
-    def _caveats(self, rank: Ranked | None, sd: float) -> tuple[str, ...]:
-        if rank is None:
-            return ()
-        found = []
-        if rank.n == 1:
-            found.append("one seed has no spread: no prediction p and no normal percentile")
-        elif sd == 0:
-            found.append(
-                f"all {rank.n} seeds have the same value to the last digit: copies, not "
-                "replicates, or a score with few values; no p and no interval"
-            )
-        elif rank.n == 2:
-            found.append("two seeds: the spread rests on one degree of freedom")
-        if rank.equal:
-            found.append(
-                f"equal to {rank.equal} of {rank.n} seeds, which count half in the share"
-            )
-        absent = set(self.table.seeds(self.group, self.member)) - {s for s, _ in self.others}
-        if absent:
-            named = ", ".join(map(str, sorted(absent)))
-            found.append(f"no member has this metric for seed {named}")
-        return tuple(found)
-
-    def _of(self, member: str, seeds: Sequence[int]) -> str:
-        if member == self.tested:
-            return f"the value of {member}"
-        return f"the value of {member} at seed {', '.join(map(str, seeds))}"
-
-    def _where(self) -> str:
-        return f"{self.suite}/{self.metric} of {self.group[0]} at L0 {self.group[1]:g}"
+def _caveats(match: Match, rank: Ranked, sd: float) -> list[str]:
+    caveats = []
+    if rank.n == 1:
+        caveats.append("one seed has no spread: no prediction p and no normal percentile")
+    elif sd == 0:
+        caveats.append(
+            f"all {rank.n} seeds have the same value to the last digit: copies, not "
+            "replicates, or a score with few values; no p and no interval"
+        )
+    elif rank.n == 2:
+        caveats.append("two seeds: the spread rests on one degree of freedom")
+    if rank.equal:
+        caveats.append(
+            f"equal to {rank.equal} of {rank.n} seeds, which count half in the share"
+        )
+    absent = match.without_score(1)
+    if absent:
+        caveats.append(f"no member has this metric for seed {absent}")
+    return caveats
 
 
 def _word(rank: Ranked) -> str:

@@ -1,37 +1,28 @@
 """Which share of the trained SAE's score does a random baseline retain?"""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from typing_extensions import Unpack
 
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
-from sae_baselines.stats.differences import (
-    UNPAIRED_SUITES,
-    Comparison,
-    MeasuredL0,
-    differences,
-)
+from sae_baselines.stats.differences import Comparison, Paired, Pairing, comparisons_of
 from sae_baselines.stats.intervals import Interval
 
 
 @dataclass(frozen=True)
-class Retained:
-    """Ratio of mean scores over seeds.
+class Retained(Paired):
+    """Ratio of mean scores over seeds (`Paired`).
+
+    Where lower is better a share above 1 is a worse score.
 
     Attributes:
-        architecture: Base architecture.
-        l0: Target L0.
-        suite: Suite.
-        metric: Metric.
-        direction: +1 where higher is better; where it is -1 a share above 1 is a worse score.
-        baseline: Member: a baseline or a control.
-        constraint: Its constraint, or which control it is.
         share: mean(baseline) / mean(trained); NaN where `reason` says why.
         interval: Fieller interval of the share, 95 %; NaN where there is none.
         change: share - 1, which for the best baseline is the paper's bottom row, (best frozen -
@@ -45,13 +36,6 @@ class Retained:
         reason: Why a number is missing, or empty.
     """
 
-    architecture: str
-    l0: float
-    suite: str
-    metric: str
-    direction: int
-    baseline: str
-    constraint: str
     share: float
     interval: Interval
     change: float
@@ -97,12 +81,8 @@ def fieller(baseline: np.ndarray, trained: np.ndarray, level: float = 0.95) -> I
 def retained(
     results: pd.DataFrame | Results | Sequence[Comparison],
     *,
-    tested: str = "trained",
-    metrics: Collection[str] | None = None,
-    measured_l0: MeasuredL0 | None = None,
-    unpaired_suites: Collection[str] = UNPAIRED_SUITES,
-    on_missing: Literal["error", "exclude"] = "error",
     alpha: float = ALPHA,
+    **pairing: Unpack[Pairing],
 ) -> list[Retained]:
     """Retained share of every baseline on every metric, in the order of `differences`.
 
@@ -110,66 +90,45 @@ def retained(
     paper do; a control without training does not count as the best one.
 
     Args:
-        results: A tidy results table, or what `differences` made of one.
-        tested: See `differences`.
-        metrics: See `differences`.
-        measured_l0: See `differences`.
-        unpaired_suites: See `differences`.
-        on_missing: See `differences`.
+        results: Results, a tidy table, or what `differences` made of one.
         alpha: 1 - coverage of the intervals.
+        **pairing: tested, metrics, measured_l0, unpaired_suites, on_missing, as `differences`
+            takes them.
     """
-    if isinstance(results, pd.DataFrame | Results):
-        comparisons = differences(
-            results,
-            tested=tested,
-            measured_l0=measured_l0,
-            metrics=metrics,
-            unpaired_suites=unpaired_suites,
-            on_missing=on_missing,
-        )
-    else:
-        comparisons = list(results)
-    frozen: dict[tuple[str, float, str, str], list[Comparison]] = defaultdict(list)
+    comparisons = comparisons_of(results, **pairing)
+    frozen: dict[tuple[Any, ...], list[Comparison]] = defaultdict(list)
     for c in comparisons:
         if "frozen" in c.constraint and not _reason(c):
-            frozen[_metric(c)].append(c)
-    best = {key: min(cs, key=_mean_difference).baseline for key, cs in frozen.items()}
+            frozen[c.architecture, c.l0, c.suite, c.metric].append(c)
     return [
-        _retained(c, best.get(_metric(c)) == c.baseline, len(frozen.get(_metric(c), ())), alpha)
+        _retained(c, frozen.get((c.architecture, c.l0, c.suite, c.metric), []), alpha)
         for c in comparisons
     ]
 
 
-def _retained(c: Comparison, best: bool, n_frozen: int, alpha: float) -> Retained:
+def _retained(c: Comparison, frozen: Sequence[Comparison], alpha: float) -> Retained:
     reason = _reason(c)
-    nowhere = Interval(np.nan, np.nan, 1 - alpha)
     share = np.nan
-    interval = chosen = nowhere
+    interval = chosen = None
+    best = bool(frozen) and min(frozen, key=lambda f: f.differences.mean()) is c
     if not reason:
         share = float(c.other.mean() / c.trained.mean())
-        found = fieller(c.other, c.trained, 1 - alpha)
-        if found is not None:
-            interval = found
-        elif len(c.seeds) == 1:
-            reason = "single seed: no interval"
-        else:
+        interval = fieller(c.other, c.trained, 1 - alpha)
+        if interval is None:
             reason = "the trained score is too uncertain to divide by: no finite interval"
+            if len(c.seeds) == 1:
+                reason = "single seed: no interval"
         if best:
-            chosen = fieller(c.other, c.trained, 1 - alpha / n_frozen) or nowhere
+            chosen = fieller(c.other, c.trained, 1 - alpha / len(frozen))
+    interval = interval or Interval(np.nan, np.nan, 1 - alpha)
     return Retained(
-        architecture=c.architecture,
-        l0=c.l0,
-        suite=c.suite,
-        metric=c.metric,
-        direction=c.direction,
-        baseline=c.baseline,
-        constraint=c.constraint,
+        **c.pair,
         share=share,
         interval=interval,
         change=share - 1,
         change_interval=_less_one(interval),
         best=best,
-        best_interval=_less_one(chosen),
+        best_interval=_less_one(chosen or Interval(np.nan, np.nan, 1 - alpha)),
         n_seeds=len(c.seeds),
         reason=reason,
     )
@@ -177,10 +136,8 @@ def _retained(c: Comparison, best: bool, n_frozen: int, alpha: float) -> Retaine
 
 def _reason(c: Comparison) -> str:
     """Why there is no ratio at all, or empty."""
-    if c.failure is not None:
-        return c.failure
-    if c.excluded:
-        return "; ".join(e.reason for e in c.excluded)
+    if c.barred is not None:
+        return c.barred
     scale = max(float(np.abs(c.trained).max()), float(np.abs(c.other).max()))
     if not float(c.trained.mean()) > 1e-6 * scale:
         return "the trained score is not above 0, so a share of it means nothing"
@@ -189,11 +146,3 @@ def _reason(c: Comparison) -> str:
 
 def _less_one(interval: Interval) -> Interval:
     return Interval(interval.low - 1, interval.high - 1, interval.level)
-
-
-def _mean_difference(c: Comparison) -> float:
-    return float(c.differences.mean())
-
-
-def _metric(c: Comparison) -> tuple[str, float, str, str]:
-    return c.architecture, c.l0, c.suite, c.metric

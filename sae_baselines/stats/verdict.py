@@ -1,24 +1,19 @@
 """Does the trained SAE beat this baseline on this metric, and how sure are we?"""
 
-import dataclasses
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from typing_extensions import Unpack
 
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.results import Results
-from sae_baselines.stats.decision import ALPHA, Decision, Word, decide
-from sae_baselines.stats.differences import (
-    UNPAIRED_SUITES,
-    Comparison,
-    MeasuredL0,
-    differences,
-)
+from sae_baselines.stats.decision import ALPHA, Word, decide
+from sae_baselines.stats.differences import Comparison, Paired, Pairing, comparisons_of
 from sae_baselines.stats.intervals import (
     RESAMPLES,
     Interval,
@@ -29,19 +24,21 @@ from sae_baselines.stats.intervals import (
 from sae_baselines.stats.margins import Margin, margin_for, override_matches
 from sae_baselines.stats.power import MOST_SEEDS, POWER, seeds_to_differ, seeds_to_match
 
+_UNTESTED: dict[str, Any] = {
+    **dict.fromkeys(("p", "p_adjusted", "p_equivalence", "p_equivalence_adjusted")),
+    "reason": "",
+    "within_margin": False,
+    "n_metrics": 0,
+}
+
 
 @dataclass(frozen=True)
-class Verdict:
-    """One metric, one baseline. Differences are oriented: positive means trained is better.
+class Verdict(Paired):
+    """One metric, one baseline (`Paired`).
+
+    Differences are oriented: positive means trained is better.
 
     Attributes:
-        architecture: Base architecture.
-        l0: Target L0.
-        suite: Suite.
-        metric: Metric.
-        direction: +1 where higher is better, -1 where lower is.
-        baseline: Member compared with: a baseline or a control.
-        constraint: Its constraint, or which control it is.
         word: beats, matches, falls short, inconclusive; "single seed" and "no verdict" where
             none is given.
         reason: The word explained, in one sentence.
@@ -69,13 +66,6 @@ class Verdict:
         caveats: What a reader must know.
     """
 
-    architecture: str
-    l0: float
-    suite: str
-    metric: str
-    direction: int
-    baseline: str
-    constraint: str
     word: Word
     reason: str
     trained: float
@@ -103,15 +93,11 @@ class Verdict:
 def verdicts(
     results: pd.DataFrame | Results | Sequence[Comparison],
     *,
-    tested: str = "trained",
     margins: Mapping[str, float | Margin] | None = None,
-    metrics: Collection[str] | None = None,
-    measured_l0: MeasuredL0 | None = None,
-    unpaired_suites: Collection[str] = UNPAIRED_SUITES,
-    on_missing: Literal["error", "exclude"] = "error",
     alpha: float = ALPHA,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    **pairing: Unpack[Pairing],
 ) -> list[Verdict]:
     """A verdict for every architecture, L0, suite, metric and baseline or control.
 
@@ -119,51 +105,38 @@ def verdicts(
     "single seed"; a pair of SAEs whose measured L0 is more than 5 % apart gives "no verdict".
 
     Args:
-        results: A tidy results table, or what `differences` made of one.
-        tested: Member to test.
+        results: Results, a tidy table, or what `differences` made of one.
         margins: Margins in place of the defaults, by pattern; see `margin_for`.
-        metrics: Patterns ``suite/metric`` that make up the family to correct over. Choose them
-            before looking: every metric more makes each verdict harder to earn.
-        measured_l0: See `differences`.
-        unpaired_suites: See `differences`.
-        on_missing: See `differences`.
         alpha: Chance of a false word per family.
         resamples: Bootstrap replicates.
         seed: Of the bootstrap.
+        **pairing: tested, metrics, measured_l0, unpaired_suites, on_missing, as `differences`
+            takes them. ``metrics`` make up the family to correct over. Choose them before
+            looking: every metric more makes each verdict harder to earn.
 
     Raises:
         UserError: As `differences`; a margin for a metric that is not there.
     """
-    if isinstance(results, pd.DataFrame | Results):
-        comparisons = differences(
-            results,
-            tested=tested,
-            measured_l0=measured_l0,
-            metrics=metrics,
-            unpaired_suites=unpaired_suites,
-            on_missing=on_missing,
-        )
-    else:
-        comparisons = list(results)
+    comparisons = comparisons_of(results, **pairing)
     _check_margins(margins, comparisons)
     margin = [margin_for(c.suite, c.metric, margins) for c in comparisons]
     barred = [_barred(c) for c in comparisons]
     families: dict[tuple[str, float, str], list[int]] = defaultdict(list)
     for i, c in enumerate(comparisons):
-        if barred[i] is None:
+        if not barred[i]:
             families[c.architecture, c.l0, c.baseline].append(i)
-    decisions: dict[int, tuple[Decision, int]] = {}
-    for members in families.values():
-        family = decide(
-            [comparisons[i].differences for i in members],
-            [_value(margin[i]) for i in members],
+    # What stands in a verdict without a test.
+    tests = [{**_UNTESTED, **word_and_reason} for word_and_reason in barred]
+    for family in families.values():
+        decisions = decide(
+            [comparisons[i].differences for i in family],
+            [None if (m := margin[i]) is None else m.value for i in family],
             alpha,
         )
-        decisions.update(
-            (i, (decision, len(members))) for i, decision in zip(members, family, strict=True)
-        )
+        for i, decision in zip(family, decisions, strict=True):
+            tests[i] |= {**vars(decision), "n_metrics": len(family)}
     return [
-        _verdict(c, margin[i], barred[i], *decisions.get(i, (None, 0)), alpha, resamples, seed)
+        _verdict(c, margin[i], tests[i], alpha, resamples, seed)
         for i, c in enumerate(comparisons)
     ]
 
@@ -175,7 +148,7 @@ def to_frame(items: Sequence[Any]) -> pd.DataFrame:
 
 def _flat(item: Any) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for field in dataclasses.fields(item):
+    for field in fields(item):
         value = getattr(item, field.name)
         if isinstance(value, Interval):
             row[f"{field.name}_low"], row[f"{field.name}_high"] = value.low, value.high
@@ -189,168 +162,127 @@ def _flat(item: Any) -> dict[str, Any]:
     return row
 
 
-def _barred(c: Comparison) -> tuple[Word, str] | None:
-    """Why a comparison gets no test, if it gets none."""
-    if c.failure is not None:
-        return "no verdict", c.failure
-    if c.excluded:
-        return "no verdict", "; ".join(e.reason for e in c.excluded)
+def _barred(c: Comparison) -> dict[str, str]:
+    """Word and reason of a comparison that gets no test, if it gets none."""
+    if c.barred is not None:
+        return {"word": "no verdict", "reason": c.barred}
     if len(c.seeds) == 1:
-        return "single seed", "one seed gives numbers, not a verdict"
+        return {"word": "single seed", "reason": "one seed gives numbers, not a verdict"}
     d = c.differences
-    if spread(d) == 0 and d[0] != 0:
-        return "no verdict", (
-            f"the difference is the same to the last digit in all {len(d)} seeds: these are "
-            "copies, not replicates, or a score with so few values that it has no spread"
-        )
-    return None
+    if spread(d) > 0 or d[0] == 0:
+        return {}
+    return {
+        "word": "no verdict",
+        "reason": f"the difference is the same to the last digit in all {len(d)} seeds: these "
+        "are copies, not replicates, or a score with so few values that it has no spread",
+    }
 
 
 def _verdict(
     c: Comparison,
     margin: Margin | None,
-    barred: tuple[Word, str] | None,
-    decision: Decision | None,
-    n_metrics: int,
+    test: Mapping[str, Any],
     alpha: float,
     resamples: int,
     seed: int,
 ) -> Verdict:
     d = c.differences
-    n = len(d)
-    level = 1 - alpha
-    mean = float(d.mean()) if n else np.nan
-    sd = float(spread(d)) if n > 1 else np.nan
-    interval = t_interval(d, level)
     # Of the comparison alone: what else is in the table must not move the interval.
     key = f"{c.architecture}|{c.l0:g}|{c.suite}|{c.metric}|{c.baseline}"
-    bootstrap = hierarchical_bootstrap(
-        c.rows,
-        level=level,
-        resamples=resamples,
-        seed=[seed, zlib.crc32(key.encode())],
-        crossed=c.crossed,
-    )
-    needed, goal = None, None
-    if decision is None:
-        assert barred is not None
-        word, reason = barred
-    else:
-        word = decision.word
-        if word == "inconclusive":
-            needed, goal = _needed(mean, sd, margin, n, alpha / n_metrics)
-        reason = _reason(decision, interval, margin, n, n_metrics, needed, goal, alpha)
-    return Verdict(
-        architecture=c.architecture,
-        l0=c.l0,
-        suite=c.suite,
-        metric=c.metric,
-        direction=c.direction,
-        baseline=c.baseline,
-        constraint=c.constraint,
-        word=word,
-        reason=reason,
-        trained=float(c.trained.mean()) if n else np.nan,
-        other=float(c.other.mean()) if n else np.nan,
-        mean_difference=mean,
-        sd_difference=sd,
-        interval=interval,
-        bootstrap=bootstrap,
+    verdict = Verdict(
+        **c.pair,
+        **test,
+        trained=float(c.trained.mean()) if len(d) else np.nan,
+        other=float(c.other.mean()) if len(d) else np.nan,
+        mean_difference=float(d.mean()) if len(d) else np.nan,
+        sd_difference=float(spread(d)) if len(d) > 1 else np.nan,
+        interval=t_interval(d, 1 - alpha),
+        bootstrap=hierarchical_bootstrap(
+            c.rows,
+            level=1 - alpha,
+            resamples=resamples,
+            seed=[seed, zlib.crc32(key.encode())],
+            crossed=c.crossed,
+        ),
         equivalence_interval=t_interval(d, 1 - 2 * alpha),
-        p=None if decision is None else decision.p,
-        p_adjusted=None if decision is None else decision.p_adjusted,
-        p_equivalence=None if decision is None else decision.p_equivalence,
-        p_equivalence_adjusted=None if decision is None else decision.p_equivalence_adjusted,
         margin=margin,
-        within_margin=decision is not None and decision.within_margin,
         alpha=alpha,
-        n_metrics=n_metrics,
-        n_seeds=n,
+        n_seeds=len(d),
         n_tasks=len(c.tasks),
-        seeds_needed=needed,
-        seeds_needed_for=goal,
-        caveats=(*c.caveats, *_caveats(decision, d, interval, bootstrap, margin, len(c.tasks))),
+        seeds_needed=None,
+        seeds_needed_for=None,
+        caveats=c.caveats,
+    )
+    if verdict.word == "inconclusive":
+        needed, goal = _needed(verdict)
+        verdict = replace(verdict, seeds_needed=needed, seeds_needed_for=goal)
+    return replace(
+        verdict,
+        reason=verdict.reason or _reason(verdict),
+        caveats=(*c.caveats, *_caveats(verdict, d)),
     )
 
 
-def _needed(
-    mean: float, sd: float, margin: Margin | None, n: int, alpha: float
-) -> tuple[int | None, str | None]:
+def _needed(v: Verdict) -> tuple[int | None, str | None]:
     """The cheaper of two ways out, at the level of Holm's hardest step."""
     goals: list[tuple[int, str]] = []
+    mean, sd, alpha = v.mean_difference, v.sd_difference, v.alpha / v.n_metrics
     if mean != 0:
-        seeds = seeds_to_differ(mean, sd, alpha=alpha, at_least=n + 1)
+        seeds = seeds_to_differ(mean, sd, alpha=alpha, at_least=v.n_seeds + 1)
         if seeds is not None:
             goals.append((seeds, "beats" if mean > 0 else "falls short"))
-    if margin is not None:
-        seeds = seeds_to_match(mean, sd, margin.value, alpha=alpha, at_least=n + 1)
+    if v.margin is not None:
+        seeds = seeds_to_match(mean, sd, v.margin.value, alpha=alpha, at_least=v.n_seeds + 1)
         if seeds is not None:
             goals.append((seeds, "matches"))
     return min(goals, default=(None, None))
 
 
-def _reason(
-    decision: Decision,
-    interval: Interval,
-    margin: Margin | None,
-    n: int,
-    n_metrics: int,
-    needed: int | None,
-    goal: str | None,
-    alpha: float,
-) -> str:
-    over = f"over {n_metrics} metrics" if n_metrics > 1 else "one metric"
-    span = f"{interval.level:.0%} interval [{interval.low:+.4g}, {interval.high:+.4g}]"
-    if decision.word in ("beats", "falls short"):
-        side = "above" if decision.word == "beats" else "below"
+def _reason(v: Verdict) -> str:
+    over = f"over {v.n_metrics} metrics" if v.n_metrics > 1 else "one metric"
+    low, high = v.interval.low, v.interval.high
+    span = f"{v.interval.level:.0%} interval [{low:+.4g}, {high:+.4g}]"
+    if v.word in ("beats", "falls short"):
+        side = "above" if v.word == "beats" else "below"
         small = ""
-        if decision.within_margin and margin is not None:
-            small = f", though by less than the margin of {margin.value:g}"
-        return f"{span} lies {side} 0 (Holm {over}: p = {decision.p_adjusted:.2g}){small}"
-    if decision.word == "matches" and margin is not None:
+        if v.within_margin and v.margin is not None:
+            small = f", though by less than the margin of {v.margin.value:g}"
+        return f"{span} lies {side} 0 (Holm {over}: p = {v.p_adjusted:.2g}){small}"
+    if v.word == "matches" and v.margin is not None:
         return (
-            f"the difference is smaller than the margin of {margin.value:g} either way "
-            f"(two one-sided tests, Holm {over}: p = {decision.p_equivalence_adjusted:.2g})"
+            f"the difference is smaller than the margin of {v.margin.value:g} either way "
+            f"(two one-sided tests, Holm {over}: p = {v.p_equivalence_adjusted:.2g})"
         )
-    if interval.low > 0 or interval.high < 0:
+    what = f"{span} includes 0"
+    if low > 0 or high < 0:
         what = f"{span} excludes 0 on its own, but not after Holm {over}"
-    else:
-        what = f"{span} includes 0"
-    if needed is None:
+    more = f"about {v.seeds_needed} seeds would be needed for '{v.seeds_needed_for}'"
+    if v.seeds_needed is None:
         more = f"more than {MOST_SEEDS} seeds would be needed"
-    else:
-        more = f"about {needed} seeds would be needed for '{goal}'"
     return (
-        f"{what}; at the observed mean and spread of {n} seeds {more} "
-        f"({POWER:.0%} power at level {alpha:g}/{n_metrics})"
+        f"{what}; at the observed mean and spread of {v.n_seeds} seeds {more} "
+        f"({POWER:.0%} power at level {v.alpha:g}/{v.n_metrics})"
     )
 
 
-def _caveats(
-    decision: Decision | None,
-    d: np.ndarray,
-    interval: Interval,
-    bootstrap: Interval,
-    margin: Margin | None,
-    n_tasks: int,
-) -> list[str]:
-    found = []
+def _caveats(v: Verdict, d: np.ndarray) -> list[str]:
+    caveats = []
     if len(d) == 2:
-        found.append("two seeds: the spread rests on one degree of freedom")
+        caveats.append("two seeds: the spread rests on one degree of freedom")
     if len(d) > 1 and not d.any():
-        found.append("equal in every seed: check that these are different SAEs")
-    if decision is None:
-        return found
-    if margin is None:
-        found.append("no equivalence margin is set for this metric, so it can never match")
-    decided = decision.word in ("beats", "falls short")
-    if decided and n_tasks and bootstrap.low <= 0 <= bootstrap.high:
-        found.append("holds on these tasks; with tasks resampled the interval includes 0")
-    if decided and decision.within_margin:
-        found.append("within the margin")
-    if decision.word == "matches" and (interval.low > 0 or interval.high < 0):
-        found.append("the interval excludes 0 on its own, but not after Holm")
-    return found
+        caveats.append("equal in every seed: check that these are different SAEs")
+    if v.p is None:
+        return caveats
+    if v.margin is None:
+        caveats.append("no equivalence margin is set for this metric, so it can never match")
+    decided = v.word in ("beats", "falls short")
+    if decided and v.n_tasks and v.bootstrap.low <= 0 <= v.bootstrap.high:
+        caveats.append("holds on these tasks; with tasks resampled the interval includes 0")
+    if decided and v.within_margin:
+        caveats.append("within the margin")
+    if v.word == "matches" and (v.interval.low > 0 or v.interval.high < 0):
+        caveats.append("the interval excludes 0 on its own, but not after Holm")
+    return caveats
 
 
 def _check_margins(
@@ -363,7 +295,3 @@ def _check_margins(
                 f"margin for {pattern!r}, which is no metric here; "
                 f"{did_you_mean(pattern, names)}"
             )
-
-
-def _value(margin: Margin | None) -> float | None:
-    return None if margin is None else margin.value

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_baselines.stats import AgainstRandom, against_random, verdicts
-from sae_baselines.stats.multiplicity import holm
+from sae_baselines.stats.decision import holm
 from tests.stats.tables import BASELINES, frame, rows
 
 NOISE = np.array([0.001, -0.002, 0.0015, -0.0005])

@@ -19,7 +19,7 @@ from sae_baselines.stats import (
     placements,
     to_frame,
 )
-from sae_baselines.stats.multiplicity import holm
+from sae_baselines.stats.decision import holm
 from sae_baselines.stats.one_value import predicted, ranked, seeds_for
 from tests.stats.tables import frame, rows
 

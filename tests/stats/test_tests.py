@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from sae_baselines.errors import UserError
 from sae_baselines.stats import Margin, margin_for, t_interval, tost
-from sae_baselines.stats.multiplicity import holm
+from sae_baselines.stats.decision import holm
 from sae_baselines.stats.power import MOST_SEEDS, seeds_to_differ, seeds_to_match
 
 SEEDS = st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=8).map(np.array)

@@ -1,0 +1,66 @@
+"""How verdicts and placements are made, as values: texts print these and copy none."""
+
+from dataclasses import dataclass
+
+from sae_baselines.results import L0_TOLERANCE
+from sae_baselines.stats.decision import ALPHA
+from sae_baselines.stats.intervals import RESAMPLES
+from sae_baselines.stats.one_value import seeds_for
+from sae_baselines.stats.power import MOST_SEEDS, POWER
+
+
+@dataclass(frozen=True)
+class Method:
+    """Names, levels and sizes of what this room does.
+
+    Attributes:
+        alpha: Chance of a false word in a family of metrics.
+        interval: Interval of a mean difference over seeds, which verdicts rest on.
+        test: Test of no difference.
+        equivalence: Test of "apart by the margin or more".
+        correction: Correction for the number of metrics.
+        combination: How tests against several baselines become one.
+        bootstrap: Interval over seeds and tasks, which is shown and never decides.
+        resamples: Its replicates.
+        ratio: Interval of a retained share.
+        share: Interval of the share of another SAE's seeds below a value.
+        prediction: Test of "one more seed of another SAE" under normality.
+        percentile: Interval of the normal percentile.
+        l0_tolerance: Measured L0 further apart than this gives no verdict.
+        power: Power at which the seeds needed are counted.
+        most_seeds: More are not counted.
+    """
+
+    alpha: float = ALPHA
+    interval: str = "t interval"
+    test: str = "two-sided paired t test"
+    equivalence: str = "two one-sided tests"
+    correction: str = "Holm"
+    combination: str = "intersection-union test"
+    bootstrap: str = "hierarchical bootstrap"
+    resamples: int = RESAMPLES
+    ratio: str = "Fieller"
+    share: str = "Clopper-Pearson"
+    prediction: str = "t with n - 1 degrees of freedom"
+    percentile: str = "noncentral t distribution"
+    l0_tolerance: float = L0_TOLERANCE
+    power: float = POWER
+    most_seeds: int = MOST_SEEDS
+
+    @property
+    def level(self) -> float:
+        """Coverage of the intervals of a difference."""
+        return 1 - self.alpha
+
+    @property
+    def equivalence_level(self) -> float:
+        """Coverage of the interval that lies inside the margin where two SAEs match."""
+        return 1 - 2 * self.alpha
+
+    @property
+    def seeds_for_ranks(self) -> int:
+        """Fewest seeds with which ranks alone can give p <= alpha."""
+        return seeds_for(self.alpha)
+
+
+METHOD = Method()
