@@ -38,7 +38,7 @@ from sae_baselines.report.of_study import report
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
 from sae_baselines.study.reference.check import prepare_check
-from sae_baselines.study.reference.recipe import Ask, CheckOptions, described, nobody
+from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import read_yaml
 from sae_baselines.study.train import resolve_device
 
@@ -268,8 +268,8 @@ def check(
     device: str | None = None,
     verbose: bool = False,
     command: str | None = None,
-    ask: Ask = nobody,
-    progress: Callable[[str | Evaluation | Report, Path], None] = lambda *_: None,
+    ask: Ask | None = None,
+    progress: Callable[[str | Evaluation | Report, Path], None] | None = None,
 ) -> bool:
     """Train, evaluate and report in one go; call it again to continue.
 
@@ -286,7 +286,8 @@ def check(
         device: Torch device.
         verbose: Show SAEBench's own output.
         command: Command line to record.
-        ask: Called with an option and a question for what an SAE does not record.
+        ask: Called with an option and a question for what an SAE does not record; None where
+            nobody can be asked.
         progress: Called with what there is to show, as soon as it is there, and the study
             folder: lines of text, the evaluation, the report.
 

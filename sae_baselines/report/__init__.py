@@ -1,6 +1,7 @@
 """Tables, figures and one page that say what a study shows, and what it does not."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from sae_baselines.report.build import Report, build_report
@@ -25,9 +26,10 @@ __all__ = [
 
 
 class _Room(ModuleType):
-    """`sae_baselines.report` is this package and, called, its function."""
+    """`sae_baselines.report` is this package and, called, its function of the same name."""
 
-    __call__ = staticmethod(report)
+    def __call__(self, study: str | Path) -> Report:
+        return report(study)
 
 
 sys.modules[__name__].__class__ = _Room
