@@ -5,46 +5,38 @@ A test holds them equal to the registries they are copied from.
 
 from collections.abc import Callable, Iterable
 
-BASES = (
-    "standard",
-    "gated",
-    "topk",
-    "abstopk",
-    "jumprelu",
-    "batchtopk",
-    "matryoshka_batchtopk",
-    "matching_pursuit",
+BASES = tuple(
+    [
+        "standard",
+        "gated",
+        "topk",
+        "abstopk",
+        "jumprelu",
+        "batchtopk",
+        "matryoshka_batchtopk",
+        "matching_pursuit",
+    ]
 )
 CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
-CONTROLS = (
-    "random",
-    "random:cov",
-    "random:kaiming",
-    "permuted_decoder",
-    "permuted_pairing",
-)
-SUITES = (
-    "core",
-    "sparse_probing_sae_probes",
-    "sparse_probing",
-    "ravel",
-    "autointerp",
-    "absorption",
-    "scr",
-    "tpp",
-    "meta_structure",
-    "mdl",
-    "unlearning",
+CONTROLS = ("random", "random:cov", "random:kaiming", "permuted_decoder", "permuted_pairing")
+SUITES = tuple(
+    [
+        "core",
+        "sparse_probing_sae_probes",
+        "sparse_probing",
+        "ravel",
+        "autointerp",
+        "absorption",
+        "scr",
+        "tpp",
+        "meta_structure",
+        "mdl",
+        "unlearning",
+    ]
 )
 PANEL_SUITE = "panel"
 TRAINED = "trained"
-CHECK_MEMBERS = (
-    TRAINED,
-    *CONSTRAINTS,
-    "random",
-    "permuted_decoder",
-    "permuted_pairing",
-)
+CHECK_MEMBERS = (TRAINED, *CONSTRAINTS, "random", "permuted_decoder", "permuted_pairing")
 CHECK_SEEDS = 5
 TOY_SETTINGS = ("constant", "variable")
 LISTS = ("architectures", "presets", "suites", "controls")
@@ -54,16 +46,10 @@ def architectures() -> list[str]:
     """Every training architecture that SAELens knows once `sae_baselines` is imported."""
     # A sparse step and a frozen encoder are not for every base.
     stepped = [base for base in BASES if base not in ("abstopk", "matching_pursuit")]
-    chosen = {
-        "": BASES,
-        "frozen_decoder_": BASES,
-        "soft_frozen_decoder_": BASES,
-        "frozen_encoder_": BASES[:-1],
-        "seeded_": BASES,
-        "sparse_": stepped,
-    }
-    twins = [f"{prefix}{base}" for prefix, bases in chosen.items() for base in bases]
-    return [*twins, *CONSTRAINTS]
+    bases = {"frozen_encoder_": BASES[:-1], "sparse_": stepped}
+    prefixes = ("", "seeded_", "sparse_", *(f"{constraint}_" for constraint in CONSTRAINTS))
+    names = [f"{prefix}{base}" for prefix in prefixes for base in bases.get(prefix, BASES)]
+    return [*names, *CONSTRAINTS]
 
 
 def presets() -> list[str]:
