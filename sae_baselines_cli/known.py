@@ -5,35 +5,15 @@ A test holds them equal to the registries they are copied from.
 
 from collections.abc import Callable, Iterable
 
-BASES = tuple(
-    [
-        "standard",
-        "gated",
-        "topk",
-        "abstopk",
-        "jumprelu",
-        "batchtopk",
-        "matryoshka_batchtopk",
-        "matching_pursuit",
-    ]
-)
+_BASES = "standard gated topk abstopk jumprelu batchtopk matryoshka_batchtopk matching_pursuit"
+_SUITES = """
+    core sparse_probing_sae_probes sparse_probing ravel autointerp absorption scr tpp
+    meta_structure mdl unlearning
+"""
+BASES = tuple(_BASES.split())
 CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 CONTROLS = ("random", "random:cov", "random:kaiming", "permuted_decoder", "permuted_pairing")
-SUITES = tuple(
-    [
-        "core",
-        "sparse_probing_sae_probes",
-        "sparse_probing",
-        "ravel",
-        "autointerp",
-        "absorption",
-        "scr",
-        "tpp",
-        "meta_structure",
-        "mdl",
-        "unlearning",
-    ]
-)
+SUITES = tuple(_SUITES.split())
 PANEL_SUITE = "panel"
 TRAINED = "trained"
 CHECK_MEMBERS = (TRAINED, *CONSTRAINTS, "random", "permuted_decoder", "permuted_pairing")
