@@ -18,10 +18,10 @@ from sae_baselines.version import __version__
 
 if TYPE_CHECKING:
     from sae_baselines.drift import DriftTracker
-    from sae_baselines.evals import load_results
     from sae_baselines.hub import publish
     from sae_baselines.pipeline import check, control, evaluate, train
     from sae_baselines.report.of_study import report
+    from sae_baselines.results import load_results
     from sae_baselines.stats import verdicts
 
 __all__ = [
@@ -46,7 +46,7 @@ __getattr__ = lazy_names(
         "check": f"{__name__}.pipeline",
         "control": f"{__name__}.pipeline",
         "evaluate": f"{__name__}.pipeline",
-        "load_results": f"{__name__}.evals",
+        "load_results": f"{__name__}.results",
         "publish": f"{__name__}.hub",
         "report": f"{__name__}.report",
         "train": f"{__name__}.pipeline",

@@ -128,7 +128,7 @@ def check(
     """
     import sae_baselines
     from sae_baselines.pipeline import PANEL_FILES
-    from sae_baselines.study.reference import CheckOptions, whole_number
+    from sae_baselines.study.reference.recipe import CheckOptions, whole_number
 
     where = _source(source, release, sae_id)
     options = None

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from sae_baselines.hub import CardOptions, plan_publication
 from sae_baselines.study import ModelSpec, train_study
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.reference import CheckOptions, prepare_check
+from sae_baselines.study.reference.check import prepare_check
+from sae_baselines.study.reference.recipe import CheckOptions
 from tests.hub.conftest import REPO, write_again
 from tests.study.reference.conftest import QUICK, make_published
 from tests.tiny_model import HOOK, save_tiny_model, tiny_text

@@ -22,7 +22,6 @@ from sae_baselines.study.reference.recipe import (
     Ask,
     CheckOptions,
     Recipe,
-    nobody,
     recipe_of,
     spec_at,
     study_name,
@@ -52,7 +51,7 @@ def prepare_check(
     source: str,
     options: CheckOptions | None = None,
     out: str | Path | None = None,
-    ask: Ask = nobody,
+    ask: Ask | None = None,
 ) -> Prepared:
     """Read a published SAE, measure its L0 and write down the panels around it.
 

@@ -36,6 +36,7 @@ DEFAULT_MEMBERS = (
 )
 DEFAULT_SEEDS = 5
 
+# What is answered to an option and a question; None where nobody answers.
 Ask = Callable[[str, str], str | None]
 
 # Fields of SAELens' runner config that a panel has under the same name.
@@ -102,14 +103,13 @@ class Recipe:
     notes: tuple[str, ...]
 
 
-def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
+def recipe_of(published: Published, options: CheckOptions, ask: Ask | None = None) -> Recipe:
     """Everything a panel needs but the L0, which has to be measured.
 
     Args:
         published: The SAE.
         options: The user's decisions.
-        ask: Called with an option and a question for what is neither recorded nor given;
-            None means that nobody answers.
+        ask: Called for what is neither recorded nor given.
 
     Raises:
         UserError: Something is missing and nobody answers.
@@ -118,45 +118,43 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
     meta = {**runner, **{k: v for k, v in published.metadata.items() if v is not None}}
     overridden = set(options.overrides)
 
-    def given(option: str, value: Any, recorded: Any, question: str) -> Any:
-        if value is not None:
-            return value
-        if recorded:
-            return recorded
-        answer = ask(option, question)
+    def decide(option: str, value: Any, recorded: Any, question: str) -> Any:
+        if value is not None or recorded:
+            return recorded if value is None else value
+        answer = None if ask is None else ask(option, question)
         if answer is None:
             raise UserError(f"{option}: {question}; say it with --{option}")
         return answer
 
-    recorded_model = meta.get("model_name")
-    model = given("model", options.model, recorded_model, "the SAE does not name its model")
-    hook = given("hook", options.hook_name, meta.get("hook_name"), "the SAE names no hook")
-    dataset = given(
-        "dataset", options.dataset, meta.get("dataset_path"), "the SAE does not name its text"
+    model = decide(
+        "model", options.model, meta.get("model_name"), "the SAE does not name its model"
     )
-    tokens = options.tokens or options.overrides.get("training_tokens")
-    tokens = given(
+    hook = decide("hook", options.hook_name, meta.get("hook_name"), "the SAE names no hook")
+    recorded_text = meta.get("dataset_path")
+    dataset = str(
+        decide("dataset", options.dataset, recorded_text, "the SAE does not name its text")
+    )
+    tokens = decide(
         "tokens",
-        tokens,
+        options.tokens or options.overrides.get("training_tokens"),
         published.training_tokens,
         "how many tokens it was trained on is not recorded, and its baselines need a budget",
     )
-    recorded_text = meta.get("dataset_path")
-    if recorded_text and str(dataset) != recorded_text:
+    local = Path(dataset).exists()
+    if recorded_text and dataset != recorded_text:
         notes.append(
             f"its config names the text {recorded_text}; here everything is trained and "
-            f"measured on {Path(str(dataset)).name if Path(str(dataset)).exists() else dataset}"
+            f"measured on {Path(dataset).name if local else dataset}"
         )
     notes.append(
         "it may have seen text that is held out from the others, which favours it if at all"
     )
-    local = Path(str(dataset)).exists()
     panel: dict[str, Any] = {
         "name": study_name(published),
-        "model": _model(str(model), recorded_model, meta, notes),
+        "model": _model(str(model), meta, notes),
         "hook_name": hook,
         "dataset": {
-            "path": str(dataset),
+            "path": dataset,
             "name": options.dataset_config,
             "streaming": not local,
         },
@@ -168,7 +166,7 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
         "training_tokens": whole_number("tokens", tokens),
         "encoder_init": "fitted",
         "prepend_bos": _bos(meta, notes),
-        "seqpos_slice": _slice(meta),
+        "seqpos_slice": list(meta.get("seqpos_slice") or [None]),
         "exclude_special_tokens": _special(meta, notes),
         "normalize_activations": _normalisation(published, notes),
         **{k: runner[k] for k in _TRAINING if runner.get(k) is not None},
@@ -202,11 +200,6 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask) -> Recipe:
     return Recipe(panel, tuple(notes))
 
 
-def nobody(option: str, question: str) -> None:
-    """Where nobody can be asked."""
-    del option, question
-
-
 def spec_at(
     recipe: Recipe, published: Published, l0_measured: float, input_scale: float | None
 ) -> PanelSpec:
@@ -234,6 +227,7 @@ def spec_at(
             f"its L0 is recorded as {published.l0:.4g}; on the text used here it is "
             f"{l0_measured:.4g}"
         )
+    version = published.metadata.get("sae_lens_training_version")
     facts = {
         "source": published.shown,
         "weights_sha256": published.weights_sha256,
@@ -248,7 +242,7 @@ def spec_at(
         "tokens_recorded": published.training_tokens,
         "dataset_recorded": published.metadata.get("dataset_path"),
         "notes": notes,
-        "versions": _versions(published.metadata),
+        "versions": {"sae-lens": str(version)} if version else {},
     }
     around = PublishedSpec(
         source=published.source,
@@ -274,9 +268,8 @@ def study_name(published: Published) -> str:
     return f"check-{slug}"[:80].rstrip("-.")
 
 
-def _model(
-    model: str, recorded: Any, meta: Mapping[str, Any], notes: list[str]
-) -> dict[str, Any]:
+def _model(model: str, meta: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    recorded = meta.get("model_name")
     kwargs = dict(meta.get("model_from_pretrained_kwargs") or {})
     odd = sorted(set(kwargs) - _HARMLESS_KWARGS)
     if odd or kwargs.get("fold_ln"):
@@ -295,11 +288,6 @@ def _model(
         "label": str(recorded) if recorded and Path(model).is_dir() else None,
         "center_writing_weights": bool(kwargs.get("center_writing_weights", False)),
     }
-
-
-def _slice(meta: Mapping[str, Any]) -> list[int | None]:
-    found = meta.get("seqpos_slice")
-    return list(found) if found else [None]
 
 
 def _bos(meta: Mapping[str, Any], notes: list[str]) -> bool:
@@ -407,11 +395,6 @@ def whole_number(name: str, text: Any) -> int:
     if not 0 < number < math.inf or number != int(number):
         raise UserError(f"{name}: {text!r} is not a whole number above 0")
     return int(number)
-
-
-def _versions(meta: Mapping[str, Any]) -> dict[str, str]:
-    version = meta.get("sae_lens_training_version")
-    return {"sae-lens": str(version)} if version else {}
 
 
 def described(spec: PanelSpec) -> list[str]:

@@ -17,7 +17,8 @@ from sae_baselines.study import PanelSpec, train_study
 from sae_baselines.study.data import load_text
 from sae_baselines.study.held_out import study_data
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.reference import CheckOptions, prepare_check
+from sae_baselines.study.reference.check import prepare_check
+from sae_baselines.study.reference.recipe import CheckOptions
 from sae_baselines_cli import app
 from tests.study.reference.conftest import D_SAE, MODEL_NAME, QUICK, make_published
 from tests.tiny_model import HOOK

@@ -11,7 +11,7 @@ from sae_lens import SAE
 from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 
 from sae_baselines.errors import UserError
-from sae_baselines.study.reference import read_published
+from sae_baselines.study.reference.read import read_published
 from tests.helpers import make_sae
 from tests.study.reference.conftest import make_published
 from tests.tiny_model import D_MODEL, HOOK

@@ -16,13 +16,14 @@ from sae_baselines.evals.doctor import diagnose, require_runnable
 from sae_baselines.evals.study import subject_of_panel
 from sae_baselines.pipeline import suites_for
 from sae_baselines.study import PanelSpec
-from sae_baselines.study.reference import (
+from sae_baselines.study.reference.read import read_published
+from sae_baselines.study.reference.recipe import (
     CheckOptions,
     described,
-    read_published,
+    recipe_of,
+    spec_at,
     whole_number,
 )
-from sae_baselines.study.reference.recipe import nobody, recipe_of, spec_at
 from sae_baselines.study.spec import spec_hash
 from tests.study.reference.conftest import MODEL_NAME, make_published
 from tests.tiny_model import HOOK
@@ -46,7 +47,7 @@ def folder(tmp_path: Path, activations: Callable[[str], torch.Tensor]) -> Path:
 
 def spec_of(folder: Path, l0: float = 6.5, **options: Any) -> PanelSpec:
     published = read_published(str(folder))
-    recipe = recipe_of(published, CheckOptions(**options), nobody)
+    recipe = recipe_of(published, CheckOptions(**options))
     return spec_at(recipe, published, l0, None)
 
 
