@@ -298,6 +298,11 @@ def check(
         UserError: Bad input; before training, where that can be known.
         InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
     """
+
+    def tell(found: str | Evaluation | Report) -> None:
+        if progress is not None:
+            progress(found, root)
+
     if str(source).endswith(PANEL_FILES):
         if options is not None or config is not None:
             raise UserError("options: are for an SAE; a panel file says these things itself")
@@ -313,14 +318,14 @@ def check(
         evals = evals or stored_spec(root) or eval_spec_from_dict({})
         evals, notes = suites_for(spec, evals, suites)
         for line in [*described(spec), *notes]:
-            progress(line, root)
+            tell(line)
     if device is not None:
         spec = dataclasses.replace(spec, device=device)
         evals = dataclasses.replace(evals, device=device)
     if suites is not None and list(suites) == [PANEL_SUITE]:
         train_study(spec, root, resume=True, model=model)
         write_results(root)
-        progress(report(root), root)
+        tell(report(root))
         return True
     if suites is not None:
         evals = evals.only([name for name in suites if name != PANEL_SUITE])
@@ -329,8 +334,8 @@ def check(
     train_study(spec, root, resume=True, model=model)
     local = local_model_of(root)
     done = _evaluate(study_targets(root), evals, root, local, False, verbose, command)
-    progress(done, root)
-    progress(report(root), root)
+    tell(done)
+    tell(report(root))
     return not done.failures
 
 
