@@ -1,12 +1,51 @@
-"""What an SAE's latents do on given activations."""
+"""What an SAE's latents do on given activations, and the cut that gives them a wanted L0."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from sae_lens import SAE
 
-from sae_baselines.controls.cut import chunks
 from sae_baselines.controls.source import rebuilt
+
+_ROWS_PER_CHUNK = 1024
+
+Score = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+def chunks(sae: Any, activations: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Rows of ``[n, d_in]`` activations on the SAE's device, some at a time."""
+    for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
+        yield activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
+
+
+def wanted_active(activations: torch.Tensor, l0: float) -> int:
+    """How many (activation, latent) pairs are active at this mean L0; at least one."""
+    return max(1, round(l0 * activations.shape[0]))
+
+
+def cut_above(sae: Any, activations: torch.Tensor, n: int, score: Score) -> torch.Tensor:
+    """A cut that exactly the n largest scores (over activations and latents) are above.
+
+    Args:
+        sae: Handed to ``score``.
+        activations: ``[n_activations, d_in]``.
+        n: How many scores to leave above the cut.
+        score: From the SAE and ``[rows, d_in]`` to ``[rows, d_sae]``.
+
+    Returns:
+        A scalar; -inf if fewer than n scores are finite.
+    """
+    best = torch.zeros(0, device=sae.device)
+    for x in chunks(sae, activations):
+        scores = score(sae, x).flatten()
+        # What is below the n-th best so far can never come back.
+        if best.numel() >= n:
+            scores = scores[scores > best.min()]
+        best = torch.cat([best, scores])
+        if best.numel() > n:
+            best = best.topk(n, sorted=False).values
+    return torch.nextafter(best.min(), torch.full_like(best.min(), -torch.inf))
 
 
 def flat_copy(sae: SAE[Any]) -> SAE[Any]:

@@ -10,13 +10,8 @@ from sae_lens import SAE
 from sae_baselines.controls.kinds import ControlKind, get_control
 from sae_baselines.controls.latents import measured_l0
 from sae_baselines.controls.permuted import permuted_decoder, permuted_pairing
-from sae_baselines.controls.source import Source, check_class, source_of
-from sae_baselines.controls.untrained import (
-    Calibrated,
-    Scheme,
-    check_sparsity,
-    untrained,
-)
+from sae_baselines.controls.source import check_class, source_of
+from sae_baselines.controls.untrained import Scheme, check_sparsity, untrained
 from sae_baselines.errors import UserError
 
 # A random control is at its source's L0 on calibration activations, within this.
@@ -100,9 +95,9 @@ def check_control(kind: str, sae_class: type[SAE[Any]]) -> None:
     Raises:
         UserError: It cannot, or there is no such control.
     """
-    found, _ = get_control(kind)
+    control, _ = get_control(kind)
     check_class(sae_class)
-    if found.untrained:
+    if control.untrained:
         check_sparsity(sae_class)
 
 
@@ -115,52 +110,53 @@ def build_control(
     l0: float | None = None,
 ) -> Control:
     """`make_control` that leaves it to the caller to look at the L0 in ``facts``."""
-    found, scheme = get_control(kind)
+    control, scheme = get_control(kind)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed: {seed!r} is not a whole number >= 0")
-    if l0 is not None and not found.untrained:
-        raise UserError(f"l0: {found.name} has its source's latents, so its L0; leave it away")
+    if l0 is not None and not control.untrained:
+        raise UserError(
+            f"l0: {control.name} has its source's latents, so its L0; leave it away"
+        )
     given = source_of(source)
-    x = None if activations is None else _checked(activations, given.sae.cfg.d_in)
+    x = None if activations is None else _as_rows(activations, given.sae.cfg.d_in)
     facts: dict[str, Any] = {
         # As in a panel file: the default scheme goes without saying.
-        "control": f"{found.name}:{scheme}" if scheme in found.schemes[1:] else found.name,
+        "control": f"{control.name}:{scheme}"
+        if scheme in control.schemes[1:]
+        else control.name,
         "seed": seed,
         "tokens_seen": 0,
-        "null_for": found.null_for,
+        "null_for": control.null_for,
         "source": given.described,
     }
-    if found.untrained:
+    if control.untrained:
         if x is None:
             raise UserError(
-                f"activations: {found.name} needs some, for the mean, the L0 and the scale; "
+                f"activations: {control.name} needs some, for the mean, the L0 and the scale; "
                 "give a [n, d_in] tensor of the hook's"
             )
-        sae, calibrated = _untrained(given, cast(Scheme, scheme), seed, x, l0)
+        target = measured_l0(given.sae, x) if l0 is None else l0
+        d_sae = given.sae.cfg.d_sae
+        if not 0 < target < d_sae:
+            what = "the source's on these activations" if l0 is None else "the target"
+            raise UserError(
+                f"l0: {target:g}, {what}, is not between 0 and d_sae={d_sae}; give another"
+            )
+        sae, calibrated = untrained(given.sae, cast(Scheme, scheme), seed, x, target)
         facts |= {"scheme": scheme, "calibration": asdict(calibrated)}
-    elif found.name == "permuted_decoder":
+    elif control.name == "permuted_decoder":
         sae = permuted_decoder(given.sae, seed)
     else:
         sae, live = permuted_pairing(given.sae, seed, x)
         facts |= {"live_latents": live, "live_known": x is not None}
-    _describe(sae, facts)
-    return Control(sae, found, scheme, seed, facts)
+    # Where to use it, as the source says; what it is, as we say.
+    for name in _OF_SOURCE:
+        sae.cfg.metadata.__dict__.pop(name, None)
+    sae.cfg.metadata.sae_baselines = facts
+    return Control(sae, control, scheme, seed, facts)
 
 
-def _untrained(
-    source: Source, scheme: Scheme, seed: int, x: torch.Tensor, l0: float | None
-) -> tuple[SAE[Any], Calibrated]:
-    target = measured_l0(source.sae, x) if l0 is None else l0
-    d_sae = source.sae.cfg.d_sae
-    if not 0 < target < d_sae:
-        what = "the source's on these activations" if l0 is None else "the target"
-        raise UserError(
-            f"l0: {target:g}, {what}, is not between 0 and d_sae={d_sae}; give another"
-        )
-    return untrained(source.sae, scheme, seed, x, target)
-
-
-def _checked(activations: torch.Tensor, d_in: int) -> torch.Tensor:
+def _as_rows(activations: torch.Tensor, d_in: int) -> torch.Tensor:
     """float32 on the CPU, ``[n, d_in]``."""
     shape = tuple(activations.shape)
     if len(shape) < 2 or shape[0] < 2 or activations[0].numel() != d_in:
@@ -171,11 +167,3 @@ def _checked(activations: torch.Tensor, d_in: int) -> torch.Tensor:
     if not bool(torch.isfinite(x).all()):
         raise UserError("activations: contain NaN or infinity; check the model and the hook")
     return x
-
-
-def _describe(sae: SAE[Any], facts: dict[str, Any]) -> None:
-    """Metadata: where to use it as the source says, what it is as we say."""
-    metadata = sae.cfg.metadata
-    for name in _OF_SOURCE:
-        metadata.__dict__.pop(name, None)
-    metadata.sae_baselines = facts

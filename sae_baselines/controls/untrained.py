@@ -12,8 +12,13 @@ from sae_lens.saes.standard_sae import StandardSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_baselines.baselines import covariance_of, sample_directions
-from sae_baselines.controls.cut import chunks, cut_above, wanted_active
-from sae_baselines.controls.latents import flat_copy, measured_l0
+from sae_baselines.controls.latents import (
+    chunks,
+    cut_above,
+    flat_copy,
+    measured_l0,
+    wanted_active,
+)
 from sae_baselines.controls.permuted import generator_of
 from sae_baselines.controls.source import rebuilt
 from sae_baselines.errors import UserError
@@ -102,7 +107,7 @@ def check_sparsity(sae_class: type[SAE[Any]]) -> None:
 
 
 def _rows(scheme: Scheme, seed: int, sae: SAE[Any], seen: torch.Tensor) -> torch.Tensor:
-    """Random rows ``[d_sae, d_in]``; their norms count."""
+    """``[d_sae, d_in]``; their norms count."""
     d_sae, d_in = sae.cfg.d_sae, sae.cfg.d_in
     if scheme == "kaiming":
         # torch's kaiming_uniform_ of [d_sae, d_in], but of this seed alone.
@@ -132,15 +137,16 @@ def _set_directions(sae: SAE[Any], rows: torch.Tensor, mean: torch.Tensor) -> No
 
 def _set_l0(sae: Any, activations: torch.Tensor, l0: float) -> None:
     wanted = wanted_active(activations, l0)
+    if isinstance(sae, TopKSAE):
+        return
+    score = _gate_of_active if isinstance(sae, GatedSAE) else _pre_activations
+    cut = cut_above(sae, activations, wanted, score)
     if isinstance(sae, JumpReLUSAE):
-        cut = cut_above(sae, activations, wanted, _pre_activations)
         sae.threshold.fill_(float(cut.clamp(min=0)))
     elif isinstance(sae, StandardSAE):
-        sae.b_enc.sub_(cut_above(sae, activations, wanted, _pre_activations))
-    elif isinstance(sae, GatedSAE):
-        cut = cut_above(sae, activations, wanted, _gate_of_active)
-        if torch.isfinite(cut):  # else not that many latents have a magnitude at all
-            sae.b_gate.sub_(cut)
+        sae.b_enc.sub_(cut)
+    elif torch.isfinite(cut):  # else not that many latents have a magnitude at all
+        sae.b_gate.sub_(cut)
 
 
 def _pre_activations(sae: Any, x: torch.Tensor) -> torch.Tensor:

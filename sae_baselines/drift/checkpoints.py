@@ -2,7 +2,6 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_baselines.drift.record import DriftLog
+from sae_baselines.drift.record import DriftLog, header_of
 from sae_baselines.drift.start import (
     START_FILE,
     Rows,
@@ -28,7 +27,6 @@ from sae_baselines.drift.start import (
     seeded_rows,
 )
 from sae_baselines.errors import UserError, did_you_mean
-from sae_baselines.provenance import environment
 from sae_baselines.reconstruction import explained_variance
 
 # SAELens names a checkpoint by the samples seen, the last one with this in front.
@@ -68,27 +66,28 @@ def find_checkpoints(run: str | Path) -> dict[str, list[Checkpoint]]:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"run: {run} is not a folder")
-    found: dict[str, list[Checkpoint]] = defaultdict(list)
+    by_sae: dict[str, list[Checkpoint]] = defaultdict(list)
     for weights in sorted(run.rglob(SAE_WEIGHTS_FILENAME)):
         folder = weights.parent
         level = _run_level(folder)
         match = _CHECKPOINT.fullmatch(level.name)
         if match and (level == run or run in level.parents):
             above = level.parent.relative_to(run) if level != run else Path()
-            name = [folder.name] if level != folder else []
-            key = "/".join([*above.parts, *name])
-            found[key].append(Checkpoint(folder, level, int(match[2]), bool(match[1])))
-    if not found and (run / SAE_WEIGHTS_FILENAME).is_file():
-        found[""] = [Checkpoint(run, run, None, True)]
-    if not found:
+            name = (above / folder.name if level != folder else above).parts
+            checkpoint = Checkpoint(folder, level, int(match[2]), bool(match[1]))
+            by_sae["/".join(name)].append(checkpoint)
+    if not by_sae and (run / SAE_WEIGHTS_FILENAME).is_file():
+        by_sae[""] = [Checkpoint(run, run, None, True)]
+    if not by_sae:
         raise UserError(
             f"run: no checkpoints in {run}; looked for <samples>/{SAE_WEIGHTS_FILENAME} (one "
             f"SAE) and <samples>/<name>/{SAE_WEIGHTS_FILENAME} (several), which SAELens "
             "writes with n_checkpoints > 0 or save_final_checkpoint"
         )
-    for checkpoints in found.values():
-        checkpoints.sort(key=lambda c: (c.samples or 0, c.final))
-    return dict(sorted(found.items()))
+    return {
+        name: sorted(by_sae[name], key=lambda c: (c.samples or 0, c.final))
+        for name in sorted(by_sae)
+    }
 
 
 def _run_level(folder: Path) -> Path:
@@ -129,34 +128,19 @@ def drift_from_checkpoints(
     """
     logs = {}
     for name, checkpoints in find_checkpoints(run).items():
-        folder = Path(out if out is not None else run) / name
-        log = logs[name] = DriftLog(folder, _header(name, checkpoints, activations))
         begin = _start(name, checkpoints, None if start is None else Path(start))
-        log.header["start"] = begin.source
         _refuse_whitened(name, checkpoints)
+        cfg = saved_config(checkpoints[-1].folder)
+        n = None if activations is None else activations.shape[0]
+        on = None if n is None else f"{n} given activations"
+        header = header_of(name, cfg, begin.source, on, None)
+        folder = Path(out if out is not None else run) / name
+        log = logs[name] = DriftLog(folder, header)
         for checkpoint in checkpoints:
             _add(log, checkpoint, begin, activations)
         if out is not None:
             log.write()
     return logs
-
-
-def _header(
-    name: str, checkpoints: list[Checkpoint], activations: torch.Tensor | None
-) -> dict[str, Any]:
-    cfg = saved_config(checkpoints[-1].folder)
-    return {
-        "name": name or None,
-        "architecture": cfg.get("architecture"),
-        "d_in": cfg.get("d_in"),
-        "d_sae": cfg.get("d_sae"),
-        "start": None,
-        "measured_on": None
-        if activations is None
-        else f"{activations.shape[0]} given activations",
-        "train_batch_size": None,
-        **environment(),
-    }
 
 
 def _start(name: str, checkpoints: list[Checkpoint], start: Path | None) -> Rows:
@@ -194,13 +178,10 @@ def _refuse_whitened(name: str, checkpoints: list[Checkpoint]) -> None:
     final = [c for c in checkpoints if c.final]
     if not final:
         return
-    how = {saved_config(c.folder).get("normalize_activations") for c in checkpoints}
     runner = _runner_config(final[-1].run_level)
-    saes = runner.get("saes") or {}
-    for cfg in (runner.get("sae"), saes.get(Path(name).name), runner):
-        if isinstance(cfg, Mapping):
-            how.add(cfg.get("normalize_activations"))
-    if "covariance_whitening" in how:
+    of_sae = runner.get("sae"), (runner.get("saes") or {}).get(Path(name).name)
+    configs = [runner, *of_sae, *(saved_config(c.folder) for c in checkpoints)]
+    if any((c or {}).get("normalize_activations") == "covariance_whitening" for c in configs):
         raise UserError(
             f"run: {final[-1].folder} was trained on whitened activations and is folded back, "
             "which turns its directions; use DriftTracker during training"

@@ -15,6 +15,7 @@ import pandas as pd
 from sae_baselines.drift.cosines import EDGES, Drift
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
+from sae_baselines.provenance import environment
 
 DRIFT_FILE = "drift.json"
 HISTOGRAM_FILE = "drift.npz"
@@ -128,6 +129,22 @@ class DriftLog:
         data = {"format": _FORMAT, **self.header, "records": self.records}
         text = json.dumps(data, indent=2, allow_nan=False)
         write_atomically(self.folder / DRIFT_FILE, text + "\n")
+
+
+def header_of(
+    name: str, cfg: Mapping[str, Any], start: str, measured_on: str | None, batch: int | None
+) -> dict[str, Any]:
+    """`DriftLog.header` of an SAE with this config."""
+    return {
+        "name": name or None,
+        "architecture": cfg.get("architecture"),
+        "d_in": cfg.get("d_in"),
+        "d_sae": cfg.get("d_sae"),
+        "start": start,
+        "measured_on": measured_on,
+        "train_batch_size": batch,
+        **environment(),
+    }
 
 
 def read_drift(folder: str | Path) -> DriftLog:

@@ -6,7 +6,10 @@ Beta((n - 1) / 2, (n - 1) / 2) distribution. From this come the chance of a sphe
 reaches: the null of "features recovered at cosine > 0.8". At the paper's sizes (n = 2304,
 m = 73,728) the chances are below the smallest float64, so everything is kept in logarithms.
 
-Cosines are signed: no absolute value anywhere.
+Cosines are signed: no absolute value anywhere. Everywhere ``n`` is the dimension (>= 2), ``m``
+the number of independent random directions (>= 1) and ``t`` a cosine in [-1, 1], scalar or
+array; what is returned is shaped like ``t``, a float for a scalar, and logarithms are natural.
+Anything out of range is a `ValueError`.
 """
 
 import math
@@ -30,17 +33,6 @@ def log_cap_bound(n: int, t: ArrayLike, m: int = 1) -> np.ndarray | float:
 
     It bounds P(cos >= t) from above for t >= 0 only; m directions by the union bound, so
     that it may exceed a probability of one (its logarithm zero).
-
-    Args:
-        n: Dimension (>= 2).
-        t: Cosine in [-1, 1], scalar or array.
-        m: Number of random directions (>= 1).
-
-    Returns:
-        Natural logarithm, shaped like ``t``; a float for a scalar.
-
-    Raises:
-        ValueError: n, m or t out of range.
     """
     cosine = _validate(n, m, t)
     return _shaped(math.log(m) - n * cosine**2 / 2, t)
@@ -50,34 +42,13 @@ def log_cap_probability(n: int, t: ArrayLike) -> np.ndarray | float:
     """Log of P(cos(u, v) >= t) for u uniform on the unit sphere of R^n and v fixed, exact.
 
     For t >= 0 this is half the regularised incomplete beta I_{1-t^2}((n - 1) / 2, 1 / 2).
-
-    Args:
-        n: Dimension (>= 2).
-        t: Signed cosine in [-1, 1], scalar or array.
-
-    Returns:
-        Natural logarithm, shaped like ``t``; a float for a scalar; -inf at t = 1.
-
-    Raises:
-        ValueError: n or t out of range.
+    -inf at t = 1.
     """
     return _shaped(_log_cap(n, _validate(n, 1, t)), t)
 
 
 def log_chance_of_best(n: int, m: int, t: ArrayLike) -> np.ndarray | float:
-    """Log of `chance_of_best`, without underflow.
-
-    Args:
-        n: Dimension (>= 2).
-        m: Number of independent random directions (>= 1).
-        t: Signed cosine in [-1, 1], scalar or array.
-
-    Returns:
-        Natural logarithm, shaped like ``t``; a float for a scalar.
-
-    Raises:
-        ValueError: n, m or t out of range.
-    """
+    """Log of `chance_of_best`, without underflow."""
     cosine = _validate(n, m, t)
     log_rate = math.log(m) + _log_rate(n, cosine)
     small = log_rate - np.exp(np.minimum(log_rate, _TINY_LOG)) / 2
@@ -91,31 +62,12 @@ def chance_of_best(n: int, m: int, t: ArrayLike) -> np.ndarray | float:
 
     The share of ground-truth features that a random dictionary of m latents is expected to
     "recover" at threshold t: 1 - (1 - P)^m with P the chance of one cap.
-
-    Args:
-        n: Dimension (>= 2).
-        m: Number of independent random directions (>= 1).
-        t: Signed cosine in [-1, 1], scalar or array.
-
-    Returns:
-        Probability, shaped like ``t``; a float for a scalar.
-
-    Raises:
-        ValueError: n, m or t out of range.
     """
     return _shaped(np.exp(log_chance_of_best(n, m, t)), t)
 
 
 def expected_best_cosine(n: int, m: int) -> float:
-    """E[max over m independent random directions of cos with one fixed vector].
-
-    Args:
-        n: Dimension (>= 2).
-        m: Number of independent random directions (>= 1).
-
-    Raises:
-        ValueError: n or m out of range.
-    """
+    """E[max over m independent random directions of cos with one fixed vector]."""
     low = quantile_of_best_cosine(n, m, _NEGLIGIBLE)
     high = _best_cosine_where_log_rate_is(n, m, math.log(_NEGLIGIBLE))
     # With t = -cos(angle) the integrand is smooth at both ends, also for n = 2.
@@ -130,13 +82,7 @@ def expected_best_cosine(n: int, m: int) -> float:
 def quantile_of_best_cosine(n: int, m: int, q: float) -> float:
     """The cosine that the best of m random directions stays below with probability q.
 
-    Args:
-        n: Dimension (>= 2).
-        m: Number of independent random directions (>= 1).
-        q: Probability in (0, 1).
-
-    Raises:
-        ValueError: n, m or q out of range.
+    q is in (0, 1).
     """
     _validate(n, m, 0.0)
     if not 0.0 < q < 1.0:

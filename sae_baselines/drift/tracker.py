@@ -27,6 +27,7 @@ from sae_baselines.drift.record import (
     HISTOGRAM_FILE,
     DriftLog,
     checked_fractions,
+    header_of,
     read_drift,
     step_of,
 )
@@ -43,7 +44,6 @@ from sae_baselines.drift.start import (
     twin_rows,
 )
 from sae_baselines.errors import UserError
-from sae_baselines.provenance import environment
 from sae_baselines.reconstruction import explained_variance
 
 logger = logging.getLogger("sae_baselines")
@@ -114,7 +114,6 @@ class DriftTracker:
         self._tracks: dict[str, _Track] = {}
         self.logs: dict[str, DriftLog] = {}
         self._patch: contextlib.AbstractContextManager[None] | None = None
-        self._environment = environment()
 
     def __enter__(self) -> "DriftTracker":
         if self._patch is not None:
@@ -187,18 +186,10 @@ class DriftTracker:
                 log.keep_until(done)
             if not pending:
                 source = _start(sae, folder).source
-        log.header = {
-            "name": name or None,
-            "architecture": sae.cfg.architecture(),
-            "d_in": sae.cfg.d_in,
-            "d_sae": sae.cfg.d_sae,
-            "start": source,
-            "measured_on": "training batch of the step"
-            if held_out is None
-            else f"{held_out.shape[0]} held-out activations",
-            "train_batch_size": cfg.train_batch_size_samples,
-            **self._environment,
-        }
+        n = None if held_out is None else held_out.shape[0]
+        on = "training batch of the step" if n is None else f"{n} held-out activations"
+        described = {"architecture": sae.cfg.architecture(), **vars(sae.cfg)}
+        log.header = header_of(name, described, source, on, cfg.train_batch_size_samples)
         due = [(step_of(fraction, total), fraction) for fraction in self.fractions]
         due = [(step, fraction) for step, fraction in due if step > done]
         return _Track(trainer, log, total, due, pending)

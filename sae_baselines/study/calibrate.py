@@ -16,7 +16,7 @@ import torch
 from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE, StandardTrainingSAE
 from sae_lens.saes.sae import TrainingSAE
 
-from sae_baselines.controls.cut import Score, chunks, cut_above, wanted_active
+from sae_baselines.controls.latents import Score, chunks, cut_above, wanted_active
 
 _NEAR_ENOUGH = 0.25
 
