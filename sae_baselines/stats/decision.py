@@ -66,12 +66,13 @@ def decide(
         margins: Per metric, the equivalence margin or None.
         alpha: Chance of a false word.
     """
-    means, p = zip(*map(paired_t, differences), strict=True)
+    tests = [paired_t(d) for d in differences]
+    means, p = ([float(test[i]) for test in tests] for i in (0, 1))
     same = [
         None if margin is None else float(tost(d, margin))
         for d, margin in zip(differences, margins, strict=True)
     ]
-    return words(list(map(float, means)), list(map(float, p)), same, alpha)
+    return words(means, p, same, alpha)
 
 
 def words(
