@@ -33,12 +33,15 @@ def _run(
 ) -> "VisionResult":
     from rich.table import Table
 
+    from sae_baselines.evals.results import write_vision_results
     from sae_baselines.paper.vision.table import COLUMNS, notes, rows_of
-    from sae_baselines.study.patches.study import train_vision
+    from sae_baselines.study.folder import StudyFolder
+    from sae_baselines.study.patches.study import all_members, train_vision
 
     if device is not None:
         spec.device = device
     result = train_vision(spec, out or Path("studies") / spec.name, resume=resume)
+    write_vision_results(StudyFolder(result.folder), all_members(spec), result.measurements)
     console.print()
     for panel, rows in rows_of(result.measurements).items():
         table = Table(title=panel)

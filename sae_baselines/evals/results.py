@@ -1,7 +1,7 @@
 """The results table of a study's folder: collected from measurements and suites' files."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,15 @@ from sae_baselines.evals.measured import HIGHER, NEITHER, Direction
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import DECISIVE
 from sae_baselines.evals.store import EvalStore, Result
-from sae_baselines.evals.study import measurements, study_targets, training_versions
+from sae_baselines.evals.study import (
+    facts_of_member,
+    measurements,
+    study_targets,
+    training_versions,
+)
 from sae_baselines.results import (
     KEY,
+    MEASURED_L0,
     PANEL_SUITE,
     RESULTS_FILE,
     load_results,
@@ -23,7 +29,9 @@ from sae_baselines.results import (
     versions_text,
     write_table,
 )
-from sae_baselines.study.folder import STUDY_FILE
+from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.spec import MemberSpec
 
 # The panel's own measurement: name and direction.
 _PANEL: dict[str, Direction] = {
@@ -36,8 +44,20 @@ _PANEL: dict[str, Direction] = {
     "cos_to_start_mean": NEITHER,
     "cos_to_start_min": NEITHER,
 }
+# What is measured of the SAEs of a vision study; `collect` takes no part in it.
+_VISION: dict[str, Direction] = {
+    "explained_variance": HIGHER,
+    "l0": NEITHER,
+    "dead": NEITHER,
+    "rare": NEITHER,
+    "rare_patches": NEITHER,
+    "rare_photographs": NEITHER,
+    "rare_on_one_photograph": NEITHER,
+    "cos_to_start_mean": NEITHER,
+}
 _COUNT_TOKENS = ("explained_variance", "l0")
 _VERSIONS = ("sae-baselines", *DECISIVE)
+_VISION_VERSIONS = ("sae-baselines", "sae-lens", "torch", "transformers")
 
 
 def collect(root: str | Path) -> pd.DataFrame:
@@ -71,6 +91,32 @@ def write_results(root: str | Path) -> pd.DataFrame:
     table = collect(root)
     write_table(table, Path(root) / RESULTS_FILE)
     return table
+
+
+def write_vision_results(
+    folder: StudyFolder,
+    members: Mapping[MemberKey, MemberSpec],
+    measurements: Mapping[MemberKey, Mapping[str, Any]],
+) -> Path:
+    """Write ``results.csv`` of a vision study; ``n`` counts held-out patches."""
+    # Statistics match members by the panel's L0, wherever it is from.
+    metrics = {**{("vision", metric): metric for metric in _VISION}, MEASURED_L0: "l0"}
+    rows = [
+        row(
+            facts_of_member(key, members[key].constraint).to_dict(),
+            metric,
+            float(measured[name]),
+            direction=_VISION[name],
+            n=measured["n_patches"],
+            versions=versions_text(training_versions(folder.member(key)), _VISION_VERSIONS),
+        )
+        for key, measured in measurements.items()
+        for metric, name in metrics.items()
+        if measured[name] is not None
+    ]
+    path = folder.root / RESULTS_FILE
+    write_table(table_of(rows), path)
+    return path
 
 
 def current_results(root: str | Path) -> pd.DataFrame:

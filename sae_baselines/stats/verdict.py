@@ -22,7 +22,8 @@ from sae_baselines.stats.intervals import (
     t_interval,
 )
 from sae_baselines.stats.margins import Margin, margin_for, override_matches
-from sae_baselines.stats.power import MOST_SEEDS, POWER, seeds_to_differ, seeds_to_match
+from sae_baselines.stats.method import METHOD
+from sae_baselines.stats.power import seeds_to_differ, seeds_to_match
 
 _UNTESTED: dict[str, Any] = {
     **dict.fromkeys(("p", "p_adjusted", "p_equivalence", "p_equivalence_adjusted")),
@@ -240,6 +241,7 @@ def _needed(v: Verdict) -> tuple[int | None, str | None]:
 
 def _reason(v: Verdict) -> str:
     over = f"over {v.n_metrics} metrics" if v.n_metrics > 1 else "one metric"
+    holm = f"{METHOD.correction} {over}"
     low, high = v.interval.low, v.interval.high
     span = f"{v.interval.level:.0%} interval [{low:+.4g}, {high:+.4g}]"
     if v.word in ("beats", "falls short"):
@@ -247,21 +249,21 @@ def _reason(v: Verdict) -> str:
         small = ""
         if v.within_margin and v.margin is not None:
             small = f", though by less than the margin of {v.margin.value:g}"
-        return f"{span} lies {side} 0 (Holm {over}: p = {v.p_adjusted:.2g}){small}"
+        return f"{span} lies {side} 0 ({holm}: p = {v.p_adjusted:.2g}){small}"
     if v.word == "matches" and v.margin is not None:
         return (
             f"the difference is smaller than the margin of {v.margin.value:g} either way "
-            f"(two one-sided tests, Holm {over}: p = {v.p_equivalence_adjusted:.2g})"
+            f"({METHOD.equivalence}, {holm}: p = {v.p_equivalence_adjusted:.2g})"
         )
     what = f"{span} includes 0"
     if low > 0 or high < 0:
-        what = f"{span} excludes 0 on its own, but not after Holm {over}"
+        what = f"{span} excludes 0 on its own, but not after {holm}"
     more = f"about {v.seeds_needed} seeds would be needed for '{v.seeds_needed_for}'"
     if v.seeds_needed is None:
-        more = f"more than {MOST_SEEDS} seeds would be needed"
+        more = f"more than {METHOD.most_seeds} seeds would be needed"
     return (
         f"{what}; at the observed mean and spread of {v.n_seeds} seeds {more} "
-        f"({POWER:.0%} power at level {v.alpha:g}/{v.n_metrics})"
+        f"({METHOD.power:.0%} power at level {v.alpha:g}/{v.n_metrics})"
     )
 
 
@@ -281,7 +283,7 @@ def _caveats(v: Verdict, d: np.ndarray) -> list[str]:
     if decided and v.within_margin:
         caveats.append("within the margin")
     if v.word == "matches" and (v.interval.low > 0 or v.interval.high < 0):
-        caveats.append("the interval excludes 0 on its own, but not after Holm")
+        caveats.append(f"the interval excludes 0 on its own, but not after {METHOD.correction}")
     return caveats
 
 

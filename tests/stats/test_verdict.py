@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sae_baselines.errors import UserError
-from sae_baselines.stats import Verdict, against_random, decide, to_frame, verdicts
+from sae_baselines.stats import METHOD, Verdict, against_random, decide, to_frame, verdicts
 from tests.stats.tables import BASELINES, frame, paired, rows
 
 NOISE = np.array([0.001, -0.002, 0.0015, -0.0005, 0.0])
@@ -37,6 +37,21 @@ def test_beats() -> None:
     assert found.seeds_needed is None
     assert found.caveats == ()
     assert "lies above 0" in found.reason
+
+
+def test_the_method_that_texts_print_is_the_one_used() -> None:
+    found = judged(0.1 + NOISE)
+    assert found.alpha == METHOD.alpha
+    assert found.interval.level == found.bootstrap.level == METHOD.level
+    assert found.equivalence_interval.level == METHOD.equivalence_level
+    assert found.bootstrap == judged(0.1 + NOISE, resamples=METHOD.resamples).bootstrap
+    assert found.bootstrap != judged(0.1 + NOISE, resamples=METHOD.resamples // 2).bootstrap
+    assert 1 / (METHOD.seeds_for_ranks + 1) <= METHOD.alpha < 1 / METHOD.seeds_for_ranks
+    apart = {"frozen_decoder": 32 * (1 + 0.9 * METHOD.l0_tolerance)}
+    table = rows(paired(0.6 + NOISE, np.full(5, 0.5)))
+    assert verdicts(frame(table, l0=apart))[0].word == "beats"
+    apart = {"frozen_decoder": 32 * (1 + 1.1 * METHOD.l0_tolerance)}
+    assert verdicts(frame(table, l0=apart))[0].word == "no verdict"
 
 
 def test_falls_short() -> None:

@@ -35,7 +35,6 @@ from sae_baselines.study.patches.images import (
 from sae_baselines.study.patches.latents import Firing, firing
 from sae_baselines.study.patches.norms import norms_of, warn, within
 from sae_baselines.study.patches.patches import PatchModel
-from sae_baselines.study.patches.results import write_vision_results
 from sae_baselines.study.patches.spec import VisionSpec, activations_hash
 from sae_baselines.study.patches.store import (
     ActivationFile,
@@ -138,7 +137,6 @@ def train_vision(spec: VisionSpec, out: str | Path, *, resume: bool = False) -> 
         else:
             _Study(spec, folder).run()
         found = measurements_of(folder, keys)
-        write_vision_results(folder, all_members(spec), found)
     return VisionResult(folder.root, found)
 
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from sae_baselines.evals.results import write_vision_results
+from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.patches.study import VisionResult, train_vision
+from sae_baselines.study.patches.study import VisionResult, all_members, train_vision
 from sae_baselines.study.spec import spec_from_dict
 from tests.study.patches.tiny import save_clip, save_dinov2, save_photographs, tiny_vision
 
@@ -32,4 +34,6 @@ def spec(dinov2: Path, photographs: Path) -> VisionSpec:
 
 @pytest.fixture(scope="session")
 def study(spec: VisionSpec, tmp_path_factory: pytest.TempPathFactory) -> VisionResult:
-    return train_vision(spec, tmp_path_factory.mktemp("study"))
+    result = train_vision(spec, tmp_path_factory.mktemp("study"))
+    write_vision_results(StudyFolder(result.folder), all_members(spec), result.measurements)
+    return result
