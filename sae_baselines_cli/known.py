@@ -24,10 +24,9 @@ LISTS = ("architectures", "presets", "suites", "controls")
 
 def architectures() -> list[str]:
     """Every training architecture that SAELens knows once `sae_baselines` is imported."""
-    # A sparse step and a frozen encoder are not for every base.
-    stepped = [base for base in BASES if base not in ("abstopk", "matching_pursuit")]
-    bases = {"frozen_encoder_": BASES[:-1], "sparse_": stepped}
-    prefixes = ("", "seeded_", "sparse_", *(f"{constraint}_" for constraint in CONSTRAINTS))
+    # A frozen encoder is not for every base.
+    bases = {"frozen_encoder_": BASES[:-1]}
+    prefixes = ("", "seeded_", *(f"{constraint}_" for constraint in CONSTRAINTS))
     names = [f"{prefix}{base}" for prefix in prefixes for base in bases.get(prefix, BASES)]
     return [*names, *CONSTRAINTS]
 

@@ -14,6 +14,7 @@ from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
 from sae_baselines.compat.saes import LINEAR_ENCODERS, SAEMixin, own_parameter, shadow
+from sae_baselines.sparse.products import bias_through_encoder
 
 
 def has_linear_encoder(sae_class: type[TrainingSAE[Any]]) -> bool:
@@ -43,7 +44,6 @@ class CheapBiasGradientMixin(SAEMixin):
             or torch.compiler.is_compiling()
         ):
             return super().encode_with_hidden_pre(x)  # type: ignore[misc]
-        through_encoder = -(b_dec @ self.W_enc.detach())
-        zero = through_encoder - through_encoder.detach()
+        zero = bias_through_encoder(b_dec, self.W_enc)
         with shadow(self, b_dec=b_dec.detach(), b_enc=b_enc + zero):
             return super().encode_with_hidden_pre(x)  # type: ignore[misc]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sae_baselines.baselines import CONSTRAINTS
 from sae_baselines.controls import is_unchanged
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.document import code
@@ -27,7 +28,6 @@ _SHOWN = 8
 _SAES_OF_A_NOTE = 4
 _SAEBENCH_EV = ("core", "explained_variance")
 _PAPER_EV = ("core", "explained_variance_paper")
-_CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _l0_apart(items: Sequence[Verdict]) -> Iterable[Caveat]:
 
 def _baselines(table: Tidy) -> Iterable[Caveat]:
     here = set(table.constraints.values())
-    absent = [c for c in _CONSTRAINTS if c not in here]
+    absent = [c for c in CONSTRAINTS if c not in here]
     if absent:
         yield Caveat(
             "baselines absent",

@@ -204,15 +204,15 @@ class SparseMatryoshkaMixin(SparseBatchTopKMixin):
 class _PenalisedMixin(SparseStepMixin):
     """Bases with a penalty instead of a k: entries above a bound, and losses on them."""
 
+    # What, added to the product, must be positive.
+    _gate = "b_enc"
+
     def _sparse_encode(self, x: Tensor, norm: Tensor) -> ActiveLatents:
         del norm
         x, W_enc = self._multiplied(x)
         with torch.no_grad():
             found = above(x, W_enc, self._lower_bound(x.dtype), self._max_entries(x))
         return self._activate(found.entries, self._trainable_product(found, x), x)
-
-    # Added to the product, it must be positive.
-    _gate = "b_enc"
 
     def _lower_bound(self, dtype: torch.dtype) -> Tensor:
         """``[d_sae]``: below it a product in ``dtype`` has neither a value nor a gradient."""

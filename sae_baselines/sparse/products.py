@@ -138,6 +138,15 @@ class _Pick(torch.autograd.Function):
         return sum_at(index, grads[0], length).to(dtype), None
 
 
+def bias_through_encoder(b_dec: Tensor, W_enc: Tensor) -> Tensor:
+    """A term ``[d_sae]`` of value 0 for b_enc, with b_dec's gradient through ``x - b_dec``.
+
+    Summed over the batch first, it needs no ``[batch, d_in]`` gradient of the input.
+    """
+    through_encoder = -(b_dec @ W_enc.detach())
+    return through_encoder - through_encoder.detach()
+
+
 def encoder_product(
     product: Tensor, entries: Entries, x: Tensor, W_enc: Tensor, b_dec: Tensor | None
 ) -> Tensor:

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from sae_baselines.compat.saes import ConfigMixin, SAEMixin, has_hooks
 from sae_baselines.sparse.optimizer import use_fused_adam
-from sae_baselines.sparse.products import Entries, decoder_product, encoder_product
+from sae_baselines.sparse.products import (
+    Entries,
+    bias_through_encoder,
+    decoder_product,
+    encoder_product,
+)
 from sae_baselines.sparse.select import Found, NotSparseError
 
 # More entries than this share of batch x d_sae, and the dense step may be the faster one. On
@@ -232,9 +237,7 @@ class SparseStepMixin(SAEMixin):
         W_enc = self.W_enc.index_select(1, dead)
         b_enc = self.b_enc.index_select(0, dead)
         if self.cfg.apply_b_dec_to_input:
-            # As in bias_gradient: a term of value 0 that carries b_dec's gradient.
-            through_encoder = -(self.b_dec @ W_enc.detach())
-            b_enc = b_enc + (through_encoder - through_encoder.detach())
+            b_enc = b_enc + bias_through_encoder(self.b_dec, W_enc)
         return latents.x @ W_enc + b_enc
 
     def _trainable_product(self, found: Found, x: Tensor) -> Tensor:
