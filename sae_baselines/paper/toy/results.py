@@ -139,15 +139,8 @@ def load_toy(root: str | Path) -> ToyResults:
             suite, n = f"toy_{setting}", measured["n_samples"]
             rows.append(row(who, (suite, metric), measured[name], direction=direction, n=n))
         rows.append(row(who, MEASURED_L0, measured["l0"], n=measured["n_samples"]))
-        frame.append(
-            {
-                **measured,
-                **who,
-                "l0": measured["l0"],
-                "lr": spec.lr,
-                "samples": spec.training_samples,
-            }
-        )
+        training = {"lr": spec.lr, "samples": spec.training_samples}
+        frame.append({**measured, **who, "l0": measured["l0"], **training})
         arrays = PerFeature.load(folder.member(key) / FEATURES_FILE)
         features.append(({**who, "n_samples": measured["n_samples"]}, arrays))
     curves = [pd.read_csv(path) for path in sorted((folder.root / "curves").glob("*.csv"))]
@@ -172,11 +165,12 @@ def _chance(model: Path, spec: ToySpec) -> SimulatedRecovery:
 
 def toy_verdicts(results: ToyResults) -> dict[str, list[Verdict]]:
     """Verdicts per setting, on `PRIMARY`."""
-    found = {}
     if len(results.spec.member_specs) == 1:
         return {setting: [] for setting in results.spec.settings}
-    for setting in results.spec.settings:
-        rows = results.rows.loc[results.rows["setting"] == setting]
-        metrics = [f"toy_{setting}/{metric}" for metric in PRIMARY]
-        found[setting] = verdicts(rows.drop(columns="setting"), metrics=metrics)
-    return found
+    return {
+        setting: verdicts(
+            results.rows.loc[results.rows["setting"] == setting].drop(columns="setting"),
+            metrics=[f"toy_{setting}/{metric}" for metric in PRIMARY],
+        )
+        for setting in results.spec.settings
+    }
