@@ -2,18 +2,23 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from typing_extensions import Unpack
 
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA, Word, decide
-from sae_baselines.stats.differences import Comparison, Paired, Pairing, comparisons_of
+from sae_baselines.stats.differences import (
+    UNPAIRED_SUITES,
+    Comparison,
+    MeasuredL0,
+    Paired,
+    comparisons_of,
+)
 from sae_baselines.stats.intervals import (
     RESAMPLES,
     Interval,
@@ -94,11 +99,15 @@ class Verdict(Paired):
 def verdicts(
     results: pd.DataFrame | Results | Sequence[Comparison],
     *,
+    tested: str = "trained",
     margins: Mapping[str, float | Margin] | None = None,
+    metrics: Collection[str] | None = None,
+    measured_l0: MeasuredL0 | None = None,
+    unpaired_suites: Collection[str] = UNPAIRED_SUITES,
+    on_missing: Literal["error", "exclude"] = "error",
     alpha: float = ALPHA,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    **pairing: Unpack[Pairing],
 ) -> list[Verdict]:
     """A verdict for every architecture, L0, suite, metric and baseline or control.
 
@@ -107,18 +116,28 @@ def verdicts(
 
     Args:
         results: Results, a tidy table, or what `differences` made of one.
+        tested: Member to test.
         margins: Margins in place of the defaults, by pattern; see `margin_for`.
+        metrics: Patterns ``suite/metric`` that make up the family to correct over. Choose them
+            before looking: every metric more makes each verdict harder to earn.
+        measured_l0: See `differences`.
+        unpaired_suites: See `differences`.
+        on_missing: See `differences`.
         alpha: Chance of a false word per family.
         resamples: Bootstrap replicates.
         seed: Of the bootstrap.
-        **pairing: tested, metrics, measured_l0, unpaired_suites, on_missing, as `differences`
-            takes them. ``metrics`` make up the family to correct over. Choose them before
-            looking: every metric more makes each verdict harder to earn.
 
     Raises:
         UserError: As `differences`; a margin for a metric that is not there.
     """
-    comparisons = comparisons_of(results, **pairing)
+    comparisons = comparisons_of(
+        results,
+        tested=tested,
+        measured_l0=measured_l0,
+        metrics=metrics,
+        unpaired_suites=unpaired_suites,
+        on_missing=on_missing,
+    )
     _check_margins(margins, comparisons)
     margin = [margin_for(c.suite, c.metric, margins) for c in comparisons]
     barred = [_barred(c) for c in comparisons]
