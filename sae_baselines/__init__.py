@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sae_baselines.drift import DriftTracker
     from sae_baselines.hub import publish
     from sae_baselines.pipeline import check, control, evaluate, train
-    from sae_baselines.report.of_study import report
+    from sae_baselines.report import report
     from sae_baselines.results import load_results
     from sae_baselines.stats import verdicts
 

@@ -33,8 +33,7 @@ from sae_baselines.evals.store import EvalStore, Failure
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.evals.suites.endpoint import check_endpoint
-from sae_baselines.report import Report
-from sae_baselines.report.of_study import report
+from sae_baselines.report import Report, report
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
 from sae_baselines.study.reference.check import prepare_check

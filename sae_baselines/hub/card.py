@@ -2,23 +2,29 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, constants
 
-from sae_baselines.controls import is_control
+from sae_baselines.baselines import CONSTRAINTS
+from sae_baselines.controls import TRAINED, is_control, is_random, kind_of
 from sae_baselines.errors import UserError
-from sae_baselines.hub import card_parts as parts
 from sae_baselines.hub.names import hub_dataset, hub_model
 from sae_baselines.hub.source import SourceStudy
-from sae_baselines.report.write import environment, tidied
+from sae_baselines.places import without_places
+from sae_baselines.report import reference as of_reference
+from sae_baselines.report.markdown import grouped, render, without_marks, words
 from sae_baselines.study.plan import MemberKey
-from sae_baselines.study.spec import TRAINED
 
 CARD_FILE = constants.REPOCARD_NAME
 PAPER = "2602.14111"
+_HERE = "sae_baselines.hub"
+# Figures that are not folded away.
+_SHOWN = 2
 _MARK = "sae_baselines publish"
 _MANIFEST = re.compile(rf"<!-- {_MARK} (\{{.*?\}}) -->", re.DOTALL)
 
@@ -138,49 +144,151 @@ def make_card(
         tags=_tags(source),
     )
     paths = tuple(path for path in published if path.startswith("figures/"))
-    figures = parts.figures(source)
-    body = (
-        environment(False, "sae_baselines.hub")
-        .get_template("card.md.j2")
-        .render(
-            s=source,
-            spec=source.spec,
-            repo=repo,
-            revision=revision,
-            model=model,
-            dataset=dataset,
-            paper=PAPER,
-            groups=parts.groups(source, folders),
-            warning=parts.warning(source),
-            not_trained=parts.not_trained(source),
-            alike=parts.alike(source),
-            random=parts.random_members(source),
-            members=parts.member_table(source),
-            every=parts.every_member(source, folders),
-            checked=parts.checked(source),
-            left_out=parts.left_out(source),
-            question=parts.question(source),
-            answer=parts.answer(source),
-            strips=parts.strips(source)[: parts.FIGURES_SHOWN],
-            second_question=parts.second_question(source),
-            second_answer=parts.second_answer(source),
-            verdicts=parts.verdict_blocks(source),
-            first_figures=figures[: parts.FIGURES_SHOWN],
-            more_figures=[
-                *parts.strips(source)[parts.FIGURES_SHOWN :],
-                *figures[parts.FIGURES_SHOWN :],
-            ],
-            caveats=parts.caveat_blocks(source),
-            training=parts.training(source, model, dataset),
-            evaluation=parts.evaluation(source),
-            versions=parts.versions(source),
-        )
-    )
-    text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_unbroken(tidied(body))}"))
+    body = render("card.md.j2", _HERE, **_told(source, repo, revision, model, dataset, folders))
+    body = _unbroken(without_marks(body))
+    text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
     manifest = Manifest(
         source.name, source.spec_hash, tuple(folders.values()), paths, _text_sha256(text)
     )
     return Card(f"{text}\n{manifest.comment()}\n", notes)
+
+
+def _told(
+    source: SourceStudy,
+    repo: str,
+    revision: str,
+    model: str | None,
+    dataset: str | None,
+    folders: Mapping[MemberKey, str],
+) -> dict[str, Any]:
+    """What the card's template is told."""
+    spec, report, table = source.spec, source.report, source.table
+    recorded = next(iter(source.configs.values()))["metadata"]
+    strips = [f for f in report.figures if "-published-" in f.name]
+    others = [f for f in report.figures if "-published-" not in f.name]
+    # Differences first: they show what verdicts are made of.
+    others.sort(key=lambda figure: "-differences" not in figure.name)
+    reference, titles = spec.published, {s.id: s.title for s in report.sections}
+    published = ""
+    if report.reference is not None:
+        published = of_reference.section(report.reference, source.context, [])
+    suites = table.frame.groupby("suite", sort=False)["metric"].nunique().to_dict()
+    positions = ":".join("" if p is None else str(p) for p in spec.seqpos_slice)
+    return {
+        "spec": spec,
+        "report": report,
+        "context": source.context,
+        "table": table,
+        "repo": repo,
+        "revision": revision,
+        "model": model,
+        "dataset": dataset,
+        "recorded_dataset": recorded.get("dataset_path"),
+        "paper": PAPER,
+        "groups": _groups(source, folders),
+        "every": [(folders[key], *_measured(source, key)) for key in source.members],
+        "warning": warning(source),
+        "random": random_members(source),
+        "shared": shared(source),
+        "controls": controls(source),
+        "reference": "" if reference is None else without_places(reference.source),
+        "left_out": source.left_out,
+        "question": titles["published" if reference is not None else "answer"],
+        "published": published,
+        "second_question": titles.get("answer")
+        if reference is not None and report.against_random
+        else None,
+        "strips": strips[:_SHOWN],
+        "more_strips": strips[_SHOWN:],
+        "figures": others,
+        "shown": _SHOWN,
+        # Trained on normalised activations, yet takes them as they are.
+        "folded": spec.normalize_activations != "none"
+        and {c.get("normalize_activations") for c in source.configs.values()} == {"none"},
+        "positions": "" if spec.seqpos_slice == [None] else positions,
+        "suites": {suite: n for suite, n in suites.items() if suite != "panel"},
+        "TRAINED": TRAINED,
+    }
+
+
+def _groups(source: SourceStudy, folders: Mapping[MemberKey, str]) -> list[dict[str, Any]]:
+    """Every architecture and L0: panels that differ in their seed alone."""
+    found = []
+    by_group = grouped(source.members, lambda key: (key.panel.architecture, key.panel.l0))
+    for (architecture, l0), keys in by_group.items():
+        rows = []
+        for name, same in grouped(keys, lambda key: key.member).items():
+            measured = [_measured(source, key) for key in same]
+            constraint = source.members[same[0]].constraint
+            rows.append((name, constraint, *zip(*measured, strict=True)))
+        found.append(
+            {
+                "architecture": architecture,
+                "l0": l0,
+                "folder": folders[keys[0]].rpartition("/")[0],
+                "seeds": tuple(dict.fromkeys(key.panel.seed for key in keys)),
+                "members": tuple(dict.fromkeys(key.member for key in keys)),
+                "rows": rows,
+            }
+        )
+    return found
+
+
+def _measured(source: SourceStudy, key: MemberKey) -> tuple[float, float]:
+    """L0 and explained variance."""
+    panel = key.panel
+    group = (panel.architecture, panel.l0)
+    ev = source.table.values(group, ("panel", "explained_variance"), key.member)
+    l0 = source.table.measured_l0.get((panel.name, key.member, panel.seed), math.nan)
+    return l0, ev.get(panel.seed, math.nan)
+
+
+def warning(source: SourceStudy) -> str:
+    """How many SAEs are random by design, and how many are broken."""
+    constraints = [member.constraint for member in source.members.values()]
+    made = [c for c in constraints if c != TRAINED]
+    random = sum(map(is_random, made))
+    return _words("warning", random=random, broken=len(made) - random, total=len(constraints))
+
+
+def controls(source: SourceStudy) -> list[str]:
+    """Members that nobody trained."""
+    members = {k.member: m for k, m in source.members.items()}
+    return [name for name, member in members.items() if is_control(member.constraint)]
+
+
+def shared(source: SourceStudy) -> str:
+    """What the members that are trained share; "" where there is nothing to compare."""
+    found = {k.member: m for k, m in source.members.items() if not is_control(m.constraint)}
+    if len(found) < 2:
+        return ""
+    constraints = {m.constraint for m in found.values()}
+    return _words(
+        "shared",
+        names=list(found),
+        cov=any(m.init_scheme == "cov" for m in found.values()),
+        held=any(CONSTRAINTS[c].holds for c in constraints if c in CONSTRAINTS),
+    )
+
+
+def random_members(source: SourceStudy) -> dict[str, str]:
+    """What is random, or broken, in each member that is, by design."""
+    members = {key.member: member for key, member in source.members.items()}
+    texts = {}
+    for name, member in members.items():
+        kind = kind_of(member.constraint)
+        scheme, tau = member.init_scheme, member.tau
+        if kind is not None:
+            texts[name] = _words("control", kind=kind)
+        elif member.constraint != TRAINED:
+            options = {"tau": source.spec.tau if tau is None else tau}
+            drawn = _words("drawn", scheme=scheme)
+            texts[name] = CONSTRAINTS[member.constraint].of_directions(drawn, options)
+    return texts
+
+
+def _words(macro: str, **values: Any) -> str:
+    return words("card_words.md.j2", macro, _HERE, **values)
 
 
 def _unbroken(body: str) -> str:

@@ -14,11 +14,10 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals.results import RESULTS_FILE, collect, load_results
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import load_study
-from sae_baselines.report.build import Report
-from sae_baselines.report.context import ReportContext
-from sae_baselines.report.of_study import report_of_study, study_context
+from sae_baselines.report.build import Report, report_of_study
+from sae_baselines.report.context import ReportContext, study_context
 from sae_baselines.report.write import report_files
-from sae_baselines.results.tidy import Tidy, tidy
+from sae_baselines.results import Results
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
 from sae_baselines.study.plan import MemberKey, members_of, panels_of
 from sae_baselines.study.spec import MemberSpec, PanelSpec, read_yaml, spec_hash
@@ -55,7 +54,7 @@ class SourceStudy:
     members: dict[MemberKey, MemberSpec]
     left_out: tuple[str, ...]
     configs: dict[MemberKey, dict[str, Any]]
-    table: Tidy
+    table: Results
     context: ReportContext
     report: Report
     report_files: tuple[str, ...]
@@ -115,7 +114,7 @@ def read_source(root: Path) -> SourceStudy:
         members=members,
         left_out=left_out,
         configs=configs,
-        table=tidy(load_results(root)),
+        table=Results.of(load_results(root)),
         context=study_context(root),
         report=report,
         report_files=tuple(files),

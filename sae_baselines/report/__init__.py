@@ -4,11 +4,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from sae_baselines.report.build import Report, build_report
+from sae_baselines.report.build import Report, build_report, report_of_study
 from sae_baselines.report.caveats import Caveat
-from sae_baselines.report.context import Failure, Note, ReportContext
-from sae_baselines.report.of_study import report, report_of_study
-from sae_baselines.report.write import to_html, to_markdown, write_report
+from sae_baselines.report.context import Failure, Note, ReportContext, study_context
+from sae_baselines.report.write import report, to_html, to_markdown, write_report
 
 __all__ = [
     "Caveat",
@@ -19,6 +18,7 @@ __all__ = [
     "build_report",
     "report",
     "report_of_study",
+    "study_context",
     "to_html",
     "to_markdown",
     "write_report",

@@ -4,19 +4,23 @@ import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import is_null_for
-from sae_baselines.report import checked as in_table
-from sae_baselines.report import published, sceptic, sections
-from sae_baselines.report.caveats import Caveat, caveats
-from sae_baselines.report.checked import Checked
-from sae_baselines.report.context import ReportContext
-from sae_baselines.report.document import Block, Figure, Figures, Section, Text, code
+from sae_baselines.controls import TRAINED, is_null_for, is_unchanged, kind_of
+from sae_baselines.evals.results import current_results
+from sae_baselines.report import paper
+from sae_baselines.report import reference as of_reference
+from sae_baselines.report.caveats import Caveat, caveat, caveats, version_mix
+from sae_baselines.report.context import ReportContext, study_context
+from sae_baselines.report.markdown import Figure, Section, render, words
 from sae_baselines.report.names import key
-from sae_baselines.results.tidy import MetricKey, Tidy, tidy
+from sae_baselines.report.reference import Reference
+from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import (
+    METHOD,
     AgainstRandom,
     Comparison,
     Margin,
@@ -31,7 +35,7 @@ from sae_baselines.stats import (
 )
 from sae_baselines.stats.margins import override_matches
 
-_TESTED = "trained"
+_NO_PAIRS = "nothing to compare"
 
 
 @dataclass(frozen=True)
@@ -47,27 +51,49 @@ class Report:
         against_random: Per metric.
         retained: Shares.
         caveats: Every reason for caution that applies.
-        placements: Where a published SAE falls among every other member's seeds.
-        placed: The same against all random members at once.
+        reference: Where a published SAE falls among every other member's seeds.
     """
 
     title: str
     lede: str
     sections: tuple[Section, ...]
-    figures: tuple[Figure, ...]
-    verdicts: tuple[Verdict, ...]
-    against_random: tuple[AgainstRandom, ...]
-    retained: tuple[Retained, ...]
-    caveats: tuple[Caveat, ...]
-    placements: tuple[Placement, ...] = ()
-    placed: tuple[PlacedAgainstRandom, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    against_random: tuple[AgainstRandom, ...] = ()
+    retained: tuple[Retained, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
+    reference: Reference | None = None
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Of the published SAE among every other member's seeds."""
+        return self.reference.placements if self.reference else ()
+
+    @property
+    def placed(self) -> tuple[PlacedAgainstRandom, ...]:
+        """The same against all random members at once."""
+        return self.reference.placed if self.reference else ()
 
 
-def build_report(results: pd.DataFrame | Tidy, context: ReportContext) -> Report:
+def report_of_study(study: str | Path) -> Report:
+    """Build the report of a study from its ``results.csv`` and records.
+
+    Args:
+        study: Study folder.
+
+    Raises:
+        UserError: No study or no results there, or a table that is not what it should be or
+            not that of the records.
+    """
+    study = Path(study)
+    return build_report(current_results(study), study_context(study))
+
+
+def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Report:
     """Compare, draw and word a study.
 
     Args:
-        results: Tidy rows: panel, member, constraint, architecture, l0, seed, suite, metric,
+        results: Results rows: panel, member, constraint, architecture, l0, seed, suite, metric,
             direction, task (empty or missing: aggregate), value, and where known n and
             versions. Suite "panel" is the package's own measurement; its "l0" is what
             members are matched by. Rows of a published SAE (constraint "published") are
@@ -80,92 +106,120 @@ def build_report(results: pd.DataFrame | Tidy, context: ReportContext) -> Report
     Raises:
         UserError: The table is not as `stats.differences` wants it.
     """
-    every = tidy(results)
-    has_published = every.has_published
-    table = in_table.for_pairing(every) if has_published else every
+    every = Results.of(results)
+    table = of_reference.for_pairing(every) if every.has_published else every
     metrics, dropped = _primary(every, context)
     compared, more = _compare(table, metrics)
     used, unused = _margins(context, compared)
     found = verdicts(compared, margins=used)
-    checked = in_table.place(every, metrics) if has_published else None
-    if checked is not None:
-        more = [*published.unplaced(checked.placements), *_unexpected(more, table)]
+    reference = of_reference.place(every, metrics) if every.has_published else None
+    trained = TRAINED in table.constraints.values()
+    if reference is not None:
+        # Without an SAE trained here nothing can be paired, which is as it was asked for.
+        more = [c for c in more if trained or c.kind != _NO_PAIRS]
+        more = [*of_reference.unplaced(reference.placements), *more]
     warned = caveats(every, context, found, [*dropped, *more, *unused])
-    parts = _Parts(
+    random, shares = against_random(found), retained(compared)
+    drawn = _draw(table, metrics, found, reference)
+    parts: list[Section] = []
+    if reference is None:
+        title, lede = f"Does it beat random? {context.study}", _lede(table, context)
+        which, source = "trained SAE", "the trained SAE"
+    else:
+        title = f"Is it better than random? {context.published.get('source', context.study)}"
+        lede = of_reference.lede(reference, context)
+        which, source = "SAE that was trained here", "the published SAE"
+        heading = "Where the published SAE falls among random ones"
+        text = of_reference.section(reference, context, drawn["published"])
+        parts.append(Section("published", heading, text))
+    if reference is None or trained:
+        text = render("answer.md.j2", random=random, verdicts=found)
+        parts.append(Section("answer", f"Does the {which} beat random?", text))
+    text = render("caveat_list.md.j2", caveats=warned)
+    parts.append(Section("caveats", "Caveats that apply", text))
+    text = render(
+        "scores.md.j2",
         table=table,
-        context=context,
         metrics=metrics,
-        verdicts=found,
-        random=against_random(found),
-        retained=retained(compared),
-        caveats=warned,
-        figures=_draw(table, metrics, found, checked),
-        checked=checked,
+        drawn=drawn["scores"],
+        paper=_beside_paper(table, metrics),
+        setting=paper.SETTING,
     )
+    parts.append(Section("scores", "Scores", text))
+    if found:
+        text = render("verdicts.md.j2", verdicts=found, drawn=drawn["differences"])
+        parts.append(Section("verdicts", "Differences and verdicts", text))
+    with_controls = table if reference is None else reference.table
+    if with_controls.controls:
+        text = render(
+            "controls.md.j2", controls=_controls(with_controls, metrics), source=source
+        )
+        parts.append(Section("controls", "Controls", text))
+    if shares:
+        text = render("retained.md.j2", shares=shares, setting=paper.SETTING)
+        heading = "What a baseline retains, and the paper's numbers"
+        parts.append(Section("retained", heading, text))
+    if drawn["distributions"]:
+        text = render("figures.md.j2", drawn=drawn["distributions"])
+        parts.append(Section("distributions", "AutoInterp scores of single latents", text))
+    text = render("everything.md.j2", table=table, metrics=metrics)
+    parts.append(Section("all", "Every metric and task", text))
+    text = render(
+        "methods.md.j2",
+        context=context,
+        suites=sorted(set(table.frame["suite"]) - {"panel"}),
+        primary=[key(*metric) for metric in metrics],
+        margins={p: getattr(m, "value", m) for p, m in context.margins.items()},
+        controls=table.controls,
+        placed=reference is not None,
+        paired=reference is None or bool(found),
+        alpha=found[0].alpha if found else METHOD.alpha,
+    )
+    parts.append(Section("sceptic", "For a sceptic", text))
+    text = render("provenance.md.j2", table=table, context=context, by_row=version_mix(table))
+    parts.append(Section("provenance", "Provenance", text))
     return Report(
-        title=f"Does it beat random? {context.study}"
-        if checked is None
-        else published.heading_of(context),
-        lede=_lede(table, context) if checked is None else published.lede(checked, context),
-        sections=tuple(s for s in _sections(parts) if s.blocks),
-        figures=tuple(f for group in parts.figures.values() for f in group),
+        title=title,
+        lede=lede,
+        sections=tuple(parts),
+        figures=tuple(f for figures in drawn.values() for f in figures),
         verdicts=tuple(found),
-        against_random=tuple(parts.random),
-        retained=tuple(parts.retained),
+        against_random=tuple(random),
+        retained=tuple(shares),
         caveats=tuple(warned),
-        placements=checked.placements if checked else (),
-        placed=checked.placed if checked else (),
+        reference=reference,
     )
 
 
-@dataclass(frozen=True)
-class _Parts:
-    table: Tidy
-    context: ReportContext
-    metrics: list[MetricKey]
-    verdicts: list[Verdict]
-    random: list[AgainstRandom]
-    retained: list[Retained]
-    caveats: list[Caveat]
-    figures: dict[str, list[Figure]]
-    checked: Checked | None
-
-
-def _primary(table: Tidy, context: ReportContext) -> tuple[list[MetricKey], list[Caveat]]:
+def _primary(table: Results, context: ReportContext) -> tuple[list[MetricKey], list[Caveat]]:
     """Metrics that verdicts are made of, in the order of their patterns."""
     comparable = [m for m in table.metrics if table.direction(m)]
     if not context.primary:
-        text = (
-            f"No primary metrics were named, so all {len(comparable)} that have a direction "
-            "are tested together; each one more makes every verdict harder to earn."
-        )
-        return comparable, [Caveat("no primary metrics", text)]
+        return comparable, [caveat("no primary metrics", n=len(comparable))]
     chosen: dict[MetricKey, None] = {}
     dropped = []
     for pattern in context.primary:
         hits = [m for m in table.metrics if fnmatch.fnmatchcase(key(*m), pattern)]
         usable = [m for m in hits if table.direction(m)]
         if not usable:
-            why = "describes only and is never compared" if hits else "has no rows"
-            text = f"Primary metric {code(pattern)} {why}; nothing here speaks of it."
-            dropped.append(Caveat("missing", text))
+            facts = {"pattern": pattern, "described": bool(hits)}
+            dropped.append(caveat("missing", "primary_without_rows", **facts))
         chosen.update(dict.fromkeys(usable))
     return list(chosen), dropped
 
 
 def _compare(
-    table: Tidy, metrics: Sequence[MetricKey]
+    table: Results, metrics: Sequence[MetricKey]
 ) -> tuple[list[Comparison], list[Caveat]]:
     """Paired differences, where there is a pair at all."""
     compared: list[Comparison] = []
     dropped = []
     for group in table.groups:
         members = table.present(group)
-        baselines = [m for m in members if table.constraints[m] != _TESTED]
-        if _TESTED not in members or not baselines:
-            lacks = "no baseline" if _TESTED in members else f"no member {code(_TESTED)}"
-            text = f"{sections.named(group)} has {lacks}, so nothing is compared there."
-            dropped.append(Caveat("nothing to compare", text))
+        baselines = [m for m in members if table.constraints[m] != TRAINED]
+        if TRAINED not in members or not baselines:
+            why = "no baseline" if TRAINED in members else f"no member `{TRAINED}`"
+            dropped.append(caveat(_NO_PAIRS, group=group, why=why))
             continue
         names = [
             key(*m)
@@ -174,11 +228,7 @@ def _compare(
             and any(is_null_for(table.constraints[b], *m) for b in baselines)
         ]
         if not names:
-            text = (
-                f"What {sections.named(group)} has besides the trained SAE is a null for none "
-                "of the metrics, so nothing is compared there."
-            )
-            dropped.append(Caveat("nothing to compare", text))
+            dropped.append(caveat(_NO_PAIRS, group=group, why="no null"))
         else:
             part = table.only(group=group)
             compared += differences(part, metrics=names, on_missing="exclude")
@@ -190,12 +240,6 @@ def _compare(
     return compared, dropped
 
 
-def _unexpected(dropped: Sequence[Caveat], table: Tidy) -> list[Caveat]:
-    """Without an SAE trained here nothing can be paired, which is as it was asked for."""
-    trained = _TESTED in table.constraints.values()
-    return [c for c in dropped if trained or c.kind != "nothing to compare"]
-
-
 def _margins(
     context: ReportContext, compared: Sequence[Comparison]
 ) -> tuple[dict[str, float | Margin], list[Caveat]]:
@@ -205,26 +249,24 @@ def _margins(
         for pattern, margin in context.margins.items()
         if any(override_matches(pattern, c.suite, c.metric) for c in compared)
     }
-    unused = [
-        Caveat("unused margin", f"A margin is set for {code(p)}, which is not compared here.")
-        for p in context.margins
-        if p not in used
-    ]
-    return used, unused
+    unused = [p for p in context.margins if p not in used]
+    return used, [caveat("unused margin", pattern=p) for p in unused]
 
 
 def _draw(
-    table: Tidy,
+    table: Results,
     metrics: Sequence[MetricKey],
     found: Sequence[Verdict],
-    checked: Checked | None,
+    reference: Reference | None,
 ) -> dict[str, list[Figure]]:
     # matplotlib takes a second to import and is needed nowhere else.
     from sae_baselines.report import plots, style  # noqa: PLC0415
 
     with style.drawing():
-        strips = [] if checked is None else in_table.strips(checked, metrics)
-        scores = metrics if checked is None else _not_in_strips(checked, metrics)
+        strips, scores = [], list(metrics)
+        if reference is not None:
+            strips = of_reference.strips(reference, metrics)
+            scores = of_reference.not_in_strips(reference, metrics)
         return {
             "published": strips,
             "scores": plots.score_figures(table, scores),
@@ -233,131 +275,43 @@ def _draw(
         }
 
 
-def _not_in_strips(checked: Checked, metrics: Sequence[MetricKey]) -> list[MetricKey]:
-    """A strip with the published SAE shows all that one without it would."""
-    if len(checked.others.groups) > 1:
-        return list(metrics)
-    drawn = {
-        metric
-        for metric in metrics
-        for group in checked.groups
-        if math.isfinite(in_table.value(checked.table, group, metric))
-    }
-    return [metric for metric in metrics if metric not in drawn]
-
-
-def _sections(p: _Parts) -> list[Section]:
-    exact = [key(*metric) for metric in p.metrics]
-    return [
-        *_published(p),
-        Section("answer", _question(p), _answer(p)),
-        Section("caveats", "Caveats that apply", sections.caveat_list(p.caveats)),
-        Section("scores", "Scores", _scores(p)),
-        Section("verdicts", "Differences and verdicts", _comparisons(p)),
-        Section("controls", "Controls", _controls(p)),
-        Section("retained", "What a baseline retains, and the paper's numbers", _shares(p)),
-        Section("distributions", "AutoInterp scores of single latents", _latents(p)),
-        Section("all", "Every metric and task", _everything(p)),
-        Section("sceptic", "For a sceptic", _for_a_sceptic(p, exact)),
-        Section("provenance", "Provenance", sceptic.provenance(p.table, p.context)),
-    ]
-
-
-def _for_a_sceptic(p: _Parts, exact: Sequence[str]) -> list[Block]:
-    return sceptic.sceptic(p.table, p.context, exact, p.verdicts, p.checked is not None)
-
-
-def _published(p: _Parts) -> list[Section]:
-    if p.checked is None:
-        return []
-    found = published.blocks(p.checked, p.context, p.figures["published"])
-    return [Section("published", "Where the published SAE falls among random ones", found)]
-
-
-def _question(p: _Parts) -> str:
-    which = "trained SAE" if p.checked is None else "SAE that was trained here"
-    return f"Does the {which} beat random?"
-
-
-def _controls(p: _Parts) -> list[Block]:
-    if p.checked is None:
-        return sections.controls(p.table, p.metrics)
-    return sections.controls(p.checked.table, p.metrics, published.NAME)
-
-
-def _answer(p: _Parts) -> list[Block]:
-    if p.checked is not None and _TESTED not in p.table.constraints.values():
-        return []
-    if not p.random:
-        why = "no random baseline is here" if p.verdicts else "the caveats say why"
-        return [Text(f"Nothing could be compared with random; {why}.")]
-    return sections.answer(p.random)
-
-
-def _scores(p: _Parts) -> list[Block]:
-    return [
-        *_figures(p, "scores"),
-        sections.score_table(p.table, p.metrics),
-        *sections.beside_paper(p.table, p.metrics),
-    ]
-
-
-def _comparisons(p: _Parts) -> list[Block]:
-    if not p.verdicts:
-        return []
-    return [
-        *_figures(p, "differences"),
-        Text("The words:"),
-        sections.glossary(p.verdicts),
-        *sections.verdict_tables(p.verdicts),
-    ]
-
-
-def _shares(p: _Parts) -> list[Block]:
-    return sections.retained_tables(p.retained)
-
-
-def _latents(p: _Parts) -> list[Block]:
-    return _figures(p, "distributions")
-
-
-def _everything(p: _Parts) -> list[Block]:
-    return [*sections.every_metric(p.table), *sections.per_task(p.table, p.metrics)]
-
-
-def _figures(p: _Parts, which: str) -> list[Block]:
-    return [Figures(p.figures[which])] if p.figures[which] else []
-
-
-def _lede(table: Tidy, context: ReportContext) -> str:
+def _lede(table: Results, context: ReportContext) -> str:
     """What was studied, in a sentence."""
-    where = ", ".join(
-        code(part) if i < 2 else part
-        for i, part in enumerate(
-            (
-                context.model,
-                context.hook,
-                f"{context.d_sae:,} latents" if context.d_sae else "",
-                f"{context.training_tokens:,} training tokens"
-                if context.training_tokens
-                else "",
-            )
-        )
-        if part
-    )
-    architectures = ", ".join(dict.fromkeys(g[0] for g in table.groups))
-    l0s = ", ".join(f"{l0:g}" for l0 in sorted({g[1] for g in table.groups}))
-    seeds = sorted({s for g in table.groups for s in table.seeds(g)})
     baselines = [
-        code(m)
-        for m in table.members
-        if table.constraints[m] != _TESTED and m not in table.controls
+        m for m in table.members if table.constraints[m] != TRAINED and m not in table.controls
     ]
-    controls = ", ".join(map(code, table.controls))
-    return (
-        f"A trained SAE beside random baselines ({', '.join(baselines) or 'none'})"
-        + (f" and controls ({controls})" if controls else "")
-        + (f" on {where}" if where else "")
-        + f". Architectures: {architectures}; L0: {l0s}; "
-        + ("single training seed." if len(seeds) == 1 else f"{len(seeds)} training seeds.")
-    )
+    return words("ledes.md.j2", "of_study", context=context, table=table, baselines=baselines)
+
+
+def _controls(table: Results, metrics: Sequence[MetricKey]) -> list[dict[str, object]]:
+    """What each control is, what it is compared on, and what it is mute about."""
+    constraints = table.constraints
+    return [
+        {
+            "member": member,
+            "kind": kind_of(constraints[member]),
+            "compared": [key(*m) for m in metrics if is_null_for(constraints[member], *m)],
+            "fixed": [key(*m) for m in metrics if is_unchanged(constraints[member], *m)],
+        }
+        for member in table.controls
+    ]
+
+
+def _beside_paper(
+    table: Results, metrics: Sequence[MetricKey]
+) -> list[tuple[Group, MetricKey, paper.Published, list[tuple[str, float, float | None]]]]:
+    """Scores of members beside the paper's, where the paper has the metric."""
+    found = []
+    for group in table.groups:
+        for metric in metrics:
+            there = paper.published(group[0], *metric)
+            if there is None or not table.present(group, metric):
+                continue
+            rows = []
+            for member in table.present(group, metric):
+                values = list(table.values(group, metric, member).values())
+                finite = [v for v in values if math.isfinite(v)]
+                score = there.trained if member == TRAINED else there.scores.get(member)
+                rows.append((member, float(np.mean(finite)) if finite else math.nan, score))
+            found.append((group, metric, there, rows))
+    return found

@@ -1,21 +1,22 @@
-"""Every reason for caution that applies to a study, found in its rows."""
+"""Every reason for caution that applies to a study, found in its rows; words: the template."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sae_baselines.baselines import CONSTRAINTS
-from sae_baselines.controls import is_unchanged
+from sae_baselines.controls import PUBLISHED, TRAINED, is_unchanged
 from sae_baselines.report.context import Note, ReportContext
-from sae_baselines.report.document import code
+from sae_baselines.report.markdown import code, codes, words
+from sae_baselines.report.names import key
 from sae_baselines.report.numbers import number
-from sae_baselines.results.tidy import Group, Tidy, ordered
+from sae_baselines.results import Group, MetricKey, Results, ordered
 from sae_baselines.stats import Verdict
 from sae_baselines.study.measure import L0_TOLERANCE
-from sae_baselines.study.spec import PUBLISHED
 
 # Explained variance, SAEBench's against the paper's definition.
 EV_TOLERANCE = 0.02
@@ -23,7 +24,6 @@ EV_TOLERANCE = 0.02
 UNCHANGED_TOLERANCE = 1e-3
 # Latents of a member that fire on no evaluation token.
 DEAD_SHARE = 0.1
-_SHOWN = 8
 # SAEs that a note names; of more it says how many.
 _SAES_OF_A_NOTE = 4
 _SAEBENCH_EV = ("core", "explained_variance")
@@ -43,8 +43,20 @@ class Caveat:
     text: str
 
 
+def caveat(kind: str, macro: str = "", **facts: Any) -> Caveat:
+    """A caveat in the template's words.
+
+    Args:
+        kind: Short name.
+        macro: Which text; default the one called as the kind is.
+        facts: What the text is told.
+    """
+    name = macro or kind.lower().replace(" ", "_")
+    return Caveat(kind, words("caveats.md.j2", name, **facts))
+
+
 def caveats(
-    table: Tidy, context: ReportContext, items: Sequence[Verdict], dropped: Sequence[Caveat]
+    table: Results, context: ReportContext, items: Sequence[Verdict], dropped: Sequence[Caveat]
 ) -> list[Caveat]:
     """All that apply, gravest first.
 
@@ -73,16 +85,14 @@ def caveats(
     ]
 
 
-def version_mix(table: Tidy) -> dict[str, dict[str, list[str]]]:
+def version_mix(table: Results) -> dict[str, dict[str, list[str]]]:
     """Package to version to suites, over the rows' ``versions`` column."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     if "versions" not in table.frame:
         return {}
     pairs = table.frame[["suite", "versions"]].drop_duplicates()
     for suite, text in pairs.itertuples(index=False, name=None):
-        if not isinstance(text, str):
-            continue
-        for part in text.split(";"):
+        for part in text.split(";") if isinstance(text, str) else ():
             package, _, version = part.strip().partition("=")
             version = version.lstrip("=").strip()
             if package and version and suite not in found[package.strip()][version]:
@@ -90,101 +100,58 @@ def version_mix(table: Tidy) -> dict[str, dict[str, list[str]]]:
     return {package: dict(versions) for package, versions in sorted(found.items())}
 
 
-def _published(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
+def _published(table: Results, context: ReportContext) -> Iterable[Caveat]:
     """What a published SAE and the members around it do not have in common."""
-    if PUBLISHED not in table.constraints.values():
+    constraints = table.constraints.values()
+    if not table.has_published:
         return
-    yield Caveat(
-        "one published seed",
-        "The published SAE is one training run: how its scores would vary with its seed is "
-        "unknown, so it is placed among the others' seeds and gets no verdict.",
-    )
+    yield caveat("one published seed")
     record = context.published
-    own, theirs = record.get("tokens_recorded"), record.get("training_tokens")
-    theirs = theirs or context.training_tokens
+    own = record.get("tokens_recorded")
+    theirs = record.get("training_tokens") or context.training_tokens
     if not own:
-        yield Caveat(
-            "budget unknown",
-            "How many tokens the published SAE was trained on is not recorded: a difference "
-            "may be one of budget.",
-        )
+        yield caveat("budget unknown")
     elif theirs and own != theirs:
-        more, less = (
-            ("published SAE", "others") if own > theirs else ("others", "published SAE")
-        )
-        text = (
-            f"The published SAE was trained on {own:,} tokens, the others on {theirs:,}: the "
-            f"{more} had {number(max(own, theirs) / min(own, theirs))} times as many as the "
-            f"{less}. A difference may be one of budget"
-        )
-        if "trained" in table.constraints.values():
-            text += f"; {code('trained')} is its architecture at the others' budget"
-        yield Caveat("budgets differ", f"{text}.")
-    said, used = record.get("dataset_recorded"), record.get("dataset")
-    if said and used and said != used:
-        yield Caveat(
-            "other text",
-            f"The published SAE names the text {code(said)}; the others were trained, and all "
-            f"were measured by suite `panel`, on {code(used)}.",
-        )
-    elif used and not said:
-        yield Caveat(
-            "text unknown",
-            "What text the published SAE was trained on is not recorded; the others were "
-            f"trained, and all were measured by suite `panel`, on {code(used)}.",
-        )
+        trained = TRAINED if TRAINED in constraints else ""
+        yield caveat("budgets differ", own=own, theirs=theirs, trained=trained)
+    recorded, used = record.get("dataset_recorded"), record.get("dataset")
+    if recorded and used and recorded != used:
+        yield caveat("other text", recorded=recorded, used=used)
+    elif used and not recorded:
+        yield caveat("text unknown", used=used)
 
 
 def _seeds(items: Sequence[Verdict]) -> Iterable[Caveat]:
     if any(v.word == "single seed" for v in items):
-        yield Caveat(
-            "single seed",
-            "Single seed: the spread over training seeds is unknown, so numbers are given "
-            "and no verdict. Two seeds are the least, three or more are advised.",
-        )
+        yield caveat("single seed")
     if any(v.n_seeds == 2 for v in items):
-        yield Caveat(
-            "two seeds",
-            "Two seeds: the spread over seeds rests on one degree of freedom, so intervals "
-            "are very wide.",
-        )
+        yield caveat("two seeds")
 
 
 def _failures(context: ReportContext) -> Iterable[Caveat]:
     for f in context.failures:
-        where = f" on {code(f'{f.panel}/{f.member}' if f.panel else f.member)}"
-        yield Caveat(
-            "failure",
-            f"Suite {code(f.suite)} gave no result{where if f.member else ''}: "
-            f"{code(f.reason) or 'no reason was given'}.",
-        )
+        where = f"{f.panel}/{f.member}" if f.panel and f.member else f.member
+        yield caveat("failure", suite=f.suite, where=where, reason=f.reason)
 
 
-def _missing(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
+def _missing(table: Results, context: ReportContext) -> Iterable[Caveat]:
     """Suites without rows, and members that lack rows of a suite that others have."""
     columns = (table.frame[c] for c in ("suite", "panel", "member"))
     have: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for suite, panel, member in dict.fromkeys(zip(*columns, strict=True)):
         have[suite].add((panel, member))
     every = {pair for pairs in have.values() for pair in pairs}
-    asked = dict.fromkeys([*context.suites, *(s for s in have if s != "panel")])
-    for suite in asked:
+    rank = {m: i for i, m in enumerate(table.members)}
+    for suite in dict.fromkeys([*context.suites, *(s for s in have if s != "panel")]):
         lacking = every - have[suite]
-        if lacking and all(_told(context, suite, *pair) for pair in lacking):
+        if not lacking or all(_has_failed(context, suite, *pair) for pair in lacking):
             continue
-        if lacking == every:
-            yield Caveat("missing", f"Suite {code(suite)} has no rows.")
-        elif lacking:
-            rank = {m: i for i, m in enumerate(table.members)}
-            named = [f"{p}/{m}" for p, m in sorted(lacking, key=lambda x: (x[0], rank[x[1]]))]
-            yield Caveat(
-                "missing",
-                f"Suite {code(suite)} has no rows of {len(lacking)} of {len(every)} SAEs: "
-                f"{_named(named)}.",
-            )
+        named = [f"{p}/{m}" for p, m in sorted(lacking, key=lambda x: (x[0], rank[x[1]]))]
+        some = named if lacking != every else []
+        yield caveat("missing", suite=suite, lacking=some, total=len(every))
 
 
-def _told(context: ReportContext, suite: str, panel: str, member: str) -> bool:
+def _has_failed(context: ReportContext, suite: str, panel: str, member: str) -> bool:
     """Whether a failure says already that there is no result."""
     names = ("", member, f"{panel}/{member}", f"{panel}.{member}")
     return any(
@@ -193,100 +160,75 @@ def _told(context: ReportContext, suite: str, panel: str, member: str) -> bool:
     )
 
 
-def _not_finite(table: Tidy) -> Iterable[Caveat]:
-    frame = table.frame
-    bad = frame[~np.isfinite(frame["value"])]
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+def _not_finite(table: Results) -> Iterable[Caveat]:
+    bad = table.frame[~np.isfinite(table.frame["value"])]
+    found: dict[MetricKey, dict[str, None]] = defaultdict(dict)
     columns = (bad[c] for c in ("suite", "metric", "panel", "member"))
     for suite, metric, panel, member in zip(*columns, strict=True):
         if table.direction((suite, metric)):
-            name = f"{panel}/{member}"
-            if name not in found[suite, metric]:
-                found[suite, metric].append(name)
-    for (suite, metric), names in found.items():
-        yield Caveat(
-            "not a number",
-            f"{code(f'{suite}/{metric}')} is not a number for {_named(names)}.",
-        )
+            found[suite, metric][f"{panel}/{member}"] = None
+    for metric, names in found.items():
+        yield caveat("not a number", metric=metric, names=list(names))
 
 
-def _l0(table: Tidy) -> Iterable[Caveat]:
+def _l0(table: Results) -> Iterable[Caveat]:
     off, unknown = [], []
     for (group, member, seed), panel in table.panels.items():
         value, target = table.measured_l0.get((panel, member, seed), math.nan), group[1]
+        name = f"{panel}/{member}"
         if not math.isfinite(value):
-            unknown.append(f"{panel}/{member}")
+            unknown.append(name)
         elif abs(value - target) > L0_TOLERANCE * target:
-            off.append(
-                f"{code(f'{panel}/{member}')} {number(value)} for {target:g} "
-                f"({value / target - 1:+.0%})"
-            )
+            apart = f"{value / target - 1:+.0%}"
+            off.append(f"{code(name)} {number(value)} for {target:g} ({apart})")
     if off:
-        yield Caveat(
-            "L0 off target",
-            f"Measured L0 is more than {L0_TOLERANCE:.0%} off its target for {len(off)} of "
-            f"{len(table.panels)} SAEs: {_listed(off)}.",
-        )
+        total = len(table.panels)
+        yield caveat("L0 off target", texts=off, total=total, tolerance=L0_TOLERANCE)
     if unknown:
-        yield Caveat(
-            "L0 unknown",
-            f"No measured L0 of {len(unknown)} SAEs, so they get no verdict: "
-            f"{_named(unknown)}.",
-        )
+        yield caveat("L0 unknown", names=unknown)
 
 
 def _l0_apart(items: Sequence[Verdict]) -> Iterable[Caveat]:
     """From the verdicts themselves, so that both say the same."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for v in items:
-        if v.word == "no verdict" and "L0 differs" in v.reason:
-            reasons[f"{v.architecture}, L0 {v.l0:g}: {v.reason}"].append(v.metric)
-    for reason in reasons:
-        yield Caveat("L0 apart", f"No verdict is given where L0 is apart. {reason}.")
+    apart = [v for v in items if v.word == "no verdict" and "L0 differs" in v.reason]
+    for group, reason in dict.fromkeys(((v.architecture, v.l0), v.reason) for v in apart):
+        yield caveat("L0 apart", group=group, reason=reason)
 
 
-def _baselines(table: Tidy) -> Iterable[Caveat]:
+def _baselines(table: Results) -> Iterable[Caveat]:
     here = set(table.constraints.values())
     absent = [c for c in CONSTRAINTS if c not in here]
     if absent:
-        yield Caveat(
-            "baselines absent",
-            f"The study has no {_named(absent)}; what is said of random baselines is said of "
-            "those that are there.",
-        )
+        yield caveat("baselines absent", names=absent)
 
 
-def _controls(table: Tidy) -> Iterable[Caveat]:
+def _controls(table: Results) -> Iterable[Caveat]:
     """A control with its source's latents has its scores wherever only latents count."""
-    published = PUBLISHED in table.constraints.values()
+    published = table.has_published
     for control in table.controls:
-        apart: dict[str, float] = {}
+        apart: dict[MetricKey, float] = {}
+        unchanged = [m for m in table.metrics if is_unchanged(table.constraints[control], *m)]
         for group in table.groups:
-            for metric in table.metrics:
-                if not is_unchanged(table.constraints[control], *metric):
-                    continue
+            for metric in unchanged:
                 own = table.values(group, metric, control)
-                source = table.values(group, metric, PUBLISHED if published else "trained")
+                source = table.values(group, metric, PUBLISHED if published else TRAINED)
                 if published:
                     # All seeds of a control are made of the one SAE.
                     source = dict.fromkeys(own, next(iter(source.values()), math.nan))
                 for seed, value in source.items():
                     gap = abs(own.get(seed, value) - value)
                     if gap > UNCHANGED_TOLERANCE * max(1.0, abs(value)):
-                        name = f"{metric[0]}/{metric[1]}"
-                        apart[name] = max(gap, apart.get(name, 0.0))
+                        apart[metric] = max(gap, apart.get(metric, 0.0))
         if apart:
-            named = _listed([f"{code(name)} by {number(gap)}" for name, gap in apart.items()])
-            yield Caveat(
+            yield caveat(
                 "control differs",
-                f"{code(control)} has the {'published' if published else 'trained'} SAE's "
-                "latents, yet its score differs, at "
-                f"most: {named}. What decides these scores is then not the latents alone, or "
-                "one SAE does not get the same score twice.",
+                control=control,
+                source=PUBLISHED if published else TRAINED,
+                texts=[f"{code(key(*m))} by {number(gap)}" for m, gap in apart.items()],
             )
 
 
-def _explained_variance(table: Tidy) -> Iterable[Caveat]:
+def _explained_variance(table: Results) -> Iterable[Caveat]:
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     lonely = 0
     for group in table.groups:
@@ -297,97 +239,73 @@ def _explained_variance(table: Tidy) -> Iterable[Caveat]:
                     pairs[member].append((value, own[seed]))
                 else:
                     lonely += 1
-    every = [pair for ps in pairs.values() for pair in ps]
-    apart = [abs(a - b) for a, b in every if math.isfinite(a) and math.isfinite(b)]
+    apart = [abs(a - b) for ps in pairs.values() for a, b in ps if math.isfinite(a - b)]
     n = sum(gap > EV_TOLERANCE for gap in apart)
     if n:
-        named = []
-        for member in ordered(pairs):
-            theirs, paper = np.array(pairs[member]).mean(axis=0)
-            named.append(f"{code(member)} {number(theirs)} against {number(paper)}")
-        yield Caveat(
+        means = [(m, *np.array(pairs[m]).mean(axis=0)) for m in ordered(pairs)]
+        yield caveat(
             "EV disagreement",
-            "SAEBench's `core/explained_variance` differs from the paper's definition by more "
-            f"than {EV_TOLERANCE:g} for {n} of {len(apart)} SAEs (at most "
-            f"{number(max(apart))}): where the definition subtracts the square of the mean "
-            "activation, SAEBench subtracts the square of the mean squared activation. Means "
-            f"over SAEs, SAEBench's against the paper's: {'; '.join(named)}.",
+            tolerance=EV_TOLERANCE,
+            n=n,
+            total=len(apart),
+            most=max(apart),
+            means=means,
         )
     if lonely:
-        yield Caveat(
-            "EV unchecked",
-            f"`core/explained_variance` of {lonely} SAEs stands alone: it is SAEBench's "
-            "formula, not the paper's, and was not checked against it.",
-        )
+        yield caveat("EV unchecked", n=lonely)
 
 
-def _dead(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
-    named, worst = [], 0
+def _dead(table: Results, context: ReportContext) -> Iterable[Caveat]:
+    named, n = [], 0
     for group in table.groups:
         for member in table.present(group):
             alive = list(table.values(group, ("core", "frac_alive"), member).values())
             counts = table.values(group, ("panel", "alive"), member)
             if counts and context.d_sae:
                 alive = [c / context.d_sae for c in counts.values()]
-            alive = [a for a in alive if math.isfinite(a)]
-            dead = [1 - a for a in alive if 1 - a > DEAD_SHARE]
-            worst += len(dead)
+            dead = [1 - a for a in alive if math.isfinite(a) and 1 - a > DEAD_SHARE]
+            n += len(dead)
             if dead:
-                named.append(
-                    f"{code(member)} of {group[0]} at L0 {group[1]:g}: {max(dead):.0%}"
-                )
+                where = f"{code(member)} of {group[0]} at L0 {group[1]:g}"
+                named.append(f"{where}: {max(dead):.0%}")
     if named:
-        yield Caveat(
-            "dead latents",
-            f"More than {DEAD_SHARE:.0%} of the latents fire on no evaluation token for "
-            f"{worst} SAEs; at most {_listed(named)}. Fewer evaluation tokens make more "
-            "latents look dead.",
-        )
+        yield caveat("dead latents", share=DEAD_SHARE, n=n, texts=named)
 
 
-def _versions(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
-    for package, versions in version_mix(table).items():
-        if len(versions) > 1:
-            named = "; ".join(f"{v} ({', '.join(s)})" for v, s in sorted(versions.items()))
-            yield Caveat(
-                "version mix",
-                f"Rows were made with more than one version of {code(package)}: {named}.",
-            )
+def _versions(table: Results, context: ReportContext) -> Iterable[Caveat]:
     stages: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for stage, packages in context.versions.items():
         for package, used in packages.items():
             for version in used.split(", "):
                 stages[package][version].append(stage)
-    for package, versions in sorted(stages.items()):
-        if len(versions) > 1:
-            named = "; ".join(f"{v} ({', '.join(s)})" for v, s in versions.items())
-            yield Caveat(
-                "version mix", f"Stages used more than one version of {code(package)}: {named}."
-            )
+    for what, mix, order in (
+        ("Rows were made with", version_mix(table), sorted),
+        ("Stages used", stages, list),
+    ):
+        for package, versions in sorted(mix.items()):
+            if len(versions) > 1:
+                by = order(versions.items())
+                yield caveat("version mix", what=what, package=package, versions=by)
 
 
-def _data_order(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
+def _data_order(table: Results, context: ReportContext) -> Iterable[Caveat]:
     seeds: dict[Group, set[int]] = defaultdict(set)
     for group, member, seed in table.panels:
         if table.constraints[member] != PUBLISHED:
             seeds[group].add(seed)
     several = any(len(found) > 1 for found in seeds.values())
     if several and context.spec.get("data_order") == "shared":
-        yield Caveat(
-            "shared data order",
-            "All seeds saw the same data in the same order: intervals are about other initial "
-            "weights, not about other data (`data_order: per_seed` varies both).",
-        )
+        yield caveat("shared data order")
 
 
-def _notes(table: Tidy, context: ReportContext) -> Iterable[Caveat]:
+def _notes(table: Results, context: ReportContext) -> Iterable[Caveat]:
     """One line where several SAEs share a note."""
-    grouped: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    shared: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for note in context.notes:
-        grouped[note.suite, _without_suite(note)].update({note.name: None} if note.name else {})
-    for (suite, text), names in grouped.items():
-        said_of = [part for part in (code(suite), _saes(table, list(names))) if part]
-        yield Caveat("note", f"{', '.join(said_of)}: {text}" if said_of else text)
+        shared[note.suite, _without_suite(note)].update({note.name: None} if note.name else {})
+    for (suite, text), names in shared.items():
+        of = [part for part in (code(suite), _saes(table, list(names))) if part]
+        yield Caveat("note", f"{', '.join(of)}: {text}" if of else text)
 
 
 def _without_suite(note: Note) -> str:
@@ -395,34 +313,27 @@ def _without_suite(note: Note) -> str:
     return note.text.removeprefix(f"{note.suite}:").strip() if note.suite else note.text
 
 
-def _saes(table: Tidy, names: Sequence[str]) -> str:
+def _saes(table: Results, names: Sequence[str]) -> str:
     """The SAEs of a note: by name, or how many and of what."""
     if len(names) <= 1:
-        return _named(names)
+        return codes(names)
     if len(names) <= _SAES_OF_A_NOTE:
-        return f"{len(names)} SAEs ({_named(names)})"
+        return f"{len(names)} SAEs ({codes(names)})"
     known = {f"{panel}.{m}": (group[0], m) for (group, m, _), panel in table.panels.items()}
     if not set(names) <= set(known):
         return f"{len(names)} SAEs"
     if len(names) == len(known):
         return f"all {len(names)} SAEs"
-    among = (
-        ("of", [known[n][0] for n in names], [g[0] for g in table.groups]),
-        ("members", [known[n][1] for n in names], table.members),
-    )
-    parts = [
-        f"{word} {_named([each for each in dict.fromkeys(every) if each in here])}"
-        for word, here, every in among
-        if set(here) < set(every)
-    ]
+    parts = []
+    for i, (word, every) in enumerate(
+        (("of", [g[0] for g in table.groups]), ("members", table.members))
+    ):
+        here = {known[name][i] for name in names}
+        if here < set(every):
+            parts.append(f"{word} {_few([e for e in dict.fromkeys(every) if e in here])}")
     of = f" ({'; '.join(parts)})" if parts else ""
     return f"{len(names)} of {len(known)} SAEs{of}"
 
 
-def _named(names: Sequence[str]) -> str:
-    return _listed([code(name) for name in names])
-
-
-def _listed(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
+def _few(names: Sequence[str]) -> str:
+    return words("caveats.md.j2", "named", names=names)

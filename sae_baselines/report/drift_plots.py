@@ -14,7 +14,7 @@ from sae_baselines.drift.cosines import EDGES
 from sae_baselines.drift.record import SIDES, DriftLog
 from sae_baselines.drift.sphere import expected_best_cosine
 from sae_baselines.report import style
-from sae_baselines.report.document import Figure
+from sae_baselines.report.markdown import Figure
 
 # The paper shows 5 % and 10 %; the end belongs to it.
 SHOWN = (0.05, 0.1, 1.0)

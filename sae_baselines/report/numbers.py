@@ -69,9 +69,9 @@ def _places(low: float, high: float) -> int:
     return decimals((high - low) / 2)
 
 
-def percent(value: float, signed: bool = False) -> str:
+def percent(value: float | None, signed: bool = False) -> str:
     """A share as per cent, one decimal."""
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return MISSING
     return f"{100 * value:{'+' if signed else ''}.1f}%"
 

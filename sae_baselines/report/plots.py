@@ -12,21 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from sae_baselines.controls import is_control, is_random
+from sae_baselines.controls import TRAINED, is_control, is_random
 from sae_baselines.report import axes, style
-from sae_baselines.report.document import Figure
+from sae_baselines.report.markdown import Figure
 from sae_baselines.report.names import arrow, better, title
 from sae_baselines.report.numbers import number
-from sae_baselines.results.tidy import Group, MetricKey, Tidy
+from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import Verdict
-from sae_baselines.study.spec import TRAINED
 
 _TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
 _STEPS = [1, 2, 2.5, 5, 10]
 _NULL_FLOOR = ("autointerp", "null_floor")
 
 
-def score_figures(table: Tidy, metrics: Sequence[MetricKey]) -> list[Figure]:
+def score_figures(table: Results, metrics: Sequence[MetricKey]) -> list[Figure]:
     """Each metric against L0, or by member where an architecture has one L0."""
     by_architecture: dict[str, list[Group]] = defaultdict(list)
     for group in table.groups:
@@ -48,7 +47,7 @@ def score_figures(table: Tidy, metrics: Sequence[MetricKey]) -> list[Figure]:
 
 
 def placed_figures(
-    table: Tidy,
+    table: Results,
     group: Group,
     published: Mapping[MetricKey, float],
     left_out: Mapping[MetricKey, Sequence[str]],
@@ -92,7 +91,7 @@ def forest_figures(items: Sequence[Verdict], members: list[str]) -> list[Figure]
     return out
 
 
-def distribution_figures(table: Tidy) -> list[Figure]:
+def distribution_figures(table: Results) -> list[Figure]:
     """AutoInterp scores of latents, per member, all seeds together."""
     out = []
     for metric in table.metrics:
@@ -109,7 +108,7 @@ def distribution_figures(table: Tidy) -> list[Figure]:
     return out
 
 
-def null_floors(table: Tidy, group: Group) -> dict[str, float]:
+def null_floors(table: Results, group: Group) -> dict[str, float]:
     """AutoInterp score with descriptions shuffled between latents, mean over seeds."""
     found = {
         m: [v for v in table.values(group, _NULL_FLOOR, m).values() if math.isfinite(v)]
@@ -119,7 +118,7 @@ def null_floors(table: Tidy, group: Group) -> dict[str, float]:
 
 
 def _against_l0(
-    table: Tidy,
+    table: Results,
     metric: MetricKey,
     architecture: str,
     groups: list[Group],
@@ -173,7 +172,7 @@ def _against_l0(
 
 
 def _by_member(
-    table: Tidy,
+    table: Results,
     metric: MetricKey,
     group: Group,
     limits: tuple[float, float],
@@ -313,7 +312,7 @@ def _far(members: Sequence[str]) -> str:
 
 
 def _distribution(
-    table: Tidy, metric: MetricKey, group: Group, scores: dict[str, list[float]]
+    table: Results, metric: MetricKey, group: Group, scores: dict[str, list[float]]
 ) -> Figure:
     floors = null_floors(table, group)
     looks = style.looks(table.members, table.controls)
@@ -385,7 +384,7 @@ def _log_l0(ax: Axes, targets: list[float]) -> None:
     ax.xaxis.set_major_formatter(plain)
 
 
-def _limits(table: Tidy, metric: MetricKey) -> tuple[float, float] | None:
+def _limits(table: Results, metric: MetricKey) -> tuple[float, float] | None:
     """The same axis for every architecture."""
     values = [v for row in _rows(table, metric) for v in row]
     if not values:
@@ -394,18 +393,18 @@ def _limits(table: Tidy, metric: MetricKey) -> tuple[float, float] | None:
     return min(values) - pad, max(values) + pad
 
 
-def _rows(table: Tidy, metric: MetricKey) -> list[list[float]]:
+def _rows(table: Results, metric: MetricKey) -> list[list[float]]:
     return [
         _finite(table, g, metric, m) for g in table.groups for m in table.present(g, metric)
     ]
 
 
-def _finite(table: Tidy, group: Group, metric: MetricKey, member: str) -> list[float]:
+def _finite(table: Results, group: Group, metric: MetricKey, member: str) -> list[float]:
     found = table.values(group, metric, member)
     return [found[s] for s in sorted(found) if math.isfinite(found[s])]
 
 
-def _axis(table: Tidy, metric: MetricKey) -> str:
+def _axis(table: Results, metric: MetricKey) -> str:
     direction = table.direction(metric)
     return f"{better(direction)} {arrow(direction)}".strip()
 

@@ -14,8 +14,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from sae_baselines.report.document import Figure
-from sae_baselines.results.tidy import KNOWN_MEMBERS
+from sae_baselines.report.markdown import Figure
+from sae_baselines.results import KNOWN_MEMBERS
 
 # Inches: a column of a paper; on a phone its 9 pt text comes out at 11 pixels or more.
 WIDTH = 3.7

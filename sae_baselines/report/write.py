@@ -2,18 +2,36 @@
 
 import csv
 import io
-import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
-from sae_baselines.report.build import Report
+from sae_baselines.report.build import Report, report_of_study
+from sae_baselines.report.markdown import inline_html, page_parts, render
 from sae_baselines.stats import Placement, Verdict, to_frame
 
-_CODE = re.compile(r"`([^`]*)`")
+
+def report(study: str | Path) -> Report:
+    """Compare members over seeds, give verdicts, and write the report of a study.
+
+    Args:
+        study: Evaluated study folder; ``report.md``, ``report.html``, ``verdicts.csv`` and
+            ``figures/`` are written to it.
+
+    Raises:
+        UserError: No folder, study or results there, or a table that is not what it should be
+            or not that of the records.
+    """
+    folder = Path(study)
+    if not folder.is_dir():
+        raise UserError(f"study: there is no folder {study}")
+    built = report_of_study(folder)
+    write_report(built, folder)
+    return built
 
 
 def write_report(report: Report, folder: str | Path) -> list[Path]:
@@ -58,18 +76,18 @@ def report_files(report: Report) -> dict[str, str | bytes]:
 
 def to_html(report: Report) -> str:
     """The page."""
-    return environment(html=True).get_template("report.html.j2").render(report=report)
+    figures = {figure.name: figure for figure in report.figures}
+    template = _pages().get_template("report.html.j2")
+    return template.render(
+        report=report,
+        lede=inline_html(report.lede),
+        parts_of=lambda section: page_parts(section.text, figures),
+    )
 
 
 def to_markdown(report: Report) -> str:
     """The same in Markdown; figures by relative path."""
-    return tidied(environment(html=False).get_template("report.md.j2").render(report=report))
-
-
-def tidied(markdown: str) -> str:
-    """Without the blank space that templates leave behind."""
-    text = re.sub(r"[ \t]+$", "", markdown, flags=re.MULTILINE)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return render("report.md.j2", report=report)
 
 
 def to_csv(report: Report) -> str:
@@ -88,50 +106,12 @@ def _csv(items: Sequence[Verdict] | Sequence[Placement]) -> str:
     return out.getvalue()
 
 
-def environment(html: bool, *packages: str) -> Environment:
-    """Where templates are rendered: the report's, and those of other packages before them.
-
-    Args:
-        html: Whether values are escaped for HTML.
-        packages: Packages with a folder ``templates``.
-    """
-    made = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader(name) for name in (*packages, "sae_baselines.report")]
-        ),
-        autoescape=html,
+@lru_cache
+def _pages() -> Environment:
+    return Environment(
+        loader=PackageLoader("sae_baselines.report"),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(rich=_html_text, md=_markdown_text, cell=_markdown_cell, slug=_slug)
-    return made
-
-
-def _html_text(text: str) -> Markup:
-    """Escaped, with `code` as an element."""
-    # Names may break after an underscore, slash or dot, or they would widen a phone's page.
-    return Markup(
-        _CODE.sub(lambda found: f"<code>{_breaks(found.group(1))}</code>", str(escape(text)))
-    )
-
-
-def _breaks(name: str) -> str:
-    return re.sub(r"([_/.:])(?=\w)", r"\1<wbr>", name)
-
-
-def _markdown_text(text: str) -> str:
-    """Literal outside of `code`."""
-    parts = _CODE.split(text)
-    return "".join(
-        f"`{part}`" if i % 2 else re.sub(r"([\\*<\[])", r"\\\1", part)
-        for i, part in enumerate(parts)
-    )
-
-
-def _markdown_cell(text: str) -> str:
-    return _markdown_text(" ".join(text.split())).replace("|", "\\|")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z]+", "-", text.lower()).strip("-")

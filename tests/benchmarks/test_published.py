@@ -11,7 +11,7 @@ import pytest
 
 from sae_baselines.evals import load_results
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.report.of_study import report_of_study
+from sae_baselines.report import report_of_study
 from sae_baselines.report.write import placements_to_csv
 from sae_baselines.study.spec import read_yaml
 from tests.benchmarks.studies import BENCHMARKS, unpack_study

@@ -9,7 +9,7 @@ import pytest
 
 from sae_baselines.evals import load_eval_spec, load_results
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.report.of_study import report_of_study
+from sae_baselines.report import report_of_study
 from sae_baselines.report.write import to_csv
 from sae_baselines.stats import against_random
 from sae_baselines.study import load_spec

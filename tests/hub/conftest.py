@@ -8,7 +8,7 @@ import pytest
 
 from sae_baselines.evals.results import write_results
 from sae_baselines.hub import CardOptions, Publication, plan_publication
-from sae_baselines.report.of_study import report_of_study
+from sae_baselines.report import report_of_study
 from sae_baselines.report.write import write_report
 from sae_baselines.study import train_study
 from sae_baselines.study.spec import spec_from_dict

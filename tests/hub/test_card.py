@@ -14,7 +14,7 @@ from sae_lens import SAE
 
 from sae_baselines.evals.results import load_results
 from sae_baselines.evals.study import load_study
-from sae_baselines.hub import CardOptions, Publication, card_parts, plan_publication, publish
+from sae_baselines.hub import CardOptions, Publication, card, plan_publication, publish
 from sae_baselines.hub.card import manifest_of
 from sae_baselines.hub.source import SourceStudy
 from sae_baselines.report.numbers import difference, interval, mean_sd, number
@@ -195,25 +195,25 @@ def test_what_is_said_of_members_is_said_of_those_it_is_true_of():
         ([TRAINED_ONE], ""),
     ]
     for members, words in counts:
-        assert card_parts.warning(described(*members)) == words
+        assert card.warning(described(*members)) == words
     every = described(TRAINED_ONE, SOFT, CONTROL, BROKEN)
-    texts = {item.label: item.text for item in card_parts.random_members(every)}
-    assert texts["`soft_frozen_decoder_cov_tau0.5`"] == (
+    texts = card.random_members(every)
+    assert texts["soft_frozen_decoder_cov_tau0.5"] == (
         "decoder rows held near random directions with the activations' covariance (cosine at "
         "least 0.5); the rest is learned."
     )
-    assert texts["`random`"].startswith("a control that nobody trained: random directions")
-    assert texts["`permuted_pairing`"].startswith(
+    assert texts["random"].startswith("a control that nobody trained: random directions")
+    assert texts["permuted_pairing"].startswith(
         "a control, a trained SAE with something broken: the source with its decoder"
     )
     # What is not trained shares no batches.
-    assert card_parts.alike(described(TRAINED_ONE, CONTROL, BROKEN)) == ""
-    assert card_parts.alike(every) == (
+    assert card.shared(described(TRAINED_ONE, CONTROL, BROKEN)) == ""
+    assert card.shared(every) == (
         "Within a panel `trained`, `soft_frozen_decoder_cov_tau0.5` share initial weights "
         "(directions drawn with the activations' covariance apart), batches and "
         "hyperparameters, so their differences are due to what was frozen or held."
     )
-    assert card_parts.not_trained(every) == "`random`, `permuted_pairing`"
+    assert card.controls(every) == ["random", "permuted_pairing"]
 
 
 def test_a_single_seed_is_called_that(own_study: Path):

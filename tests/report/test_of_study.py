@@ -11,8 +11,7 @@ from sae_baselines.evals import EvalSpec
 from sae_baselines.evals.settings import store_spec
 from sae_baselines.evals.spec import eval_spec_to_dict
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.report import Failure, Note
-from sae_baselines.report.of_study import report_of_study, study_context
+from sae_baselines.report import Failure, Note, report_of_study, study_context
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.presets import preset, preset_names
 

@@ -10,8 +10,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from sae_baselines.report import Report, build_report, to_html, to_markdown, write_report
-from sae_baselines.report.of_study import report_of_study, study_context
+from sae_baselines.report import (
+    Report,
+    build_report,
+    report_of_study,
+    study_context,
+    to_html,
+    to_markdown,
+    write_report,
+)
 from sae_baselines.results import COLUMNS
 from sae_baselines.stats import Placement, placed_against_random, placements, verdicts
 from sae_baselines.study.folder import StudyFolder

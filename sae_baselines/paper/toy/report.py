@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from sae_baselines.drift.sphere import chance_of_best, expected_best_cosine
 from sae_baselines.files import write_atomically
@@ -25,23 +24,10 @@ from sae_baselines.paper.toy.results import (
     toy_verdicts,
 )
 from sae_baselines.report.build import Report
-from sae_baselines.report.document import (
-    Block,
-    Bullets,
-    Cell,
-    Code,
-    Figure,
-    Figures,
-    Row,
-    Rows,
-    Section,
-    Table,
-    Text,
-    code,
-)
-from sae_baselines.report.numbers import mean_sd, number
+from sae_baselines.report.markdown import Figure, Section, render
+from sae_baselines.report.numbers import mean_sd
 from sae_baselines.report.write import write_report
-from sae_baselines.stats import AgainstRandom, Verdict, against_random
+from sae_baselines.stats import Verdict, against_random
 from sae_baselines.study.folder import STUDY_FILE
 from sae_baselines.study.measure import L0_TOLERANCE
 from sae_baselines.study.synthetic.recovery import RECOVERED_ABOVE
@@ -88,139 +74,73 @@ def build_toy_report(results: ToyResults) -> Report:
         f"data whose features are known. {spec.training_samples:,} samples each, learning "
         f"rate {spec.lr:g}, {seeds}; every member of a setting sees the same samples."
     )
-    sections = [
-        Section("answer", "Does the trained SAE beat random?", _answers(random)),
+    record = {k: v for k, v in results.record.items() if k != "spec"}
+    record = {"spec": results.record["spec"], **record}
+    parts = [
+        (
+            "answer",
+            "Does the trained SAE beat random?",
+            _text("answers", random=[r for rs in random.values() for r in rs]),
+        ),
         *(
-            Section(setting, f"Setting: {setting}", _setting(results, setting, found[setting]))
+            (setting, f"Setting: {setting}", _setting(results, setting, found[setting]))
             for setting in spec.settings
         ),
-        Section("figures", "Figures", [Figures([figure]) for figure in figures]),
-        Section("sceptic", "For a sceptic", _sceptic(results)),
-        Section("provenance", "Provenance", _provenance(results)),
+        ("figures", "Figures", _text("figures", drawn=figures)),
+        ("sceptic", "For a sceptic", _text("how", spec=spec)),
+        ("provenance", "Provenance", _text("provenance", file=STUDY_FILE, record=record)),
     ]
     return Report(
         title=f"Known features: {spec.name}",
         lede=lede,
-        sections=tuple(s for s in sections if s.blocks),
+        sections=tuple(Section(*part) for part in parts),
         figures=tuple(figures),
         verdicts=tuple(v for vs in found.values() for v in vs),
         against_random=tuple(r for rs in random.values() for r in rs),
-        retained=(),
-        caveats=(),
     )
 
 
-def _answers(random: dict[str, list[AgainstRandom]]) -> list[Block]:
-    rows = [
-        Row(
-            [
-                Cell(setting),
-                Cell(r.architecture),
-                Cell(r.metric.replace("_", " ")),
-                Cell({True: "yes", False: "no", None: "no verdict"}[r.beats], "word"),
-                Cell(r.closest.replace("_", " ")),
-            ],
-            r.reason,
-        )
-        for setting, found in random.items()
-        for r in found
-    ]
-    columns = ("setting", "architecture", "metric", "beats random", "closest baseline")
-    if all(r.p is None for found in random.values() for r in found):
-        if not any(random.values()):
-            return [Text("No baseline was trained, so nothing is compared.")]
-        return [Text("One training seed gives numbers, not a verdict; run more (--seeds).")]
-    return [Table(columns, [Rows("", rows)], layout="cards")] if rows else []
-
-
-def _setting(results: ToyResults, setting: str, found: list[Verdict]) -> list[Block]:
+def _setting(results: ToyResults, setting: str, found: list[Verdict]) -> str:
     spec = results.spec
     frame = results.frame.loc[results.frame["setting"] == setting]
     d_in, n_features, active = results.sizes[setting]
     simulated = results.chance[setting]
-    counts = simulated.counts(RECOVERED_ABOVE)
-    chance = float(chance_of_best(d_in, spec.d_sae, RECOVERED_ABOVE))
-    cap = float(reachable_curve(d_in, spec.d_sae, spec.tau, [RECOVERED_ABOVE])[0])
-    blocks: list[Block] = [
-        Text(
-            f"{n_features:,} features in {d_in} dimensions, {active:.2f} active in a sample. "
-            f"Recovered: a decoder row has cosine above {RECOVERED_ABOVE:g} with the feature. "
-            f"Of {spec.d_sae:,} random directions {number(chance * n_features)} features would "
-            f"be recovered by chance, at a mean best cosine of "
-            f"{expected_best_cosine(d_in, spec.d_sae):.3f} (closed form; {simulated.draws} "
-            f"simulated dictionaries: {number(float(counts.mean()))}, at most {counts.max()}, "
-            f"and {float(simulated.mean_best_cosine.mean()):.3f}). A soft-frozen decoder (tau "
-            f"{spec.tau:g}) has a row near enough to reach {cap:.1%} of the features. The "
-            "column chance bounds the probability that random directions recover as many."
-        ),
-        Table(
-            (
-                "member",
-                "EV",
-                "L0",
-                "dead",
-                "recovered",
-                "share",
-                "chance",
-                "one to one",
-                "mean best cos",
-                "MCC",
-                "cos to start",
-            ),
+    sizes = (n_features, d_in, spec.d_sae)
+    members = [
+        (
+            _heading(results, setting, architecture),
             [
-                Rows(
-                    _heading(results, setting, architecture),
-                    [
-                        _member_row(
-                            member,
-                            frame.loc[frame["architecture"] == architecture],
-                            (n_features, d_in, spec.d_sae),
-                            simulated,
-                        )
-                        for member in [m.name for m in spec.member_specs]
-                    ],
+                _member_row(
+                    member.name,
+                    frame.loc[frame["architecture"] == architecture],
+                    sizes,
+                    simulated,
                 )
-                for architecture in spec.architectures
+                for member in spec.member_specs
             ],
-            caption="mean ± standard deviation over seeds."
-            if len(spec.seeds) > 1
-            else "One seed: numbers, no verdict.",
-        ),
-    ]
-    rows = [
-        Row(
-            [
-                Cell(v.architecture),
-                Cell(v.metric.replace("_", " ")),
-                Cell(v.baseline.replace("_", " ")),
-                Cell(number(v.trained), "number"),
-                Cell(number(v.other), "number"),
-                Cell(f"{v.mean_difference:+.4f}", "number"),
-                Cell(
-                    f"[{v.interval.low:+.4f}, {v.interval.high:+.4f}]"
-                    if v.n_seeds > 1
-                    else "n/a",
-                    "number",
-                ),
-                Cell(v.word, "word"),
-            ],
-            v.reason,
         )
-        for v in found
+        for architecture in spec.architectures
     ]
-    columns = (
-        "architecture",
-        "metric",
-        "baseline",
-        "trained",
-        "other",
-        "difference",
-        "95 % interval",
-        "verdict",
+    return _text(
+        "setting",
+        spec=spec,
+        n_features=n_features,
+        d_in=d_in,
+        active=active,
+        by_chance=float(chance_of_best(d_in, spec.d_sae, RECOVERED_ABOVE)) * n_features,
+        best_cosine=expected_best_cosine(d_in, spec.d_sae),
+        simulated=simulated,
+        counts=simulated.counts(RECOVERED_ABOVE),
+        reachable=float(reachable_curve(d_in, spec.d_sae, spec.tau, [RECOVERED_ABOVE])[0]),
+        members=members,
+        verdicts=found,
+        RECOVERED_ABOVE=RECOVERED_ABOVE,
+        L0_TOLERANCE=L0_TOLERANCE,
     )
-    if rows:
-        blocks.append(Table(columns, [Rows("", rows)], layout="cards"))
-    return blocks
+
+
+def _text(template: str, **values: Any) -> str:
+    return render(f"{template}.md.j2", "sae_baselines.paper.toy", **values)
 
 
 def _heading(results: ToyResults, setting: str, architecture: str) -> str:
@@ -241,7 +161,7 @@ def _member_row(
     frame: pd.DataFrame,
     sizes: tuple[int, int, int],
     simulated: SimulatedRecovery,
-) -> Row:
+) -> dict[str, Any]:
     mine = frame.loc[frame["member"] == member]
     n_features, d_in, d_sae = sizes
     # Of several seeds the least count: the weakest claim.
@@ -253,30 +173,19 @@ def _member_row(
         simulation=simulated,
     )
 
-    def cell(column: str) -> Cell:
+    def cell(column: str) -> str:
         values = [float(v) for v in mine[column]]
         if len(values) == 1 and column in _COUNTS:
-            return Cell(f"{values[0]:,.0f}", "number")
-        return Cell(mean_sd(values), "number")
+            return f"{values[0]:,.0f}"
+        return mean_sd(values)
 
-    off = [seed for seed, ok in zip(mine["seed"], mine["l0_matches"], strict=True) if not ok]
-    note = (
-        f"L0 is more than {L0_TOLERANCE:.0%} off its target in seed "
-        f"{', '.join(map(str, off))}: not comparable"
-        if off
-        else ""
-    )
     before = ("ev", "l0", "dead", "recovered", "recovered_share")
     after = ("recovered_one_to_one", "mean_best_cosine", "mcc", "cos_to_start_mean")
-    return Row(
-        [
-            Cell(member.replace("_", " ")),
-            *map(cell, before),
-            Cell(f"{chance.p_value:.1g}", "number"),
-            *map(cell, after),
-        ],
-        note,
-    )
+    return {
+        "member": member,
+        "cells": [*map(cell, before), f"{chance.p_value:.1g}", *map(cell, after)],
+        "off": [s for s, ok in zip(mine["seed"], mine["l0_matches"], strict=True) if not ok],
+    }
 
 
 def _figures(results: ToyResults) -> list[Figure]:
@@ -341,55 +250,3 @@ def _draw_features(results: ToyResults, features: pd.DataFrame, d_in: int) -> It
     ]
     for d in drawn:
         yield style.finish(d.canvas, d.name, d.caption)
-
-
-def _sceptic(results: ToyResults) -> list[Block]:
-    spec = results.spec
-    return [
-        Bullets(
-            [
-                "The paper states neither the number of samples, nor optimiser, nor learning "
-                "rate. Recovery counts depend on all three: see the curve against samples.",
-                "Cosines are signed, and one latent may count for several features (the "
-                "paper's definition); the column one to one gives each feature a latent of "
-                "its own.",
-                *(
-                    [
-                        f"0.25 in LogNormal(0, 0.25) is read as {spec.reading}; a magnitude is "
-                        "drawn at each firing."
-                    ]
-                    if set(spec.settings) - set(spec.models)
-                    else []
-                ),
-                "Members of a panel with the same scheme start from the same directions"
-                + (
-                    ", their encoders scaled by one factor so that the first reconstructions "
-                    "fit"
-                    if spec.encoder_init == "fitted"
-                    else ""
-                )
-                + ".",
-                "Thresholds of exported SAEs (TopK has none) are set on held-out samples so "
-                "that L0 is on target, and everything is measured on others.",
-                *(
-                    [
-                        "JumpReLU: quadratic L0 penalty with a coefficient of E|x|^2 / L0, and "
-                        f"a bandwidth of {spec.jumprelu_bandwidth:g} times the initial "
-                        "threshold. These are choices; the paper states none."
-                    ]
-                    if "jumprelu" in spec.architectures
-                    else []
-                ),
-                f"The learning rate falls linearly to 0 over the last "
-                f"{spec.lr_decay_fraction:.0%} of training: the last point of a curve against "
-                "samples is after that, the others are before it.",
-                f"Dead: not active on {spec.eval_samples:,} held-out samples.",
-            ]
-        )
-    ]
-
-
-def _provenance(results: ToyResults) -> list[Block]:
-    record = {k: v for k, v in results.record.items() if k != "spec"}
-    text = yaml.safe_dump({"spec": results.record["spec"], **record}, sort_keys=False)
-    return [Text(f"From {code(STUDY_FILE)}:"), Code(text)]

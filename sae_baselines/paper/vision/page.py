@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import escape
+from markupsafe import Markup, escape
 from PIL import Image
 
 from sae_baselines.files import write_atomically
@@ -21,19 +21,7 @@ from sae_baselines.paper.vision.picks import (
     picks_of,
 )
 from sae_baselines.report.build import Report
-from sae_baselines.report.document import (
-    Block,
-    Bullets,
-    Cell,
-    Html,
-    Item,
-    Row,
-    Rows,
-    Section,
-    Table,
-    Text,
-    code,
-)
+from sae_baselines.report.markdown import Section, code, render
 from sae_baselines.report.write import to_html
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches import norms
@@ -144,53 +132,35 @@ def _report(
 ) -> Report:
     spec, facts = source.spec, source.facts
     model = code(spec.model.recorded_name)
-    sections = [
-        Section("patches", "Rare latents", _patches(columns, rows, pictures, seed, blind)),
-        Section("numbers", "Numbers", _numbers(source)),
-        Section(
-            "how", "How this was made", (_how(source), Text(norms.sentence(facts["norms"])))
-        ),
-    ]
+    measured = measurements_of(StudyFolder(source.root), list(all_members(spec)))
+    grid = Markup(_STYLE + _grid(columns, rows, pictures, blind))
+    patches = _text("patches", seed=seed, blind=blind, columns=columns, grid=grid)
+    numbers = _text(
+        "numbers",
+        columns=table.COLUMNS,
+        panels=table.rows_of(measured),
+        notes=table.notes(measured),
+    )
+    how = _text(
+        "how",
+        spec=spec,
+        facts=facts,
+        crops={part: len(crops) for part, crops in source.crops.items()},
+        norms=norms.sentence(facts["norms"]),
+    )
     return Report(
         title="Rare latents of a vision transformer, trained beside random",
         lede=f"{model}, module {code(spec.hook_name)}; {len(rows)} rare latents of each SAE.",
-        sections=tuple(sections),
-        figures=(),
-        verdicts=(),
-        against_random=(),
-        retained=(),
-        caveats=(),
+        sections=(
+            Section("patches", "Rare latents", patches),
+            Section("numbers", "Numbers", numbers),
+            Section("how", "How this was made", how),
+        ),
     )
 
 
-def _patches(
-    columns: list[str],
-    rows: list[tuple[Pick, ...]],
-    pictures: Pictures,
-    seed: int,
-    blind: bool,
-) -> tuple[Block, ...]:
-    intro = (
-        "Each cell is one latent that fires on fewer than 0.1 % of held-out patches, chosen "
-        f"among its SAE's rare latents with seed {seed}, not by looks; cells of a row have "
-        "nothing else in common. Four patches: at the 100th, 75th, 50th and 25th percentile of "
-        "the latent's positive activations. Above, the crop as the model saw it with the patch "
-        "framed; below, the patch and its neighbours enlarged."
-    )
-    if blind:
-        intro += (
-            " The SAEs' order is new in every row. Write down which you take for trained, then "
-            "look into `vision_blind_key.json`; with as many columns as here, guessing is "
-            f"right in one row of {len(columns)}."
-        )
-    else:
-        intro += (
-            " What four similar patches show is that similar inputs give similar activations, "
-            "which is as true of a random direction: compare columns. Patches may come from "
-            "overlapping crops of one photograph, and a latent that fires on fewer than four "
-            "patches shows one of them more than once."
-        )
-    return Text(intro), Html(_STYLE + _grid(columns, rows, pictures, blind))
+def _text(template: str, **values: Any) -> str:
+    return render(f"{template}.md.j2", "sae_baselines.paper.vision", **values)
 
 
 def _grid(
@@ -233,51 +203,3 @@ def _image(picture: Image.Image, alt: str) -> str:
     data = base64.b64encode(out.getvalue()).decode()
     size = f'width="{_SIDE}" height="{_SIDE}"'
     return f'<img alt="{alt}" {size} src="data:image/jpeg;base64,{data}">'
-
-
-def _numbers(source: Source) -> tuple[Block, ...]:
-    found = measurements_of(StudyFolder(source.root), list(all_members(source.spec)))
-    groups = [
-        Rows(
-            panel, [Row([Cell(row[0]), *(Cell(c, "number") for c in row[1:])]) for row in rows]
-        )
-        for panel, rows in table.rows_of(found).items()
-    ]
-    notes = table.notes(found)
-    return Table(table.COLUMNS, groups, notes[0]), *(Text(note) for note in notes[1:])
-
-
-def _how(source: Source) -> Bullets:
-    spec, facts = source.spec, source.facts
-    parts = {part: len(crops) for part, crops in source.crops.items()}
-    licence = spec.images.licence or "not stated; do not publish this page unless you know it"
-    limit = facts["norm_limit"]
-    return Bullets(
-        [
-            Item(
-                "Photographs",
-                f"{len(facts['train'])} trained on, {len(facts['held_out'])} held out; the "
-                "split is by photograph, so that no part of a held-out one was trained on. "
-                f"Square crops drawn with seed {spec.images.seed}: {parts['train']} for "
-                f"training, {parts['calibration']} for thresholds, {parts['evaluation']} for "
-                "everything shown here (`crops.csv`). Licence: " + licence + ".",
-            ),
-            Item(
-                "Patches",
-                f"{facts['grid']} x {facts['grid']} per crop of {facts['size']} pixels; "
-                f"{facts['tokens_dropped_per_crop']} tokens before them are dropped. "
-                + (
-                    "All are used."
-                    if limit is None
-                    else f"Those with a norm above {limit:.3g} are left out."
-                ),
-            ),
-            Item(
-                "Training",
-                f"{spec.training_samples} patches in batches of {spec.train_batch_size}, "
-                f"learning rate {spec.lr:g}, all members on one stream. Controls are not "
-                "trained; random ones have the trained SAE's L0, and the mean and one best "
-                "scale from other crops of the held-out photographs.",
-            ),
-        ]
-    )
