@@ -14,6 +14,7 @@ from sae_baselines.baselines.directions import read_tensor
 from sae_baselines.controls import Control, make_control
 from sae_baselines.errors import UserError
 from sae_baselines.evals import (
+    EvalReport,
     EvalSpec,
     Target,
     eval_spec_from_dict,
@@ -29,7 +30,7 @@ from sae_baselines.evals.results import PANEL_SUITE
 from sae_baselines.evals.run import subject_of
 from sae_baselines.evals.settings import store_spec, stored_spec
 from sae_baselines.evals.spec import has_eval_spec
-from sae_baselines.evals.store import EvalStore, Failure
+from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.evals.suites.endpoint import check_endpoint
@@ -45,26 +46,16 @@ PANEL_FILES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation did.
+class Evaluation(EvalReport):
+    """What an evaluation did, and the numbers.
 
     Attributes:
-        out: Folder; its ``results.csv`` has the numbers.
-        results: The tidy table.
+        results: The tidy table, as in ``results.csv`` of ``out``.
         primary_metrics: ``suite/metric`` that the verdicts are on.
-        done: (suite, name) evaluated by this call.
-        kept: (suite, name) that were finished already.
-        failures: What failed.
-        notes: Sentences worth showing: suite, name, note.
     """
 
-    out: Path
     results: pd.DataFrame
     primary_metrics: list[str]
-    done: list[tuple[str, str]]
-    kept: list[tuple[str, str]]
-    failures: list[Failure]
-    notes: list[tuple[str, str, str]]
 
 
 def train(

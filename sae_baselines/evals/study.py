@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sae_lens.constants import SAE_CFG_FILENAME
 from transformers import AutoConfig
 
@@ -16,33 +15,14 @@ from sae_baselines.evals.target import Facts, Target, target_of
 from sae_baselines.files import read_json
 from sae_baselines.study.folder import (
     PROVENANCE_FILE,
-    STUDY_FILE,
     StudyFolder,
+    load_study,
     read_measurement,
 )
 from sae_baselines.study.plan import MemberKey, members_of, panels_of
 from sae_baselines.study.reference.member import RECORD_FILE, published_measurement
-from sae_baselines.study.spec import PUBLISHED, PanelSpec, spec_from_dict
+from sae_baselines.study.spec import PUBLISHED, PanelSpec
 from sae_baselines.study.train import resolve_device
-
-
-def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
-    """Spec and provenance of a study folder.
-
-    Raises:
-        UserError: No study there, or not readable.
-    """
-    path = Path(study) / STUDY_FILE
-    if not path.exists():
-        raise UserError(
-            f"study: {study} has no {STUDY_FILE}; train one with sae-baselines train"
-        )
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        spec = record.pop("spec")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"study: {path} cannot be read: {error}") from error
-    return spec_from_dict(spec, where=str(path)), record
 
 
 def target_name(key: MemberKey) -> str:

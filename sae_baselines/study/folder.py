@@ -14,7 +14,13 @@ from sae_baselines.errors import UserError
 from sae_baselines.files import read_json, write_atomically
 from sae_baselines.provenance import environment
 from sae_baselines.study.plan import MemberKey
-from sae_baselines.study.spec import spec_difference, spec_hash, spec_to_dict
+from sae_baselines.study.spec import (
+    PanelSpec,
+    spec_difference,
+    spec_from_dict,
+    spec_hash,
+    spec_to_dict,
+)
 
 STUDY_FILE = "study.yaml"
 PROVENANCE_FILE = "provenance.json"
@@ -151,3 +157,22 @@ def read_measurement(folder: Path) -> dict[str, Any] | None:
         UserError: The file is damaged.
     """
     return read_json(folder / MEASUREMENT_FILE)
+
+
+def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
+    """Spec and provenance of a study folder.
+
+    Raises:
+        UserError: No study there, or not readable.
+    """
+    path = Path(study) / STUDY_FILE
+    if not path.exists():
+        raise UserError(
+            f"study: {study} has no {STUDY_FILE}; train one with sae-baselines train"
+        )
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = record.pop("spec")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"study: {path} cannot be read: {error}") from error
+    return spec_from_dict(spec, where=str(path)), record

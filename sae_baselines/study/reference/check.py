@@ -1,4 +1,4 @@
-"""From a published SAE to a study around it, ready to be trained."""
+"""From a reference to a study around it, ready to be trained."""
 
 import dataclasses
 import logging
@@ -11,13 +11,12 @@ from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.controls.latents import measured_l0
 from sae_baselines.errors import UserError
-from sae_baselines.evals.study import load_study
 from sae_baselines.study.data import load_text
-from sae_baselines.study.folder import STUDY_FILE
+from sae_baselines.study.folder import STUDY_FILE, load_study
 from sae_baselines.study.held_out import study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.reference.member import as_measured
-from sae_baselines.study.reference.read import Published, read_published
+from sae_baselines.study.reference.read import Reference, read_reference
 from sae_baselines.study.reference.recipe import (
     Ask,
     CheckOptions,
@@ -34,7 +33,7 @@ logger = logging.getLogger("sae_baselines")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study around a published SAE.
+    """A study around a reference.
 
     Attributes:
         spec: What to train.
@@ -53,7 +52,7 @@ def prepare_check(
     out: str | Path | None = None,
     ask: Ask | None = None,
 ) -> Prepared:
-    """Read a published SAE, measure its L0 and write down the panels around it.
+    """Read a reference, measure its L0 and write down the panels around it.
 
     The baselines have its d_sae, hook, L0, text and, as far as these are recorded, its
     context, learning rate, batch size and normalisation. Nothing is written.
@@ -77,26 +76,26 @@ def prepare_check(
         # SAELens' remark on a missing scaling factor; the factor is measured below.
         warnings.filterwarnings("ignore", message="norm_scaling_factor not found")
         warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pre")
-        published = read_published(source, options.architecture)
-    folder = Path(out) if out is not None else Path("studies") / study_name(published)
-    stored = _stored(folder, published)
+        reference = read_reference(source, options.architecture)
+    folder = Path(out) if out is not None else Path("studies") / study_name(reference)
+    stored = _stored(folder, reference)
     if stored is not None and stored.published is not None:
-        recipe = recipe_of(published, options, _answers_of(stored))
+        recipe = recipe_of(reference, options, _answers_of(stored))
         l0 = float(stored.published.facts["l0_measured"])
-        spec = spec_at(recipe, published, l0, stored.published.input_scale)
+        spec = spec_at(recipe, reference, l0, stored.published.input_scale)
         return Prepared(spec, folder, None)
-    recipe = recipe_of(published, options, ask)
-    l0, input_scale, model = _measure(recipe, published)
-    return Prepared(spec_at(recipe, published, l0, input_scale), folder, model)
+    recipe = recipe_of(reference, options, ask)
+    l0, input_scale, model = _measure(recipe, reference)
+    return Prepared(spec_at(recipe, reference, l0, input_scale), folder, model)
 
 
-def _stored(folder: Path, published: Published) -> PanelSpec | None:
+def _stored(folder: Path, reference: Reference) -> PanelSpec | None:
     """The study of this SAE that is in the folder already, if one is."""
     if not (folder / STUDY_FILE).exists():
         return None
     stored = load_study(folder)[0]
     around = stored.published
-    if around is None or around.weights_sha256 != published.weights_sha256:
+    if around is None or around.weights_sha256 != reference.weights_sha256:
         raise UserError(
             f"out: {folder} holds another study; name a new folder with --out, or remove it"
         )
@@ -115,10 +114,10 @@ def _answers_of(stored: PanelSpec) -> Ask:
 
 
 def _measure(
-    recipe: Recipe, published: Published
+    recipe: Recipe, reference: Reference
 ) -> tuple[float, float | None, HookedRootModule]:
     # L0 is what has to be found out; any valid one will do until then.
-    spec = spec_at(recipe, published, 1.0, None)
+    spec = spec_at(recipe, reference, 1.0, None)
     spec = dataclasses.replace(spec, published=None, members=["trained"])
     device = resolve_device(spec.device)
     text = load_text(spec.dataset)
@@ -126,9 +125,9 @@ def _measure(
     data = study_data(spec, model, text, device)
     activations = data.held_out.calibration
     scale = None
-    if published.sae.cfg.normalize_activations == "expected_average_only_in":
+    if reference.sae.cfg.normalize_activations == "expected_average_only_in":
         scale = activations.shape[1] ** 0.5 / float(activations.norm(dim=-1).mean())
-    sae = as_measured(published.sae, scale)
+    sae = as_measured(reference.sae, scale)
     if not all(bool(torch.isfinite(w).all()) for w in sae.state_dict().values()):
         raise UserError("sae: its weights contain NaN or infinity")
     l0 = measured_l0(sae, activations)

@@ -1,4 +1,4 @@
-"""What a published SAE is, from its weights, its config and the files beside it."""
+"""What a reference is, from its weights, its config and the files beside it."""
 
 import json
 from collections.abc import Mapping
@@ -35,8 +35,8 @@ _NOT_REPLICATED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published SAE and everything that is recorded of it.
+class Reference:
+    """A reference and everything that is recorded of it.
 
     Attributes:
         source: Where it is; a folder's path is absolute.
@@ -63,7 +63,7 @@ class Published:
     notes: tuple[str, ...] = field(default=())
 
 
-def read_published(source: str, architecture: str | None = None) -> Published:
+def read_reference(source: str, architecture: str | None = None) -> Reference:
     """Load an SAE and read what is recorded of it.
 
     Args:
@@ -91,7 +91,7 @@ def read_published(source: str, architecture: str | None = None) -> Published:
                 f"it was trained with {name}={value!r}; here text is read with {usual!r}"
             )
     folder = Path(source).is_dir()
-    return Published(
+    return Reference(
         source=str(Path(source).resolve()) if folder else source,
         shown=Path(source).resolve().name if folder else source,
         sae=sae,

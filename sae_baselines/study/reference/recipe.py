@@ -1,4 +1,4 @@
-"""The panels around a published SAE: its own recipe, as far as it is recorded."""
+"""The panels around a reference: its own recipe, as far as it is recorded."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from sae_lens import TopKTrainingSAE
 
 from sae_baselines.baselines import get_baseline
 from sae_baselines.errors import UserError
-from sae_baselines.study.reference.read import Published
+from sae_baselines.study.reference.read import Reference
 from sae_baselines.study.spec import (
     PER_TOKEN_NORMS,
     SET_BY_PANEL,
@@ -103,19 +103,19 @@ class Recipe:
     notes: tuple[str, ...]
 
 
-def recipe_of(published: Published, options: CheckOptions, ask: Ask | None = None) -> Recipe:
+def recipe_of(reference: Reference, options: CheckOptions, ask: Ask | None = None) -> Recipe:
     """Everything a panel needs but the L0, which has to be measured.
 
     Args:
-        published: The SAE.
+        reference: The SAE.
         options: The user's decisions.
         ask: Called for what is neither recorded nor given.
 
     Raises:
         UserError: Something is missing and nobody answers.
     """
-    runner, notes = published.runner, list(published.notes)
-    meta = {**runner, **{k: v for k, v in published.metadata.items() if v is not None}}
+    runner, notes = reference.runner, list(reference.notes)
+    meta = {**runner, **{k: v for k, v in reference.metadata.items() if v is not None}}
     overridden = set(options.overrides)
 
     def decide(option: str, value: Any, recorded: Any, question: str) -> Any:
@@ -137,7 +137,7 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask | None = Non
     tokens = decide(
         "tokens",
         options.tokens or options.overrides.get("training_tokens"),
-        published.training_tokens,
+        reference.training_tokens,
         "how many tokens it was trained on is not recorded, and its baselines need a budget",
     )
     local = Path(dataset).exists()
@@ -150,7 +150,7 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask | None = Non
         "it may have seen text that is held out from the others, which favours it if at all"
     )
     panel: dict[str, Any] = {
-        "name": study_name(published),
+        "name": study_name(reference),
         "model": _model(str(model), meta, notes),
         "hook_name": hook,
         "dataset": {
@@ -158,9 +158,9 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask | None = Non
             "name": options.dataset_config,
             "streaming": not local,
         },
-        "architecture": published.base,
-        "d_sae": published.sae.cfg.d_sae,
-        "d_in": published.sae.cfg.d_in,
+        "architecture": reference.base,
+        "d_sae": reference.sae.cfg.d_sae,
+        "d_in": reference.sae.cfg.d_in,
         "seeds": list(range(options.seeds)),
         "members": list(options.members),
         "training_tokens": whole_number("tokens", tokens),
@@ -168,22 +168,22 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask | None = Non
         "prepend_bos": _bos(meta, notes),
         "seqpos_slice": list(meta.get("seqpos_slice") or [None]),
         "exclude_special_tokens": _special(meta, notes),
-        "normalize_activations": _normalisation(published, notes),
+        "normalize_activations": _normalisation(reference, notes),
         **{k: runner[k] for k in _TRAINING if runner.get(k) is not None},
-        "sae": _sae_fields(published),
+        "sae": _sae_fields(reference),
     }
     context = options.context_size or meta.get("context_size")
     if context:
         panel["context_size"] = int(context)
     elif "context_size" not in overridden:
         notes.append("its context size is not recorded; 128 tokens are used")
-    notes += _not_replicated(published)
+    notes += _not_replicated(reference)
     if not runner and not {"lr", "train_batch_size_tokens"} <= overridden:
         notes.append(
             "its learning rate and batch size are not recorded; its baselines have this "
             "package's"
         )
-    panel.update(_schedule(runner, panel["training_tokens"], published.training_tokens))
+    panel.update(_schedule(runner, panel["training_tokens"], reference.training_tokens))
     if options.device is not None:
         panel["device"] = options.device
     for name, value in options.overrides.items():
@@ -192,61 +192,61 @@ def recipe_of(published: Published, options: CheckOptions, ask: Ask | None = Non
             raise UserError(f"{name}: {value!r} is not a mapping of fields")
         panel[name] = {**known, **value} if isinstance(known, Mapping) else value
     panel = {**_buffer(panel), **panel}
-    if published.training_tokens and published.training_tokens != panel["training_tokens"]:
+    if reference.training_tokens and reference.training_tokens != panel["training_tokens"]:
         notes.append(
-            f"it was trained on {published.training_tokens:,} tokens, the others here on "
+            f"it was trained on {reference.training_tokens:,} tokens, the others here on "
             f"{panel['training_tokens']:,}"
         )
     return Recipe(panel, tuple(notes))
 
 
 def spec_at(
-    recipe: Recipe, published: Published, l0_measured: float, input_scale: float | None
+    recipe: Recipe, reference: Reference, l0_measured: float, input_scale: float | None
 ) -> PanelSpec:
     """The panels at the SAE's own L0.
 
     Args:
         recipe: The rest.
-        published: The SAE.
+        reference: The SAE.
         l0_measured: Mean number of active latents on held-out activations.
         input_scale: What is folded into its weights, or None.
 
     Raises:
         UserError: On the first field that is wrong.
     """
-    base = published.base
-    target = _target(published, base, l0_measured)
+    base = reference.base
+    target = _target(reference, base, l0_measured)
     notes = list(recipe.notes)
     if input_scale is not None:
         notes.append(
             "its config asks for activations of mean norm sqrt(d_in) and records no factor; "
             f"the factor measured here, {input_scale:.4g}, is folded into its weights"
         )
-    if published.l0 is not None and abs(published.l0 - l0_measured) > 0.1 * published.l0:
+    if reference.l0 is not None and abs(reference.l0 - l0_measured) > 0.1 * reference.l0:
         notes.append(
-            f"its L0 is recorded as {published.l0:.4g}; on the text used here it is "
+            f"its L0 is recorded as {reference.l0:.4g}; on the text used here it is "
             f"{l0_measured:.4g}"
         )
-    version = published.metadata.get("sae_lens_training_version")
+    version = reference.metadata.get("sae_lens_training_version")
     facts = {
-        "source": published.shown,
-        "weights_sha256": published.weights_sha256,
-        "architecture": published.sae.cfg.architecture(),
+        "source": reference.shown,
+        "weights_sha256": reference.weights_sha256,
+        "architecture": reference.sae.cfg.architecture(),
         "base_architecture": base,
-        "d_in": published.sae.cfg.d_in,
-        "d_sae": published.sae.cfg.d_sae,
+        "d_in": reference.sae.cfg.d_in,
+        "d_sae": reference.sae.cfg.d_sae,
         "hook_name": recipe.fields["hook_name"],
         "model_name": ModelSpec(**recipe.fields["model"]).recorded_name,
         "l0_measured": l0_measured,
-        "l0_recorded": published.l0,
-        "tokens_recorded": published.training_tokens,
-        "dataset_recorded": published.metadata.get("dataset_path"),
+        "l0_recorded": reference.l0,
+        "tokens_recorded": reference.training_tokens,
+        "dataset_recorded": reference.metadata.get("dataset_path"),
         "notes": notes,
         "versions": {"sae-lens": str(version)} if version else {},
     }
     around = PublishedSpec(
-        source=published.source,
-        weights_sha256=published.weights_sha256,
+        source=reference.source,
+        weights_sha256=reference.weights_sha256,
         input_scale=input_scale,
         facts=facts,
     )
@@ -254,17 +254,17 @@ def spec_at(
     return spec_from_dict(fields, where="check")
 
 
-def _target(published: Published, base: str, l0: float) -> float:
+def _target(reference: Reference, base: str, l0: float) -> float:
     if has_integer_k(base):
-        k = getattr(published.sae.cfg, "k", None)
+        k = getattr(reference.sae.cfg, "k", None)
         return float(k if isinstance(k, int) else max(1, round(l0)))
     # It names folders; far finer than the 5 % within which members are compared.
     return float(f"{l0:.3g}")
 
 
-def study_name(published: Published) -> str:
+def study_name(reference: Reference) -> str:
     """Name of the study around an SAE."""
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", published.shown).strip("-.")
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", reference.shown).strip("-.")
     return f"check-{slug}"[:80].rstrip("-.")
 
 
@@ -284,7 +284,7 @@ def _model(model: str, meta: Mapping[str, Any], notes: list[str]) -> dict[str, A
     return {
         "name": model,
         "loader": loader,
-        # A folder's name says nothing elsewhere; the published SAE names its model.
+        # A folder's name says nothing elsewhere; the reference names its model.
         "label": str(recorded) if recorded and Path(model).is_dir() else None,
         "center_writing_weights": bool(kwargs.get("center_writing_weights", False)),
     }
@@ -318,38 +318,38 @@ def _special(meta: Mapping[str, Any], notes: list[str]) -> bool:
     return found is None or bool(found)
 
 
-def _normalisation(published: Published, notes: list[str]) -> str:
-    own = published.sae.cfg.normalize_activations
+def _normalisation(reference: Reference, notes: list[str]) -> str:
+    own = reference.sae.cfg.normalize_activations
     if own not in PER_TOKEN_NORMS:
         # Folded at export: how SAEs train, not what they are.
-        trained = (published.runner.get("sae") or {}).get("normalize_activations")
+        trained = (reference.runner.get("sae") or {}).get("normalize_activations")
         return "none" if trained == "none" else "expected_average_only_in"
-    if issubclass(get_baseline(f"seeded_{published.base}").sae_class, TopKTrainingSAE):
+    if issubclass(get_baseline(f"seeded_{reference.base}").sae_class, TopKTrainingSAE):
         notes.append(
             f"it normalises each activation by itself ({own}), which SAELens cannot train a "
-            f"{published.base} SAE with; its baselines are trained on activations scaled by "
+            f"{reference.base} SAE with; its baselines are trained on activations scaled by "
             "one factor"
         )
         return "expected_average_only_in"
     return own
 
 
-def _sae_fields(published: Published) -> dict[str, Any]:
-    config = get_baseline(f"seeded_{published.base}").config_class
+def _sae_fields(reference: Reference) -> dict[str, Any]:
+    config = get_baseline(f"seeded_{reference.base}").config_class
     known = {f.name for f in dataclasses.fields(config)}
-    trained = published.runner.get("sae") or {}
-    details = published.metadata.get("training_architecture_details") or {}
+    trained = reference.runner.get("sae") or {}
+    details = reference.metadata.get("training_architecture_details") or {}
     recorded = {**details, **trained}
     found = {k: recorded[k] for k in _OF_SAE if k in known and recorded.get(k) is not None}
-    return {"apply_b_dec_to_input": published.sae.cfg.apply_b_dec_to_input, **found}
+    return {"apply_b_dec_to_input": reference.sae.cfg.apply_b_dec_to_input, **found}
 
 
-def _not_replicated(published: Published) -> list[str]:
+def _not_replicated(reference: Reference) -> list[str]:
     """What is recorded of its training, differs from SAELens' default and is not taken over."""
-    config = get_baseline(f"seeded_{published.base}").config_class
+    config = get_baseline(f"seeded_{reference.base}").config_class
     usual = {f.name: f.default for f in dataclasses.fields(config)}
-    trained = published.runner.get("sae") or {}
-    if (trained.get("architecture") or published.base) != published.base:
+    trained = reference.runner.get("sae") or {}
+    if (trained.get("architecture") or reference.base) != reference.base:
         return []
     looked_at = {"normalize_activations", "rescale_acts_by_decoder_norm"}
     taken = {*_OF_SAE, "apply_b_dec_to_input", *(SET_BY_PANEL - looked_at)}
@@ -360,8 +360,8 @@ def _not_replicated(published: Published) -> list[str]:
     }
     if odd.get("normalize_activations") in _NORMALISED_HERE:
         del odd["normalize_activations"]
-    if published.runner.get("lr_scheduler_name", "constant") != "constant":
-        odd |= {k: published.runner[k] for k in _OF_SCHEDULE if k in published.runner}
+    if reference.runner.get("lr_scheduler_name", "constant") != "constant":
+        odd |= {k: reference.runner[k] for k in _OF_SCHEDULE if k in reference.runner}
     if not odd:
         return []
     named = ", ".join(f"{name}={value!r}" for name, value in sorted(odd.items()))
@@ -399,9 +399,9 @@ def whole_number(name: str, text: Any) -> int:
 
 def described(spec: PanelSpec) -> list[str]:
     """What is checked, with which budget, and everything that must be said about it."""
-    published = spec.published
-    assert published is not None
-    facts = published.facts
+    reference = spec.published
+    assert reference is not None
+    facts = reference.facts
     recorded = facts["tokens_recorded"]
     budget = f"{recorded:,}" if recorded else "not recorded"
     lines = [

@@ -11,7 +11,7 @@ from sae_lens import SAE
 from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 
 from sae_baselines.errors import UserError
-from sae_baselines.study.reference.read import read_published
+from sae_baselines.study.reference.read import read_reference
 from tests.helpers import make_sae
 from tests.study.reference.conftest import make_published
 from tests.tiny_model import D_MODEL, HOOK
@@ -47,37 +47,37 @@ def exported(name: str, folder: Path) -> Path:
 def test_the_architecture_it_was_trained_as(
     trained_as: str, base: str, note: str | None, tmp_path: Path
 ) -> None:
-    found = read_published(str(exported(trained_as, tmp_path / "sae")))
+    found = read_reference(str(exported(trained_as, tmp_path / "sae")))
     assert found.base == base
     assert (note is None and found.notes == ()) or any(str(note) in n for n in found.notes)
 
 
 def test_an_unrecorded_jumprelu_is_said_to_be_one(saved: Callable[..., Path]) -> None:
     folder = saved()
-    found = read_published(str(folder))
+    found = read_reference(str(folder))
     assert found.base == "jumprelu"
     assert any("exported as jumprelu too" in note for note in found.notes)
-    assert read_published(str(folder), architecture="batchtopk").base == "batchtopk"
+    assert read_reference(str(folder), architecture="batchtopk").base == "batchtopk"
     with pytest.raises(UserError, match=r"architecture: 'batchtop'.*did you mean batchtopk"):
-        read_published(str(folder), architecture="batchtop")
+        read_reference(str(folder), architecture="batchtop")
 
 
 def test_what_is_recorded_beside_it(saved: Callable[..., Path]) -> None:
     folder = saved(metadata={"l0": 6.5, "sequence_separator_token": None})
-    nothing = read_published(str(folder))
+    nothing = read_reference(str(folder))
     assert (nothing.training_tokens, nothing.runner, nothing.l0) == (None, {}, 6.5)
     (folder / "runner_cfg.json").write_text(json.dumps({"training_tokens": 123, "lr": 1e-4}))
-    found = read_published(str(folder))
+    found = read_reference(str(folder))
     assert (found.training_tokens, found.runner["lr"]) == (123, 1e-4)
     assert found.shown == "theirs"  # its path says nothing on another machine
     assert Path(found.source).is_absolute()
     (folder / "runner_cfg.json").write_text("{")
     with pytest.raises(UserError, match=r"runner_cfg\.json beside it cannot be read"):
-        read_published(str(folder))
+        read_reference(str(folder))
 
 
 def test_text_that_was_read_in_another_way_is_noted(saved: Callable[..., Path]) -> None:
-    found = read_published(str(saved(metadata={"disable_concat_sequences": True})))
+    found = read_reference(str(saved(metadata={"disable_concat_sequences": True})))
     assert any("disable_concat_sequences=True" in note for note in found.notes)
 
 
@@ -87,34 +87,34 @@ def test_transcoders_are_refused_with_the_reason(tmp_path: Path) -> None:
     )
     Transcoder(cfg).save_model(tmp_path / "transcoder")
     with pytest.raises(UserError, match="writes in another space than it reads"):
-        read_published(str(tmp_path / "transcoder"))
+        read_reference(str(tmp_path / "transcoder"))
 
 
 def test_others_without_random_twins_are_refused(
     tmp_path: Path, saved: Callable[..., Path]
 ) -> None:
     with pytest.raises(UserError, match="reads with its decoder"):
-        read_published(str(exported("matching_pursuit", tmp_path / "pursuit")))
+        read_reference(str(exported("matching_pursuit", tmp_path / "pursuit")))
     one_head = saved(metadata={"hook_head_index": 2})
     with pytest.raises(UserError, match="head 2"):
-        read_published(str(one_head))
+        read_reference(str(one_head))
     whitened = saved(normalize_activations="covariance_whitening")
     with pytest.raises(UserError, match="whitened"):
-        read_published(str(whitened))
+        read_reference(str(whitened))
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no cfg\.json; name an SAE's folder"):
-        read_published(str(tmp_path))
+        read_reference(str(tmp_path))
     inside = exported("topk", tmp_path / "panels" / "trained")
     with pytest.raises(UserError, match=rf"name an SAE in it, such as {inside}"):
-        read_published(str(tmp_path))
+        read_reference(str(tmp_path))
     with pytest.raises(UserError, match=r"no release that SAELens knows; did you mean gpt2"):
-        read_published("gpt2-small-res-jd:blocks.8.hook_resid_pre")
+        read_reference("gpt2-small-res-jd:blocks.8.hook_resid_pre")
     with pytest.raises(UserError, match=r"has no SAE 'blocks.8'; did you mean blocks\.8\.hook"):
-        read_published("gpt2-small-res-jb:blocks.8")
+        read_reference("gpt2-small-res-jb:blocks.8")
     with pytest.raises(UserError, match="neither a folder, nor a release:sae_id"):
-        read_published("somewhere")
+        read_reference("somewhere")
 
 
 def test_weights_that_are_cut_short(saved: Callable[..., Path]) -> None:
@@ -122,15 +122,15 @@ def test_weights_that_are_cut_short(saved: Callable[..., Path]) -> None:
     weights = folder / "sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="is not an SAE that SAELens can load"):
-        read_published(str(folder))
+        read_reference(str(folder))
 
 
 def test_the_hash_is_of_the_weights_as_they_were_loaded(saved: Callable[..., Path]) -> None:
     folder = saved()
-    first = read_published(str(folder)).weights_sha256
-    assert first == read_published(str(folder)).weights_sha256
+    first = read_reference(str(folder)).weights_sha256
+    assert first == read_reference(str(folder)).weights_sha256
     sae: Any = SAE.load_from_disk(folder)
     with torch.no_grad():
         sae.threshold[3] += 1e-6
     sae.save_model(folder)
-    assert read_published(str(folder)).weights_sha256 != first
+    assert read_reference(str(folder)).weights_sha256 != first

@@ -16,7 +16,7 @@ from sae_baselines.evals.doctor import diagnose, require_runnable
 from sae_baselines.evals.study import subject_of_panel
 from sae_baselines.pipeline import suites_for
 from sae_baselines.study import PanelSpec
-from sae_baselines.study.reference.read import read_published
+from sae_baselines.study.reference.read import read_reference
 from sae_baselines.study.reference.recipe import (
     CheckOptions,
     described,
@@ -46,7 +46,7 @@ def folder(tmp_path: Path, activations: Callable[[str], torch.Tensor]) -> Path:
 
 
 def spec_of(folder: Path, l0: float = 6.5, **options: Any) -> PanelSpec:
-    published = read_published(str(folder))
+    published = read_reference(str(folder))
     recipe = recipe_of(published, CheckOptions(**options))
     return spec_at(recipe, published, l0, None)
 
@@ -93,7 +93,7 @@ def test_what_is_missing_is_asked_for_or_named(folder: Path) -> None:
         asked.append(f"{option}: {question}")
         return "2e5"
 
-    published = read_published(str(folder))
+    published = read_reference(str(folder))
     recipe = recipe_of(published, CheckOptions(), answer)
     assert recipe.fields["training_tokens"] == 200_000
     assert [line.split(":")[0] for line in asked] == ["tokens"]
