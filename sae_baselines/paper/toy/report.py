@@ -1,13 +1,14 @@
 """The report of a synthetic study: table, chance, verdicts, figures (paper, Section 3).
 
-Numbers come from the members' measurement.json, and from the curves that training wrote.
+Numbers come from the members' measurement.json, and from the curves that training wrote. What
+is said of them stands in ``templates/``.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from sae_baselines.drift.sphere import chance_of_best, expected_best_cosine
 from sae_baselines.files import write_atomically
@@ -34,6 +35,9 @@ from sae_baselines.study.synthetic.recovery import RECOVERED_ABOVE
 
 CURVES_FILE = "curves.csv"
 
+# Columns of a member, before and after the one for chance.
+_BEFORE = ("ev", "l0", "dead", "recovered", "recovered_share")
+_AFTER = ("recovered_one_to_one", "mean_best_cosine", "mcc", "cos_to_start_mean")
 _COUNTS = ("dead", "recovered", "recovered_one_to_one")
 
 
@@ -57,196 +61,157 @@ def write_toy_report(root: str | Path) -> Path:
         table = rows.drop(columns="setting").to_csv(index=False)
         write_atomically(root / f"results_{setting}.csv", table)
     write_atomically(root / CURVES_FILE, results.curves.to_csv(index=False))
-    report = build_toy_report(results)
-    write_report(report, root)
+    write_report(build_toy_report(results), root)
     return root / "report.html"
 
 
 def build_toy_report(results: ToyResults) -> Report:
     """Everything in the report, as data."""
-    found = toy_verdicts(results)
-    random = {setting: against_random(vs) for setting, vs in found.items()}
-    figures = _figures(results)
     spec = results.spec
+    verdicts = toy_verdicts(results)
+    random = {setting: against_random(vs) for setting, vs in verdicts.items()}
+    figures = _figures(results)
+    single_seed = all(r.p is None for found in random.values() for r in found)
+    record = {"spec": results.record["spec"], **results.record}
     seeds = "one training seed" if len(spec.seeds) == 1 else f"{len(spec.seeds)} training seeds"
-    lede = (
-        f"SAEs with {spec.d_sae:,} latents at L0 {spec.l0:g}, and their random baselines, on "
-        f"data whose features are known. {spec.training_samples:,} samples each, learning "
-        f"rate {spec.lr:g}, {seeds}; every member of a setting sees the same samples."
-    )
-    record = {k: v for k, v in results.record.items() if k != "spec"}
-    record = {"spec": results.record["spec"], **record}
-    parts = [
-        (
+    sections = (
+        Section(
             "answer",
             "Does the trained SAE beat random?",
-            _text("answers", random=[r for rs in random.values() for r in rs]),
+            _words("toy_answer.md.j2", random=random, single_seed=single_seed),
         ),
         *(
-            (setting, f"Setting: {setting}", _setting(results, setting, found[setting]))
-            for setting in spec.settings
+            Section(setting, f"Setting: {setting}", _setting(results, setting, found))
+            for setting, found in verdicts.items()
         ),
-        ("figures", "Figures", _text("figures", drawn=figures)),
-        ("sceptic", "For a sceptic", _text("how", spec=spec)),
-        ("provenance", "Provenance", _text("provenance", file=STUDY_FILE, record=record)),
-    ]
+        Section("figures", "Figures", _words("toy_figures.md.j2", drawn=figures)),
+        Section(
+            "sceptic",
+            "For a sceptic",
+            _words(
+                "toy_sceptic.md.j2", spec=spec, of_paper=set(spec.settings) - set(spec.models)
+            ),
+        ),
+        Section(
+            "provenance",
+            "Provenance",
+            _words(
+                "toy_provenance.md.j2",
+                file=STUDY_FILE,
+                record=yaml.safe_dump(record, sort_keys=False),
+            ),
+        ),
+    )
     return Report(
         title=f"Known features: {spec.name}",
-        lede=lede,
-        sections=tuple(Section(*part) for part in parts),
+        lede=f"SAEs with {spec.d_sae:,} latents at L0 {spec.l0:g}, and their random baselines, "
+        f"on data whose features are known. {spec.training_samples:,} samples each, learning "
+        f"rate {spec.lr:g}, {seeds}; every member of a setting sees the same samples.",
+        sections=sections,
         figures=tuple(figures),
-        verdicts=tuple(v for vs in found.values() for v in vs),
+        verdicts=tuple(v for vs in verdicts.values() for v in vs),
         against_random=tuple(r for rs in random.values() for r in rs),
     )
 
 
-def _setting(results: ToyResults, setting: str, found: list[Verdict]) -> str:
+def _setting(results: ToyResults, setting: str, verdicts: list[Verdict]) -> str:
     spec = results.spec
     frame = results.frame.loc[results.frame["setting"] == setting]
     d_in, n_features, active = results.sizes[setting]
     simulated = results.chance[setting]
-    sizes = (n_features, d_in, spec.d_sae)
-    members = [
-        (
-            _heading(results, setting, architecture),
-            [
-                _member_row(
-                    member.name,
-                    frame.loc[frame["architecture"] == architecture],
-                    sizes,
-                    simulated,
-                )
-                for member in spec.member_specs
-            ],
-        )
-        for architecture in spec.architectures
-    ]
-    return _text(
-        "setting",
+    members, paper = {}, {}
+    for architecture in spec.architectures:
+        mine = frame.loc[frame["architecture"] == architecture]
+        members[architecture] = [
+            _member(mine.loc[mine["member"] == m.name], d_in, simulated)
+            for m in spec.member_specs
+        ]
+        stated = ((PAPER_EV, "EV {:g}"), (PAPER_RECOVERED, "{:.2%} recovered"))
+        paper[architecture] = [
+            text.format(numbers[setting, architecture])
+            for numbers, text in stated
+            if (setting, architecture) in numbers
+        ]
+    return _words(
+        "toy_setting.md.j2",
+        results=results,
         spec=spec,
         n_features=n_features,
         d_in=d_in,
         active=active,
-        by_chance=float(chance_of_best(d_in, spec.d_sae, RECOVERED_ABOVE)) * n_features,
-        best_cosine=expected_best_cosine(d_in, spec.d_sae),
+        above=RECOVERED_ABOVE,
+        expected=float(chance_of_best(d_in, spec.d_sae, RECOVERED_ABOVE)) * n_features,
+        expected_best=expected_best_cosine(d_in, spec.d_sae),
         simulated=simulated,
         counts=simulated.counts(RECOVERED_ABOVE),
         reachable=float(reachable_curve(d_in, spec.d_sae, spec.tau, [RECOVERED_ABOVE])[0]),
         members=members,
-        verdicts=found,
-        RECOVERED_ABOVE=RECOVERED_ABOVE,
-        L0_TOLERANCE=L0_TOLERANCE,
+        paper=paper,
+        tolerance=L0_TOLERANCE,
+        verdicts=verdicts,
     )
 
 
-def _text(template: str, **values: Any) -> str:
-    return render(f"{template}.md.j2", "sae_baselines.paper.toy", **values)
-
-
-def _heading(results: ToyResults, setting: str, architecture: str) -> str:
-    if not results.is_the_papers:
-        return architecture
-    said = []
-    ev = PAPER_EV.get((setting, architecture))
-    share = PAPER_RECOVERED.get((setting, architecture))
-    if ev is not None:
-        said.append(f"EV {ev:g}")
-    if share is not None:
-        said.append(f"{share:.2%} recovered")
-    return f"{architecture} (paper, trained: {', '.join(said) or 'not stated'})"
-
-
-def _member_row(
-    member: str,
-    frame: pd.DataFrame,
-    sizes: tuple[int, int, int],
-    simulated: SimulatedRecovery,
-) -> dict[str, Any]:
-    mine = frame.loc[frame["member"] == member]
-    n_features, d_in, d_sae = sizes
+def _member(
+    mine: pd.DataFrame, d_in: int, simulated: SimulatedRecovery
+) -> tuple[list[str], list[int]]:
+    """The cells of a member's row, and seeds whose L0 is off."""
     # Of several seeds the least count: the weakest claim.
     chance = count_and_chance(
         int(mine["recovered"].min()),
-        n_features=n_features,
+        n_features=simulated.n_features,
         d_in=d_in,
-        d_sae=d_sae,
+        d_sae=int(mine["d_sae"].iloc[0]),
         simulation=simulated,
     )
 
     def cell(column: str) -> str:
         values = [float(v) for v in mine[column]]
-        if len(values) == 1 and column in _COUNTS:
-            return f"{values[0]:,.0f}"
-        return mean_sd(values)
+        single = len(values) == 1 and column in _COUNTS
+        return f"{values[0]:,.0f}" if single else mean_sd(values)
 
-    before = ("ev", "l0", "dead", "recovered", "recovered_share")
-    after = ("recovered_one_to_one", "mean_best_cosine", "mcc", "cos_to_start_mean")
-    return {
-        "member": member,
-        "cells": [*map(cell, before), f"{chance.p_value:.1g}", *map(cell, after)],
-        "off": [s for s, ok in zip(mine["seed"], mine["l0_matches"], strict=True) if not ok],
-    }
+    name = mine["member"].iloc[0].replace("_", " ")
+    cells = [name, *map(cell, _BEFORE), f"{chance.p_value:.1g}", *map(cell, _AFTER)]
+    return cells, mine.loc[~mine["l0_matches"].astype(bool), "seed"].tolist()
 
 
 def _figures(results: ToyResults) -> list[Figure]:
     # matplotlib takes a second to import and is needed nowhere else.
-    from sae_baselines.paper.toy import plots as toy_plots  # noqa: PLC0415
+    from sae_baselines.paper.toy import plots  # noqa: PLC0415
     from sae_baselines.report import style  # noqa: PLC0415
 
     spec = results.spec
-    features = toy_plots.feature_frame(results.features)
-    d_in = {d for d, _, _ in results.sizes.values()}
-    paper = results.is_the_papers
-    figures: list[Figure] = []
+    widths = {d for d, _, _ in results.sizes.values()}
+    paper: dict[str, Any] = {}
+    if results.is_the_papers:
+        paper = {"paper_recovered": PAPER_RECOVERED, "paper_ev": PAPER_EV}
+    drawn, chance = [], None
     with style.drawing():
-        if len(d_in) == 1:
-            width = d_in.pop()
-            figures += _draw_features(results, features, width)
-            chance = float(chance_of_best(width, spec.d_sae, RECOVERED_ABOVE))
-        else:
-            chance = None
-        drawn = [
-            toy_plots.side_by_side(
-                results.frame,
-                chance=chance,
-                paper_recovered=PAPER_RECOVERED if paper else None,
-                paper_ev=PAPER_EV if paper else None,
-            )
-        ]
+        # Chance is drawn where there is one: settings may differ in width.
+        if len(widths) == 1:
+            d_in = widths.pop()
+            sizes: dict[str, Any] = {"d_in": d_in, "d_sae": spec.d_sae}
+            chance = float(chance_of_best(d_in, spec.d_sae, RECOVERED_ABOVE))
+            features = plots.feature_frame(results.features)
+            drawn += [
+                plots.recovery_histograms(features, **sizes),
+                plots.recovery_curves(features, **sizes, tau=spec.tau),
+                plots.recovery_curves(features, **sizes, tau=spec.tau, log=True),
+            ]
+            for setting in spec.settings:
+                # A hierarchy keeps features below their nominal probability.
+                observed = "frequency" if setting in spec.models else "probability"
+                if setting != "constant":
+                    drawn.append(
+                        plots.recovery_against_frequency(
+                            features, **sizes, setting=setting, frequency=f"firing_{observed}"
+                        )
+                    )
+        drawn.append(plots.side_by_side(results.frame, chance=chance, **paper))
         if len(results.curves):
-            drawn.append(
-                toy_plots.training_map(
-                    results.curves,
-                    l0=spec.l0,
-                    paper_recovered=PAPER_RECOVERED if paper else None,
-                    paper_ev=PAPER_EV if paper else None,
-                )
-            )
-        figures += [style.finish(d.canvas, d.name, d.caption) for d in drawn]
-    return figures
+            drawn.append(plots.training_map(results.curves, l0=spec.l0, **paper))
+        return [style.finish(d.canvas, d.name, d.caption) for d in drawn]
 
 
-def _draw_features(results: ToyResults, features: pd.DataFrame, d_in: int) -> Iterator[Figure]:
-    from sae_baselines.paper.toy import plots as toy_plots  # noqa: PLC0415
-    from sae_baselines.report import style  # noqa: PLC0415
-
-    spec = results.spec
-    sizes: dict[str, Any] = {"d_in": d_in, "d_sae": spec.d_sae}
-    drawn = [
-        toy_plots.recovery_histograms(features, **sizes),
-        toy_plots.recovery_curves(features, **sizes, tau=spec.tau),
-        toy_plots.recovery_curves(features, **sizes, tau=spec.tau, log=True),
-    ]
-    drawn += [
-        toy_plots.recovery_against_frequency(
-            features,
-            **sizes,
-            setting=setting,
-            # A hierarchy keeps features below their nominal probability.
-            frequency="firing_frequency" if setting in spec.models else "firing_probability",
-        )
-        for setting in spec.settings
-        if setting != "constant"
-    ]
-    for d in drawn:
-        yield style.finish(d.canvas, d.name, d.caption)
+def _words(template: str, **values: Any) -> str:
+    return render(template, "sae_baselines.paper.toy", **values)

@@ -1,14 +1,18 @@
-"""One HTML page, pictures in it: rare latents of a trained SAE beside random ones."""
+"""One HTML page, pictures in it: rare latents of a trained SAE beside random ones.
+
+What is said stands in ``templates/``.
+"""
 
 import base64
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from sae_baselines.files import write_atomically
@@ -33,14 +37,6 @@ from sae_baselines.study.patches.study import (
 )
 
 _SIDE = 84
-_STYLE = """<style>
-.patches td, .patches thead th { padding: .5rem 1.1rem .5rem 0; vertical-align: top; }
-.patches thead th:not(:first-child), .patches td { text-align: left !important; }
-.patches .shots { display: grid; grid-template-columns: repeat(4, 84px); gap: 3px; }
-.patches img { display: block; width: 84px; height: 84px; image-rendering: auto; }
-.patches p { margin: 0 0 .25rem; font-size: .8rem; color: var(--muted); white-space: nowrap; }
-.patches .percentile { font-size: .75rem; color: var(--muted); }
-</style>"""
 
 
 @dataclass(frozen=True)
@@ -90,67 +86,59 @@ def write_page(
     source = Source(spec, root)
     picks = picks_of(source, chosen, n_latents, seed)
     pictures = Pictures(source, 2 * _SIDE)  # for screens of twice the resolution
-    rows = list(zip(*picks, strict=True))
+    rows: list[Sequence[Pick]] = list(zip(*picks, strict=True))
+    columns = [key.member for key in chosen]
     if blind:
-        shuffled = [_shuffled(row, [seed, i]) for i, row in enumerate(rows)]
-        letters = [chr(ord("A") + i) for i in range(len(chosen))]
+        # A new order in every row.
+        for i, row in enumerate(rows):
+            order = np.random.default_rng([seed, i]).permutation(len(row))
+            rows[i] = [row[j] for j in order]
+        columns = [chr(ord("A") + i) for i in range(len(chosen))]
+    page = root / ("vision_blind.html" if blind else "vision.html")
+    patches = _words(
+        "vision_patches.md.j2",
+        columns=columns,
+        rows=rows,
+        pictures=pictures,
+        image=_image,
+        seed=seed,
+        blind=blind,
+    )
+    write_atomically(page, to_html(_report(source, patches, len(rows))))
+    if blind:
         key = root / "vision_blind_key.json"
-        write_atomically(key, json.dumps(_key(letters, shuffled), indent=2))
-        page = root / "vision_blind.html"
-        html = to_html(_report(source, letters, shuffled, pictures, seed, blind=True))
-        write_atomically(page, html)
+        who = {
+            str(i): dict(zip(columns, map(asdict, row), strict=True))
+            for i, row in enumerate(rows, start=1)
+        }
+        write_atomically(key, json.dumps(who, indent=2))
         return PageFiles(page, None, key)
-    names = [k.member for k in chosen]
-    page = root / "vision.html"
-    write_atomically(page, to_html(_report(source, names, rows, pictures, seed, blind=False)))
     # matplotlib takes a second to import and is needed nowhere else.
     from sae_baselines.paper.vision.figure import write_figure  # noqa: PLC0415
 
     return PageFiles(page, write_figure(root, picks, pictures), None)
 
 
-def _shuffled(row: tuple[Pick, ...], seed: list[int]) -> tuple[Pick, ...]:
-    order = np.random.default_rng(seed).permutation(len(row))
-    return tuple(row[i] for i in order)
-
-
-def _key(letters: list[str], rows: list[tuple[Pick, ...]]) -> dict[str, Any]:
-    return {
-        str(i + 1): {letter: asdict(pick) for letter, pick in zip(letters, row, strict=True)}
-        for i, row in enumerate(rows)
-    }
-
-
-def _report(
-    source: Source,
-    columns: list[str],
-    rows: list[tuple[Pick, ...]],
-    pictures: Pictures,
-    seed: int,
-    *,
-    blind: bool,
-) -> Report:
+def _report(source: Source, patches: str, n_rows: int) -> Report:
     spec, facts = source.spec, source.facts
-    model = code(spec.model.recorded_name)
     measured = measurements_of(StudyFolder(source.root), list(all_members(spec)))
-    grid = Markup(_STYLE + _grid(columns, rows, pictures, blind))
-    patches = _text("patches", seed=seed, blind=blind, columns=columns, grid=grid)
-    numbers = _text(
-        "numbers",
+    numbers = _words(
+        "vision_numbers.md.j2",
         columns=table.COLUMNS,
-        panels=table.rows_of(measured),
+        tables=table.rows_of(measured),
         notes=table.notes(measured),
     )
-    how = _text(
-        "how",
+    how = _words(
+        "vision_how.md.j2",
         spec=spec,
         facts=facts,
-        crops={part: len(crops) for part, crops in source.crops.items()},
+        crops=source.crops,
         norms=norms.sentence(facts["norms"]),
     )
     return Report(
         title="Rare latents of a vision transformer, trained beside random",
-        lede=f"{model}, module {code(spec.hook_name)}; {len(rows)} rare latents of each SAE.",
+        lede=f"{code(spec.model.recorded_name)}, module {code(spec.hook_name)}; {n_rows} rare "
+        "latents of each SAE.",
         sections=(
             Section("patches", "Rare latents", patches),
             Section("numbers", "Numbers", numbers),
@@ -159,47 +147,13 @@ def _report(
     )
 
 
-def _text(template: str, **values: Any) -> str:
-    return render(f"{template}.md.j2", "sae_baselines.paper.vision", **values)
-
-
-def _grid(
-    columns: list[str], rows: list[tuple[Pick, ...]], pictures: Pictures, blind: bool
-) -> str:
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = "".join(
-        f'<tr><th scope="row">{i}</th>'
-        + "".join(f"<td>{_cell(pick, pictures, blind)}</td>" for pick in row)
-        + "</tr>"
-        for i, row in enumerate(rows, start=1)
-    )
-    return (
-        '<div class="table grid" tabindex="0" role="region" aria-label="Rare latents">'
-        f'<table class="patches"><thead><tr><th scope="col"></th>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(pick: Pick, pictures: Pictures, blind: bool) -> str:
-    head = (
-        f"<p>latent {pick.latent}: {_count(pick.patches, 'patch', 'es')}, "
-        f"{_count(pick.photographs, 'photograph', 's')}</p>"
-    )
-    above = "".join(
-        _image(pictures.crop(s), f"{s.percentile}th percentile") for s in pick.shots
-    )
-    below = "".join(_image(pictures.close(s), "enlarged") for s in pick.shots)
-    labels = "".join(f'<span class="percentile">{s.percentile} %</span>' for s in pick.shots)
-    return f'{"" if blind else head}<div class="shots">{above}{below}{labels}</div>'
-
-
-def _count(n: int, what: str, plural: str) -> str:
-    return f"{n} {what}{'' if n == 1 else plural}"
-
-
-def _image(picture: Image.Image, alt: str) -> str:
+def _image(picture: Image.Image, alt: str) -> Markup:
     out = io.BytesIO()
     picture.save(out, format="JPEG", quality=80)
     data = base64.b64encode(out.getvalue()).decode()
     size = f'width="{_SIDE}" height="{_SIDE}"'
-    return f'<img alt="{alt}" {size} src="data:image/jpeg;base64,{data}">'
+    return Markup(f'<img alt="{alt}" {size} src="data:image/jpeg;base64,{data}">')
+
+
+def _words(template: str, **values: Any) -> str:
+    return render(template, "sae_baselines.paper.vision", **values)
