@@ -8,7 +8,7 @@ import typer
 from sae_baselines_cli.shared import ask, console, group, say
 
 if TYPE_CHECKING:
-    from sae_baselines.hub.plan import Publication
+    from sae_baselines.hub.layout import Publication
 
 app = group()
 
@@ -61,8 +61,7 @@ def publish(
     """
     from sae_baselines.errors import UserError
     from sae_baselines.hub.card import CardOptions
-    from sae_baselines.hub.licenses import check_license
-    from sae_baselines.hub.names import check_repo_id
+    from sae_baselines.hub.ids import check_license, check_repo_id
     from sae_baselines.hub.plan import plan_publication
     from sae_baselines.hub.upload import publish as upload
 
@@ -104,10 +103,9 @@ def _rehearse(planned: "Publication", private: bool, replace: bool) -> None:
     from rich.text import Text
 
     from sae_baselines.errors import UserError
-    from sae_baselines.hub.leaks import redacted_logs
-    from sae_baselines.hub.plan import total_size
-    from sae_baselines.hub.remote import compare, read_remote
-    from sae_baselines.hub.upload import check_target
+    from sae_baselines.hub.layout import total_size
+    from sae_baselines.hub.upload import check_target, compare, read_remote
+    from sae_baselines.redact import redacted_logs
 
     changes = None
     try:

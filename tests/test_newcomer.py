@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evals.hub_server import point_clients_at, serving
-from tests.hub.writable_hub import WRITER, Hub, WritableHandler
+from tests.loopback_hub import WRITER, Hub, WritableHandler, point_clients_at, serving
 
 ROOT = Path(__file__).parents[1]
 # Stock SAELens, in a process that does not know of this package.
@@ -56,7 +55,7 @@ def test_from_nothing_to_a_published_baseline(tmp_path: Path, monkeypatch: pytes
         point_clients_at(endpoint, tmp_path / "huggingface", monkeypatch)
         monkeypatch.setenv("HF_TOKEN", WRITER)
         # Whose token it is.
-        monkeypatch.setattr("tests.hub.writable_hub.OWNER", "user")
+        monkeypatch.setattr("tests.loopback_hub.OWNER", "user")
         printed = {words[1]: run(*sae_baselines, *words[1:]) for words in rest}
         assert list(printed) == ["show", "eval", "report", "publish"]
         assert len(re.findall(r"│ yes +│", printed["show"])) == 3

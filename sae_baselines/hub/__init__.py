@@ -7,9 +7,16 @@ With 0.36, ``HF_HUB_DISABLE_XET=1`` uploads by plain LFS.
 """
 
 from sae_baselines.hub.card import CardOptions
-from sae_baselines.hub.plan import PlannedFile, Publication, plan_publication
-from sae_baselines.hub.remote import Changes, RemoteRepo, compare, read_remote
-from sae_baselines.hub.upload import Done, publish
+from sae_baselines.hub.layout import PlannedFile, Publication
+from sae_baselines.hub.plan import plan_publication
+from sae_baselines.hub.upload import (
+    Changes,
+    Done,
+    RemoteRepo,
+    compare,
+    publish,
+    read_remote,
+)
 
 __all__ = [
     "CardOptions",

@@ -1,32 +1,28 @@
 """The model card: front matter that the Hub takes, and what a reader must know."""
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData, constants
+from huggingface_hub import ModelCard, ModelCardData
 
 from sae_baselines.baselines import CONSTRAINTS
 from sae_baselines.controls import TRAINED, is_control, is_random, kind_of
 from sae_baselines.errors import UserError
-from sae_baselines.hub.names import hub_dataset, hub_model
+from sae_baselines.hub.ids import hub_dataset, hub_model
+from sae_baselines.hub.layout import FIGURES, Manifest, text_sha256_of
 from sae_baselines.hub.source import SourceStudy
-from sae_baselines.places import without_places
+from sae_baselines.redact import without_places
 from sae_baselines.report import reference as of_reference
 from sae_baselines.report.markdown import grouped, render, without_marks, words
 from sae_baselines.study.plan import MemberKey
 
-CARD_FILE = constants.REPOCARD_NAME
 PAPER = "2602.14111"
 _HERE = "sae_baselines.hub"
 # Figures that are not folded away.
 _SHOWN = 2
-_MARK = "sae_baselines publish"
-_MANIFEST = re.compile(rf"<!-- {_MARK} (\{{.*?\}}) -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,59 +40,6 @@ class CardOptions:
     license_name: str | None = None
     license_link: str | None = None
     base_model: str | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a publish put into a repo, hidden in its card: so it can be told from the rest.
-
-    Attributes:
-        study: Name of the study.
-        spec_hash: SHA-256 of its spec: two studies may well have the same name.
-        members: Folders of members.
-        figures: Paths of figures.
-        text_sha256: Of the card without this, so that an edit by hand is noticed.
-    """
-
-    study: str
-    spec_hash: str
-    members: tuple[str, ...]
-    figures: tuple[str, ...]
-    text_sha256: str
-
-    def comment(self) -> str:
-        """The card's last line."""
-        # "--" would end the comment.
-        text = json.dumps(asdict(self)).replace("--", "\\u002d\\u002d")
-        return f"<!-- {_MARK} {text} -->"
-
-    def is_text_of(self, card: str) -> bool:
-        """Whether a card still says what it said when this was put into it."""
-        return _text_sha256(card) == self.text_sha256
-
-
-def manifest_of(card: str) -> Manifest | None:
-    """The manifest in a card; None in one that this tool did not make."""
-    found = _MANIFEST.search(card)
-    if found is None:
-        return None
-    try:
-        told = json.loads(found[1])
-        return Manifest(
-            str(told["study"]),
-            str(told["spec_hash"]),
-            tuple(map(str, told["members"])),
-            tuple(map(str, told["figures"])),
-            str(told["text_sha256"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _text_sha256(card: str) -> str:
-    # Blank space at the end and line endings are the editor's, not the author's.
-    text = "\n".join(_MANIFEST.sub("", card).splitlines()).strip()
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -143,12 +86,12 @@ def make_card(
         datasets=[dataset] if dataset else None,
         tags=_tags(source),
     )
-    paths = tuple(path for path in published if path.startswith("figures/"))
+    paths = tuple(path for path in published if path.startswith(f"{FIGURES}/"))
     body = render("card.md.j2", _HERE, **_told(source, repo, revision, model, dataset, folders))
     body = _unbroken(without_marks(body))
     text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
     manifest = Manifest(
-        source.name, source.spec_hash, tuple(folders.values()), paths, _text_sha256(text)
+        source.name, source.spec_hash, tuple(folders.values()), paths, text_sha256_of(text)
     )
     return Card(f"{text}\n{manifest.comment()}\n", notes)
 

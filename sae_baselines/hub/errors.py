@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -17,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from sae_baselines.errors import UserError, one_line
-from sae_baselines.hub.leaks import redacted
+from sae_baselines.redact import redacted
 
 logger = logging.getLogger("sae_baselines")
 
@@ -58,6 +60,50 @@ def hub_errors(repo: str, revision: str = "main") -> Iterator[None]:
         )
         # Without what was chained: it could hold addresses and headers.
         raise UserError(redacted(message)) from None
+
+
+@contextmanager
+def reading_errors(repo: str, near: str) -> Iterator[None]:
+    """Turn what the Hub's client raises where something is read into a `UserError` of one line.
+
+    Args:
+        repo: The repo, for messages.
+        near: What else may have been meant; "" for nothing.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _unread(error, near)
+        if reason is None:
+            raise
+        raise UserError(f"{repo}: {reason}") from error
+
+
+def _unread(error: Exception, near: str) -> str | None:
+    """What to say of an error of the Hub's client; None for any other."""
+    if isinstance(error, GatedRepoError):
+        return "is gated; accept its terms on its page and log in with hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        remedy = near or "a private one needs hf auth login"
+        return (
+            f"is neither a folder here nor a repository of the Hub that you may see; {remedy}"
+        )
+    if isinstance(error, HFValidationError):
+        return "is neither a folder here nor a name of the Hub"
+    if isinstance(error, OfflineModeIsEnabled):
+        remedy = near or "unset it, or name a local folder"
+        return f"is not a folder here, and HF_HUB_OFFLINE keeps it from the Hub; {remedy}"
+    if isinstance(error, HfHubHTTPError):
+        return f"the Hub answers {one_line(error, 200)}"
+    # huggingface_hub changed from requests to httpx; both name their errors alike.
+    kinds = {cls.__name__ for cls in type(error).__mro__}
+    if kinds & {"ConnectionError", "TransportError", "Timeout", "RequestException"}:
+        remedy = near or "check the network, or name a local folder"
+        kind = type(error).__name__
+        return f"is not a folder here, and the Hub cannot be reached ({kind}); {remedy}"
+    return None
 
 
 def explained(error: BaseException, repo: str, revision: str) -> str | None:

@@ -1,112 +1,26 @@
 """Exactly what will be published: a list of files, nothing by pattern."""
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import yaml
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME
+from safetensors import SafetensorError, safe_open
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals.results import RESULTS_FILE
-from sae_baselines.hub.card import CARD_FILE, CardOptions, make_card
-from sae_baselines.hub.leaks import refuse_secrets, safetensors_header
-from sae_baselines.hub.licenses import check_license
-from sae_baselines.hub.names import check_repo_id
+from sae_baselines.hub.card import CardOptions, make_card
+from sae_baselines.hub.ids import check_license, check_repo_id
+from sae_baselines.hub.layout import (
+    CARD_FILE,
+    MEMBER_FILES,
+    PlannedFile,
+    Publication,
+    folder_of,
+)
 from sae_baselines.hub.source import SourceStudy, read_source
-from sae_baselines.places import data_without_places
+from sae_baselines.redact import data_without_places, refuse_secrets
 from sae_baselines.study.folder import STUDY_FILE
-from sae_baselines.study.plan import MemberKey
-
-# What SAELens uploads of an SAE and what an SAE consists of.
-MEMBER_FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME)
-FIGURES = "figures"
-_CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """One file of the repo.
-
-    Attributes:
-        path: In the repo.
-        source: Local file, or the bytes themselves where they are made for the repo.
-    """
-
-    path: str
-    source: Path | bytes
-
-    @cached_property
-    def size(self) -> int:
-        """Bytes."""
-        return (
-            len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
-        )
-
-    @cached_property
-    def sha256(self) -> str:
-        """What the Hub names a large file by."""
-        return self._digest(hashlib.sha256())
-
-    @cached_property
-    def git_sha1(self) -> str:
-        """What git names a small file by."""
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size))
-
-    def _digest(self, made: "hashlib._Hash") -> str:
-        if isinstance(self.source, bytes):
-            made.update(self.source)
-        else:
-            with self.source.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    made.update(chunk)
-        return made.hexdigest()
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What a repo will hold.
-
-    Attributes:
-        repo: ``user/repo``.
-        revision: Branch.
-        study: Name of the study.
-        spec_hash: SHA-256 of its spec.
-        members: Folder in the repo to its files.
-        others: Everything else but the card.
-        card: README.md.
-        notes: What the publisher should know.
-    """
-
-    repo: str
-    revision: str
-    study: str
-    spec_hash: str
-    members: dict[str, tuple[PlannedFile, ...]]
-    others: tuple[PlannedFile, ...]
-    card: PlannedFile
-    notes: tuple[str, ...]
-
-    @property
-    def card_text(self) -> str:
-        """README.md as text."""
-        assert isinstance(self.card.source, bytes)
-        return self.card.source.decode("utf-8")
-
-    @property
-    def files(self) -> list[PlannedFile]:
-        """Members first, the card last."""
-        of_members = [file for files in self.members.values() for file in files]
-        return [*of_members, *self.others, self.card]
-
-
-def folder_of(key: MemberKey) -> str:
-    """Where a member lies in the repo: ``<architecture>/l0_<k>/seed_<s>/<member>``."""
-    panel = key.panel
-    return f"{panel.architecture}/l0_{panel.l0:g}/seed_{panel.seed}/{key.member}"
 
 
 def plan_publication(
@@ -199,10 +113,20 @@ def _readable(file: PlannedFile) -> bytes:
     if isinstance(file.source, bytes):
         return file.source
     if file.source.suffix == ".safetensors":
-        return safetensors_header(file.source)
+        return _header(file.source)
     return b"" if file.source.suffix == ".png" else file.source.read_bytes()
 
 
-def total_size(files: Sequence[PlannedFile]) -> int:
-    """Bytes."""
-    return sum(file.size for file in files)
+def _header(path: Path) -> bytes:
+    """Names and metadata of a safetensors file, a line each.
+
+    Raises:
+        UserError: It is not one.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            lines = [*file.keys(), *(f"{key}: {value}" for key, value in metadata.items())]
+    except SafetensorError:
+        raise UserError(f"{path}: is not a safetensors file; train the member again") from None
+    return "\n".join(lines).encode()

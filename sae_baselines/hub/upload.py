@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +15,177 @@ from huggingface_hub import (
     constants,
     get_token,
 )
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from sae_lens.training.upload_saes_to_huggingface import upload_saes_to_huggingface
 
 from sae_baselines.errors import UserError
 from sae_baselines.hub.errors import hub_errors, no_token
-from sae_baselines.hub.leaks import redacted_logs
-from sae_baselines.hub.plan import PlannedFile, Publication
-from sae_baselines.hub.remote import (
-    MAIN,
-    RemoteRepo,
-    compare,
+from sae_baselines.hub.layout import (
+    CARD_FILE,
+    FIGURES,
+    Manifest,
+    PlannedFile,
+    Publication,
     is_of,
-    members_to_upload,
-    overwritten,
-    read_remote,
+    manifest_of,
+    owned,
 )
+from sae_baselines.redact import redacted_logs
 
+MAIN = "main"
 _REPLACE = "replace them with --replace, or choose another repo"
 _NAMED = 3
+
+
+@dataclass(frozen=True)
+class RemoteRepo:
+    """A repo's files at a branch.
+
+    Attributes:
+        exists: Whether there is a repo at all (that the token may see).
+        branch_exists: Whether the branch is there; a new one starts from main.
+        private: Whether it is private.
+        sha: Commit of the branch, "" without one.
+        files: Path to the names that the Hub knows the content by: SHA-256 of a large file,
+            git's SHA-1 of a small one.
+        manifest: What an earlier publish put there; None where the card is not of this tool.
+        foreign_card: Whether there is a card that this tool did not make.
+        edited_card: Whether there is one that it made and somebody edited.
+    """
+
+    exists: bool
+    branch_exists: bool
+    private: bool
+    sha: str
+    files: Mapping[str, str]
+    manifest: Manifest | None
+    foreign_card: bool
+    edited_card: bool
+
+    def has(self, file: PlannedFile) -> bool:
+        """Whether the repo holds this content at this path."""
+        known = self.files.get(file.path)
+        if known is None:
+            return False
+        return known == (file.sha256 if len(known) == 64 else file.git_sha1)
+
+
+NO_REPO = RemoteRepo(False, False, False, "", {}, None, False, False)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What publishing does.
+
+    Attributes:
+        new: Files that the repo does not have.
+        changed: Files that it has with other content.
+        unchanged: Files that it has.
+        gone: Paths that an earlier publish put there and that are not published any more.
+    """
+
+    new: tuple[PlannedFile, ...]
+    changed: tuple[PlannedFile, ...]
+    unchanged: tuple[PlannedFile, ...]
+    gone: tuple[str, ...]
+
+    @property
+    def upload(self) -> list[PlannedFile]:
+        return [*self.new, *self.changed]
+
+    @property
+    def nothing(self) -> bool:
+        return not self.upload and not self.gone
+
+
+def read_remote(api: HfApi, repo: str, revision: str) -> RemoteRepo:
+    """List a repo; only reads.
+
+    Raises:
+        UserError: The Hub could not be read.
+    """
+    with hub_errors(repo, revision):
+        try:
+            info = api.repo_info(repo)
+        except RepositoryNotFoundError:
+            # Also what a stranger is told of a private repo; making it will say so.
+            return NO_REPO
+        branch_exists = True
+        try:
+            found = list(api.list_repo_tree(repo, recursive=True, revision=revision))
+        except RevisionNotFoundError:
+            branch_exists, revision = False, MAIN
+            found = list(api.list_repo_tree(repo, recursive=True, revision=MAIN))
+        files = {
+            each.path: each.lfs.sha256 if each.lfs else each.blob_id
+            for each in found
+            if isinstance(each, RepoFile)
+        }
+        card = _card(api, repo, revision) if CARD_FILE in files else ""
+        sha = api.repo_info(repo, revision=revision).sha or ""
+    manifest = manifest_of(card)
+    return RemoteRepo(
+        exists=True,
+        branch_exists=branch_exists,
+        private=bool(info.private),
+        sha=sha,
+        files=files,
+        manifest=manifest,
+        foreign_card=CARD_FILE in files and manifest is None,
+        edited_card=manifest is not None and not manifest.is_text_of(card),
+    )
+
+
+def _card(api: HfApi, repo: str, revision: str) -> str:
+    # Not through the cache: a branch moves.
+    with tempfile.TemporaryDirectory() as folder:
+        path = api.hf_hub_download(repo, CARD_FILE, revision=revision, local_dir=folder)
+        # Somebody else's may be in any encoding.
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def compare(planned: Publication, remote: RemoteRepo) -> Changes:
+    """What publishing would change."""
+    new, changed, unchanged = [], [], []
+    for file in planned.files:
+        if remote.has(file):
+            unchanged.append(file)
+        elif file.path in remote.files:
+            changed.append(file)
+        else:
+            new.append(file)
+    here = {file.path for file in planned.files}
+    gone = [path for path in owned(planned, remote.manifest) if path in remote.files]
+    return Changes(
+        new=tuple(new),
+        changed=tuple(changed),
+        unchanged=tuple(unchanged),
+        gone=tuple(sorted(set(gone) - here)),
+    )
+
+
+def overwritten(planned: Publication, remote: RemoteRepo) -> list[str]:
+    """Paths with other content in the repo, of which no publish of this study tells.
+
+    An interrupted first publish left SAEs and no card; those are what they are here.
+    """
+    own = set(owned(planned, remote.manifest))
+    if remote.manifest is not None:
+        # Of these the manifest lists figures alone.
+        rest = (f.path for f in (*planned.others, planned.card))
+        own |= {path for path in rest if not path.startswith(f"{FIGURES}/")}
+    return [f.path for f in compare(planned, remote).changed if f.path not in own]
+
+
+def members_to_upload(planned: Publication, changes: Changes) -> Sequence[str]:
+    """Folders of members of which any file is new or changed."""
+    paths = {file.path for file in changes.upload}
+    return [
+        folder
+        for folder, files in planned.members.items()
+        if any(file.path in paths for file in files)
+    ]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from sae_baselines.evals.spec import eval_spec_to_dict
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements, published_record
-from sae_baselines.places import data_without_places, without_places
 from sae_baselines.provenance import hardware, versions
+from sae_baselines.redact import data_without_places, without_places
 from sae_baselines.stats import Margin
 from sae_baselines.study.spec import spec_to_dict
 

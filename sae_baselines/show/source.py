@@ -2,26 +2,19 @@
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import list_repo_files
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from sae_baselines.controls.source import load_sae
-from sae_baselines.errors import UserError, nearest, one_line
+from sae_baselines.errors import UserError, nearest
+from sae_baselines.hub.errors import reading_errors
 from sae_baselines.show.sae import SAEDescription, describe_sae
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
 
@@ -137,14 +130,14 @@ def sae_folders(folder: Path) -> list[Path]:
 
 def _in_repository(repo: str, source: str) -> list[str]:
     """Folders of a repository that SAELens can load."""
-    with _hub_errors(repo, source):
+    with reading_errors(repo, _near(source)):
         files = set(list_repo_files(repo))
     folders = {f.rpartition("/")[0] for f in files if f.endswith(f"/{SAE_WEIGHTS_FILENAME}")}
     return sorted(f for f in folders if f"{f}/{SAE_CFG_FILENAME}" in files)
 
 
 def _load(source: str, repo: str) -> SAE[Any]:
-    with _hub_errors(repo, source):
+    with reading_errors(repo, _near(source)):
         try:
             return load_sae(source)[0]
         except UserError as error:
@@ -154,44 +147,8 @@ def _load(source: str, repo: str) -> SAE[Any]:
             raise
 
 
-@contextmanager
-def _hub_errors(repo: str, source: str) -> Iterator[None]:
-    """What the Hub's client raises, as one line with the remedy."""
-    near = "" if ":" in source else _near_folders(Path(source))
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = _reason(error, near)
-        if reason is None:
-            raise
-        raise UserError(f"{repo}: {reason}") from error
-
-
-def _reason(error: Exception, near: str) -> str | None:
-    """What to say of an error of the Hub's client; None for any other."""
-    if isinstance(error, GatedRepoError):
-        return "is gated; accept its terms on its page and log in with hf auth login"
-    if isinstance(error, RepositoryNotFoundError):
-        remedy = near or "a private one needs hf auth login"
-        return (
-            f"is neither a folder here nor a repository of the Hub that you may see; {remedy}"
-        )
-    if isinstance(error, HFValidationError):
-        return "is neither a folder here nor a name of the Hub"
-    if isinstance(error, OfflineModeIsEnabled):
-        remedy = near or "unset it, or name a local folder"
-        return f"is not a folder here, and HF_HUB_OFFLINE keeps it from the Hub; {remedy}"
-    if isinstance(error, HfHubHTTPError):
-        return f"the Hub answers {one_line(error, 200)}"
-    # huggingface_hub changed from requests to httpx; both name their errors alike.
-    kinds = {cls.__name__ for cls in type(error).__mro__}
-    if kinds & {"ConnectionError", "TransportError", "Timeout", "RequestException"}:
-        remedy = near or "check the network, or name a local folder"
-        kind = type(error).__name__
-        return f"is not a folder here, and the Hub cannot be reached ({kind}); {remedy}"
-    return None
+def _near(source: str) -> str:
+    return "" if ":" in source else _near_folders(Path(source))
 
 
 def _nothing_there(source: str, name: str, releases: list[str]) -> str:

@@ -3,10 +3,6 @@
 import json
 import math
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +25,8 @@ from sae_baselines.study.presets import preset_names
 from sae_baselines.study.spec import spec_from_dict
 from sae_baselines_cli import app
 from tests.controls.test_controls import stock_sae
-from tests.evals.hub_server import point_clients_at, serving
 from tests.helpers import D_IN, D_SAE, activations, cosines, make_sae, randomise_, train
+from tests.loopback_hub import RefusingHandler, point_clients_at, serving
 from tests.tiny_model import HOOK, save_tiny_model, tiny_panel, tiny_text
 
 
@@ -342,32 +338,6 @@ def test_a_repository_lists_its_saes_and_shows_one(
         )
 
 
-@contextmanager
-def answering(status: int, code: str) -> Iterator[str]:
-    """A Hub that answers everything with one error."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
@@ -379,7 +349,7 @@ def answering(status: int, code: str) -> Iterator[str]:
 def test_what_the_hub_refuses_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str, message: str
 ):
-    with answering(status, code) as endpoint:
+    with serving(tmp_path, RefusingHandler, status=status, code=code) as endpoint:
         point_clients_at(endpoint, tmp_path, monkeypatch)
         assert message in said(call("show", "someone/theirs"))
 
@@ -387,7 +357,7 @@ def test_what_the_hub_refuses_is_one_line(
 def test_without_a_network_it_is_one_line_and_names_what_is_near(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with answering(500, "") as endpoint:
+    with serving(tmp_path) as endpoint:
         pass  # closed: nobody listens there any more
     point_clients_at(endpoint, tmp_path, monkeypatch)
     assert "the Hub cannot be reached" in said(call("show", "someone/theirs"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.evals.hub_server import point_clients_at, serving
 from tests.evals.tiny_hub import build_once
+from tests.loopback_hub import point_clients_at, serving
 
 
 @pytest.fixture(scope="session")

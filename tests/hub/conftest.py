@@ -12,8 +12,7 @@ from sae_baselines.report import report_of_study
 from sae_baselines.report.write import write_report
 from sae_baselines.study import train_study
 from sae_baselines.study.spec import spec_from_dict
-from tests.evals.hub_server import point_clients_at, serving
-from tests.hub.writable_hub import WRITER, Hub, WritableHandler
+from tests.loopback_hub import WRITER, Hub, WritableHandler, point_clients_at, serving
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
 
 REPO = "alice/tiny-baselines"

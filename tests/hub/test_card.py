@@ -15,13 +15,13 @@ from sae_lens import SAE
 from sae_baselines.evals.results import load_results
 from sae_baselines.evals.study import load_study
 from sae_baselines.hub import CardOptions, Publication, card, plan_publication, publish
-from sae_baselines.hub.card import manifest_of
+from sae_baselines.hub.layout import manifest_of
 from sae_baselines.hub.source import SourceStudy
 from sae_baselines.report.numbers import difference, interval, mean_sd, number
 from sae_baselines.study.plan import MemberKey, PanelKey
 from sae_baselines.study.spec import MemberSpec
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
-from tests.hub.writable_hub import Hub
+from tests.loopback_hub import Hub
 
 Grid = list[dict[str, str]]
 

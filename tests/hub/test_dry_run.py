@@ -11,7 +11,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.hub import Publication, publish
 from sae_baselines_cli.hub import app
 from tests.hub.conftest import REPO
-from tests.hub.writable_hub import Hub
+from tests.loopback_hub import Hub
 
 
 def call(*arguments: Any) -> Any:

@@ -15,9 +15,9 @@ import sae_baselines_cli as cli
 from sae_baselines.errors import UserError
 from sae_baselines.hub import Publication, publish, upload
 from sae_baselines.hub.errors import explained
-from sae_baselines.hub.leaks import redacted, redacted_logs
+from sae_baselines.redact import redacted, redacted_logs
 from tests.hub.conftest import REPO
-from tests.hub.writable_hub import READER, WRITER, Hub
+from tests.loopback_hub import READER, WRITER, Hub
 
 REVOKED = "hf_" + "x" * 34
 

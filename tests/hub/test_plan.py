@@ -9,11 +9,10 @@ import yaml
 
 from sae_baselines.errors import UserError
 from sae_baselines.hub import CardOptions, Publication, plan_publication
-from sae_baselines.hub.licenses import check_license
-from sae_baselines.hub.names import check_repo_id, hub_dataset, hub_model
+from sae_baselines.hub.ids import check_license, check_repo_id, hub_dataset, hub_model
 from sae_baselines.study.folder import STUDY_FILE
 from tests.hub.conftest import REPO
-from tests.hub.writable_hub import WRITER
+from tests.loopback_hub import WRITER
 
 OPTIONS = CardOptions("mit")
 MEMBER = "panels/batchtopk_l0_6_seed_0/random"

@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.hub import CardOptions, Publication, plan_publication, publish, upload
-from sae_baselines.hub.card import manifest_of
-from sae_baselines.hub.plan import PlannedFile
+from sae_baselines.hub.layout import PlannedFile, manifest_of
 from sae_baselines.study.spec import spec_from_dict, spec_hash
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
-from tests.hub.writable_hub import Commit, Hub
+from tests.loopback_hub import Commit, Hub
 
 FOLDERS = [f"batchtopk/l0_6/seed_{seed}/{m}" for seed in SEEDS for m in MEMBERS]
 OPTIONS = CardOptions("mit")

@@ -14,9 +14,8 @@ from typer.testing import CliRunner, Result
 
 from sae_baselines.evals import load_results
 from sae_baselines_cli import app
-from tests.evals.hub_server import Handler, point_clients_at, serving
 from tests.evals.tiny_hub import HOOK, MODEL, QUICK_EVALS, build_once
-from tests.hub.writable_hub import WRITER, Hub, WritableHandler
+from tests.loopback_hub import WRITER, Handler, Hub, WritableHandler, point_clients_at, serving
 from tests.study.reference import stock_run
 
 REPO, INSIDE = "alice/theirs", "layer_0/stock"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_baselines.places import data_without_places, without_places
+from sae_baselines.redact import data_without_places, without_places
 
 
 @pytest.mark.parametrize(

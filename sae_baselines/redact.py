@@ -1,19 +1,30 @@
-"""Nothing secret goes up, and no token is ever printed."""
+"""What others must not read in texts: local paths and tokens."""
 
-import json
 import logging
 import re
-import struct
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import get_token
 
 from sae_baselines.errors import UserError
 
+# An absolute path, one in a home folder, one that climbs out of where it is read from, or
+# one on another machine (\\server\share).
+_START = (
+    r"(?:file://)?(?:~[\w.-]*[/\\]|/(?!/)|[A-Za-z]:[\\/](?!/)|(?:\.\.[/\\])+"
+    r"|\\{2,}(?=[\w.$-]+\\))"
+)
+_WHOLE = re.compile(rf"{_START}[^\n]*")
+_QUOTED = re.compile(rf"(['\"])({_START}[^'\"\n]*)\1")
+# Two parts at least: '/s' is a unit. After a colon it may be a path (release:/a/b); that of
+# an address is followed by two slashes.
+_BARE = re.compile(
+    rf"(?<![\w./~\\<-]){_START}[^\s'\"`,;()\[\]{{}}<>|/\\]+[/\\][^\s'\"`,;()<>|]*"
+)
 HIDDEN = "<hidden>"
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|(?:ghp|gho|ghs)_[A-Za-z0-9]{20,}"
@@ -24,6 +35,42 @@ _TOKENS = re.compile(
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
 # Addresses of uploads are signed: who has the query may write.
 _QUERY = re.compile(r"((?:https?://|/)[^\s?'\"<>]+)\?[^\s'\"<>)]+")
+
+
+def last_part(path: str) -> str:
+    """``a.txt`` of ``/home/someone/a.txt``, of ``~/a.txt`` and of ``C:\\a.txt``."""
+    kind = PureWindowsPath if "\\" in path or re.match(r"[A-Za-z]:", path) else PurePosixPath
+    name = kind(path.rstrip("/\\")).name
+    return name if name not in ("", "..") else "."
+
+
+def without_places(text: str) -> str:
+    """A text with every local path in it as its last part.
+
+    What is a path is decided by its looks, so that the answer is the same on every machine;
+    relative paths stay, they tell nothing of where they were read.
+    """
+    if _WHOLE.fullmatch(text) and not re.search(r"\s[-/~]", text):
+        return last_part(text)
+    text = _QUOTED.sub(lambda m: f"{m[1]}{last_part(m[2])}{m[1]}", text)
+    return _BARE.sub(_short, text)
+
+
+def _short(found: re.Match[str]) -> str:
+    # A sentence's full stop or colon is not of the path.
+    path = found[0].rstrip(".:")
+    return last_part(path) + found[0][len(path) :]
+
+
+def data_without_places(data: Any) -> Any:
+    """The same for every text in plain data, as YAML or JSON hold it."""
+    if isinstance(data, str):
+        return without_places(data)
+    if isinstance(data, dict):
+        return {key: data_without_places(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [data_without_places(value) for value in data]
+    return data
 
 
 def redacted(text: str) -> str:
@@ -108,20 +155,3 @@ def _places(study: Path) -> re.Pattern[str] | None:
     # A container's home may be "/", which says nothing.
     named = [re.escape(place) for place in known if len(Path(place).parts) > 1]
     return re.compile(rf"(?<![\w.])(?:{'|'.join(named)})(?![\w.-])") if named else None
-
-
-def safetensors_header(path: Path) -> bytes:
-    """The header of a safetensors file as JSON, a line per entry.
-
-    Raises:
-        UserError: It is not one.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError
-            header = json.loads(file.read(length))
-    except (struct.error, ValueError):
-        raise UserError(f"{path}: is not a safetensors file; train the member again") from None
-    return json.dumps(header, indent=1).encode()
