@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sae_baselines.drift import drift_table, find_drift
+from sae_baselines.provenance import samples_seen
 from sae_baselines.report.drift_plots import drift_figure
 from sae_baselines.report.style import INK, MUTED, drawing, finish, looks
 from sae_baselines.study.folder import MEASUREMENT_FILE, PROVENANCE_FILE
@@ -68,7 +69,7 @@ def members_table(study: Path) -> pd.DataFrame:
                 "member": path.parent.name,
                 "tau": details.get("tau"),
                 "seed": provenance["init_seed"],
-                "tokens": provenance["tokens_seen"],
+                "tokens": samples_seen(provenance),
                 **{name: measured[name] for name in _MEASURED},
             }
         )

@@ -28,11 +28,11 @@ from sae_baselines.provenance import environment
 from sae_baselines.study import PanelSpec, train_study
 from sae_baselines.study.build import architecture_options
 from sae_baselines.study.data import load_text, split_text
+from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import PROVENANCE_FILE
 from sae_baselines.study.held_out import hook_width
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.spec import TRAINED
-from sae_baselines.study.train import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
 AIM = 0.6

@@ -18,10 +18,10 @@ import yaml
 
 from sae_baselines.paper.toy.plots import training_map
 from sae_baselines.paper.toy.results import PAPER_EV, PAPER_RECOVERED
+from sae_baselines.study.engine import train_study
 from sae_baselines.study.folder import write_atomically
 from sae_baselines.study.synthetic.generator import SETTINGS
 from sae_baselines.study.synthetic.spec import PAPER_ARCHITECTURES, ToySpec
-from sae_baselines.study.synthetic.train import train_toy
 
 HERE = Path(__file__).parent / "toy"
 MILLION = 1_000_000
@@ -63,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     for spec in studies():
         if not args.draw_only and (args.only is None or args.only in spec.name):
-            train_toy(spec, args.work / spec.name, resume=True)
+            train_study(spec, args.work / spec.name, resume=True)
     gather(args.work, args.also)
 
 

@@ -36,11 +36,11 @@ from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.evals.suites.endpoint import check_endpoint
 from sae_baselines.report import Report, report
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
+from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import read_yaml
-from sae_baselines.study.train import resolve_device
 
 PANEL_FILES = (".yaml", ".yml")
 

@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def samples_seen(facts: Mapping[str, Any]) -> int | None:
+    """Activations that an SAE was trained on, as its metadata or provenance say.
+
+    Studies on text made before 0.1.0 call them ``tokens_seen``.
+    """
+    return facts.get("samples_seen", facts.get("tokens_seen"))
 
 
 def git_revision() -> str | None:

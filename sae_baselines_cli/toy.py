@@ -58,9 +58,9 @@ def toy(
     """
     if study is not None and quick:
         raise typer.BadParameter("--quick has sizes of its own; give it or a study file")
+    from sae_baselines.study.engine import train_study
     from sae_baselines.study.spec import load_spec, spec_from_dict, spec_to_dict, spec_to_yaml
     from sae_baselines.study.synthetic.spec import ToySpec, quick_spec
-    from sae_baselines.study.synthetic.train import train_toy
 
     if study is not None:
         spec = load_spec(study, ToySpec)
@@ -80,7 +80,7 @@ def toy(
     if show:
         typer.echo(spec_to_yaml(spec), nl=False)
         return
-    folder = train_toy(spec, out or Path("studies") / spec.name, resume=resume)
+    folder = train_study(spec, out or Path("studies") / spec.name, resume=resume).folder
     from sae_baselines.paper.toy.report import write_toy_report
     from sae_baselines.paper.toy.results import load_toy
 

@@ -19,8 +19,8 @@ from sae_baselines_cli.shared import (
 
 if TYPE_CHECKING:
     from sae_baselines.paper.vision.page import PageFiles
+    from sae_baselines.study.engine import StudyResult
     from sae_baselines.study.patches.spec import VisionSpec
-    from sae_baselines.study.patches.study import VisionResult
 
 app = group(
     no_args_is_help=True,
@@ -30,17 +30,18 @@ app = group(
 
 def _run(
     spec: "VisionSpec", out: Path | None, resume: bool, device: str | None
-) -> "VisionResult":
+) -> "StudyResult":
     from rich.table import Table
 
     from sae_baselines.evals.results import write_vision_results
     from sae_baselines.paper.vision.table import COLUMNS, notes, rows_of
+    from sae_baselines.study.engine import train_study
     from sae_baselines.study.folder import StudyFolder
-    from sae_baselines.study.patches.study import all_members, train_vision
+    from sae_baselines.study.plan import all_members
 
     if device is not None:
         spec.device = device
-    result = train_vision(spec, out or Path("studies") / spec.name, resume=resume)
+    result = train_study(spec, out or Path("studies") / spec.name, resume=resume)
     write_vision_results(StudyFolder(result.folder), all_members(spec), result.measurements)
     console.print()
     for panel, rows in rows_of(result.measurements).items():

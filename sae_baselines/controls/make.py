@@ -125,7 +125,7 @@ def build_control(
         if scheme in control.schemes[1:]
         else control.name,
         "seed": seed,
-        "tokens_seen": 0,
+        "samples_seen": 0,
         "null_for": control.null_for,
         "source": given.described,
     }

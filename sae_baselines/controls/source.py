@@ -19,6 +19,7 @@ from sae_lens.saes.transcoder import Transcoder
 from safetensors import SafetensorError
 
 from sae_baselines.errors import UserError, nearest, one_line
+from sae_baselines.provenance import samples_seen
 
 # Normalisations that SAELens folds into the weights at the end of training.
 FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
@@ -66,7 +67,9 @@ def source_of(source: SAE[Any] | str | Path) -> Source:
             raise UserError(f"source: {name} contains NaN or infinity; use a sound SAE")
     ours = getattr(found.cfg.metadata, "sae_baselines", None)
     known = ours if isinstance(ours, dict) else {}
-    named = {k: known[k] for k in ("panel", "member", "control", "tokens_seen") if k in known}
+    named = {k: known[k] for k in ("panel", "member", "control") if k in known}
+    if (seen := samples_seen(known)) is not None:
+        named["samples_seen"] = seen
     described = {**where, **named, "weights_sha256": hash_of_weights(stock)}
     return Source(stock, described)
 

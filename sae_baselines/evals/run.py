@@ -32,7 +32,7 @@ from sae_baselines.evals.store import EvalStore, Failure
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
 from sae_baselines.provenance import environment, versions
-from sae_baselines.study.train import resolve_device
+from sae_baselines.study.engine import resolve_device
 
 logger = logging.getLogger("sae_baselines")
 

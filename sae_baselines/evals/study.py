@@ -13,6 +13,7 @@ from sae_baselines.evals.spec import EvalSpec
 from sae_baselines.evals.suite import Subject
 from sae_baselines.evals.target import Facts, Target, target_of
 from sae_baselines.files import read_json
+from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import (
     PROVENANCE_FILE,
     StudyFolder,
@@ -22,7 +23,6 @@ from sae_baselines.study.folder import (
 from sae_baselines.study.plan import MemberKey, members_of, panels_of
 from sae_baselines.study.reference.member import RECORD_FILE, published_measurement
 from sae_baselines.study.spec import PUBLISHED, PanelSpec
-from sae_baselines.study.train import resolve_device
 
 
 def target_name(key: MemberKey) -> str:

@@ -17,6 +17,7 @@ from sae_baselines.drift.start import Rows, saved_config, saved_sae_rows, seeded
 from sae_baselines.errors import UserError
 from sae_baselines.evals.target import constraint_of
 from sae_baselines.files import read_json
+from sae_baselines.provenance import samples_seen
 from sae_baselines.study.folder import PROVENANCE_FILE, STUDY_FILE, read_measurement
 
 COVARIANCE_FILE = "init_covariance.safetensors"
@@ -202,7 +203,7 @@ def _facts(
         "d_sae": cfg["d_sae"],
         "context_size": metadata.get("context_size"),
         "dataset": metadata.get("dataset_path"),
-        "tokens_seen": ours.get("tokens_seen", ours.get("samples_seen")),
+        "tokens_seen": samples_seen(ours),
         "l0_target": ours.get("l0_target"),
         "l0": l0,
         "l0_measured": None if l0 is None else _measured_on(ours),
@@ -221,7 +222,7 @@ def _facts(
 def _measured_on(ours: Mapping[str, Any]) -> str:
     """What the L0 in an SAE's metadata was measured on."""
     # Panels write theirs over SAELens', which is that of the last training batches.
-    if "panel" in ours and "tokens_seen" in ours:
+    if "l0_held_out" in ours or ("panel" in ours and "tokens_seen" in ours):
         return "on held-out text, by its panel"
     return "at the end of training, by SAELens"
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from sae_baselines.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from sae_baselines.study.engine import StudyResult, train_study
     from sae_baselines.study.spec import (
         DatasetSpec,
         MemberSpec,
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
         spec_from_dict,
         spec_to_yaml,
     )
-    from sae_baselines.study.train import StudyResult, train_study
 
 __all__ = [
     "DatasetSpec",
@@ -31,5 +31,5 @@ __all__ = [
 _TRAIN = ("StudyResult", "train_study")
 __getattr__ = lazy_names(
     __name__,
-    {n: f"{__name__}.{'train' if n in _TRAIN else 'spec'}" for n in __all__},
+    {n: f"{__name__}.{'engine' if n in _TRAIN else 'spec'}" for n in __all__},
 )

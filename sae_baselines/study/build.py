@@ -1,8 +1,9 @@
 """Members with identical starts, as SAELens configs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
@@ -18,33 +19,11 @@ from sae_baselines.baselines import (
 )
 from sae_baselines.baselines.directions import InitScheme
 from sae_baselines.errors import UserError
-from sae_baselines.study.plan import MemberKey, Pass, trained_of
-from sae_baselines.study.spec import TRAINED, MemberSpec, PanelSpec, has_integer_k
+from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.spec import TRAINED, MemberSpec, StudySpec, has_integer_k
 
 # The initial threshold of a JumpReLU comes from this many calibration activations.
 _THRESHOLD_SAMPLES = 2048
-
-
-class SAESettings(Protocol):
-    """What a spec must say for its members to be built; `PanelSpec` documents the fields."""
-
-    @property
-    def member_specs(self) -> list[MemberSpec]: ...
-    @property
-    def tau(self) -> float: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def normalize_activations(self) -> str: ...
-    @property
-    def b_dec_init(self) -> str: ...
-    @property
-    def encoder_init(self) -> str: ...
-    @property
-    def sparse_step(self) -> str: ...
-    @property
-    def sae(self) -> dict[str, Any]: ...
-    def width(self, d_in: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +56,7 @@ class EncoderStart:
     scale: float
 
 
-def prepare_start(spec: SAESettings, calibration: torch.Tensor, folder: Path) -> Start:
+def prepare_start(spec: StudySpec, calibration: torch.Tensor, folder: Path) -> Start:
     """Settle the common start from calibration activations.
 
     Args:
@@ -87,14 +66,14 @@ def prepare_start(spec: SAESettings, calibration: torch.Tensor, folder: Path) ->
     """
     d_in = calibration.shape[1]
     x = calibration
-    if spec.normalize_activations == "expected_average_only_in":
+    if spec.normalization == "expected_average_only_in":
         x = x * (d_in**0.5 / x.norm(dim=-1).mean())
-    elif spec.normalize_activations == "layer_norm":
+    elif spec.normalization == "layer_norm":
         x = x - x.mean(dim=-1, keepdim=True)
         x = x / (x.std(dim=-1, keepdim=True) + 1e-5)
-    elif spec.normalize_activations == "constant_norm_rescale":
+    elif spec.normalization == "constant_norm_rescale":
         x = x * (d_in**0.5 / x.norm(dim=-1, keepdim=True))
-    elif spec.normalize_activations == "covariance_whitening":
+    elif spec.normalization == "covariance_whitening":
         x = x - x.mean(dim=0)
         values, vectors = torch.linalg.eigh(covariance_of(x))
         x = x @ (vectors * (values.clamp(min=0) + 1e-3).rsqrt()).float()
@@ -108,23 +87,22 @@ def prepare_start(spec: SAESettings, calibration: torch.Tensor, folder: Path) ->
 
 
 def member_configs(
-    spec: PanelSpec, this_pass: Pass, start: Start, d_in: int, device: str
+    spec: StudySpec,
+    members: Mapping[MemberKey, MemberSpec],
+    start: Start,
+    d_in: int,
+    device: str,
 ) -> dict[MemberKey, TrainingSAEConfig]:
-    """SAELens configs of every member that a pass trains, in order."""
+    """SAELens configs of members, in order."""
     starts: dict[tuple[float, int, str], EncoderStart] = {}
-    configs: dict[MemberKey, TrainingSAEConfig] = {}
-    for panel in this_pass.panels:
-        for key, member in trained_of(spec, panel).items():
-            config = member_config(spec, key, member, start, d_in, device, starts)
-            if spec.hook_name.endswith("hook_z"):
-                # Trained on flattened heads; says that users of the export need not flatten.
-                config.reshape_activations = "hook_z"
-            configs[key] = config
-    return configs
+    return {
+        key: member_config(spec, key, member, start, d_in, device, starts)
+        for key, member in members.items()
+    }
 
 
 def member_config(
-    spec: SAESettings,
+    spec: StudySpec,
     key: MemberKey,
     member: MemberSpec,
     start: Start,
@@ -146,13 +124,13 @@ def member_config(
     options: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": spec.width(d_in),
-        "dtype": spec.dtype,
+        "dtype": spec.sae_dtype,
         "device": device,
-        "normalize_activations": spec.normalize_activations,
+        "normalize_activations": spec.normalization,
         "init_seed": panel.seed,
         "init_scheme": member.init_scheme,
         **architecture_options(base, panel.l0, d_in, spec.width(d_in), known),
-        **spec.sae,
+        **spec.sae_options,
     }
     if member.init_scheme == "cov":
         options["init_covariance_path"] = str(start.covariance_path)
@@ -162,12 +140,12 @@ def member_config(
     if "tau" in known:
         options["tau"] = spec.tau if member.tau is None else member.tau
     fitted = spec.encoder_init == "fitted"
-    needs_threshold = "jumprelu_init_threshold" in known.difference(spec.sae)
+    needs_threshold = "jumprelu_init_threshold" in known.difference(spec.sae_options)
     if fitted or needs_threshold:
         cache = {} if starts is None else starts
         which = (panel.l0, panel.seed, member.init_scheme)
         if which not in cache:
-            shift = start.b_dec if spec.sae.get("apply_b_dec_to_input", True) else 0.0
+            shift = start.b_dec if spec.sae_options.get("apply_b_dec_to_input", True) else 0.0
             cache[which] = encoder_start(
                 start.activations - shift,
                 spec.width(d_in),

@@ -1,28 +1,24 @@
 """What a panel reports about each exported member, on held-out activations."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME
-from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.baselines import cosine_to_start, load_covariance, sample_directions
 from sae_baselines.baselines.directions import InitScheme
-from sae_baselines.files import write_atomically
 from sae_baselines.reconstruction import explained_variance
-from sae_baselines.study.build import Start
-from sae_baselines.study.folder import MEASUREMENT_FILE, PROVENANCE_FILE
 from sae_baselines.study.held_out import HeldOut, model_device, special_tokens
-from sae_baselines.study.plan import MemberKey
-from sae_baselines.study.spec import MemberSpec, PanelSpec
+from sae_baselines.study.spec import PanelSpec
 
 # Members are compared at the same measured L0, within this (DESIGN: matched L0 or no verdict).
 L0_TOLERANCE = 0.05
+
+# cos(row now, row at the start) of decoder rows and encoder columns, ``[d_sae]`` each.
+Cosines = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,7 @@ class Measurement:
             start is not in the same space (whitening), and for controls.
         cos_to_start_min: Least of these.
         encoder_cos_to_start_mean: The same for encoder columns.
-        ce_loss_clean: Cross-entropy per token of the model as it is, nats.
-        ce_loss_with_sae: With the reconstruction spliced in where the SAE was trained.
-        ce_loss_zero: With zeros there.
-        ce_recovered: (zero - with_sae) / (zero - clean).
-        n_tokens: Evaluation tokens.
+        n_tokens: Evaluation activations.
     """
 
     explained_variance: float
@@ -54,19 +46,47 @@ class Measurement:
     cos_to_start_mean: float | None
     cos_to_start_min: float | None
     encoder_cos_to_start_mean: float | None
-    ce_loss_clean: float | None
-    ce_loss_with_sae: float | None
-    ce_loss_zero: float | None
-    ce_recovered: float | None
     n_tokens: int
 
     @property
     def l0_matches(self) -> bool:
         """Whether the measured L0 is within 5 % of the target."""
-        return abs(self.l0 - self.l0_target) <= L0_TOLERANCE * self.l0_target
+        return l0_matches(self.l0, self.l0_target)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "l0_matches": self.l0_matches}
+
+
+@dataclass(frozen=True)
+class TextMeasurement(Measurement):
+    """With the reconstruction spliced into the language model; None where none was.
+
+    Attributes:
+        ce_loss_clean: Cross-entropy per token of the model as it is, nats.
+        ce_loss_with_sae: With the reconstruction spliced in where the SAE was trained.
+        ce_loss_zero: With zeros there.
+        ce_recovered: (zero - with_sae) / (zero - clean).
+    """
+
+    ce_loss_clean: float | None
+    ce_loss_with_sae: float | None
+    ce_loss_zero: float | None
+    ce_recovered: float | None
+
+
+def l0_matches(l0: float, target: float) -> bool:
+    """Whether a measured L0 is near enough to its target to be compared."""
+    return abs(l0 - target) <= L0_TOLERANCE * target
+
+
+def cosine_facts(cosines: Cosines | None) -> dict[str, float | None]:
+    """The three numbers that are reported of `cosines_to_start`; None where it is unknown."""
+    decoder, encoder = cosines or (None, None)
+    return {
+        "cos_to_start_mean": None if decoder is None else float(decoder.mean()),
+        "cos_to_start_min": None if decoder is None else float(decoder.min()),
+        "encoder_cos_to_start_mean": None if encoder is None else float(encoder.mean()),
+    }
 
 
 @dataclass(frozen=True)
@@ -138,7 +158,7 @@ def base_losses(
 
 def cosines_to_start(
     sae: SAE[Any], seed: int, scheme: InitScheme, covariance_path: Path | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Cosines:
     """cos(row now, row at the start) of decoder rows and of encoder columns.
 
     The start is drawn again from its seed; encoder and decoder start in the same directions.
@@ -161,40 +181,6 @@ def cosines_to_start(
     return cosine_to_start(sae.W_dec.data, rows), cosine_to_start(sae.W_enc.data.T, rows)
 
 
-def measure(
-    folder: Path,
-    key: MemberKey,
-    member: MemberSpec,
-    spec: PanelSpec,
-    start: Start,
-    held_out: HeldOut,
-    model: HookedRootModule,
-    losses: BaseLosses | None,
-    device: str,
-) -> Measurement:
-    """Load an exported member with SAELens and measure it.
-
-    Args:
-        folder: The member's folder.
-        key: Which member.
-        member: Its spec.
-        spec: The study.
-        start: The common start (for the covariance).
-        held_out: Held-out activations and tokens.
-        model: The language model, to splice into.
-        losses: From `base_losses`.
-        device: Torch device.
-    """
-    sae = SAE.load_from_disk(folder, device=device)
-    cosines = None
-    # Controls have no training that could move them.
-    if spec.normalize_activations != "covariance_whitening" and not member.is_control:
-        cosines = cosines_to_start(
-            sae, key.panel.seed, member.init_scheme, start.covariance_path
-        )
-    return measure_sae(sae, spec, key.panel.l0, held_out, model, losses, cosines)
-
-
 def measure_sae(
     sae: SAE[Any],
     spec: PanelSpec,
@@ -202,8 +188,8 @@ def measure_sae(
     held_out: HeldOut,
     model: HookedRootModule,
     losses: BaseLosses | None,
-    cosines: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> Measurement:
+    cosines: Cosines | None = None,
+) -> TextMeasurement:
     """Measure an inference SAE.
 
     Args:
@@ -221,37 +207,16 @@ def measure_sae(
     if losses is not None:
         with_sae = splice_loss(model, spec, held_out.tokens, sae)
         recovered = (losses.zero - with_sae) / (losses.zero - losses.clean)
-    decoder_cos, encoder_cos = cosines or (None, None)
-    return Measurement(
+    return TextMeasurement(
         explained_variance=ev,
         l0=l0,
         l0_target=l0_target,
         alive=alive,
         d_sae=sae.cfg.d_sae,
-        cos_to_start_mean=None if decoder_cos is None else float(decoder_cos.mean()),
-        cos_to_start_min=None if decoder_cos is None else float(decoder_cos.min()),
-        encoder_cos_to_start_mean=None if encoder_cos is None else float(encoder_cos.mean()),
         ce_loss_clean=None if losses is None else losses.clean,
         ce_loss_with_sae=with_sae,
         ce_loss_zero=None if losses is None else losses.zero,
         ce_recovered=recovered,
         n_tokens=held_out.evaluation.shape[0],
+        **cosine_facts(cosines),
     )
-
-
-def write_measurement(folder: Path, result: Measurement) -> None:
-    """Write the measurement, and the held-out L0 where SAELens users look for it."""
-    cfg = json.loads((folder / SAE_CFG_FILENAME).read_text())
-    # SAELens puts the L0 of the last training batches here, before calibration.
-    cfg["metadata"]["l0"] = result.l0
-    write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
-    provenance = json.loads((folder / PROVENANCE_FILE).read_text())
-    provenance["l0_held_out"] = result.l0
-    write_atomically(folder / PROVENANCE_FILE, json.dumps(provenance, indent=2))
-    text = json.dumps(result.to_dict(), indent=2)
-    write_atomically(folder / MEASUREMENT_FILE, text)
-
-
-def progress(items: list[Any], desc: str) -> Any:
-    """A progress bar over members."""
-    return tqdm(items, desc=desc, unit="SAE")

@@ -5,10 +5,11 @@ import hashlib
 import importlib
 import json
 import re
+from abc import ABC, abstractmethod
 from dataclasses import field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -36,6 +37,7 @@ from sae_baselines.controls import (
 )
 from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.study.plan import PanelKey, Pass
 
 # Normalisations of each activation by itself, undone after decoding.
 PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
@@ -166,9 +168,12 @@ class MemberSpec:
         return is_control(self.constraint)
 
 
+Schedule = Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"]
+
+
 @dataclass(config=_CONFIG, kw_only=True)
-class PanelSpec:
-    """A study: panels over architectures, L0s and seeds on one model and hook.
+class StudySpec(ABC):
+    """What every study says, wherever its activations come from.
 
     A member is a constraint name, ``<constraint>:cov``, a control's name, or a `MemberSpec`.
     Training fields have SAELens' names and meaning; only ``lr``'s default differs (the
@@ -176,21 +181,11 @@ class PanelSpec:
 
     Args:
         name: Name of the study.
-        model: The language model.
-        hook_name: Where activations are taken, e.g. ``blocks.12.hook_resid_post``.
-        dataset: The text.
         architecture: One base architecture, or a list.
-        d_sae: Number of latents; or give ``expansion``.
-        expansion: d_sae / d_in; give one of the two.
-        d_in: Checked against the hook if given.
-        l0: Target L0, one or a list.
         seeds: Training seeds: initial weights, and data order if ``data_order`` says so.
-        training_tokens: Activations each member is trained on.
         members: Members of each panel; ``trained`` must be one, unless there is a
             ``published`` SAE to compare with.
         tau: Default cap of soft-frozen decoders.
-        data_order: ``shared``: all seeds see one stream (one pass). ``per_seed``: each seed
-            shuffles for itself (one pass per seed).
         b_dec_init: Start of b_dec for every member: the mean of calibration activations,
             or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
             (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).
@@ -198,41 +193,225 @@ class PanelSpec:
             same for every member, at which the first reconstruction fits best
             (``encoder_init_scale`` in the SAELens config). A JumpReLU SAE that starts with
             reconstructions too long loses most of its latents.
-        sae: Extra fields of the base's SAELens config, for every member alike.
         sparse_step: Which members train on active entries only (same numbers up to float32
             rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
-        calibration_tokens: Held-out tokens for thresholds and covariance.
-        eval_tokens: Further held-out tokens, which EV and L0 are measured on.
-        ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
         drift: Record cos(row, its start), EV and L0 at these fractions of training, in each
             member's ``drift.json`` and ``drift.npz``, e.g. [0.05, 0.1, 0.25, 0.5, 1.0]
             (paper, Appendix D); empty records nothing. Training is the same either way.
         n_checkpoints: Checkpoints during each pass; a killed run resumes from the last.
         keep_checkpoints: How many to keep on disk.
-        max_panels_per_pass: Train at most this many panels at once (memory).
-        plugins: Modules to import first, for architectures of your own.
-        published: An SAE of somebody else that is measured beside the panels and that their
-            controls are made of; `sae-baselines check` writes it.
     """
 
     name: str
-    model: ModelSpec
-    hook_name: str
-    dataset: DatasetSpec
     architecture: str | list[str] = "batchtopk"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    members: list[str | MemberSpec] = field(default_factory=lambda: list(DEFAULT_MEMBERS))
+    tau: float = 0.8
+    b_dec_init: Literal["zeros", "mean"] = "mean"
+    encoder_init: Literal["transposed", "fitted"] = "transposed"
+    sparse_step: Literal["baselines", "all", "none"] = "baselines"
+    lr: float = PydanticField(default=2e-4, gt=0)
+    lr_warm_up_steps: int = PydanticField(default=0, ge=0)
+    adam_beta1: float = PydanticField(default=0.9, ge=0, lt=1)
+    adam_beta2: float = PydanticField(default=0.999, ge=0, lt=1)
+    dead_feature_window: int = PydanticField(default=1000, gt=0)
+    device: str = "auto"
+    autocast: bool = False
+    drift: list[float] = field(default_factory=list)
+    n_checkpoints: int = PydanticField(default=10, ge=0)
+    keep_checkpoints: int = PydanticField(default=1, ge=1)
+
+    # "module:class" of the `Source` that these studies read (`sae_baselines.study.engine`).
+    source: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self.check()
+        validate_architectures(self)
+        validate_members(self)
+        validate_l0(self)
+        if not self.seeds:
+            raise UserError("seeds: the list is empty; give at least one seed")
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"seeds: {self.seeds}: use distinct seeds >= 0")
+        if self.drift:
+            checked_fractions(self.drift)
+
+    def check(self) -> None:
+        """What can be wrong in a field before a model is loaded.
+
+        Raises:
+            UserError: One line that names the field, the value and the remedy.
+        """
+        validate_name(self.name)
+
+    @property
+    def architectures(self) -> list[str]:
+        return [self.architecture] if isinstance(self.architecture, str) else self.architecture
+
+    @property
+    def member_specs(self) -> list[MemberSpec]:
+        return [parse_member(m) for m in self.members]
+
+    @property
+    @abstractmethod
+    def l0s(self) -> list[float]:
+        """Target L0s."""
+
+    @property
+    @abstractmethod
+    def fixed_width(self) -> int | None:
+        """d_sae, where it does not depend on the hook."""
+
+    @abstractmethod
+    def width(self, d_in: int) -> int:
+        """d_sae for activations of this width."""
+
+    @abstractmethod
+    def passes(self, source: str = "") -> list[Pass]:
+        """Panels of a source that are trained together."""
+
+    @property
+    def source_names(self) -> list[str]:
+        """The study's sources; one without a name, unless there are several."""
+        return [""]
+
+    def panels(self, source: str = "") -> list[PanelKey]:
+        """Every panel on a source, seeds outermost."""
+        del source
+        return [
+            PanelKey(architecture, l0, seed)
+            for seed in self.seeds
+            for architecture in self.architectures
+            for l0 in self.l0s
+        ]
+
+    @property
+    def sae_options(self) -> dict[str, Any]:
+        """Extra fields of the base's SAELens config, for every member alike."""
+        return {}
+
+    @property
+    def sae_dtype(self) -> str:
+        """Dtype of the members' weights."""
+        return "float32"
+
+    @property
+    def normalization(self) -> str:
+        """SAELens' ``normalize_activations`` of every member."""
+        return "none"
+
+    @property
+    def reference(self) -> PublishedSpec | None:
+        """Somebody else's SAE that the study is built around."""
+        return None
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class HookSpec(StudySpec):
+    """A study on what a model computes at one of its hooks.
+
+    Args:
+        hook_name: Where activations are taken.
+        d_sae: Number of latents; or give ``expansion``.
+        expansion: d_sae / d_in; give one of the two.
+        d_in: Checked against the hook if given.
+        l0: Target L0, one or a list.
+        data_order: ``shared``: all seeds see one stream (one pass). ``per_seed``: each seed
+            shuffles for itself (one pass per seed).
+        sae: Extra fields of the base's SAELens config, for every member alike.
+        max_panels_per_pass: Train at most this many panels at once (memory).
+        plugins: Modules that are imported when the spec is read, for architectures of your
+            own.
+    """
+
+    hook_name: str
     d_sae: int | None = PydanticField(default=None, gt=1)
     expansion: float | None = PydanticField(default=None, gt=0)
     d_in: int | None = PydanticField(default=None, gt=0)
     l0: float | list[float] = 160
-    seeds: list[int] = field(default_factory=lambda: [0])
-    training_tokens: int = PydanticField(default=500_000_000, gt=0)
-    members: list[str | MemberSpec] = field(default_factory=lambda: list(DEFAULT_MEMBERS))
-    tau: float = 0.8
     data_order: Literal["shared", "per_seed"] = "shared"
-    b_dec_init: Literal["zeros", "mean"] = "mean"
-    encoder_init: Literal["transposed", "fitted"] = "transposed"
     sae: dict[str, Any] = field(default_factory=dict)
-    sparse_step: Literal["baselines", "all", "none"] = "baselines"
+    n_batches_for_norm_estimate: int = PydanticField(default=100, gt=0)
+    lr_scheduler_name: Schedule = "constant"
+    lr_decay_steps: int = PydanticField(default=0, ge=0)
+    feature_sampling_window: int = PydanticField(default=2000, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
+    plugins: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        super().check()
+        if (self.d_sae is None) == (self.expansion is None):
+            raise UserError("d_sae, expansion: give exactly one of the two")
+
+    @property
+    def l0s(self) -> list[float]:
+        return [self.l0] if isinstance(self.l0, int | float) else list(self.l0)
+
+    @property
+    def fixed_width(self) -> int | None:
+        return self.d_sae
+
+    def width(self, d_in: int) -> int:
+        return self.d_sae if self.d_sae is not None else round(d_in * (self.expansion or 0))
+
+    def check_hook(self, d_in: int) -> None:
+        """Whether the spec fits the width of its hook.
+
+        Raises:
+            UserError: Another width than the spec's, or an L0 that is not below d_sae.
+        """
+        if self.d_in is not None and self.d_in != d_in:
+            raise UserError(
+                f"d_in: {self.d_in} does not match {self.hook_name}, which has {d_in}"
+            )
+        width = self.width(d_in)
+        for l0 in self.l0s:
+            if l0 >= width:
+                raise UserError(f"l0: {l0:g} is not below d_sae={width}; use a smaller target")
+
+    def passes(self, source: str = "") -> list[Pass]:
+        """One stream each, at most ``max_panels_per_pass`` panels."""
+        panels = self.panels(source)
+        groups = [(self.seeds[0], panels)]
+        if self.data_order == "per_seed":
+            groups = [(seed, [p for p in panels if p.seed == seed]) for seed in self.seeds]
+        passes: list[Pass] = []
+        for data_seed, group in groups:
+            size = self.max_panels_per_pass or len(group)
+            for first in range(0, len(group), size):
+                part = tuple(group[first : first + size])
+                passes.append(Pass(f"pass_{len(passes)}", data_seed, part))
+        return passes
+
+    @property
+    def sae_options(self) -> dict[str, Any]:
+        return self.sae
+
+    @property
+    def sae_dtype(self) -> str:
+        return self.dtype
+
+
+@dataclass(config=_CONFIG, kw_only=True)
+class PanelSpec(HookSpec):
+    """A study on text: panels over architectures, L0s and seeds on one model and hook.
+
+    Args:
+        model: The language model.
+        hook_name: Where activations are taken, e.g. ``blocks.12.hook_resid_post``.
+        dataset: The text.
+        training_tokens: Activations each member is trained on.
+        calibration_tokens: Held-out tokens for thresholds and covariance.
+        eval_tokens: Further held-out tokens, which EV and L0 are measured on.
+        ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
+        published: An SAE of somebody else that is measured beside the panels and that their
+            controls are made of; `sae-baselines check` writes it.
+    """
+
+    model: ModelSpec
+    dataset: DatasetSpec
+    training_tokens: int = PydanticField(default=500_000_000, gt=0)
 
     context_size: int = PydanticField(default=128, gt=1)
     prepend_bos: bool = True
@@ -247,79 +426,50 @@ class PanelSpec:
         "constant_norm_rescale",
         "covariance_whitening",
     ] = "expected_average_only_in"
-    n_batches_for_norm_estimate: int = PydanticField(default=100, gt=0)
-
     train_batch_size_tokens: int = PydanticField(default=4096, gt=0)
-    lr: float = PydanticField(default=2e-4, gt=0)
-    lr_scheduler_name: Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"] = (
-        "constant"
-    )
-    lr_warm_up_steps: int = PydanticField(default=0, ge=0)
-    lr_decay_steps: int = PydanticField(default=0, ge=0)
-    adam_beta1: float = PydanticField(default=0.9, ge=0, lt=1)
-    adam_beta2: float = PydanticField(default=0.999, ge=0, lt=1)
-    dead_feature_window: int = PydanticField(default=1000, gt=0)
-    feature_sampling_window: int = PydanticField(default=2000, gt=0)
-
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    autocast: bool = False
     autocast_lm: bool = False
     compile_llm: bool = False
 
     calibration_tokens: int = PydanticField(default=65_536, gt=0)
     eval_tokens: int = PydanticField(default=65_536, gt=0)
     ce_tokens: int = PydanticField(default=16_384, ge=0)
-    drift: list[float] = field(default_factory=list)
-    n_checkpoints: int = PydanticField(default=10, ge=0)
-    keep_checkpoints: int = PydanticField(default=1, ge=1)
-    max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
-    plugins: list[str] = field(default_factory=list)
     published: PublishedSpec | None = None
 
+    source: ClassVar[str] = "sae_baselines.study.sources.text:TextSource"
+
+    def check(self) -> None:
+        super().check()
+        if not 1 <= len(self.seqpos_slice) <= 3 or 0 in self.seqpos_slice[2:]:
+            raise UserError(
+                f"seqpos_slice: {self.seqpos_slice} is not [stop], [start, stop] or [start, "
+                "stop, step > 0]"
+            )
+        if self.training_context_size == 0:
+            raise UserError(
+                f"seqpos_slice: {self.seqpos_slice} keeps no position of the context"
+            )
+        if self.data_order == "per_seed" and self.dataset.streaming:
+            # datasets shuffles underneath skip(), so held-out documents would be trained on.
+            raise UserError(
+                "data_order: 'per_seed' is not possible with dataset.streaming; use 'shared', "
+                "or download the dataset (streaming: false)"
+            )
+
     def __post_init__(self) -> None:
-        validate(self)
+        super().__post_init__()
+        _validate_batches(self)
 
     @property
-    def architectures(self) -> list[str]:
-        return [self.architecture] if isinstance(self.architecture, str) else self.architecture
+    def normalization(self) -> str:
+        return self.normalize_activations
 
     @property
-    def l0s(self) -> list[float]:
-        return [self.l0] if isinstance(self.l0, int | float) else list(self.l0)
-
-    @property
-    def member_specs(self) -> list[MemberSpec]:
-        return [parse_member(m) for m in self.members]
+    def reference(self) -> PublishedSpec | None:
+        return self.published
 
     @property
     def training_context_size(self) -> int:
         return len(range(self.context_size)[slice(*self.seqpos_slice)])
-
-    def width(self, d_in: int) -> int:
-        """d_sae for a hook of this width."""
-        return self.d_sae if self.d_sae is not None else round(d_in * (self.expansion or 0))
-
-
-class AnyPanel(Protocol):
-    """What every kind of study says of its panels; `PanelSpec` documents the fields."""
-
-    @property
-    def architectures(self) -> list[str]: ...
-    @property
-    def member_specs(self) -> list[MemberSpec]: ...
-    @property
-    def l0s(self) -> list[float]: ...
-    @property
-    def seeds(self) -> list[int]: ...
-    @property
-    def d_sae(self) -> int | None: ...
-    @property
-    def tau(self) -> float: ...
-    @property
-    def normalize_activations(self) -> str: ...
-    @property
-    def sae(self) -> dict[str, Any]: ...
 
 
 def parse_member(member: str | MemberSpec) -> MemberSpec:
@@ -331,38 +481,6 @@ def parse_member(member: str | MemberSpec) -> MemberSpec:
     if scheme not in ("", "iso", "cov"):
         raise UserError(f"members: {member!r}: scheme {scheme!r} is unknown; use iso or cov")
     return MemberSpec(constraint=constraint, init_scheme="cov" if scheme == "cov" else "iso")
-
-
-def validate(spec: PanelSpec) -> None:
-    """Everything that can be wrong before a model is loaded.
-
-    Raises:
-        UserError: One line that names the field, the value and the remedy.
-    """
-    import_plugins(spec.plugins)
-    validate_name(spec.name)
-    if (spec.d_sae is None) == (spec.expansion is None):
-        raise UserError("d_sae, expansion: give exactly one of the two")
-    if not 1 <= len(spec.seqpos_slice) <= 3 or 0 in spec.seqpos_slice[2:]:
-        raise UserError(
-            f"seqpos_slice: {spec.seqpos_slice} is not [stop], [start, stop] or [start, stop, "
-            "step > 0]"
-        )
-    if spec.training_context_size == 0:
-        raise UserError(f"seqpos_slice: {spec.seqpos_slice} keeps no position of the context")
-    if spec.data_order == "per_seed" and spec.dataset.streaming:
-        # datasets shuffles underneath skip(), so held-out documents would be trained on.
-        raise UserError(
-            "data_order: 'per_seed' is not possible with dataset.streaming; use 'shared', or "
-            "download the dataset (streaming: false)"
-        )
-    validate_architectures(spec)
-    validate_members(spec, controls=True)
-    validate_l0(spec)
-    validate_seeds(spec)
-    _validate_batches(spec)
-    if spec.drift:
-        checked_fractions(spec.drift)
 
 
 def import_plugins(modules: list[str]) -> None:
@@ -388,7 +506,7 @@ def validate_name(name: str) -> None:
         raise UserError(f"name: {name!r} names a folder; use letters, digits, '.', '_' and '-'")
 
 
-def validate_architectures(spec: AnyPanel) -> None:
+def validate_architectures(spec: StudySpec) -> None:
     """Known bases that can be told an L0, and ``sae`` options that all of them have.
 
     Raises:
@@ -414,7 +532,7 @@ def validate_architectures(spec: AnyPanel) -> None:
                 "train through SAELens' runners, but not as a panel at matched L0"
             )
         hints = get_type_hints(config_class)
-        for option in spec.sae:
+        for option in spec.sae_options:
             if option in SET_BY_PANEL:
                 raise UserError(
                     f"sae: {option!r} is set by the panel for every member; use the panel's "
@@ -424,18 +542,16 @@ def validate_architectures(spec: AnyPanel) -> None:
                 hint = did_you_mean(option, sorted(known - SET_BY_PANEL))
                 raise UserError(f"sae: {architecture} has no field {option!r}; {hint}")
             try:
-                TypeAdapter(hints[option]).validate_python(spec.sae[option])
+                TypeAdapter(hints[option]).validate_python(spec.sae_options[option])
             except ValidationError as error:
                 what = error.errors()[0]["msg"]
-                raise UserError(f"sae: {option}: {spec.sae[option]!r}: {what}") from error
+                raise UserError(
+                    f"sae: {option}: {spec.sae_options[option]!r}: {what}"
+                ) from error
 
 
-def validate_members(spec: AnyPanel, controls: bool = False) -> None:
+def validate_members(spec: StudySpec) -> None:
     """Known constraints and schemes, distinct names, one trained member.
-
-    Args:
-        spec: The study.
-        controls: Whether this kind of study makes controls.
 
     Raises:
         UserError: Otherwise.
@@ -447,8 +563,7 @@ def validate_members(spec: AnyPanel, controls: bool = False) -> None:
     names = [m.name for m in spec.member_specs]
     if len(set(names)) != len(names):
         raise UserError(f"members: {', '.join(names)}: names repeat; give one a label")
-    around = getattr(spec, "published", None)
-    if around is None and TRAINED not in [m.constraint for m in spec.member_specs]:
+    if spec.reference is None and TRAINED not in [m.constraint for m in spec.member_specs]:
         raise UserError("members: 'trained' is missing; a panel compares it with its baselines")
     for member in spec.member_specs:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", member.name):
@@ -457,10 +572,10 @@ def validate_members(spec: AnyPanel, controls: bool = False) -> None:
             )
         if member.name == PUBLISHED:
             raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
-        if member.is_control and controls:
+        if member.is_control:
             _validate_control(member, spec.architectures)
         elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
-            known = [TRAINED, *CONSTRAINTS, *(control_names() if controls else ())]
+            known = [TRAINED, *CONSTRAINTS, *control_names()]
             hint = did_you_mean(member.constraint, known)
             raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
         if member.tau is not None:
@@ -471,7 +586,7 @@ def validate_members(spec: AnyPanel, controls: bool = False) -> None:
                     f"{member.constraint}"
                 )
             validate_tau_of(member)
-        whitened = spec.normalize_activations == "covariance_whitening"
+        whitened = spec.normalization == "covariance_whitening"
         constraint = CONSTRAINTS.get(member.constraint)
         survives = constraint is None or constraint.survives_whitening
         if whitened and (not survives or member.init_scheme == "cov"):
@@ -516,7 +631,7 @@ def validate_tau_of(member: MemberSpec) -> None:
         raise UserError(f"members: {member.name}: {error}") from error
 
 
-def validate_l0(spec: AnyPanel) -> None:
+def validate_l0(spec: StudySpec) -> None:
     """Distinct positive targets below d_sae.
 
     Raises:
@@ -529,8 +644,10 @@ def validate_l0(spec: AnyPanel) -> None:
     for l0 in spec.l0s:
         if not l0 > 0:
             raise UserError(f"l0: {l0:g} is out of range; use a target above 0")
-        if spec.d_sae is not None and l0 >= spec.d_sae:
-            raise UserError(f"l0: {l0:g} is not below d_sae={spec.d_sae}; use a smaller target")
+        if spec.fixed_width is not None and l0 >= spec.fixed_width:
+            raise UserError(
+                f"l0: {l0:g} is not below d_sae={spec.fixed_width}; use a smaller target"
+            )
         for architecture in spec.architectures:
             if has_integer_k(architecture) and l0 != int(l0):
                 raise UserError(f"l0: {l0:g} is not an integer, but k of {architecture} is one")
@@ -539,18 +656,6 @@ def validate_l0(spec: AnyPanel) -> None:
 def has_integer_k(architecture: str) -> bool:
     """Whether the base's config has a ``k`` that must be an integer (TopK, not BatchTopK)."""
     return get_type_hints(get_baseline(f"seeded_{architecture}").config_class).get("k") is int
-
-
-def validate_seeds(spec: AnyPanel) -> None:
-    """Distinct seeds >= 0.
-
-    Raises:
-        UserError: Otherwise.
-    """
-    if not spec.seeds:
-        raise UserError("seeds: the list is empty; give at least one seed")
-    if len(set(spec.seeds)) != len(spec.seeds) or min(spec.seeds) < 0:
-        raise UserError(f"seeds: {spec.seeds}: use distinct seeds >= 0")
 
 
 def _validate_batches(spec: PanelSpec) -> None:
@@ -604,6 +709,12 @@ def spec_from_dict(
     """
     if not isinstance(data, dict):
         raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
+    plugins = data.get("plugins")
+    if isinstance(plugins, list):
+        try:
+            import_plugins([str(plugin) for plugin in plugins])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
@@ -663,9 +774,16 @@ def load_spec(
     return spec_from_dict(data, Path(path).name, kind)
 
 
-def spec_to_dict(spec: Any) -> dict[str, Any]:
-    """Plain data, complete: every default is written out."""
-    return _adapter(type(spec)).dump_python(spec, mode="json")
+def spec_to_dict(spec: StudySpec) -> dict[str, Any]:
+    """Plain data, complete: every default is written out; the source's own fields first."""
+    data = _adapter(type(spec)).dump_python(spec, mode="json")
+    own = [name for name in data if name == "name" or name in _own_fields(type(spec))]
+    return {name: data[name] for name in dict.fromkeys([*own, *data])}
+
+
+def _own_fields(kind: type[StudySpec]) -> set[str]:
+    """Fields that this kind of study adds to what all have."""
+    return {f.name for f in fields(kind)} - {f.name for f in fields(StudySpec)}
 
 
 def spec_to_yaml(spec: Any) -> str:

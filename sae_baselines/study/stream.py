@@ -7,7 +7,7 @@ on with the next one.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -68,6 +68,12 @@ class StreamTraining:
     autocast: bool = False
     n_checkpoints: int = 10
     keep_checkpoints: int = 1
+
+    @classmethod
+    def of(cls, spec: Any, device: str, **more: Any) -> "StreamTraining":
+        """Of a spec whose fields have the same names; ``more`` where they have not."""
+        same = {f.name: getattr(spec, f.name) for f in fields(cls) if hasattr(spec, f.name)}
+        return cls(**{**same, "device": device, **more})
 
     @property
     def steps(self) -> int:

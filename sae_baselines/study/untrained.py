@@ -15,16 +15,16 @@ from sae_baselines.controls.source import source_of
 from sae_baselines.errors import UserError
 from sae_baselines.provenance import environment
 from sae_baselines.study.folder import PROVENANCE_FILE, StudyFolder
-from sae_baselines.study.plan import MemberKey, PanelKey, controls_of, members_of, panels_of
-from sae_baselines.study.spec import TRAINED, AnyPanel, MemberSpec, spec_hash
+from sae_baselines.study.plan import MemberKey, PanelKey, controls_of, members_of
+from sae_baselines.study.spec import TRAINED, MemberSpec, StudySpec, spec_hash
 
 
 def make_controls(
-    spec: AnyPanel,
+    spec: StudySpec,
     folder: StudyFolder,
     calibration: torch.Tensor,
     facts: Mapping[str, Any],
-    panels: Sequence[PanelKey] | None = None,
+    panels: Sequence[PanelKey],
 ) -> list[MemberKey]:
     """Make the controls that are missing, or whose trained member is another one by now.
 
@@ -37,7 +37,7 @@ def make_controls(
         folder: Where members are.
         calibration: ``[n, d_in]`` held-out activations, raw.
         facts: For metadata: where the activations are from.
-        panels: Which panels; default all of the spec.
+        panels: Which panels.
 
     Returns:
         What was made.
@@ -46,11 +46,11 @@ def make_controls(
         UserError: A control cannot be made of this panel's trained SAE.
     """
     made: list[MemberKey] = []
-    for panel in panels_of(spec) if panels is None else panels:
+    for panel in panels:
         controls = controls_of(spec, panel)
         if not controls:
             continue
-        published = getattr(spec, "published", None) is not None
+        published = spec.reference is not None
         trained = folder.published if published else folder.member(_trained(spec, panel))
         weights = source_of(trained).described["weights_sha256"]
         for key, member in controls.items():
@@ -62,7 +62,7 @@ def make_controls(
 
 
 def _make(
-    spec: AnyPanel,
+    spec: StudySpec,
     folder: StudyFolder,
     key: MemberKey,
     member: MemberSpec,
@@ -102,7 +102,7 @@ def _save_sparsity(control: Control, calibration: torch.Tensor, folder: Path) ->
     save_file({"sparsity": torch.log10(rates + 1e-10)}, folder / SPARSITY_FILENAME)
 
 
-def _trained(spec: AnyPanel, panel: PanelKey) -> MemberKey:
+def _trained(spec: StudySpec, panel: PanelKey) -> MemberKey:
     return next(k for k, m in members_of(spec, panel).items() if m.constraint == TRAINED)
 
 

@@ -282,7 +282,7 @@ def test_metadata_say_what_it_is_and_what_of(name: str, trained: Path, tmp_path:
     facts = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
     assert "training_architecture" not in facts
     ours = facts["sae_baselines"]
-    assert (ours["control"], ours["seed"], ours["tokens_seen"]) == (name, 1, 0)
+    assert (ours["control"], ours["seed"], ours["samples_seen"]) == (name, 1, 0)
     assert ours["null_for"] == get_control(name)[0].null_for
     assert ours["source"]["folder"] == trained.name
     assert len(ours["source"]["weights_sha256"]) == 64

@@ -57,11 +57,11 @@ def test_controls_are_complete_members_that_nobody_trained(
         source = hash_of_weights(SAE.load_from_disk(panel / "trained"))
         for folder, name in zip(FOLDERS, CONTROLS, strict=True):
             record = json.loads((panel / folder / "provenance.json").read_text())
-            assert (record["tokens_seen"], record["training_steps"]) == (0, 0)
+            assert (record["samples_seen"], record["training_steps"]) == (0, 0)
             assert (record["control"], record["seed"]) == (name, seed)
             assert record["source"]["weights_sha256"] == source
             assert record["source"]["member"] == "trained"
-            assert record["source"]["tokens_seen"] == 128 * 100
+            assert record["source"]["samples_seen"] == 128 * 100
             cfg = (panel / folder / "cfg.json").read_text()
             assert "/" not in cfg
             assert json.loads(cfg)["architecture"] == "jumprelu"

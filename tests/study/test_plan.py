@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_baselines.study.plan import members_of, panels_of, passes_of
+from sae_baselines.study.plan import members_of, panels_of
 from sae_baselines.study.spec import spec_from_dict
 from tests.tiny_model import tiny_panel
 
@@ -19,15 +19,15 @@ def test_panels_are_the_product_of_architectures_l0s_and_seeds():
 
 
 def test_a_shared_order_is_one_pass_and_a_varied_one_a_pass_per_seed():
-    shared = passes_of(_spec(seeds=[3, 4]))
+    shared = _spec(seeds=[3, 4]).passes()
     assert [(p.data_seed, len(p.panels)) for p in shared] == [(3, 2)]
-    varied = passes_of(_spec(seeds=[3, 4], data_order="per_seed", l0=[4, 8]))
+    varied = _spec(seeds=[3, 4], data_order="per_seed", l0=[4, 8]).passes()
     assert [(p.data_seed, len(p.panels)) for p in varied] == [(3, 2), (4, 2)]
 
 
 def test_passes_are_cut_to_size_without_losing_a_panel():
     spec = _spec(l0=[2, 3, 4, 5, 6], max_panels_per_pass=2)
-    passes = passes_of(spec)
+    passes = spec.passes()
     assert [len(p.panels) for p in passes] == [2, 2, 1]
     assert [q for p in passes for q in p.panels] == panels_of(spec)
     assert {p.data_seed for p in passes} == {0}

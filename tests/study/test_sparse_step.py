@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from sae_baselines.baselines import baseline_name, get_baseline
 from sae_baselines.sparse import step
 from sae_baselines.study.build import Start, member_config
+from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.plan import members_of, panels_of
 from sae_baselines.study.spec import spec_from_dict
-from sae_baselines.study.train import StudyResult, train_study
 from tests.tiny_model import tiny_panel
 
 STEPS = 60

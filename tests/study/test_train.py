@@ -24,9 +24,9 @@ from sae_baselines.baselines import sample_directions
 from sae_baselines.baselines.frozen_decoder import FrozenDecoderMixin
 from sae_baselines.errors import UserError
 from sae_baselines.study import StudyResult, train_study
-from sae_baselines.study import train as train_module
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.runner import complete_checkpoints
+from sae_baselines.study.sources import text as text_source
 from sae_baselines.study.spec import PanelSpec, spec_from_dict, spec_to_yaml
 from tests.tiny_model import tiny_panel
 
@@ -75,7 +75,7 @@ def test_members_carry_their_provenance_and_no_path(study: tuple[PanelSpec, Stud
     for key in result.measurements:
         folder = result.folder / "panels" / key.panel.name / key.member
         provenance = json.loads((folder / "provenance.json").read_text())
-        assert provenance["tokens_seen"] == 128 * 200
+        assert provenance["samples_seen"] == 128 * 200
         assert provenance["epochs"] > 0
         l0 = result.measurements[key]["l0"]
         assert provenance["l0_held_out"] == l0
@@ -248,15 +248,15 @@ def test_finished_passes_leave_no_sae_in_memory_and_no_checkpoint(
 ):
     alive: list[int] = []
     kept: list[int] = []
-    measure_all = train_module._Study._measure_all
+    base_losses = text_source.base_losses
 
-    def look(study: Any) -> None:
+    def look(*given: Any) -> Any:
         found = [o for o in gc.get_objects() if isinstance(o, FrozenDecoderMixin)]
         alive.append(len(found))
         kept.append(len(list((tmp_path / "out" / "checkpoints").glob("*"))))
-        measure_all(study)
+        return base_losses(*given)
 
-    monkeypatch.setattr(train_module._Study, "_measure_all", look)
+    monkeypatch.setattr(text_source, "base_losses", look)
     spec = _spec(model_folder, l0=[4, 6], max_panels_per_pass=1, training_tokens=128 * 5)
     before = len([o for o in gc.get_objects() if isinstance(o, FrozenDecoderMixin)])
     train_study(spec, tmp_path / "out", dataset=text)
@@ -391,8 +391,8 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(
     for key in result.measurements:
         folder = out / "panels" / key.panel.name / key.member
         provenance = json.loads((folder / "provenance.json").read_text())
-        assert provenance["resumed_at_tokens"] == seen
-        assert provenance["tokens_seen"] == spec.training_tokens
+        assert provenance["resumed_at_samples"] == seen
+        assert provenance["samples_seen"] == spec.training_tokens
     soft = result.folder / "panels" / "batchtopk_l0_6_seed_0" / "soft_frozen_decoder"
     rows = load_file(soft / "sae_weights.safetensors")["W_dec"].double()
     cos = torch.nn.functional.cosine_similarity(rows, sample_directions(128, 32, seed=0), dim=1)

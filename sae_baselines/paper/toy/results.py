@@ -14,10 +14,10 @@ from sae_baselines.paper.toy.chance import SimulatedRecovery, simulate_recovery
 from sae_baselines.results import MEASURED_L0, row
 from sae_baselines.stats import Verdict, verdicts
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.study.synthetic.measure import FEATURES_FILE, PerFeature
-from sae_baselines.study.synthetic.spec import ToySpec
-from sae_baselines.study.synthetic.train import ToyPanelKey, all_members
+from sae_baselines.study.synthetic.spec import ToyPanelKey, ToySpec
 
 # What the paper compares, EV and its recovery count, and the continuous form of the latter: a
 # count that is 0 or all in every seed has no spread to test.
@@ -99,7 +99,7 @@ class ToyResults:
 
 
 def load_toy(root: str | Path) -> ToyResults:
-    """Read a study that `train_toy` finished.
+    """Read a study that `train_study` finished.
 
     Raises:
         UserError: No synthetic study, or members that are missing.
@@ -113,7 +113,7 @@ def load_toy(root: str | Path) -> ToyResults:
     frame: list[dict[str, Any]] = []
     features: list[tuple[dict[str, Any], PerFeature]] = []
     sizes: dict[str, tuple[int, int, float]] = {}
-    for key, member in all_members(spec):
+    for key, member in all_members(spec).items():
         measured = folder.measurement(key)
         if measured is None:
             raise UserError(

@@ -27,14 +27,10 @@ from sae_baselines.paper.vision.picks import (
 from sae_baselines.report.build import Report
 from sae_baselines.report.markdown import Section, code, render
 from sae_baselines.report.write import to_html
+from sae_baselines.study.engine import measurements_of
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches import norms
-from sae_baselines.study.patches.study import (
-    Source,
-    all_members,
-    measurements_of,
-    spec_of_study,
-)
+from sae_baselines.study.sources.patches import PatchData, spec_of_study
 
 _SIDE = 84
 
@@ -83,7 +79,7 @@ def write_page(
     root = Path(root)
     spec = spec_of_study(root)
     chosen = members_named(spec, panel_named(spec, panel), members)
-    source = Source(spec, root)
+    source = PatchData(spec, root)
     picks = picks_of(source, chosen, n_latents, seed)
     pictures = Pictures(source, 2 * _SIDE)  # for screens of twice the resolution
     rows: list[Sequence[Pick]] = list(zip(*picks, strict=True))
@@ -119,9 +115,9 @@ def write_page(
     return PageFiles(page, write_figure(root, picks, pictures), None)
 
 
-def _report(source: Source, patches: str, n_rows: int) -> Report:
+def _report(source: PatchData, patches: str, n_rows: int) -> Report:
     spec, facts = source.spec, source.facts
-    measured = measurements_of(StudyFolder(source.root), list(all_members(spec)))
+    measured = measurements_of(spec, StudyFolder(source.root))
     numbers = _words(
         "vision_numbers.md.j2",
         columns=table.COLUMNS,

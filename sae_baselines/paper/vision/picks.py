@@ -15,8 +15,8 @@ from sae_baselines.study.patches.latents import (
     choose,
 )
 from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.patches.study import Source, all_members, firing_of
-from sae_baselines.study.plan import MemberKey, PanelKey, panels_of
+from sae_baselines.study.plan import MemberKey, PanelKey, all_members, panels_of
+from sae_baselines.study.sources.patches import PatchData, firing_of
 from sae_baselines.study.spec import TRAINED
 
 # Patches around the marked one in the enlarged view.
@@ -98,7 +98,9 @@ def members_named(
     return [members[name] for name in names]
 
 
-def picks_of(source: Source, members: list[MemberKey], n: int, seed: int) -> list[list[Pick]]:
+def picks_of(
+    source: PatchData, members: list[MemberKey], n: int, seed: int
+) -> list[list[Pick]]:
     """Rare latents of each member, as many of one as of another.
 
     Args:
@@ -157,7 +159,7 @@ def picks_of(source: Source, members: list[MemberKey], n: int, seed: int) -> lis
 class Pictures:
     """Draws shots: the crop as the model saw it, and the patch with what is around it."""
 
-    def __init__(self, source: Source, side: int) -> None:
+    def __init__(self, source: PatchData, side: int) -> None:
         """``side``: of what is drawn, pixels."""
         self.source = source
         self.side = side

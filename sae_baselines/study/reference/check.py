@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookedRootModule
 from sae_baselines.controls.latents import measured_l0
 from sae_baselines.errors import UserError
 from sae_baselines.study.data import load_text
+from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import STUDY_FILE, load_study
 from sae_baselines.study.held_out import study_data
 from sae_baselines.study.language_model import load_language_model
@@ -26,7 +27,6 @@ from sae_baselines.study.reference.recipe import (
     study_name,
 )
 from sae_baselines.study.spec import PanelSpec
-from sae_baselines.study.train import resolve_device
 
 logger = logging.getLogger("sae_baselines")
 

@@ -15,7 +15,7 @@ from sae_baselines.controls.source import (
 from sae_baselines.errors import UserError
 from sae_baselines.provenance import environment
 from sae_baselines.study.folder import PROVENANCE_FILE, StudyFolder, read_measurement
-from sae_baselines.study.spec import PUBLISHED, PanelSpec, PublishedSpec, spec_hash
+from sae_baselines.study.spec import PUBLISHED, PanelSpec, PublishedSpec, StudySpec, spec_hash
 
 # What its config and files record, and what the panels around it were trained on.
 RECORD_FILE = "record.json"
@@ -60,14 +60,15 @@ def as_measured(sae: SAE[Any], input_scale: float | None) -> SAE[Any]:
     return copy
 
 
-def keep_published(spec: PanelSpec, folder: StudyFolder) -> None:
+def keep_published(spec: StudySpec, folder: StudyFolder) -> None:
     """Put a copy of the published SAE into the study folder, unless it is there.
 
     Raises:
         UserError: As `load_published`.
     """
-    published = spec.published
+    published = spec.reference
     assert published is not None
+    assert isinstance(spec, PanelSpec)
     if (folder.published / PROVENANCE_FILE).exists():
         return
     sae = load_published(published)

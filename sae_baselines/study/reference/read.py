@@ -23,6 +23,7 @@ from sae_baselines.controls.source import (
     load_sae,
 )
 from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.provenance import samples_seen
 
 # How SAELens marks, in a config's metadata, what an inference SAE was trained as.
 _TRAINED_AS = "training_architecture"
@@ -200,7 +201,7 @@ def _tokens(metadata: Mapping[str, Any], runner: Mapping[str, Any]) -> int | Non
     ours = metadata.get("sae_baselines")
     known = [
         runner.get("training_tokens"),
-        ours.get("tokens_seen") if isinstance(ours, Mapping) else None,
+        samples_seen(ours) if isinstance(ours, Mapping) else None,
         metadata.get("training_tokens"),
     ]
     for value in known:

@@ -15,22 +15,23 @@ from sae_baselines.errors import UserError
 from sae_baselines.paper.vision.page import write_page
 from sae_baselines.paper.vision.picks import Pictures, members_named, panel_named, picks_of
 from sae_baselines.paper.vision.table import notes, rows_of
+from sae_baselines.study.engine import StudyResult
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches.images import CropLoader, patch_box
 from sae_baselines.study.patches.latents import PERCENTILES
 from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.patches.study import Source, VisionResult
 from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.sources.patches import PatchData
 from tests.study.patches.tiny import GRID, N_PATCHES, SIZE
 
 _IMAGE = re.compile(r'<img alt="([^"]*)"[^>]*src="data:image/jpeg;base64,([^"]+)"')
 
 
-def _source(study: VisionResult, spec: VisionSpec) -> tuple[Source, list[MemberKey]]:
-    return Source(spec, study.folder), members_named(spec, panel_named(spec, None), None)
+def _source(study: StudyResult, spec: VisionSpec) -> tuple[PatchData, list[MemberKey]]:
+    return PatchData(spec, study.folder), members_named(spec, panel_named(spec, None), None)
 
 
-def test_the_page_has_the_tables_numbers_and_nothing_from_elsewhere(study: VisionResult):
+def test_the_page_has_the_tables_numbers_and_nothing_from_elsewhere(study: StudyResult):
     files = write_page(study.folder, n_latents=2)
     html = files.page.read_text(encoding="utf-8")
     for rows in rows_of(study.measurements).values():
@@ -50,7 +51,7 @@ def test_the_page_has_the_tables_numbers_and_nothing_from_elsewhere(study: Visio
         assert figure.width > figure.height > 100
 
 
-def test_what_is_shown_is_at_its_percentile_and_held_out(study: VisionResult, spec: VisionSpec):
+def test_what_is_shown_is_at_its_percentile_and_held_out(study: StudyResult, spec: VisionSpec):
     source, members = _source(study, spec)
     rows = torch.from_numpy(np.load(study.folder / "activations" / "evaluation.npy").copy())
     held_out = {source.photographs.names[i] for i in source.split.held_out}
@@ -76,7 +77,7 @@ def test_what_is_shown_is_at_its_percentile_and_held_out(study: VisionResult, sp
     assert picks != picks_of(source, members, 2, seed=4)
 
 
-def test_the_frame_is_around_the_patch(study: VisionResult, spec: VisionSpec):
+def test_the_frame_is_around_the_patch(study: StudyResult, spec: VisionSpec):
     source, members = _source(study, spec)
     shot = picks_of(source, members, 1, seed=0)[0][0].shots[0]
     side = 10 * SIZE
@@ -97,7 +98,7 @@ def test_the_frame_is_around_the_patch(study: VisionResult, spec: VisionSpec):
     assert close.size == (side, side)
 
 
-def test_a_blind_page_hides_who_is_who_and_its_key_tells(study: VisionResult):
+def test_a_blind_page_hides_who_is_who_and_its_key_tells(study: StudyResult):
     files = write_page(study.folder, n_latents=2, members=["all"], blind=True)
     html = files.page.read_text(encoding="utf-8")
     assert files.key is not None
@@ -125,13 +126,13 @@ def test_a_blind_page_hides_who_is_who_and_its_key_tells(study: VisionResult):
             assert picture.size[0] == picture.size[1]
 
 
-def test_no_more_latents_of_one_member_than_of_another(study: VisionResult, spec: VisionSpec):
+def test_no_more_latents_of_one_member_than_of_another(study: StudyResult, spec: VisionSpec):
     source, members = _source(study, spec)
     fewest = min(study.measurements[key]["rare"] for key in members)
     assert {len(p) for p in picks_of(source, members, 1000, seed=0)} == {fewest}
 
 
-def test_measured_activations_may_be_deleted(study: VisionResult):
+def test_measured_activations_may_be_deleted(study: StudyResult):
     before = write_page(study.folder, n_latents=1).page.read_text()
     path = study.folder / "activations" / "evaluation.npy"
     path.unlink()
@@ -139,7 +140,7 @@ def test_measured_activations_may_be_deleted(study: VisionResult):
     assert path.exists()
 
 
-def test_wrong_names_are_said(study: VisionResult):
+def test_wrong_names_are_said(study: StudyResult):
     with pytest.raises(UserError, match="'trainde' is unknown; did you mean trained"):
         write_page(study.folder, members=["trainde"])
     with pytest.raises(UserError, match="panel: 'x' is unknown"):

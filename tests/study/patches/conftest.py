@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from sae_baselines.evals.results import write_vision_results
+from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.patches.study import VisionResult, all_members, train_vision
+from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import spec_from_dict
 from tests.study.patches.tiny import save_clip, save_dinov2, save_photographs, tiny_vision
 
@@ -33,7 +34,7 @@ def spec(dinov2: Path, photographs: Path) -> VisionSpec:
 
 
 @pytest.fixture(scope="session")
-def study(spec: VisionSpec, tmp_path_factory: pytest.TempPathFactory) -> VisionResult:
-    result = train_vision(spec, tmp_path_factory.mktemp("study"))
+def study(spec: VisionSpec, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    result = train_study(spec, tmp_path_factory.mktemp("study"))
     write_vision_results(StudyFolder(result.folder), all_members(spec), result.measurements)
     return result

@@ -16,28 +16,24 @@ from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.results import COLUMNS, load_results
+from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.folder import StudyFolder
-from sae_baselines.study.patches import study as study_module
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.patches.store import PatchStream
-from sae_baselines.study.patches.study import (
-    VisionResult,
-    all_members,
-    images_of,
-    spec_of_study,
-    train_vision,
-)
+from sae_baselines.study.plan import all_members
 from sae_baselines.study.runner import InterruptedTrainingError
+from sae_baselines.study.sources import patches as study_module
+from sae_baselines.study.sources.patches import images_of, spec_of_study
 from sae_baselines.study.spec import spec_from_dict
 from tests.study.patches.tiny import D_IN, picture, save_photographs, tiny_vision
 
 
-def _by_member(result: VisionResult) -> dict[str, dict[str, Any]]:
+def _by_member(result: StudyResult) -> dict[str, dict[str, Any]]:
     return {key.member: m for key, m in result.measurements.items()}
 
 
 def test_every_member_is_there_and_loads_with_stock_saelens(
-    study: VisionResult, spec: VisionSpec
+    study: StudyResult, spec: VisionSpec
 ):
     assert list(_by_member(study)) == [
         "trained",
@@ -54,7 +50,7 @@ def test_every_member_is_there_and_loads_with_stock_saelens(
     assert spec_of_study(study.folder) == spec
 
 
-def test_frozen_members_have_not_moved_and_the_trained_one_has(study: VisionResult):
+def test_frozen_members_have_not_moved_and_the_trained_one_has(study: StudyResult):
     m = _by_member(study)
     assert m["frozen_decoder"]["cos_to_start_min"] == pytest.approx(1, abs=1e-6)
     assert m["frozen_encoder"]["encoder_cos_to_start_mean"] == pytest.approx(1, abs=1e-6)
@@ -67,7 +63,7 @@ def test_frozen_members_have_not_moved_and_the_trained_one_has(study: VisionResu
     assert all(member["l0_matches"] for member in m.values())
 
 
-def test_measurements_are_of_the_activations_on_disk(study: VisionResult, spec: VisionSpec):
+def test_measurements_are_of_the_activations_on_disk(study: StudyResult, spec: VisionSpec):
     rows = torch.from_numpy(np.load(study.folder / "activations" / "evaluation.npy").copy())
     key = next(iter(study.measurements))
     sae = SAE.load_from_disk(StudyFolder(study.folder).member(key))
@@ -85,7 +81,7 @@ def test_measurements_are_of_the_activations_on_disk(study: VisionResult, spec: 
     assert m["n_patches"] == len(rows) >= spec.eval_samples
 
 
-def test_the_results_table_is_like_any_other(study: VisionResult):
+def test_the_results_table_is_like_any_other(study: StudyResult):
     table = load_results(study.folder)
     assert tuple(table.columns) == COLUMNS
     # Suite "panel" has the measured L0, by which the statistics match members.
@@ -97,7 +93,7 @@ def test_the_results_table_is_like_any_other(study: VisionResult):
     assert set(ev["constraint"]) >= {"trained", "frozen_decoder", "random:kaiming"}
 
 
-def test_no_held_out_photograph_was_trained_on(study: VisionResult):
+def test_no_held_out_photograph_was_trained_on(study: StudyResult):
     with (study.folder / "crops.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     parts = {
@@ -111,10 +107,10 @@ def test_no_held_out_photograph_was_trained_on(study: VisionResult):
 
 
 def test_a_finished_study_is_not_repeated(
-    study: VisionResult, spec: VisionSpec, monkeypatch: pytest.MonkeyPatch
+    study: StudyResult, spec: VisionSpec, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(study_module, "PatchModel", None)  # would be called to do anything
-    again = train_vision(spec, study.folder)
+    again = train_study(spec, study.folder)
     assert again.measurements == study.measurements
     # Training activations are large and no longer needed; measured ones serve the page.
     assert [p.name for p in (study.folder / "activations").glob("*.npy")] == ["evaluation.npy"]
@@ -122,7 +118,7 @@ def test_a_finished_study_is_not_repeated(
 
 
 def test_killed_and_resumed_is_the_same_to_the_bit(
-    study: VisionResult, spec: VisionSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: StudyResult, spec: VisionSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     batch = PatchStream.batch
 
@@ -133,12 +129,12 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
 
     monkeypatch.setattr(PatchStream, "batch", interrupted)
     with pytest.raises(InterruptedTrainingError):
-        train_vision(spec, tmp_path / "study")
+        train_study(spec, tmp_path / "study")
     monkeypatch.undo()
     assert not (tmp_path / "study" / "panels").exists()
     with pytest.raises(UserError, match="continue it with --resume"):
-        train_vision(spec, tmp_path / "study")
-    resumed = train_vision(spec, tmp_path / "study", resume=True)
+        train_study(spec, tmp_path / "study")
+    resumed = train_study(spec, tmp_path / "study", resume=True)
     assert resumed.measurements == study.measurements
     for key in all_members(spec):
         weights = [
@@ -149,7 +145,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_other_photographs_are_refused(spec: VisionSpec, study: VisionResult, tmp_path: Path):
+def test_other_photographs_are_refused(spec: VisionSpec, study: StudyResult, tmp_path: Path):
     copy = tmp_path / "study"
     shutil.copytree(study.folder, copy)
     measurement = next(copy.glob("panels/*/random/measurement.json"))
@@ -160,13 +156,13 @@ def test_other_photographs_are_refused(spec: VisionSpec, study: VisionResult, tm
     assert record["fingerprint"]
     moved = replace(spec.images, path=str(more))
     with pytest.raises(UserError, match="differs in: images"):
-        train_vision(replace(spec, images=moved), copy, resume=True)
+        train_study(replace(spec, images=moved), copy, resume=True)
     # The same path with other pictures in it is only seen by looking at them.
     original = Path(spec.images.path)
     try:
         picture(99).save(original / "p99.png")
         with pytest.raises(UserError, match="has other photographs than when"):
-            train_vision(spec, copy, resume=True)
+            train_study(spec, copy, resume=True)
     finally:
         (original / "p99.png").unlink()
 
@@ -187,7 +183,7 @@ def test_patches_of_enormous_norm_are_left_out(
     for ratio in (None, 5):
         data = tiny_vision(dinov2, photographs, max_norm_ratio=ratio, **few)
         spec = spec_from_dict(data, "tiny", VisionSpec)
-        studies[ratio] = train_vision(spec, tmp_path / f"study_{ratio}")
+        studies[ratio] = train_study(spec, tmp_path / f"study_{ratio}")
     facts = images_of(studies[5].folder)
     assert facts["norms"]["outliers"] == pytest.approx(1 / 16)
     assert facts["norms"]["largest_at"] == [1, 1]
@@ -200,7 +196,7 @@ def test_patches_of_enormous_norm_are_left_out(
 def test_what_is_wrong_is_said(dinov2: Path, photographs: Path, tmp_path: Path):
     def run(**overrides: Any) -> None:
         data = {**tiny_vision(dinov2, photographs), **overrides}
-        train_vision(spec_from_dict(data, "vision", VisionSpec), tmp_path / "study")
+        train_study(spec_from_dict(data, "vision", VisionSpec), tmp_path / "study")
 
     with pytest.raises(UserError, match=r"d_in: 768 does not match encoder\.layer\.1.*24"):
         run(d_in=768)
@@ -227,3 +223,11 @@ def test_a_study_of_another_kind_is_refused(tmp_path: Path):
     (tmp_path / "study.yaml").write_text("spec: {name: text}\n")
     with pytest.raises(UserError, match="is not of a vision study"):
         spec_of_study(tmp_path)
+
+
+def test_the_exported_config_has_the_l0_of_held_out_patches(study: StudyResult) -> None:
+    folder = StudyFolder(study.folder)
+    for key, measured in study.measurements.items():
+        config = json.loads((folder.member(key) / "cfg.json").read_text())
+        assert config["metadata"]["l0"] == measured["l0"]
+        assert config["metadata"]["sae_baselines"]["l0_held_out"] == measured["l0"]

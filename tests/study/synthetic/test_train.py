@@ -28,14 +28,15 @@ from sae_baselines.errors import UserError
 from sae_baselines.paper.toy.report import write_toy_report
 from sae_baselines.paper.toy.results import PRIMARY, load_toy, toy_verdicts
 from sae_baselines.stats import verdicts
+from sae_baselines.study.engine import train_study
 from sae_baselines.study.folder import StudyFolder
+from sae_baselines.study.plan import all_members
 from sae_baselines.study.runner import InterruptedTrainingError
 from sae_baselines.study.spec import spec_from_dict, spec_to_yaml
 from sae_baselines.study.synthetic import curve as curve_module
 from sae_baselines.study.synthetic.curve import snapshot_steps
 from sae_baselines.study.synthetic.generator import paper_config
 from sae_baselines.study.synthetic.spec import ToySpec, quick_spec
-from sae_baselines.study.synthetic.train import all_members, train_toy
 from sae_baselines_cli import app
 
 TINY = ToySpec(
@@ -60,14 +61,14 @@ TINY = ToySpec(
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy") / "study"
-    train_toy(TINY, root)
+    train_study(TINY, root)
     write_toy_report(root)
     return root
 
 
 def _exports(root: Path) -> dict[tuple[str, str], Path]:
     folder = StudyFolder(root)
-    return {(k.panel.name, k.member): folder.member(k) for k, _ in all_members(TINY)}
+    return {(k.panel.name, k.member): folder.member(k) for k in all_members(TINY)}
 
 
 def test_every_member_is_there_at_its_l0(study: Path) -> None:
@@ -149,13 +150,13 @@ def test_a_finished_study_is_not_repeated(study: Path) -> None:
     before = {
         f: (f / "sae_weights.safetensors").stat().st_mtime for f in _exports(study).values()
     }
-    train_toy(TINY, study)
+    train_study(TINY, study)
     assert before == {f: (f / "sae_weights.safetensors").stat().st_mtime for f in before}
 
 
 def test_another_spec_is_refused(study: Path) -> None:
     with pytest.raises(UserError, match=r"another spec \(differs in: lr\)"):
-        train_toy(replace(TINY, lr=1e-4), study)
+        train_study(replace(TINY, lr=1e-4), study)
 
 
 SMALL = replace(TINY, settings=["variable"], architecture="topk", members=["trained"])
@@ -164,7 +165,7 @@ SMALL = replace(TINY, settings=["variable"], architecture="topk", members=["trai
 def test_an_interrupted_study_gives_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_toy(SMALL, tmp_path / "whole")
+    train_study(SMALL, tmp_path / "whole")
     watch = curve_module.Curve.watch
 
     def interrupt(self: Any, step: int, saes: Any) -> None:
@@ -175,10 +176,10 @@ def test_an_interrupted_study_gives_the_same_numbers(
     with monkeypatch.context() as patch:
         patch.setattr(curve_module.Curve, "watch", interrupt)
         with pytest.raises(InterruptedTrainingError):
-            train_toy(SMALL, tmp_path / "cut")
+            train_study(SMALL, tmp_path / "cut")
     with pytest.raises(UserError, match="--resume"):
-        train_toy(SMALL, tmp_path / "cut")
-    train_toy(SMALL, tmp_path / "cut", resume=True)
+        train_study(SMALL, tmp_path / "cut")
+    train_study(SMALL, tmp_path / "cut", resume=True)
     whole, cut = (load_toy(tmp_path / name) for name in ("whole", "cut"))
     pd.testing.assert_frame_equal(
         whole.curves.drop(columns=["ev", "l0"]), cut.curves.drop(columns=["ev", "l0"])
@@ -194,7 +195,7 @@ def test_a_killed_study_gives_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As above, from one of SAELens' own checkpoints: nothing twice, nothing left out."""
-    train_toy(SMALL, tmp_path / "whole")
+    train_study(SMALL, tmp_path / "whole")
     watch = curve_module.Curve.watch
 
     def kill(self: Any, step: int, saes: Any) -> None:
@@ -205,9 +206,9 @@ def test_a_killed_study_gives_the_same_numbers(
     with monkeypatch.context() as patch:
         patch.setattr(curve_module.Curve, "watch", kill)
         with pytest.raises(KilledError):
-            train_toy(SMALL, tmp_path / "cut")
+            train_study(SMALL, tmp_path / "cut")
     assert list((tmp_path / "cut" / "checkpoints").glob("*/*/complete.json"))
-    train_toy(SMALL, tmp_path / "cut", resume=True)
+    train_study(SMALL, tmp_path / "cut", resume=True)
     whole, cut = (load_toy(tmp_path / name) for name in ("whole", "cut"))
     assert whole.curves["step"].to_list() == cut.curves["step"].to_list()
     assert whole.frame["ev"].to_list() == pytest.approx(cut.frame["ev"].to_list(), abs=1e-6)
@@ -218,7 +219,7 @@ def test_a_killed_study_gives_the_same_numbers(
 
 def test_controls_and_drift_are_of_a_synthetic_study_too(tmp_path: Path) -> None:
     members = ["trained", "frozen_decoder", "random", "permuted_decoder"]
-    train_toy(replace(SMALL, members=members, drift=[0.1, 1.0]), tmp_path)
+    train_study(replace(SMALL, members=members, drift=[0.1, 1.0]), tmp_path)
     frame = load_toy(tmp_path).frame.set_index("member")
     assert frame["ev"]["trained"] > frame["ev"]["random"] > frame["ev"]["permuted_decoder"]
     assert frame["l0"]["random"] == pytest.approx(3, rel=0.05)
@@ -235,7 +236,7 @@ def test_controls_and_drift_are_of_a_synthetic_study_too(tmp_path: Path) -> None
 
 def test_seeds_share_the_data_and_differ_in_their_start(tmp_path: Path) -> None:
     spec = replace(SMALL, seeds=[0, 1], members=["trained", "frozen_decoder"])
-    train_toy(spec, tmp_path)
+    train_study(spec, tmp_path)
     results = load_toy(tmp_path)
     found = toy_verdicts(results)["variable"]
     assert {v.metric for v in found} == {
@@ -264,7 +265,7 @@ def test_a_synthsaebench_style_model(tmp_path: Path) -> None:
         seed=1,
     )
     spec = replace(SMALL, settings=["tree"], models={"tree": config.to_dict()})
-    train_toy(spec, tmp_path)
+    train_study(spec, tmp_path)
     row = load_toy(tmp_path).frame.iloc[0]
     assert row["n_features"] == 48
     assert row["setting"] == "tree"
@@ -328,7 +329,7 @@ def test_bad_specs_are_named(change: dict[str, Any], message: str) -> None:
 def test_a_model_that_saelens_cannot_read_is_named(tmp_path: Path) -> None:
     spec = replace(SMALL, settings=["mine"], models={"mine": {"num_features": 4}})
     with pytest.raises(UserError, match="models: mine"):
-        train_toy(spec, tmp_path)
+        train_study(spec, tmp_path)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -1,0 +1,473 @@
+"""One engine for every study: plan, lock, resume, train, calibrate, export, measure.
+
+A study's work is a list of named tasks, with files as the only interface between them; a
+`Source` supplies activations, trains on them and measures on held-out ones.
+"""
+
+import gc
+import importlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from sae_lens import SAE
+from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from sae_baselines.drift import DriftTracker
+from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
+from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.files import write_atomically
+from sae_baselines.provenance import environment
+from sae_baselines.study.build import Start, member_configs, prepare_start, set_b_dec
+from sae_baselines.study.calibrate import calibrate
+from sae_baselines.study.folder import MEASUREMENT_FILE, PROVENANCE_FILE, StudyFolder
+from sae_baselines.study.measure import Cosines, cosines_to_start
+from sae_baselines.study.plan import (
+    MemberKey,
+    Pass,
+    all_members,
+    controls_of,
+    members_of,
+    trained_of,
+)
+from sae_baselines.study.reference.member import keep_published, published_measurement
+from sae_baselines.study.runner import assert_finite
+from sae_baselines.study.spec import PUBLISHED, MemberSpec, StudySpec, spec_hash
+from sae_baselines.study.untrained import make_controls
+
+logger = logging.getLogger("sae_baselines")
+
+# Held-out activations for EV and L0 on the way.
+_DRIFT_SAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class PassRun:
+    """One pass, as a source is asked to train it.
+
+    Attributes:
+        this_pass: Which panels, and the seed of the data.
+        configs: SAELens config of each member.
+        start: What members start from.
+        checkpoints: Where to save and look for checkpoints.
+        held_out: ``[n, d_in]`` raw activations for EV and L0 on the way.
+        fractions: Of training, at which drift is recorded.
+    """
+
+    this_pass: Pass
+    configs: dict[MemberKey, TrainingSAEConfig]
+    start: Start
+    checkpoints: Path
+    held_out: torch.Tensor
+    fractions: Sequence[float]
+
+    @property
+    def drift(self) -> Path:
+        """Where drift is recorded until members have folders; kept when a pass is resumed."""
+        return self.checkpoints.parent / f"drift_{self.this_pass.name}"
+
+    def build(self, device: str) -> dict[str, TrainingSAE[Any]]:
+        """SAEs by the members' names, with the common b_dec."""
+        saes: dict[str, TrainingSAE[Any]] = {}
+        for key, config in self.configs.items():
+            sae_class, _ = get_sae_training_class(config.architecture())
+            saes[key.name] = sae_class(config).to(device)
+        set_b_dec(saes, self.start)
+        return saes
+
+    def tracking(self, saes: dict[str, TrainingSAE[Any]]) -> AbstractContextManager[Any]:
+        """Record drift of these SAEs while they train, if it is asked for."""
+        if not self.fractions:
+            return nullcontext()
+        return DriftTracker(
+            self.drift, saes, fractions=self.fractions, held_out=self.held_out[:_DRIFT_SAMPLES]
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished pass.
+
+    Attributes:
+        trainers: SAELens' trainer of each member, by its name.
+        facts: For metadata and provenance of every member.
+        record: For provenance alone.
+    """
+
+    trainers: Mapping[str, SAETrainer[Any, Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Activations of a study, opened: made as ``source(spec, folder, name, **inputs)``.
+
+    Attributes:
+        device: Torch device of members and batches.
+        calibration: float32 CPU ``[n, d_in]`` held-out activations, raw, for thresholds.
+        held_out: ``[n, d_in]`` the same, for EV and L0 on the way.
+        facts: Where held-out activations are from; for metadata of every member.
+        start_folder: Where the covariance of ``cov`` members is kept.
+    """
+
+    device: str
+    calibration: torch.Tensor
+    held_out: torch.Tensor
+    facts: Mapping[str, Any]
+    start_folder: Path
+
+    def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
+        """A member's config with what only this source knows."""
+        ...
+
+    def train(self, run: PassRun) -> Trained:
+        """Train every member of a pass; a pass that was interrupted is resumed.
+
+        Raises:
+            UserError: Bad input, or diverged weights.
+            InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
+        """
+        ...
+
+    def measure(
+        self, sae: SAE[Any], folder: Path, l0_target: float, cosines: Cosines | None
+    ) -> dict[str, Any]:
+        """``measurement.json`` of an exported SAE: ``explained_variance``, ``l0``,
+        ``l0_matches`` and the source's own; further files go to the SAE's folder."""
+        ...
+
+    def finish(self) -> None:
+        """Delete what nothing needs once every member is measured."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of a study's work that can be asked for by name.
+
+    Attributes:
+        kind: ``train`` a pass, make ``controls``, ``measure`` an SAE.
+        source: Name of its source.
+        what: The pass, or the member (``<panel>.<member>``); "" for controls.
+    """
+
+    kind: Literal["train", "controls", "measure"]
+    source: str
+    what: str
+
+    @property
+    def name(self) -> str:
+        return ":".join(part for part in (self.kind, self.what or self.source) if part)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What `train_study` leaves behind.
+
+    Attributes:
+        folder: The study folder.
+        measurements: Per member, what `measurement.json` says.
+        trained: Members trained (controls: made) by this call; the others were finished
+            already.
+    """
+
+    folder: Path
+    measurements: dict[MemberKey, dict[str, Any]]
+    trained: list[MemberKey]
+
+    @property
+    def off_target(self) -> list[MemberKey]:
+        """Members whose measured L0 is more than 5 % off."""
+        return [k for k, m in self.measurements.items() if not m["l0_matches"]]
+
+
+def train_study(
+    spec: StudySpec, out: str | Path, *, resume: bool = False, **inputs: Any
+) -> StudyResult:
+    """Train, calibrate, export and measure every member of every panel.
+
+    Controls are not trained but made, from each panel's trained member once it is exported.
+    A study that is finished is recognised and not repeated.
+
+    Args:
+        spec: What to train.
+        out: Study folder.
+        resume: Continue unfinished work in ``out``.
+        inputs: For the source instead of what the spec names: ``dataset`` (in memory) and
+            ``model`` (loaded) of a study on text.
+
+    Returns:
+        Folder and measurements.
+
+    Raises:
+        UserError: Bad input, in one line; nothing finished is lost.
+        InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
+    """
+    folder = StudyFolder(out)
+    with folder.locked():
+        finished = is_finished(spec, folder)
+        folder.open(spec, resume=resume or finished)
+        trained: list[MemberKey] = []
+        if finished:
+            logger.info("%s is finished; nothing to do", folder.root)
+        else:
+            for source in spec.source_names:
+                work = [task for task in tasks(spec) if task.source == source]
+                trained += _Work(spec, folder, source, inputs).run(work)
+            if folder.checkpoints.exists():
+                shutil.rmtree(folder.checkpoints)
+        return StudyResult(folder.root, measurements_of(spec, folder), trained)
+
+
+def tasks(spec: StudySpec) -> list[Task]:
+    """All work of a study, in an order in which each task finds what it needs."""
+    out: list[Task] = []
+    for source in spec.source_names:
+        panels = spec.panels(source)
+        out += [Task("train", source, this_pass.name) for this_pass in spec.passes(source)]
+        if any(controls_of(spec, panel) for panel in panels):
+            out.append(Task("controls", source, ""))
+        if spec.reference is not None:
+            out.append(Task("measure", source, PUBLISHED))
+        out += [Task("measure", source, k.name) for p in panels for k in members_of(spec, p)]
+    return out
+
+
+def run_task(spec: StudySpec, out: str | Path, name: str, **inputs: Any) -> list[MemberKey]:
+    """Do one task of a study; what is done already is not repeated.
+
+    Args:
+        spec: The study.
+        out: Its folder; begun here if it is not there.
+        name: `Task.name`, e.g. ``train:pass_0`` or
+            ``measure:batchtopk_l0_32_seed_0.frozen_decoder``.
+        inputs: As for `train_study`.
+
+    Returns:
+        Members that were trained or made.
+
+    Raises:
+        UserError: No such task, or as `train_study`.
+    """
+    known = {task.name: task for task in tasks(spec)}
+    if name not in known:
+        raise UserError(f"task: {name!r} is unknown; {did_you_mean(name, list(known))}")
+    folder = StudyFolder(out)
+    with folder.locked():
+        folder.open(spec, resume=True)
+        return _Work(spec, folder, known[name].source, inputs).run([known[name]])
+
+
+def is_finished(spec: StudySpec, folder: StudyFolder) -> bool:
+    """Whether everything of a study is measured."""
+    if not folder.study_file.exists() or not all(map(folder.measurement, all_members(spec))):
+        return False
+    return spec.reference is None or published_measurement(folder) is not None
+
+
+def measurements_of(spec: StudySpec, folder: StudyFolder) -> dict[MemberKey, dict[str, Any]]:
+    """Measurements of the members that have one."""
+    found = {key: folder.measurement(key) for key in all_members(spec)}
+    return {key: m for key, m in found.items() if m}
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is CUDA if there is any, else the CPU.
+
+    Raises:
+        UserError: A device that torch does not know or does not have.
+    """
+    if device == "auto":
+        # Not MPS: measurements sum in float64, which it does not have.
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device: {device!r} cannot be used: {reason}") from error
+    return device
+
+
+class _Work:
+    """An opened source, and the tasks on it."""
+
+    def __init__(
+        self, spec: StudySpec, folder: StudyFolder, name: str, inputs: Mapping[str, Any]
+    ) -> None:
+        self.spec, self.folder, self.name = spec, folder, name
+        module, kind = spec.source.split(":")
+        self.source: Source = getattr(importlib.import_module(module), kind)(
+            spec, folder, name, **inputs
+        )
+        self.source.start_folder.mkdir(parents=True, exist_ok=True)
+        self.start = prepare_start(spec, self.source.calibration, self.source.start_folder)
+
+    def run(self, work: Iterable[Task]) -> list[MemberKey]:
+        if self.spec.reference is not None:
+            keep_published(self.spec, self.folder)
+        work = list(work)
+        made: list[MemberKey] = []
+        for task in work:
+            if task.kind == "train":
+                made += self._train(task.what)
+            elif task.kind == "controls":
+                made += self._make_controls()
+        missing = [t.what for t in work if t.kind == "measure" and not self._is_measured(t)]
+        where = f" ({self.name})" if self.name else ""
+        for what in tqdm(missing, desc=f"Measuring{where}", unit="SAE"):
+            self._measure(what)
+        if {t.name for t in tasks(self.spec) if t.source == self.name} <= {
+            t.name for t in work
+        }:
+            self.source.finish()
+        return made
+
+    def _train(self, name: str) -> list[MemberKey]:
+        spec, folder = self.spec, self.folder
+        (this_pass,) = (p for p in spec.passes(self.name) if p.name == name)
+        members = {k: m for p in this_pass.panels for k, m in trained_of(spec, p).items()}
+        checkpoints = folder.checkpoints / name
+        if all(map(folder.is_trained, members)):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            return []
+        began = time.monotonic()
+        d_in = self.source.calibration.shape[1]
+        configs = member_configs(spec, members, self.start, d_in, self.source.device)
+        run = PassRun(
+            this_pass,
+            {key: self.source.adapt(config) for key, config in configs.items()},
+            self.start,
+            checkpoints,
+            self.source.held_out,
+            spec.drift,
+        )
+        trained = self.source.train(run)
+        seconds = round(time.monotonic() - began, 1)
+        for key in members:
+            self._export(key, trained, run, seconds)
+        # SAELens' runner and trainer refer to each other: without this the SAEs and
+        # optimisers of finished passes stay in memory.
+        del trained
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(run.drift, ignore_errors=True)
+        return list(members)
+
+    def _export(self, key: MemberKey, trained: Trained, run: PassRun, seconds: float) -> None:
+        """Bring a trained member to its L0 and write its folder."""
+        trainer = trained.trainers[key.name]
+        sae: TrainingSAE[Any] = trainer.sae
+        assert_finite(key.name, sae)
+        calibration = calibrate(sae, self.source.calibration, key.panel.l0)
+        facts = {
+            "panel": key.panel.name,
+            "member": key.member,
+            "architecture": sae.cfg.architecture(),
+            "base_architecture": key.panel.architecture,
+            "l0_target": key.panel.l0,
+            "init_seed": key.panel.seed,
+            "data_seed": run.this_pass.data_seed,
+            "spec_hash": spec_hash(self.spec),
+            "samples_seen": trainer.n_training_samples,
+            "training_steps": trainer.n_training_steps,
+            "calibration": asdict(calibration),
+            **trained.facts,
+            **self.source.facts,
+        }
+        sae.cfg.metadata.sae_baselines = facts
+        with self.folder.new_member(key) as scratch:
+            sae.save_inference_model(scratch)
+            sparsity = trainer.log_feature_sparsity.contiguous()
+            save_file({"sparsity": sparsity}, scratch / SPARSITY_FILENAME)
+            provenance = {
+                **facts,
+                "pass_seconds": seconds,
+                "steps_since_start": _kinds_of_steps(sae),
+                **trained.record,
+                **environment(),
+            }
+            (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
+            for name in (DRIFT_FILE, HISTOGRAM_FILE):
+                if self.spec.drift and (run.drift / key.name / name).exists():
+                    shutil.copy(run.drift / key.name / name, scratch / name)
+
+    def _make_controls(self) -> list[MemberKey]:
+        return make_controls(
+            self.spec,
+            self.folder,
+            self.source.calibration,
+            self.source.facts,
+            self.spec.panels(self.name),
+        )
+
+    def _is_measured(self, task: Task) -> bool:
+        if task.what == PUBLISHED:
+            return published_measurement(self.folder) is not None
+        return self.folder.measurement(self._member(task.what)[0]) is not None
+
+    def _member(self, name: str) -> tuple[MemberKey, MemberSpec]:
+        return next((k, m) for k, m in all_members(self.spec).items() if k.name == name)
+
+    def _measure(self, what: str) -> None:
+        if what == PUBLISHED:
+            sae = SAE.load_from_disk(self.folder.published, device=self.source.device)
+            target = self.spec.l0s[0]
+            write_measurement(
+                self.folder.published,
+                self.source.measure(sae, self.folder.published, target, None),
+            )
+            return
+        key, member = self._member(what)
+        folder = self.folder.member(key)
+        try:
+            sae = SAE.load_from_disk(folder, device=self.source.device)
+            cosines = None
+            # Whitening leaves the start's space; controls have no training to move them.
+            if self.spec.normalization != "covariance_whitening" and not member.is_control:
+                cosines = cosines_to_start(
+                    sae, key.panel.seed, member.init_scheme, self.start.covariance_path
+                )
+            result = self.source.measure(sae, folder, key.panel.l0, cosines)
+        except SafetensorError as error:
+            raise UserError(
+                f"{folder}: weights are damaged ({one_line(error, 200)}); delete the folder "
+                "and run with --resume"
+            ) from error
+        write_measurement(folder, result)
+
+
+def write_measurement(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the measurement, and the held-out L0 where SAELens users look for it."""
+    cfg = json.loads((folder / SAE_CFG_FILENAME).read_text())
+    # SAELens puts the L0 of the last training batches here, before calibration.
+    cfg["metadata"]["l0"] = result["l0"]
+    if isinstance(ours := cfg["metadata"].get("sae_baselines"), dict):
+        ours["l0_held_out"] = result["l0"]
+    write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
+    provenance = json.loads((folder / PROVENANCE_FILE).read_text())
+    provenance["l0_held_out"] = result["l0"]
+    write_atomically(folder / PROVENANCE_FILE, json.dumps(provenance, indent=2))
+    write_atomically(folder / MEASUREMENT_FILE, json.dumps(result, indent=2))
+
+
+def _kinds_of_steps(sae: TrainingSAE[Any]) -> dict[str, Any] | None:
+    """How many steps ran on active entries, and why others did not; None without them."""
+    state = getattr(sae, "sparse_state", None)
+    if state is None or not sae.cfg.sparse_step:
+        return None
+    return {"sparse": state.sparse_steps, "dense": state.dense_steps}

@@ -1,0 +1,1 @@
+"""Where a study's activations come from, one file each: text, patches, synthetic samples."""

@@ -1,0 +1,94 @@
+"""Samples of a SAELens synthetic model, whose true features are known."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.sae import TrainingSAEConfig
+
+from sae_baselines.study.engine import PassRun, Trained, resolve_device
+from sae_baselines.study.folder import StudyFolder
+from sae_baselines.study.measure import Cosines, cosine_facts, l0_matches
+from sae_baselines.study.spec import spec_hash
+from sae_baselines.study.stream import StreamTraining, train_on_stream
+from sae_baselines.study.synthetic.curve import Curve
+from sae_baselines.study.synthetic.measure import FEATURES_FILE, measure_toy
+from sae_baselines.study.synthetic.spec import ToySpec
+from sae_baselines.study.synthetic.stream import CALIBRATION_STREAM, SyntheticStream
+
+# Enough for an EV to 0.005 at every snapshot of every member.
+_CURVE_SAMPLES = 2048
+
+
+class SyntheticSource:
+    """The ground truth of one setting; see `engine.Source`."""
+
+    def __init__(self, spec: ToySpec, folder: StudyFolder, name: str) -> None:
+        """Make the setting's model and its held-out samples.
+
+        Raises:
+            UserError: SAELens cannot make a model of the setting.
+        """
+        self.spec, self.name, self.folder = spec, name, folder
+        self.device = resolve_device(spec.device)
+        self.model = spec.model_of(name, self.device)
+        held_out = SyntheticStream(
+            self.model, spec.data_seed, spec.calibration_samples, CALIBRATION_STREAM
+        )
+        self.calibration = self.held_out = held_out.batch(0).cpu()
+        self.start_folder = folder.root / "starts" / name
+        self.facts = {"setting": name}
+        self.model.save(folder.root / "models" / name)
+
+    def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
+        if not isinstance(config, JumpReLUTrainingSAEConfig):
+            return config
+        # A panel's coefficient supposes a mean square norm of d_in.
+        square_norm = float(self.calibration.pow(2).sum(dim=1).mean())
+        return replace(
+            config,
+            l0_coefficient=square_norm / self.spec.l0,
+            jumprelu_bandwidth=self.spec.jumprelu_bandwidth * config.jumprelu_init_threshold,
+        )
+
+    def train(self, run: PassRun) -> Trained:
+        spec = self.spec
+        saes = run.build(self.device)
+        training = StreamTraining.of(spec, self.device)
+        curve = Curve(
+            self.folder.root / "curves" / f"{run.this_pass.name}.csv",
+            self.model,
+            self.held_out[:_CURVE_SAMPLES],
+            training,
+            spec.n_snapshots,
+            {key.name: key for key in run.configs},
+        )
+        with run.tracking(saes):
+            trainer = train_on_stream(
+                saes,
+                SyntheticStream(self.model, spec.data_seed, spec.train_batch_size),
+                training,
+                checkpoints=run.checkpoints,
+                run_hash=spec_hash(spec),
+                watch=curve.watch,
+            )
+        return Trained(trainer.trainers)
+
+    def measure(
+        self, sae: SAE[Any], folder: Path, l0_target: float, cosines: Cosines | None
+    ) -> dict[str, Any]:
+        result = measure_toy(
+            sae, self.model, n_samples=self.spec.eval_samples, seed=self.spec.data_seed
+        )
+        assert result.per_feature is not None
+        result.per_feature.save(folder / FEATURES_FILE)
+        return {
+            **result.to_dict(),
+            "l0_target": l0_target,
+            "l0_matches": l0_matches(result.l0, l0_target),
+            **(cosine_facts(cosines) if cosines else {}),
+        }
+
+    def finish(self) -> None:
+        """Nothing is kept besides the study."""

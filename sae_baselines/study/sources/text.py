@@ -1,0 +1,176 @@
+"""Activations of a language model on text, trained on by SAELens' own multi-SAE runner."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from sae_lens import SAE, LoggingConfig, MultiSAETrainingRunnerConfig
+from sae_lens.saes.sae import TrainingSAEConfig
+from safetensors import SafetensorError
+from transformer_lens.hook_points import HookedRootModule
+
+from sae_baselines.errors import UserError, one_line
+from sae_baselines.study.build import set_b_dec
+from sae_baselines.study.data import load_text, shuffle
+from sae_baselines.study.engine import PassRun, Trained, resolve_device
+from sae_baselines.study.folder import StudyFolder
+from sae_baselines.study.held_out import study_data
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.measure import BaseLosses, Cosines, base_losses, measure_sae
+from sae_baselines.study.reference.member import model_kwargs
+from sae_baselines.study.runner import PanelRunner, checkpoint_to_resume
+from sae_baselines.study.spec import PanelSpec, spec_hash
+
+logger = logging.getLogger("sae_baselines")
+
+# What a SAELens runner's config and a `PanelSpec` call by the same name.
+_SAME_NAMES = (
+    "adam_beta1",
+    "adam_beta2",
+    "autocast",
+    "autocast_lm",
+    "compile_llm",
+    "context_size",
+    "dead_feature_window",
+    "dtype",
+    "exclude_special_tokens",
+    "feature_sampling_window",
+    "lr",
+    "lr_decay_steps",
+    "lr_scheduler_name",
+    "lr_warm_up_steps",
+    "n_batches_for_norm_estimate",
+    "n_batches_in_buffer",
+    "n_checkpoints",
+    "prepend_bos",
+    "store_batch_size_prompts",
+    "train_batch_size_tokens",
+    "training_tokens",
+)
+
+
+class TextSource:
+    """Text through a language model; see `engine.Source`."""
+
+    def __init__(
+        self,
+        spec: PanelSpec,
+        folder: StudyFolder,
+        name: str = "",
+        *,
+        dataset: Any = None,
+        model: HookedRootModule | None = None,
+    ) -> None:
+        """Load text and model, and run the model over held-out text.
+
+        Raises:
+            UserError: Text or model cannot be read, or do not fit the spec.
+        """
+        del name
+        self.spec = spec
+        self.device = resolve_device(spec.device)
+        self.start_folder = folder.root
+        text = load_text(spec.dataset, dataset)  # before the model: it fails sooner
+        if model is None:
+            model = load_language_model(spec.model, spec.hook_name, self.device)
+        self.model = model
+        self.data = study_data(spec, model, text, self.device)
+        spec.check_hook(self.data.d_in)
+        self.calibration = self.data.held_out.calibration
+        self.held_out = self.data.held_out.evaluation
+        self.facts = {"held_out_documents": self.data.n_held_out}
+
+    def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
+        if self.spec.hook_name.endswith("hook_z"):
+            # Trained on flattened heads; says that users of the export need not flatten.
+            config.reshape_activations = "hook_z"
+        return config
+
+    def train(self, run: PassRun) -> Trained:
+        spec = self.spec
+        run_hash = spec_hash(spec)
+        resume_from = checkpoint_to_resume(run.checkpoints, run_hash)
+        text = self.data.train
+        if spec.data_order == "per_seed":
+            text = shuffle(text, run.this_pass.data_seed)
+        cfg = self._runner_config(run, resume_from)
+        # SAELens warns that a dataset in memory cannot be found from its config; ours is in
+        # study.yaml.
+        saelens_logger = logging.getLogger("sae_lens")
+        level = saelens_logger.level
+        saelens_logger.setLevel(logging.ERROR)
+        try:
+            runner = PanelRunner(cfg, override_dataset=text, override_model=self.model)
+        finally:
+            saelens_logger.setLevel(level)
+        runner.prepare(spec.keep_checkpoints, run_hash)
+        set_b_dec(runner.saes, run.start)
+        torch.manual_seed(run.this_pass.data_seed)
+        try:
+            with run.tracking(runner.saes):
+                runner.run()
+        except (SafetensorError, KeyError, RuntimeError, EOFError) as error:
+            if resume_from is None or hasattr(runner, "trainer"):
+                raise  # not while the checkpoint was being read
+            raise UserError(
+                f"out: checkpoint {resume_from} is damaged ({one_line(error, 200)}); delete it "
+                "and run with --resume"
+            ) from error
+        epochs = None  # of a stream of unknown length
+        if not isinstance(text, IterableDataset):
+            epochs = runner.activations_store.n_dataset_processed / len(text)
+            if epochs > 1:
+                logger.warning(
+                    "the text was read %.1f times over; use more text, or fewer "
+                    "training_tokens",
+                    epochs,
+                )
+        return Trained(
+            runner.trainer.trainers,
+            {"data_order": spec.data_order},
+            {
+                "resumed_at_samples": int(resume_from.name) if resume_from else None,
+                "epochs": epochs,
+            },
+        )
+
+    def _runner_config(
+        self, run: PassRun, resume_from: Path | None
+    ) -> MultiSAETrainingRunnerConfig:
+        spec, path = self.spec, Path(self.spec.dataset.path)
+        same: dict[str, Any] = {name: getattr(spec, name) for name in _SAME_NAMES}
+        cfg = MultiSAETrainingRunnerConfig(
+            saes={key.name: config for key, config in run.configs.items()},
+            hook_names=spec.hook_name,
+            model_name=spec.model.recorded_name,
+            model_class_name=spec.model.loader,
+            model_from_pretrained_kwargs=model_kwargs(spec),
+            dataset_path=path.name if path.exists() else spec.dataset.path,
+            seqpos_slice=tuple(spec.seqpos_slice),
+            device=self.device,
+            seed=run.this_pass.data_seed,
+            logger=LoggingConfig(log_to_wandb=False),
+            output_path=None,
+            resume_from_checkpoint=str(resume_from) if resume_from else None,
+            **same,
+        )
+        cfg.checkpoint_path = str(run.checkpoints)  # without the random suffix of SAELens
+        return cfg
+
+    @cached_property
+    def _losses(self) -> BaseLosses | None:
+        return base_losses(self.model, self.spec, self.data.held_out)
+
+    def measure(
+        self, sae: SAE[Any], folder: Path, l0_target: float, cosines: Cosines | None
+    ) -> dict[str, Any]:
+        del folder
+        return measure_sae(
+            sae, self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines
+        ).to_dict()
+
+    def finish(self) -> None:
+        """Nothing is kept besides the study."""
