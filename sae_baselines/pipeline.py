@@ -25,15 +25,14 @@ from sae_baselines.evals import (
 )
 from sae_baselines.evals import evaluate as evaluate_targets
 from sae_baselines.evals.doctor import Diagnosis, diagnose, require_runnable
-from sae_baselines.evals.needs import NEEDS, Needs
+from sae_baselines.evals.endpoint import check_endpoint
+from sae_baselines.evals.registry import get_suite
 from sae_baselines.evals.results import PANEL_SUITE
 from sae_baselines.evals.run import subject_of
-from sae_baselines.evals.settings import store_spec, stored_spec
-from sae_baselines.evals.spec import has_eval_spec
+from sae_baselines.evals.spec import has_eval_spec, store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
-from sae_baselines.evals.suites.endpoint import check_endpoint
 from sae_baselines.report import Report, report
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.engine import resolve_device
@@ -360,8 +359,8 @@ def suites_for(
     subject = subject_of_panel(spec, evals)
 
     def unfit(suites: Sequence[str]) -> list[str]:
-        needs = {name: NEEDS.get(name, Needs()) for name in suites if name != PANEL_SUITE}
-        return [n for n, need in needs.items() if not need.reads_what_the_sae_reads(subject)]
+        several = [get_suite(name) for name in suites if name != PANEL_SUITE]
+        return [suite.name for suite in several if not suite.reads_what_the_sae_reads(subject)]
 
     why = (
         "the SAE reads activations of a model whose writing weights are centred "

@@ -97,7 +97,7 @@ def preset(
     - `sae-baselines preset`
     - `sae-baselines preset gemma-2-2b-layer-12-batchtopk > panel.yaml`
     """
-    from sae_baselines.evals.presets import preset_evals_yaml
+    from sae_baselines.evals.spec import preset_evals_yaml
     from sae_baselines.study.presets import preset as named_preset
     from sae_baselines.study.presets import preset_names
     from sae_baselines.study.spec import json_schema, spec_to_yaml

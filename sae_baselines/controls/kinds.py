@@ -1,7 +1,7 @@
 """Which controls there are, and what each is the null for."""
 
-import fnmatch
 from dataclasses import dataclass
+from typing import Literal
 
 from sae_baselines.errors import UserError, did_you_mean
 
@@ -11,33 +11,12 @@ TRAINED = "trained"
 PUBLISHED = "published"
 RANDOM_SCHEMES = ("iso", "cov", "kaiming")
 
-# What depends on the reconstruction, or on what a latent's direction does to the model. Left
-# out although they read the decoder: absorption (a foreign direction absorbs nothing, which is
-# its good end), MDL (quantises until it reconstructs, which these cannot) and meta-SAEs (they
-# see the dictionary's inner geometry, which these keep).
-_RECONSTRUCTS = (
-    "panel/explained_variance",
-    "panel/ce_recovered",
-    "vision/explained_variance",
-    "toy_*/explained_variance",
-    "core/explained_variance*",
-    "core/mse",
-    "core/cossim",
-    "core/ce_loss_score",
-    "core/ce_loss_with_sae",
-    "core/kl_div_score",
-    "core/kl_div_with_sae",
-)
-_EDITS = ("ravel/*", "scr/*", "tpp/*", "unlearning/*")
-# What is computed from latents alone, without chance.
-_LATENTS = (
-    "panel/l0",
-    "panel/alive",
-    "core/l0",
-    "core/frac_alive",
-    "sparse_probing/*",
-    "sparse_probing_sae_probes/*",
-)
+# What a metric is computed from: the reconstruction; what a latent's direction does to the
+# model; latents alone, without chance; or something else, which is not compared with permuted
+# SAEs although it may read the decoder: absorption (a foreign direction absorbs nothing, which
+# is its good end), MDL (quantises until it reconstructs, which these cannot) and meta-SAEs
+# (they see the dictionary's inner geometry, which these keep).
+Depends = Literal["reconstruction", "edits", "latents", "other"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +30,9 @@ class ControlKind:
         untrained: Whether nothing in it is trained: a random SAE, so that a claim to beat
             random has to beat it too. The others are the trained SAE with something broken.
         schemes: Ways to draw it; the first is the default.
-        compared_on: Patterns ``suite/metric`` that it is a null for; nothing else is compared.
-        unchanged: Patterns of metrics that are the source's by construction.
+        compared_on: What metrics depend on that it is a null for; None for all. Nothing else
+            is compared.
+        unchanged: What metrics depend on that are the source's by construction.
     """
 
     name: str
@@ -60,8 +40,8 @@ class ControlKind:
     null_for: str
     untrained: bool
     schemes: tuple[str, ...] = ()
-    compared_on: tuple[str, ...] = ("*",)
-    unchanged: tuple[str, ...] = ()
+    compared_on: tuple[Depends, ...] | None = None
+    unchanged: tuple[Depends, ...] = ()
 
 
 CONTROLS: dict[str, ControlKind] = {
@@ -84,8 +64,8 @@ CONTROLS: dict[str, ControlKind] = {
             "directions that belong to the model, beyond the latents and the dictionary's "
             "inner geometry",
             untrained=False,
-            compared_on=(*_RECONSTRUCTS, *_EDITS),
-            unchanged=_LATENTS,
+            compared_on=("reconstruction", "edits"),
+            unchanged=("latents",),
         ),
         ControlKind(
             "permuted_pairing",
@@ -94,8 +74,8 @@ CONTROLS: dict[str, ControlKind] = {
             null_for="the pairing: that a latent writes the direction that belongs to what it "
             "reads, beyond the latents and the set of directions",
             untrained=False,
-            compared_on=(*_RECONSTRUCTS, *_EDITS),
-            unchanged=_LATENTS,
+            compared_on=("reconstruction", "edits"),
+            unchanged=("latents",),
         ),
     )
 }
@@ -145,19 +125,3 @@ def is_random(constraint: str) -> bool:
     """Whether "beats random" has to beat a member of this constraint: all but broken SAEs."""
     kind = kind_of(constraint)
     return kind is None or kind.untrained
-
-
-def is_null_for(constraint: str, suite: str, metric: str) -> bool:
-    """Whether a member of this constraint says something on a metric; baselines always do."""
-    kind = kind_of(constraint)
-    return kind is None or _matches(kind.compared_on, suite, metric)
-
-
-def is_unchanged(constraint: str, suite: str, metric: str) -> bool:
-    """Whether a member of this constraint must have its source's score on a metric."""
-    kind = kind_of(constraint)
-    return kind is not None and _matches(kind.unchanged, suite, metric)
-
-
-def _matches(patterns: tuple[str, ...], suite: str, metric: str) -> bool:
-    return any(fnmatch.fnmatchcase(f"{suite}/{metric}", pattern) for pattern in patterns)

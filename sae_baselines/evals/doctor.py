@@ -1,6 +1,9 @@
 """Which suites can run here, and why the others cannot, before an hour is spent."""
 
+import json
+import math
 import os
+import re
 import shutil
 import threading
 from collections import Counter
@@ -15,18 +18,21 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import torch
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants, get_token, try_to_load_from_cache
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformer_lens import loading_from_pretrained
 
 from sae_baselines.errors import UserError, one_line
-from sae_baselines.evals import needs
-from sae_baselines.evals.needs import NEEDS, Needs
+from sae_baselines.evals.endpoint import endpoint_problems
 from sae_baselines.evals.registry import get_suite
-from sae_baselines.evals.suite import Subject, Suite
-from sae_baselines.evals.suites.endpoint import endpoint_problems
-from sae_baselines.evals.versions import VersionProblem, version_problems
+from sae_baselines.evals.suite import BYTES, Needs, Subject, Suite
+from sae_baselines.evals.versions import (
+    VersionProblem,
+    problems_of_every_suite,
+    version_problems,
+)
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -36,6 +42,15 @@ _OPENAI = "https://api.openai.com/v1"
 _GATED = ("google/gemma", "meta-llama/")
 _GATEKEEPER = "https://huggingface.co"
 _GIB = 2**30
+# Published weights have at least two bytes per parameter.
+_BYTES_ON_DISK = 2
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", re.IGNORECASE)
+_UNITS = {"m": 1e6, "b": 1e9}
+# Size in a name is rounded, sometimes up.
+_NAME_IS_AT_LEAST = 0.8
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -133,8 +148,8 @@ class _Machine:
         self.planned = 0.0
 
     def diagnose(self, suite: Suite, given: Mapping[str, Any]) -> Diagnosis:
-        need = NEEDS.get(suite.name, Needs())
-        versions = [p for p in self.versions if p.affects(suite.name)]
+        need = suite.needs
+        versions = [*self.versions, *version_problems(suite.requirements)]
         problems, warnings = [str(p) for p in versions], []
         options: dict[str, Any] | None = None
         if self.subject is None:
@@ -146,7 +161,7 @@ class _Machine:
             found, options = _of_adapter(suite, self.subject, given)
             problems += found
             if options is not None:
-                cached, more = self._disk(need, self.subject, options)
+                cached, more = self._disk(suite, self.subject, options)
                 problems += cached
                 warnings += more
         if self.subject is None:
@@ -154,7 +169,7 @@ class _Machine:
         else:
             problems += self.model_problems if need.model else []
             problems += self.device_problems(need)
-            if not need.reads_what_the_sae_reads(self.subject):
+            if not suite.reads_what_the_sae_reads(self.subject):
                 problems.append(
                     "these SAEs read a model whose writing weights are centred "
                     "(center_writing_weights), and this suite reads it as it is; use core"
@@ -164,7 +179,7 @@ class _Machine:
 
     @cached_property
     def versions(self) -> list[VersionProblem]:
-        return version_problems()
+        return problems_of_every_suite()
 
     @cached_property
     def hub_silence(self) -> str | None:
@@ -184,8 +199,8 @@ class _Machine:
             if (subject.local_model / "config.json").is_file():
                 return []
             return [f"no model in {subject.local_model}: it has no config.json"]
-        repo = needs.hub_name(subject)
-        if needs.in_cache(repo):
+        repo = hub_name(subject)
+        if in_cache(repo):
             return []
         if constants.HF_HUB_OFFLINE:
             return [
@@ -205,7 +220,7 @@ class _Machine:
                 f"at {_GATEKEEPER}/{repo}, then run: hf auth login"
             )
         cache = Path(constants.HF_HUB_CACHE)
-        wanted, free = needs.model_on_disk(subject), _free(cache)
+        wanted, free = model_on_disk(subject), _free(cache)
         if free < wanted:
             problems.append(
                 f"{cache} has {_gib(free)} free and {repo} takes {_gib(wanted)} or more; free "
@@ -224,8 +239,8 @@ class _Machine:
             free, _ = torch.cuda.mem_get_info(torch.device(subject.device))
         except (RuntimeError, ValueError, AssertionError) as error:
             return [f"device {subject.device}: {one_line(error, 120)}; name another"]
-        model = needs.model_in_memory(subject) if need.model else 0.0
-        wanted = needs.sae_in_memory(subject) + (model or 0.0)
+        model = model_in_memory(subject) if need.model else 0.0
+        wanted = sae_in_memory(subject) + (model or 0.0)
         if free >= wanted:
             return []
         return [
@@ -234,11 +249,11 @@ class _Machine:
         ]
 
     def _disk(
-        self, need: Needs, subject: Subject, options: Mapping[str, Any]
+        self, suite: Suite, subject: Subject, options: Mapping[str, Any]
     ) -> tuple[list[str], list[str]]:
         """Room for cached activations: of this suite, and of those before it as well."""
         try:
-            wanted = 0.0 if need.disk is None else need.disk(subject, options)
+            wanted = suite.disk(subject, options)
         except (KeyError, TypeError):
             return [], []  # an option of another type, which the adapter has complained about
         free = _free(self.out)
@@ -268,6 +283,81 @@ class _Machine:
         if need.judge and not list(endpoint_problems()) and self.judge_silence is not None:
             found.append(f"the judge's address does not answer ({self.judge_silence})")
         return found
+
+
+def hub_name(subject: Subject) -> str:
+    """The model's repository: TransformerLens has short names for some."""
+    try:
+        return loading_from_pretrained.get_official_model_name(subject.model_name)
+    except ValueError:
+        return subject.model_name
+
+
+def in_cache(repo: str) -> bool:
+    """Whether the Hub's cache has the model's configuration, so that it was loaded before."""
+    return "/" in repo and isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
+def model_parameters(subject: Subject) -> float | None:
+    """Number of parameters of the language model, as far as it is known without loading it.
+
+    Counted in weight files where there are any, else read from the name ("pythia-70m").
+    """
+    repo = hub_name(subject)
+    if subject.local_model is not None:
+        folder: Path | None = subject.local_model
+    else:
+        config = try_to_load_from_cache(repo, "config.json") if "/" in repo else None
+        folder = Path(config).parent if isinstance(config, str) else None
+    counted = None if folder is None else _counted(folder)
+    if counted is not None:
+        return counted
+    sizes = _SIZE.findall(repo.rpartition("/")[2])
+    if len(sizes) != 1:
+        return None
+    number, unit = sizes[0]
+    return _NAME_IS_AT_LEAST * float(number) * _UNITS[unit.lower()]
+
+
+def model_on_disk(subject: Subject) -> float:
+    """Least bytes that a download of the model takes; 0 if there is none to come."""
+    if subject.local_model is not None or in_cache(hub_name(subject)):
+        return 0.0
+    return _BYTES_ON_DISK * (model_parameters(subject) or 0.0)
+
+
+def model_in_memory(subject: Subject) -> float | None:
+    """Least bytes that the language model takes on its device; None if its size is unknown."""
+    parameters = model_parameters(subject)
+    return None if parameters is None else parameters * BYTES[subject.llm_dtype]
+
+
+def sae_in_memory(subject: Subject) -> float:
+    """Least bytes of one SAE, which is float32."""
+    return 2.0 * subject.d_in * subject.d_sae * 4
+
+
+def _counted(folder: Path) -> float | None:
+    """Parameters in the safetensors files of a folder; None if one is missing or unreadable."""
+    try:
+        if (folder / _INDEX).exists():
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            files = sorted(set(index["weight_map"].values()))
+        else:
+            files = [_WEIGHTS]
+        return float(sum(_in_header(folder / file) for file in files))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _in_header(file: Path) -> int:
+    """A safetensors file starts with the length of a JSON header that has all shapes."""
+    with file.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        if size > _LARGEST_HEADER:
+            raise ValueError(f"{file} is no safetensors file")
+        header = json.loads(handle.read(size))
+    return sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
 
 
 def _of_adapter(

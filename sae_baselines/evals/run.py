@@ -23,12 +23,11 @@ from tqdm.auto import tqdm
 
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.doctor import diagnose, require_runnable
-from sae_baselines.evals.language_models import LanguageModels
-from sae_baselines.evals.local_data import fingerprints, hash_of_files, linked
 from sae_baselines.evals.measured import not_finite
+from sae_baselines.evals.models import LanguageModels
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import DECISIVE, EvalSpec, eval_spec_from_dict, settings_hash
-from sae_baselines.evals.store import EvalStore, Failure
+from sae_baselines.evals.store import EvalStore, Failure, fingerprints, hash_of_files, linked
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
 from sae_baselines.provenance import environment, versions

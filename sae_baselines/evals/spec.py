@@ -8,18 +8,30 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
 
 from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.evals.models import DEFAULT_BYTES
 from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
-from sae_baselines.evals.shared_model import DEFAULT_BYTES
+from sae_baselines.evals.store import EVALS
+from sae_baselines.files import write_atomically
 from sae_baselines.study.spec import read_yaml
 
 # What a score depends on; another version makes another result.
 DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")
 
+_FILE = "evals.yaml"
+# The paper's evaluations (Section 4); RAVEL knows no other model of the paper's.
+_PAPER: dict[str, dict[str, Any]] = {
+    "core": {},
+    "sparse_probing": {},
+    # 200 random live latents, firing rate 1e-6 or more (of 2 M tokens: twice).
+    "autointerp": {"n_latents": 200, "dead_latent_threshold": 2},
+}
+_RAVEL = "gemma-2-2b"
 _CONFIG = ConfigDict(extra="forbid")
 
 
@@ -188,3 +200,43 @@ def settings_hash(
         "conditions": conditions,
     }
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stored_spec(root: str | Path) -> EvalSpec | None:
+    """Settings of the last evaluation in a folder, or None.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = Path(root) / EVALS / _FILE
+    if not path.exists():
+        return None
+    return eval_spec_from_dict(read_yaml(path), where=str(path))
+
+
+def store_spec(root: str | Path, spec: EvalSpec) -> None:
+    """Keep settings; suites evaluated before under a call that left them out stay listed."""
+    before = stored_spec(root)
+    if before is not None:
+        spec = dataclasses.replace(spec, suites={**before.suites, **spec.suites})
+    # The device is the machine's, not the study's.
+    data = eval_spec_to_dict(dataclasses.replace(spec, device="auto"))
+    text = yaml.safe_dump(data, sort_keys=False)
+    write_atomically(Path(root) / EVALS / _FILE, text)
+
+
+def preset_evals(name: str) -> dict[str, Any]:
+    """The ``evals`` section of a preset: how the ready panels are evaluated.
+
+    Args:
+        name: A preset's name.
+    """
+    if name.startswith("pythia"):
+        return {"suites": {name: {} for name in DEFAULT_SUITES}}
+    ravel = {"ravel": {}} if name.startswith(_RAVEL) else {}
+    return {"suites": {**_PAPER, **ravel}, "llm_dtype": "bfloat16"}
+
+
+def preset_evals_yaml(name: str) -> str:
+    """The section as YAML."""
+    return yaml.safe_dump({"evals": preset_evals(name)}, sort_keys=False)

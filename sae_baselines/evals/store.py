@@ -1,12 +1,21 @@
-"""The ``evals`` folder: SAEBench's JSON byte for byte, and a record beside each."""
+"""Files of an evaluation: SAEBench's JSON byte for byte with a record beside each, caches that
+outlive a killed process without ever giving a wrong number, and local datasets under names
+without their paths, which SAEBench would publish.
+"""
 
 import hashlib
 import json
 import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_lens import SAE
+
+from sae_baselines.controls.source import add_weights
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
 
@@ -14,6 +23,7 @@ EVALS = "evals"
 _RESULT = "_custom_sae_eval_results.json"
 _RECORD = ".record.json"
 _FAILURE = ".failed.json"
+_COMPLETE = "complete"
 
 
 @dataclass(frozen=True)
@@ -159,3 +169,102 @@ class EvalStore:
         """Remove caches and scratch."""
         for name in (".cache", ".work"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[Path]:
+    """A cache that must be filled in one go, since what is drawn last depends on the rest.
+
+    Whatever is left of an attempt that did not come to its end is thrown away.
+
+    Args:
+        folder: The cache; made if need be.
+    """
+    if not (folder / _COMPLETE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    yield folder
+    (folder / _COMPLETE).touch()
+
+
+def drop_half_written(folder: Path) -> None:
+    """Delete the JSON and torch files that a killed process left unfinished.
+
+    SAEBench takes a file that exists for one that is whole.
+
+    Args:
+        folder: Searched with all below it.
+    """
+    for file in folder.rglob("*.json"):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            file.unlink()
+    for file in folder.rglob("*.pt"):
+        # The table of contents of a torch file comes last.
+        if not zipfile.is_zipfile(file):
+            file.unlink()
+
+
+def fingerprint(sae: SAE[Any], *conditions: Any) -> str:
+    """Hash of an SAE's config and weights and of the conditions it is scored under.
+
+    Args:
+        sae: The SAE.
+        conditions: Anything else that changes a score, as plain data.
+    """
+    described = [sae.cfg.to_dict(), *conditions]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    add_weights(digest, sae)
+    return digest.hexdigest()[:16]
+
+
+def local_path(value: Any) -> Path | None:
+    """The local folder or file that a dataset option names, else None."""
+    if not isinstance(value, str) or not value:
+        return None
+    path = Path(value)
+    return path.resolve() if path.exists() else None
+
+
+def linked(options: Mapping[str, Any], names: Iterable[str], work: Path) -> dict[str, Any]:
+    """Options whose local datasets are folders in the working directory of a run.
+
+    Each is a folder of links to the dataset's files: of a file, to that file alone.
+
+    Args:
+        options: A suite's options, paths relative to the present working directory.
+        names: Options that may name a local dataset.
+        work: Working directory of the run.
+    """
+    links = dict(options)
+    for name in names:
+        path = local_path(options.get(name))
+        if path is None:
+            continue
+        folder = work / f"data_{path.stem}"
+        folder.mkdir(exist_ok=True)
+        for file in path.iterdir() if path.is_dir() else [path]:
+            link = folder / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+        links[name] = folder.name
+    return links
+
+
+def fingerprints(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Hash of each local dataset's names and contents; SAEs scored on others do not compare."""
+    paths = {name: local_path(options.get(name)) for name in names}
+    return {name: hash_of_files(path) for name, path in paths.items() if path is not None}
+
+
+def hash_of_files(path: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder by name."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**22):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,16 +1,26 @@
-"""What an adapter to one SAEBench suite must do, and what it is given."""
+"""What a suite is: everything that is known of one evaluation, and how it is run."""
 
 import dataclasses
+import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from pydantic import ValidationError
 from sae_lens import SAE
 
+from sae_baselines.compat.saebench import main_of, saebench
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.evals.measured import Measured
+from sae_baselines.evals.metrics import Metric, find
+from sae_baselines.evals.store import all_or_nothing
+from sae_baselines.evals.versions import Requirement, version_problems
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,11 @@ class SuiteCall:
         """Where SAEBench's JSON must be after the run."""
         return self.output / f"{self.name}_custom_sae_eval_results.json"
 
+    @property
+    def payload(self) -> dict[str, Any]:
+        """SAEBench's JSON, after the run."""
+        return json.loads(self.expected.read_text(encoding="utf-8"))
+
 
 @dataclass(frozen=True)
 class Extras:
@@ -95,14 +110,37 @@ class Extras:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a suite needs of the machine.
+
+    Attributes:
+        model: Whether it runs the language model.
+        data: Whether it loads datasets from the Hub (unless they are cached).
+        judge: Whether it asks a language model behind an API.
+        as_sae_says: Whether it loads the model with the options that the SAE's config names;
+            the others of SAEBench 0.6 always read it unprocessed.
+    """
+
+    model: bool = True
+    data: bool = True
+    judge: bool = False
+    as_sae_says: bool = False
+
+
 class Suite(ABC):
-    """Adapter to one SAEBench evaluation. SAEBench is imported only inside methods.
+    """One evaluation: what it measures, what it needs, how it is run.
+
+    Make it known with `register_suite`.
 
     Attributes:
         name: Name in commands, folders and tables.
         summary: What it measures, in a line.
         primary: Metrics that verdicts are made of unless the user chooses others; few, since
             every one more makes each verdict harder to earn.
+        metrics: What is known of its metrics; the first whose name matches counts.
+        needs: Of the machine.
+        requirements: Versions of packages, besides those that every suite needs.
         warm_up: Whether a throwaway SAE must run first. SAEBench's first SAE finds cold caches
             and draws random numbers while they are filled, so its score differs from what the
             same SAE gets later; after a warm-up every SAE is scored alike.
@@ -112,6 +150,9 @@ class Suite(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     primary: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    needs: ClassVar[Needs] = Needs()
+    requirements: ClassVar[tuple[Requirement, ...]] = ()
     warm_up: ClassVar[bool] = False
     local_data: ClassVar[tuple[str, ...]] = ()
 
@@ -147,6 +188,31 @@ class Suite(ABC):
             extras: `Extras.values` of the same run.
         """
 
+    def metric(self, name: str) -> Metric | None:
+        """What is known of one of its metrics."""
+        return find(self.metrics, name)
+
+    def numbers(
+        self, values: Mapping[str, Any], task: str = "", n: int | None = None
+    ) -> list[Measured]:
+        """Rows of a dictionary of metrics, with their directions; None and texts are left out.
+
+        Args:
+            values: Metric to number.
+            task: Task of all of them.
+            n: Units behind all of them.
+        """
+        return [
+            self.number(name, float(value), task, n)
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+
+    def number(self, name: str, value: float, task: str = "", n: int | None = None) -> Measured:
+        """A row, with the metric's direction."""
+        known = self.metric(name) or Metric(name)
+        return Measured(name, value, known.direction, task, n)
+
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Defaults with the user's changes.
 
@@ -172,18 +238,165 @@ class Suite(ABC):
         """
         return dict(options)
 
+    def disk(self, subject: Subject, options: Mapping[str, Any]) -> float:
+        """Least bytes that it writes to the cache of activations, where they are many."""
+        del subject, options
+        return 0.0
 
-def config_defaults(config_class: Any, without: Iterable[str]) -> dict[str, Any]:
-    """Defaults of one of SAEBench's config dataclasses.
+    def reads_what_the_sae_reads(self, subject: Subject) -> bool:
+        """Whether it gives the SAEs the activations that they were trained on."""
+        return not (self.needs.model and subject.centred) or self.needs.as_sae_says
+
+    def own_version_problems(self) -> list[str]:
+        """Packages of `requirements` that keep it from running."""
+        return list(map(str, version_problems(self.requirements)))
+
+
+class SAEBenchSuite(Suite):
+    """A suite whose options are fields of one of SAEBench's config dataclasses.
+
+    Attributes:
+        evaluation: SAEBench's folder of it.
+        config_name: Its config dataclass.
+        per_call: Fields that are set per call.
+        not_offered: Fields that are nobody's to set.
+        own: Options that are no fields, with their defaults.
+        positive: Fields that must be positive.
+    """
+
+    evaluation: ClassVar[str]
+    config_name: ClassVar[str]
+    per_call: ClassVar[tuple[str, ...]] = (
+        "model_name",
+        "llm_dtype",
+        "llm_batch_size",
+        "random_seed",
+    )
+    not_offered: ClassVar[tuple[str, ...]] = ()
+    own: ClassVar[Mapping[str, Any]] = {}
+    positive: ClassVar[tuple[str, ...]] = ()
+
+    def defaults(self) -> dict[str, Any]:
+        config_class = saebench(self.config_name)
+        hidden = {*self.per_call, *self.not_offered}
+        config = config_class()
+        fields = [f.name for f in dataclasses.fields(config_class) if f.name not in hidden]
+        return {**{name: getattr(config, name) for name in fields}, **self.own}
+
+    def config(self, options: Mapping[str, Any], **more: Any) -> Any:
+        """SAEBench's config of the options that are its fields, and of more fields."""
+        theirs = {name: value for name, value in options.items() if name not in self.own}
+        return saebench(self.config_name)(**theirs, **more)
+
+    def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
+        yield from self.subject_problems(subject, options)
+        try:
+            config = self.config(options)
+        except ValidationError as error:
+            for each in error.errors():
+                field_name = ".".join(map(str, each["loc"]))
+                yield f"{field_name}: {each['input']!r}: {each['msg']}"
+            return
+        yield from self.option_problems(subject, config)
+
+    def subject_problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
+        """Why it cannot run on these SAEs, whatever its config."""
+        del options
+        if not subject.hook_name.startswith("blocks."):
+            yield (
+                f"hook_name: {subject.hook_name!r} is outside the blocks of the language "
+                "model, where SAEBench cannot follow; train on blocks.<layer>.<hook>"
+            )
+
+    def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:
+        """What is wrong with options that SAEBench's config takes."""
+        del subject
+        for name in self.positive:
+            if getattr(config, name) <= 0:
+                yield f"{name}: {getattr(config, name)} is not positive"
+
+    def run_eval(
+        self, config: Any, sae: SAE[Any], call: SuiteCall, *, grad: bool = True, **more: Any
+    ) -> None:
+        """Call SAEBench's ``run_eval``.
+
+        Args:
+            config: Its config.
+            sae: The SAE.
+            call: Where and how.
+            grad: Whether gradients are on, which SAEBench switches for the whole process.
+            more: Further arguments.
+        """
+        with torch.set_grad_enabled(grad):
+            main_of(self.evaluation).run_eval(
+                config, [(call.name, sae)], call.subject.device, str(call.output), **more
+            )
+
+
+class SeedCachedSuite(SAEBenchSuite):
+    """A suite whose part that does not depend on the SAE is cached as one piece for each seed.
+
+    If only a part of it were there, SAEBench would draw other random numbers for the rest.
+    """
+
+    warm_up = True
+    sizes: ClassVar[tuple[str, str]]
+
+    def run_on_seed_cache(self, config: Any, sae: SAE[Any], call: SuiteCall) -> None:
+        """Run on the cache of the call's seed."""
+        with all_or_nothing(call.cache / f"seed_{call.seed}") as artifacts:
+            self.run_eval(config, sae, call, force_rerun=True, artifacts_path=str(artifacts))
+
+    def disk(self, subject: Subject, options: Mapping[str, Any]) -> float:
+        # Every token of every class of every dataset, in the model's own dtype: two classes at
+        # least; most datasets have five.
+        rows = 2 * len(options["dataset_names"]) * (sum(options[s] for s in self.sizes) // 2)
+        return rows * options["context_length"] * subject.d_in * BYTES[subject.llm_dtype]
+
+
+def name_problems(option: str, given: Sequence[Any], known: Collection[Any]) -> Iterator[str]:
+    """Names that are unknown, given twice, or missing altogether."""
+    if not given:
+        yield f"{option}: is empty; leave it out for the default"
+    for value in dict.fromkeys(given):
+        if value not in known:
+            hint = did_you_mean(str(value), [str(name) for name in known])
+            yield f"{option}: {value!r} is unknown to SAEBench; {hint}"
+        elif given.count(value) > 1:
+            yield f"{option}: {value!r} is given twice and would count twice; give it once"
+
+
+def size_problems(
+    option: str, given: Sequence[int], subject: Subject, metrics_class: Any = None
+) -> Iterator[str]:
+    """Numbers of latents that the SAEs do not have or whose results are not written.
 
     Args:
-        config_class: The (pydantic) dataclass.
-        without: Fields that are not the user's: set per call.
+        option: Name of the option.
+        given: Its value.
+        subject: The SAEs.
+        metrics_class: SAEBench's dataclass with fields for some sizes: it drops other results
+            without a word. None if it has them for all.
     """
-    instance = config_class()
-    skip = set(without)
-    return {
-        f.name: getattr(instance, f.name)
-        for f in dataclasses.fields(config_class)
-        if f.name not in skip
-    }
+    fields = () if metrics_class is None else metrics_class.__dataclass_fields__
+    written = {int(n) for name in fields for n in re.findall(r"_(\d+)(?=_|$)", name)}
+    if not given:
+        yield f"{option}: is empty; leave it out for the default"
+    for size in given:
+        if not 1 <= size <= subject.d_sae:
+            yield (
+                f"{option}: {size} is not between 1 and the {subject.d_sae} latents of the "
+                "smallest SAE; choose others"
+            )
+        elif written and size not in written:
+            sizes = ", ".join(map(str, sorted(written)))
+            yield f"{option}: {size} has no place in SAEBench's results; choose from {sizes}"
+
+
+def resid_post_problems(subject: Subject, why: str) -> Iterator[str]:
+    """A hook that is not the residual stream after a block."""
+    if not re.fullmatch(r"blocks\.\d+\.hook_resid_post", subject.hook_name):
+        yield (
+            f"hook_name: {subject.hook_name!r}: {why} was trained on; train on "
+            "blocks.<layer>.hook_resid_post"
+        )

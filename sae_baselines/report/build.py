@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import TRAINED, is_null_for, is_unchanged, kind_of
+from sae_baselines.controls import TRAINED, kind_of
+from sae_baselines.evals.registry import is_null_for, is_unchanged, override_matches
 from sae_baselines.evals.results import current_results
 from sae_baselines.report import paper
 from sae_baselines.report import reference as of_reference
@@ -33,7 +34,6 @@ from sae_baselines.stats import (
     retained,
     verdicts,
 )
-from sae_baselines.stats.margins import override_matches
 
 _NO_PAIRS = "nothing to compare"
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sae_baselines.baselines import CONSTRAINTS
-from sae_baselines.controls import PUBLISHED, TRAINED, is_unchanged
+from sae_baselines.controls import PUBLISHED, TRAINED
+from sae_baselines.evals.registry import is_unchanged
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key

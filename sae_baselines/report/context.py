@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_baselines.evals.settings import stored_spec
-from sae_baselines.evals.spec import eval_spec_to_dict
+from sae_baselines.evals.spec import eval_spec_to_dict, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements, published_record

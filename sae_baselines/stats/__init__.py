@@ -1,5 +1,7 @@
 """Does the trained SAE beat its random baselines? Differences, intervals, verdicts."""
 
+from sae_baselines.evals.metrics import Margin
+from sae_baselines.evals.registry import margin_for
 from sae_baselines.stats.against_random import (
     AgainstRandom,
     PlacedAgainstRandom,
@@ -9,7 +11,6 @@ from sae_baselines.stats.against_random import (
 from sae_baselines.stats.decision import ALPHA, Decision, Word, decide, words
 from sae_baselines.stats.differences import Comparison, Exclusion, differences
 from sae_baselines.stats.intervals import Interval, hierarchical_bootstrap, t_interval, tost
-from sae_baselines.stats.margins import Margin, margin_for
 from sae_baselines.stats.method import METHOD, Method
 from sae_baselines.stats.placement import Placement, placements
 from sae_baselines.stats.retained import Retained, fieller, retained

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from typing_extensions import Unpack
 
-from sae_baselines.controls import is_null_for
 from sae_baselines.errors import UserError
+from sae_baselines.evals.registry import is_null_for
 from sae_baselines.results import L0_TOLERANCE, Group, MetricKey, Results
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.

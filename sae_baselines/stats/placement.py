@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import PUBLISHED, is_null_for
+from sae_baselines.controls import PUBLISHED
 from sae_baselines.errors import UserError
+from sae_baselines.evals.registry import is_null_for
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.evals.metrics import Margin
+from sae_baselines.evals.registry import margin_for, override_matches
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA, Word, decide
 from sae_baselines.stats.differences import (
@@ -26,7 +28,6 @@ from sae_baselines.stats.intervals import (
     spread,
     t_interval,
 )
-from sae_baselines.stats.margins import Margin, margin_for, override_matches
 from sae_baselines.stats.method import METHOD
 from sae_baselines.stats.power import seeds_to_differ, seeds_to_match
 

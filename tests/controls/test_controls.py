@@ -21,12 +21,11 @@ from sae_baselines.controls import (
     CONTROLS,
     control_names,
     get_control,
-    is_null_for,
     is_random,
-    is_unchanged,
     make_control,
 )
 from sae_baselines.errors import UserError
+from sae_baselines.evals.registry import is_null_for, is_unchanged
 from sae_baselines.reconstruction import explained_variance
 from tests.helpers import (
     D_IN,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import load_results
-from sae_baselines.evals.settings import stored_spec
+from sae_baselines.evals.spec import stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines_cli import app
 from tests.evals.tiny_hub import HOOK, MODEL, QUICK_EVALS, tiny_sae

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from sae_baselines.evals.local_data import fingerprints, linked
+from sae_baselines.evals.store import fingerprints, linked
 
 NAMES = ("dataset",)
 

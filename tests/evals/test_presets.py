@@ -2,8 +2,7 @@
 
 import pytest
 
-from sae_baselines.evals.presets import preset_evals
-from sae_baselines.evals.spec import eval_spec_from_dict
+from sae_baselines.evals.spec import eval_spec_from_dict, preset_evals
 from sae_baselines.study.presets import preset_names
 
 

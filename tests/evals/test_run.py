@@ -26,13 +26,7 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(suites._SUITES, "fake", ("", ""))
-    real = suites._load
-
-    def load(name: str) -> Any:
-        return FakeSuite() if name == "fake" else real(name)
-
-    monkeypatch.setattr(suites, "_load", load)
+    monkeypatch.setitem(suites._suites, "fake", FakeSuite)
 
 
 def saes(*names: str) -> Mapping[str, SAE[Any]]:

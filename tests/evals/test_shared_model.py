@@ -1,5 +1,7 @@
 """Shared forward passes give what unshared ones give, bit for bit."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,12 @@ import pytest
 import torch
 from transformer_lens import HookedTransformer
 
+from sae_baselines.compat.saebench import answered_loader
 from sae_baselines.errors import UserError
-from sae_baselines.evals.shared_model import (
+from sae_baselines.evals.models import (
     Memory,
     SharedTransformer,
-    replaced_loader,
-    share,
+    sharing,
 )
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.spec import ModelSpec
@@ -25,6 +27,21 @@ LAST = "blocks.2.hook_resid_post"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("shared"))
+
+
+OPEN = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def closed_afterwards() -> Iterator[None]:
+    yield
+    OPEN.close()
+
+
+def share(model: Any, hook: str, memory: Memory) -> Any:
+    """The model, which shares until the test is over."""
+    OPEN.enter_context(sharing(model, hook, memory))
+    return model
 
 
 def load(folder: Path, hook: str = HOOK) -> Any:
@@ -159,7 +176,7 @@ def test_loader_is_answered_and_restored() -> None:
         asked.append((name, kwargs))
         return "model"
 
-    with replaced_loader(answer):
+    with answered_loader(answer):
         found = HookedTransformer.from_pretrained_no_processing("a-name", device="cpu")
     assert found == "model"
     assert asked == [("a-name", {"device": "cpu"})]
@@ -170,5 +187,5 @@ def test_loader_that_moved_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         HookedTransformer, "from_pretrained_no_processing", staticmethod(lambda: None)
     )
-    with pytest.raises(UserError, match="transformer-lens"), replaced_loader(lambda: None):
+    with pytest.raises(UserError, match="transformer-lens"), answered_loader(lambda: None):
         pass

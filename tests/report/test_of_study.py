@@ -8,8 +8,7 @@ import pytest
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import EvalSpec
-from sae_baselines.evals.settings import store_spec
-from sae_baselines.evals.spec import eval_spec_to_dict
+from sae_baselines.evals.spec import eval_spec_to_dict, store_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.report import Failure, Note, report_of_study, study_context
 from sae_baselines.study.folder import StudyFolder

@@ -4,12 +4,14 @@ import asyncio
 import json
 import math
 import os
+import random
 import shutil
 import statistics
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,55 +19,104 @@ from typing import Any, TypeVar
 import torch
 from sae_lens import SAE
 
-from sae_baselines.errors import one_line
-from sae_baselines.evals.measured import HIGHER, Direction, Measured
-from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, config_defaults
-from sae_baselines.evals.suites.autointerp_null import NullFloor, null_floor, observed
-from sae_baselines.evals.suites.endpoint import (
+from sae_baselines.compat.saebench import (
     CLIENT_RETRIES,
     SAEBENCH_MODEL,
+    Gathered,
+    judged_by,
+    main_of,
+    observed_judge,
+)
+from sae_baselines.errors import one_line
+from sae_baselines.evals.endpoint import (
     Endpoint,
     endpoint_problems,
     from_environment,
-    judged_by,
     without_secrets,
 )
+from sae_baselines.evals.measured import HIGHER, Measured
+from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.suite import Extras, Needs, SAEBenchSuite, Subject, SuiteCall
+from sae_baselines.evals.versions import Requirement
 
 T = TypeVar("T")
 
-# Ours; everything else is a field of SAEBench's config.
-_OWN = ("model", "retries", "null_floor")
-_COUNTS = ("n_requested", "n_scored", "n_dropped", "n_dead", "n_unparseable")
-_NULL_COUNTS = ("n_null_scored", "n_null_unparseable", "n_null_failed")
+_COUNTS = (
+    "n_requested",
+    "n_scored",
+    "n_dropped",
+    "n_dead",
+    "n_unparseable",
+    "n_null_scored",
+    "n_null_unparseable",
+    "n_null_failed",
+)
+# As many as SAEBench itself asks at once.
+_WORKERS = 10
 
 
-class AutoInterp(Suite):
+@dataclass(frozen=True)
+class NullFloor:
+    """Scores with descriptions shuffled between latents.
+
+    Most of the 14 examples that the judge is shown do not activate the latent, so that a
+    useless description already scores well above zero; a score means little without that floor.
+
+    Attributes:
+        scores: Latent to the score it got with another latent's description.
+        unparseable: Replies that were no list of numbers.
+        failed: Requests that failed.
+    """
+
+    scores: dict[int, float]
+    unparseable: int = 0
+    failed: int = 0
+
+    @property
+    def mean(self) -> float:
+        """The floor; NaN without scores."""
+        return sum(self.scores.values()) / len(self.scores) if self.scores else float("nan")
+
+
+class AutoInterp(SAEBenchSuite):
     """SAEBench's ``autointerp``: a language model describes latents, then tells by the
     description where they activate.
 
     The judge is asked at its own temperature, so that scores differ from run to run whatever
-    the seed; the seed chooses latents, examples and the exchange of descriptions.
+    the seed; the seed chooses latents, examples and the exchange of descriptions. It is set
+    anew for every SAE, and filling the cache of tokens draws nothing: no warm-up is needed.
     """
 
     name = "autointerp"
     summary = "a language model describes latents and predicts by that where they activate"
     primary = ("autointerp_score",)
+    metrics = (
+        Metric(
+            "autointerp_score",
+            HIGHER,
+            "AutoInterp score",
+            Margin(
+                0.02,
+                "2 points of judge accuracy: with 200 latents at accuracy 0.9 the standard "
+                "error of one score is 0.01 or more.",
+            ),
+            "fraction",
+            tasks_paired=False,
+        ),
+        Metric("*", tasks_paired=False),
+    )
+    needs = Needs(judge=True)
+    requirements = (Requirement("openai", ">=1", "SAEBench asks the judge through it"),)
     local_data = ("dataset_name",)
-    # The seed is set anew for every SAE, and filling the cache of tokens draws nothing.
-    warm_up = False
+    evaluation = "autointerp"
+    config_name = "AutoInterpEvalConfig"
+    # Without scoring, SAEBench fails at the end.
+    not_offered = ("scoring",)
+    own = {"model": SAEBENCH_MODEL, "retries": CLIENT_RETRIES, "null_floor": True}
 
     def defaults(self) -> dict[str, Any]:
-        from sae_bench.evals.autointerp.eval_config import (  # noqa: PLC0415
-            AutoInterpEvalConfig,
-        )
-
-        given = config_defaults(
-            AutoInterpEvalConfig,
-            # Without scoring, SAEBench fails at the end.
-            without=("model_name", "random_seed", "llm_batch_size", "llm_dtype", "scoring"),
-        )
         model = os.environ.get("OPENAI_MODEL") or SAEBENCH_MODEL
-        return {**given, "model": model, "retries": CLIENT_RETRIES, "null_floor": True}
+        return {**super().defaults(), "model": model}
 
     def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         yield from endpoint_problems()
@@ -78,7 +129,7 @@ class AutoInterp(Suite):
         if not isinstance(options["null_floor"], bool):
             yield f"null_floor: {options['null_floor']!r} is neither true nor false"
         try:
-            config = _config(subject, options, seed=0)
+            config = self.config(options)
         except (ValueError, TypeError, AssertionError) as error:
             yield (
                 f"{one_line(error) or 'override_latents needs n_latents: null'}; give "
@@ -101,8 +152,60 @@ class AutoInterp(Suite):
         # SAEBench turns gradients off and leaves them so.
         with torch.no_grad(), _private_copy(call.cache / "autointerp", call.work) as artifacts:
             return without_secrets(
-                endpoint, lambda: _outside_loop(lambda: _run(sae, call, endpoint, artifacts))
+                endpoint,
+                lambda: _outside_loop(lambda: self._run(sae, call, endpoint, artifacts)),
             )
+
+    def _run(
+        self, sae: SAE[Any], call: SuiteCall, endpoint: Endpoint, artifacts: Path
+    ) -> Extras:
+        from openai import OpenAIError  # noqa: PLC0415
+
+        model, retries = call.options["model"], call.options["retries"]
+        config = self.config(call.options, **call.config)
+        null = None
+        with (
+            judged_by(model, retries) as asked,
+            observed_judge() as gathered,
+            _explained(model),
+        ):
+            main_of(self.evaluation).run_eval(
+                config,
+                [(call.name, sae)],
+                call.subject.device,
+                endpoint.key,
+                str(call.output),
+                artifacts_path=str(artifacts),
+            )
+            written = call.expected.read_text()
+            if endpoint.key_in(written):
+                call.expected.unlink()
+                raise RuntimeError("SAEBench's result contained the API key and was deleted")
+            latents = json.loads(written)["eval_result_unstructured"]
+            if call.options["null_floor"]:
+                descriptions = {
+                    int(i): str(found["explanation"]) for i, found in latents.items()
+                }
+                null = null_floor(gathered, descriptions, call.seed, (OpenAIError,))
+        if model != SAEBENCH_MODEL and latents and not asked:
+            call.expected.unlink()
+            raise RuntimeError(
+                f"no request reached model {model!r}: this sae-bench asks in another way; "
+                "install sae-bench==0.6.0"
+            )
+        requested = min(config.n_latents, call.subject.d_sae)
+        return _extras(
+            {
+                "model": model,
+                "endpoint": endpoint.host,
+                "n_requested": requested,
+                "n_scored": len(latents),
+                "n_dropped": requested - len(latents),
+                "n_dead": requested - len(gathered.examples),
+                "n_unparseable": len(gathered.examples) - len(latents),
+            },
+            null,
+        )
 
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
         del options
@@ -122,25 +225,25 @@ class AutoInterp(Suite):
                 raise ValueError(
                     f"{name} is {theirs} in SAEBench's result, but {value} over its latents"
                 )
-        found = [
-            Measured("autointerp_score", score, HIGHER, n=n),
-            Measured("autointerp_std_dev", spread, n=n),
+        rows = [
+            self.number("autointerp_score", score, n=n),
+            self.number("autointerp_std_dev", spread, n=n),
         ]
         if "null_floor" in extras:
             n_null = extras["n_null_scored"]
             # NaN travels as None: it is no JSON.
             floor = extras["null_floor"]
             value = float("nan") if floor is None else float(floor)
-            found.append(Measured("null_floor", value, n=n_null))
-        found += [
-            Measured(name, float(extras[name]))
-            for name in (*_COUNTS, *_NULL_COUNTS)
-            if name in extras
-        ]
+            rows.append(self.number("null_floor", value, n=n_null))
+        rows += [self.number(name, float(extras[name])) for name in _COUNTS if name in extras]
         examples = _examples(payload["eval_config"])
-        found += _per_latent("autointerp_score", scores, HIGHER, examples)
         null = {int(i): float(s) for i, s in extras.get("null_scores", {}).items()}
-        return found + _per_latent("null_score", null, 0, examples)
+        for metric, by_latent in (("autointerp_score", scores), ("null_score", null)):
+            rows += [
+                self.number(metric, value, f"latent_{latent}", examples)
+                for latent, value in sorted(by_latent.items())
+            ]
+        return rows
 
 
 def requests_needed(options: Mapping[str, Any]) -> int:
@@ -152,63 +255,6 @@ def requests_needed(options: Mapping[str, Any]) -> int:
     chosen = options["override_latents"]
     latents = options["n_latents"] if chosen is None else len(chosen)
     return latents * (3 if options["null_floor"] else 2)
-
-
-def _config(subject: Subject, options: Mapping[str, Any], seed: int) -> Any:
-    from sae_bench.evals.autointerp.eval_config import AutoInterpEvalConfig  # noqa: PLC0415
-
-    return AutoInterpEvalConfig(
-        model_name=subject.model_name,
-        llm_dtype=subject.llm_dtype,
-        llm_batch_size=subject.llm_batch_size,
-        random_seed=seed,
-        **{name: value for name, value in options.items() if name not in _OWN},
-    )
-
-
-def _run(sae: SAE[Any], call: SuiteCall, endpoint: Endpoint, artifacts: Path) -> Extras:
-    from openai import OpenAIError  # noqa: PLC0415
-    from sae_bench.evals.autointerp.main import run_eval  # noqa: PLC0415
-
-    model, retries = call.options["model"], call.options["retries"]
-    config = _config(call.subject, call.options, call.seed)
-    null = None
-    with judged_by(model, retries) as asked, observed() as gathered, _explained(model):
-        run_eval(
-            config,
-            [(call.name, sae)],
-            call.subject.device,
-            endpoint.key,
-            str(call.output),
-            artifacts_path=str(artifacts),
-        )
-        written = call.expected.read_text()
-        if endpoint.key_in(written):
-            call.expected.unlink()
-            raise RuntimeError("SAEBench's result contained the API key and was deleted")
-        latents = json.loads(written)["eval_result_unstructured"]
-        if call.options["null_floor"]:
-            descriptions = {int(i): str(found["explanation"]) for i, found in latents.items()}
-            null = null_floor(gathered, descriptions, call.seed, (OpenAIError,))
-    if model != SAEBENCH_MODEL and latents and not asked:
-        call.expected.unlink()
-        raise RuntimeError(
-            f"no request reached model {model!r}: this sae-bench asks in another way; "
-            "install sae-bench==0.6.0"
-        )
-    requested = min(config.n_latents, call.subject.d_sae)
-    return _extras(
-        {
-            "model": model,
-            "endpoint": endpoint.host,
-            "n_requested": requested,
-            "n_scored": len(latents),
-            "n_dropped": requested - len(latents),
-            "n_dead": requested - len(gathered.examples),
-            "n_unparseable": len(gathered.examples) - len(latents),
-        },
-        null,
-    )
 
 
 def _extras(values: dict[str, Any], null: NullFloor | None) -> Extras:
@@ -246,15 +292,6 @@ def _summary(scores: list[float]) -> tuple[float, float]:
     """
     mean = math.fsum(scores) / len(scores) if scores else float("nan")
     return mean, statistics.stdev(scores) if len(scores) > 1 else float("nan")
-
-
-def _per_latent(
-    metric: str, scores: Mapping[int, float], direction: Direction, examples: int
-) -> list[Measured]:
-    return [
-        Measured(metric, score, direction, f"latent_{latent}", examples)
-        for latent, score in sorted(scores.items())
-    ]
 
 
 def _examples(config: Mapping[str, Any]) -> int:
@@ -319,3 +356,65 @@ def _outside_loop(work: Callable[[], T]) -> T:
         return work()
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
+
+
+def exchanged(latents: list[int], seed: int) -> dict[int, int]:
+    """Whose description each latent gets: never its own.
+
+    Args:
+        latents: At least two for anything to exchange.
+        seed: Of the order in which descriptions are handed on.
+
+    Returns:
+        Latent to another latent, every one of them used once; empty for fewer than two.
+    """
+    if len(latents) < 2:
+        return {}
+    order = sorted(latents)
+    random.Random(seed).shuffle(order)
+    return dict(zip(order, [*order[1:], order[0]], strict=True))
+
+
+def null_floor(
+    gathered: Gathered,
+    descriptions: Mapping[int, str],
+    seed: int,
+    failures: tuple[type[Exception], ...],
+) -> NullFloor:
+    """Score every latent again, by SAEBench's own methods, with another one's description.
+
+    Args:
+        gathered: Of the same run: the very examples of the true scores.
+        descriptions: Latent to description, of the latents that were scored.
+        seed: Of the exchange, and of SAEBench's prompts.
+        failures: Errors of single requests, which are counted and cost one latent each.
+    """
+    judge = gathered.judge
+    random.seed(seed)  # SAEBench's prompts show a random example of a reply
+    prompts = {
+        latent: judge.get_scoring_prompts(descriptions[other], gathered.examples[latent])
+        for latent, other in sorted(exchanged(list(descriptions), seed).items())
+    }
+
+    def ask(latent: int) -> str | None:
+        try:
+            replies, _ = judge.get_api_response(
+                prompts[latent], judge.cfg.max_tokens_in_prediction
+            )
+        except failures:
+            return None
+        return replies[0]
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        replies = dict(zip(prompts, pool.map(ask, prompts), strict=True))
+    answered = {latent: reply for latent, reply in replies.items() if reply is not None}
+    scores = {}
+    for latent, reply in answered.items():
+        predictions = judge.parse_predictions(reply)
+        if predictions is not None:
+            scores[latent] = judge.score_predictions(predictions, gathered.examples[latent])
+    return NullFloor(
+        scores,
+        unparseable=len(answered) - len(scores),
+        failed=len(replies) - len(answered),
+    )

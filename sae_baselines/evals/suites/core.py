@@ -1,32 +1,19 @@
 """SAEBench's core suite: reconstruction, cross-entropy, KL, sparsity."""
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from sae_lens import SAE
-from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
-from sae_baselines.evals.measured import HIGHER, LOWER, Direction, Measured, from_mapping
-from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
-from sae_baselines.evals.variance import explained_variance
+from sae_baselines.compat.saebench import core_errors, recorded_tokens, saebench
+from sae_baselines.evals.measured import HIGHER, LOWER, Measured
+from sae_baselines.evals.metrics import CE, KL, Metric, explained_variance
+from sae_baselines.evals.suite import Extras, Needs, Subject, Suite, SuiteCall
+from sae_baselines.evals.variance import explained_variance as explained_variance_of
 
 PAPER_EV = "explained_variance_paper"
 
-_DIRECTIONS: dict[str, Direction] = {
-    "kl_div_score": HIGHER,
-    "kl_div_with_sae": LOWER,
-    "ce_loss_score": HIGHER,
-    "ce_loss_with_sae": LOWER,
-    "explained_variance": HIGHER,
-    "mse": LOWER,
-    "cossim": HIGHER,
-    "frac_alive": HIGHER,
-    PAPER_EV: HIGHER,
-}
 _VARIANCE_METRICS = {
     "explained_variance",
     "explained_variance_legacy",
@@ -47,6 +34,41 @@ class Core(Suite):
     name = "core"
     summary = "reconstruction, cross-entropy and KL with the SAE spliced in, sparsity"
     primary = (PAPER_EV, "ce_loss_score")
+    metrics = (
+        explained_variance(title="Explained variance, SAEBench's formula"),
+        explained_variance(PAPER_EV, "Explained variance, the paper's definition"),
+        Metric("explained_variance*", unit="fraction", depends="reconstruction"),
+        Metric("kl_div_score", HIGHER, "KL divergence score", KL, "fraction", "reconstruction"),
+        Metric(
+            "kl_div_with_sae",
+            LOWER,
+            "KL divergence with the SAE",
+            None,
+            "nats",
+            "reconstruction",
+        ),
+        Metric(
+            "ce_loss_score",
+            HIGHER,
+            "Cross-entropy loss score",
+            CE,
+            "fraction",
+            "reconstruction",
+        ),
+        Metric(
+            "ce_loss_with_sae",
+            LOWER,
+            "Cross-entropy with the SAE",
+            None,
+            "nats",
+            "reconstruction",
+        ),
+        Metric("mse", LOWER, depends="reconstruction"),
+        Metric("cossim", HIGHER, depends="reconstruction"),
+        Metric("frac_alive", HIGHER, unit="fraction", depends="latents"),
+        Metric("l0", unit="latents", depends="latents"),
+    )
+    needs = Needs(as_sae_says=True)
     local_data = ("dataset",)
 
     def defaults(self) -> dict[str, Any]:
@@ -71,29 +93,20 @@ class Core(Suite):
             )
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
-        from sae_bench.evals.core.main import multiple_evals  # noqa: PLC0415
-
         options = dict(call.options)
         n_first = options["n_eval_reconstruction_batches"]
-        with _errors_of("sae_bench.evals.core.main") as errors, _recorded_tokens() as batches:
-            multiple_evals(
+        with core_errors() as errors, recorded_tokens() as batches:
+            saebench("multiple_evals")(
                 selected_saes=[(call.name, sae)],
-                n_eval_reconstruction_batches=n_first,
-                n_eval_sparsity_variance_batches=options["n_eval_sparsity_variance_batches"],
                 eval_batch_size_prompts=call.subject.llm_batch_size,
                 compute_featurewise_density_statistics=True,
                 compute_featurewise_weight_based_metrics=True,
-                exclude_special_tokens_from_reconstruction=options[
-                    "exclude_special_tokens_from_reconstruction"
-                ],
-                dataset=options["dataset"],
-                context_size=options["context_size"],
                 output_folder=str(call.output),
                 dtype=call.subject.llm_dtype,
                 device=call.subject.device,
+                **options,
             )
         if not call.expected.exists():
-            # SAEBench logs what goes wrong and carries on.
             raise RuntimeError("; ".join(errors) or "SAEBench wrote no result and no reason")
         model = HookedTransformer.from_pretrained_no_processing(
             call.subject.model_name,
@@ -103,7 +116,7 @@ class Core(Suite):
         )
         tokenizer: Any = model.tokenizer
         ignored = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
-        ev, n = explained_variance(
+        ev, n = explained_variance_of(
             model, sae, call.subject.hook_name, batches[n_first:], ignored
         )
         trained_on = getattr(sae.cfg.metadata, "seqpos_slice", None) or (None,)
@@ -120,20 +133,16 @@ class Core(Suite):
         stats = metrics["token_stats"]
         n_first = int(stats["total_tokens_eval_reconstruction"])
         n_second = int(stats["total_tokens_eval_sparsity_variance"])
-        found = []
+        rows = []
         for category, values in metrics.items():
             if category == "token_stats":
                 continue
-            for row in from_mapping(_with_nan(values), _DIRECTIONS):
-                n = n_second if row.metric in _VARIANCE_METRICS else n_first
-                if category == "misc_metrics":
-                    n = n_second
-                found.append(Measured(row.metric, row.value, row.direction, n=n))
+            for name, value in _with_nan(values).items():
+                second = category == "misc_metrics" or name in _VARIANCE_METRICS
+                rows += self.numbers({name: value}, n=n_second if second else n_first)
         if PAPER_EV in extras:
-            found.append(
-                Measured(PAPER_EV, extras[PAPER_EV], HIGHER, n=extras["n_variance_tokens"])
-            )
-        return found
+            rows.append(self.number(PAPER_EV, extras[PAPER_EV], n=extras["n_variance_tokens"]))
+        return rows
 
 
 def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,39 +153,3 @@ def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
 def _model_kwargs(sae: SAE[Any]) -> dict[str, Any]:
     cfg: Any = sae.cfg
     return dict(getattr(cfg, "model_from_pretrained_kwargs", None) or {})
-
-
-@contextmanager
-def _errors_of(logger_name: str) -> Iterator[list[str]]:
-    found: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
-
-    handler = Collect(level=logging.ERROR)
-    logger = logging.getLogger(logger_name)
-    logger.addHandler(handler)
-    try:
-        yield found
-    finally:
-        logger.removeHandler(handler)
-
-
-@contextmanager
-def _recorded_tokens() -> Iterator[list[torch.Tensor]]:
-    """The token batches that SAEBench draws, in order."""
-    batches: list[torch.Tensor] = []
-    store: Any = ActivationsStore
-    original = store.get_batch_tokens
-
-    def recording(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        tokens = original(self, *args, **kwargs)
-        batches.append(tokens.cpu())
-        return tokens
-
-    store.get_batch_tokens = recording
-    try:
-        yield batches
-    finally:
-        store.get_batch_tokens = original

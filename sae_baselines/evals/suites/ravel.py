@@ -1,38 +1,34 @@
 """SAEBench's RAVEL: latents that change one attribute of an entity and leave the others."""
 
-import json
 import math
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import SAE
 from typing_extensions import override
 
+from sae_baselines.compat.saebench import saebench
 from sae_baselines.errors import UserError
-from sae_baselines.evals.caches import all_or_nothing
-from sae_baselines.evals.measured import HIGHER, Direction, Measured, from_mapping
-from sae_baselines.evals.option_checks import positive_problems, validated
-from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, config_defaults
-from sae_baselines.evals.versions import version_problems
+from sae_baselines.evals.measured import HIGHER, Measured
+from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.store import all_or_nothing
+from sae_baselines.evals.suite import (
+    Extras,
+    SAEBenchSuite,
+    Subject,
+    SuiteCall,
+    resid_post_problems,
+)
+from sae_baselines.evals.versions import Requirement
 
-_PER_CALL = ("model_name", "llm_dtype", "llm_batch_size", "random_seed", "artifact_dir")
-# The first scores something else in place of the SAE; the second does nothing.
-_NOT_OFFERED = ("train_mdas", "force_dataset_recompute")
-_RESID_POST = re.compile(r"blocks\.\d+\.hook_resid_post")
-_DIRECTIONS: dict[str, Direction] = {
-    "disentanglement_score": HIGHER,
-    "cause_score": HIGHER,
-    "isolation_score": HIGHER,
-}
+_MARGIN = Margin(0.02, "2 points of a 0 to 1 score whose spread in the paper is 0.05.")
 # Attributes have another word for what they add to the aggregate.
 _OF_AN_ATTRIBUTE = {"disentangle_score": "disentanglement_score"}
 
 
-class Ravel(Suite):
+class Ravel(SAEBenchSuite):
     """SAEBench's ``ravel``.
 
     What the language model knows is found out once, drawing nothing, and kept in the cache;
@@ -43,84 +39,85 @@ class Ravel(Suite):
     name = "ravel"
     summary = "swapping latents changes one attribute of an entity and leaves the others"
     primary = ("disentanglement_score",)
+    metrics = tuple(
+        Metric(name, HIGHER, title, _MARGIN, "fraction", "edits")
+        for name, title in (
+            ("disentanglement_score", "RAVEL disentanglement"),
+            ("cause_score", "RAVEL cause"),
+            ("isolation_score", "RAVEL isolation"),
+        )
+    )
+    requirements = (
+        Requirement(
+            "transformers",
+            "<5",
+            "in transformers 5 decoder layers return a tensor, of which SAEBench's RAVEL takes "
+            "the first row for the hidden states",
+        ),
+    )
+    evaluation = "ravel"
+    config_name = "RAVELEvalConfig"
+    per_call = (*SAEBenchSuite.per_call, "artifact_dir")
+    # The first scores something else in place of the SAE; the second does nothing.
+    not_offered = ("train_mdas", "force_dataset_recompute")
+    positive = (
+        "top_n_entities",
+        "top_n_templates",
+        "num_pairs_per_attribute",
+        "num_epochs",
+        "n_generated_tokens",
+    )
 
-    def defaults(self) -> dict[str, Any]:
-        from sae_bench.evals.ravel.eval_config import RAVELEvalConfig  # noqa: PLC0415
-
-        return config_defaults(RAVELEvalConfig, (*_PER_CALL, *_NOT_OFFERED))
-
-    def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
-        from sae_bench.evals.ravel.eval_config import RAVELEvalConfig  # noqa: PLC0415
-        from sae_bench.evals.ravel.main import LLM_NAME_MAP  # noqa: PLC0415
-
-        yield from (str(each) for each in version_problems() if self.name in each.suites)
+    def subject_problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
+        del options
+        yield from self.own_version_problems()
         if _short_name(subject.model_name) is None:
             yield (
                 f"model: {subject.model_name!r} is unknown to SAEBench's RAVEL; it runs on "
-                f"{' and '.join(LLM_NAME_MAP)}"
+                f"{' and '.join(saebench('LLM_NAME_MAP'))}"
             )
         if subject.local_model is not None:
             yield (
                 "model: RAVEL loads the language model from the Hub by its name, not from a "
                 "folder; leave the folder out"
             )
-        if not _RESID_POST.fullmatch(subject.hook_name):
-            yield (
-                f"hook_name: {subject.hook_name!r}: RAVEL replaces what leaves the block, "
-                "whatever the SAE was trained on; train on blocks.<layer>.hook_resid_post"
-            )
-        config, refused = validated(RAVELEvalConfig, options)
-        yield from refused
-        if config is None:
-            return
-        yield from _option_problems(config, subject.llm_batch_size)
+        yield from resid_post_problems(
+            subject, "RAVEL replaces what leaves the block, whatever the SAE"
+        )
+
+    def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:
+        yield from super().option_problems(subject, config)
+        yield from _problems(config, subject.llm_batch_size)
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
-        from sae_bench.evals.ravel.eval_config import RAVELEvalConfig  # noqa: PLC0415
-        from sae_bench.evals.ravel.main import run_eval  # noqa: PLC0415
-
         # SAEBench publishes this path, so it is below the working directory.
         artifacts = call.work / "artifacts"
         artifacts.unlink(missing_ok=True)
-        with all_or_nothing(call.cache / "knowledge") as folder, torch.enable_grad():
+        short = str(_short_name(call.subject.model_name))
+        with all_or_nothing(call.cache / "knowledge") as folder:
             artifacts.symlink_to(folder, target_is_directory=True)
-            # A fresh one, since SAEBench renames the model in it.
-            config = RAVELEvalConfig(
-                model_name=str(_short_name(call.subject.model_name)),
-                llm_dtype=call.subject.llm_dtype,
-                llm_batch_size=call.subject.llm_batch_size,
-                random_seed=call.seed,
-                artifact_dir=artifacts.name,
-                **call.options,
-            )
-            run_eval(
-                config,
-                [(call.name, sae)],
-                call.subject.device,
-                str(call.output),
-                force_rerun=True,
-                artifacts_path="unused",
-            )
+            # A fresh config, since SAEBench renames the model in it.
+            given = {**call.config, "model_name": short, "artifact_dir": artifacts.name}
+            config = self.config(call.options, **given)
+            self.run_eval(config, sae, call, force_rerun=True, artifacts_path="unused")
         shutil.rmtree(Path("unused"), ignore_errors=True)
-        _check_scored(json.loads(call.expected.read_text(encoding="utf-8")), call.subject)
+        _check_scored(call.payload, call.subject)
         return Extras()
 
     @override
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
-        found = list(from_mapping(payload["eval_result_metrics"]["ravel"], _DIRECTIONS))
+        rows = self.numbers(payload["eval_result_metrics"]["ravel"])
         for attributes in payload["eval_result_unstructured"].values():
             for task, scores in attributes.items():
                 values = {_OF_AN_ATTRIBUTE.get(k) or k: score for k, score in scores.items()}
-                found += from_mapping(values, _DIRECTIONS, task=task)
-        return found
+                rows += self.numbers(values, task)
+        return rows
 
 
 def _short_name(model_name: str) -> str | None:
     """SAEBench's name of the model, which may go by its name on the Hub; None if unknown."""
-    from sae_bench.evals.ravel.main import LLM_NAME_MAP  # noqa: PLC0415
-
-    names = {name: short for short, full in LLM_NAME_MAP.items() for name in (short, full)}
-    return names.get(model_name)
+    known = saebench("LLM_NAME_MAP").items()
+    return {name: short for short, full in known for name in (short, full)}.get(model_name)
 
 
 def _check_scored(payload: Mapping[str, Any], subject: Subject) -> None:
@@ -139,15 +136,7 @@ def _check_scored(payload: Mapping[str, Any], subject: Subject) -> None:
         )
 
 
-def _option_problems(config: Any, batch: int) -> Iterable[str]:
-    yield from positive_problems(
-        config,
-        "top_n_entities",
-        "top_n_templates",
-        "num_pairs_per_attribute",
-        "num_epochs",
-        "n_generated_tokens",
-    )
+def _problems(config: Any, batch: int) -> Iterable[str]:
     if not 0 < config.train_test_split < 1:
         yield f"train_test_split: {config.train_test_split} is not between 0 and 1"
         return

@@ -1,26 +1,28 @@
 """Sparse probing on the 113 datasets that come with sae-probes: no Hub is needed for data."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import SAE
 
-from sae_baselines.evals.caches import drop_half_written, fingerprint
-from sae_baselines.evals.measured import HIGHER, Measured, from_mapping
-from sae_baselines.evals.option_checks import (
-    block_problems,
+from sae_baselines.compat.saebench import saebench
+from sae_baselines.evals.measured import Measured
+from sae_baselines.evals.metrics import PROBES, accuracies
+from sae_baselines.evals.store import drop_half_written, fingerprint
+from sae_baselines.evals.suite import (
+    Extras,
+    Needs,
+    SAEBenchSuite,
+    Subject,
+    SuiteCall,
     name_problems,
     size_problems,
-    validated,
 )
-from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, config_defaults
+from sae_baselines.evals.versions import Requirement
 
-_PER_CALL = ("model_name", "random_seed", "results_path", "model_cache_path")
 _CHOICES = {"reg_type": ("l1", "l2"), "setting": ("normal",)}
 # What sae-probes does with a dataset (its get_xy_traintest and num_train).
 _MOST_EXAMPLES = 5000
@@ -28,7 +30,7 @@ _MOST_TRAINING = 1024
 _LEAST_TEST = 100
 
 
-class SaeProbes(Suite):
+class SaeProbes(SAEBenchSuite):
     """SAEBench's ``sparse_probing_sae_probes``.
 
     Every random number in it has a seed of its own, so no warm-up is needed. It never redoes a
@@ -39,30 +41,17 @@ class SaeProbes(Suite):
     name = "sparse_probing_sae_probes"
     summary = "accuracy of probes on a few latents, on up to 113 binary datasets"
     primary = ("sae_top_1_test_accuracy", "sae_top_5_test_accuracy")
+    metrics = accuracies("SAE-probes", PROBES)
+    needs = Needs(data=False)  # its datasets come with the package
+    requirements = (Requirement("sae-probes", ">=0.4,<0.5", "SAEBench 0.6 calls this one"),)
+    evaluation = "sparse_probing_sae_probes"
+    config_name = "SparseProbingSaeProbesEvalConfig"
+    per_call = ("model_name", "random_seed", "results_path", "model_cache_path")
 
-    def defaults(self) -> dict[str, Any]:
-        from sae_bench.evals.sparse_probing_sae_probes.eval_config import (  # noqa: PLC0415
-            SparseProbingSaeProbesEvalConfig,
-        )
-
-        return config_defaults(SparseProbingSaeProbesEvalConfig, _PER_CALL)
-
-    def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
-        from sae_bench.evals.sparse_probing_sae_probes.eval_config import (  # noqa: PLC0415
-            SparseProbingSaeProbesEvalConfig,
-        )
-        from sae_probes import DATASETS  # noqa: PLC0415
-        from sae_probes.run_baselines import METHODS  # noqa: PLC0415
-
-        # SAEBench finds a dataset's name in the name of its file by "_blocks.".
-        yield from block_problems(subject)
-        config, refused = validated(SparseProbingSaeProbesEvalConfig, options)
-        yield from refused
-        if config is None:
-            return
-        yield from name_problems("dataset_names", config.dataset_names, DATASETS)
+    def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:
+        yield from name_problems("dataset_names", config.dataset_names, saebench("DATASETS"))
         yield from size_problems("ks", config.ks, subject)
-        for option, known in {**_CHOICES, "baseline_method": tuple(METHODS)}.items():
+        for option, known in {**_CHOICES, "baseline_method": saebench("METHODS")}.items():
             value = getattr(config, option)
             if value not in known:
                 yield f"{option}: {value!r} does not work here; choose from {', '.join(known)}"
@@ -70,31 +59,18 @@ class SaeProbes(Suite):
             yield "binarize: SAEBench does not find the results of true; use false"
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
-        from sae_bench.evals.sparse_probing_sae_probes.eval_config import (  # noqa: PLC0415
-            SparseProbingSaeProbesEvalConfig,
-        )
-        from sae_bench.evals.sparse_probing_sae_probes.main import run_eval  # noqa: PLC0415
-        from sae_probes.utils_data import get_dataset_sizes  # noqa: PLC0415
-
         results, activations = _folders(sae, call)
-        config = SparseProbingSaeProbesEvalConfig(
-            **call.options,
+        config = self.config(
+            call.options,
             model_name=call.subject.model_name,
             random_seed=call.seed,
             # SAEBench publishes both, so they are below the working directory.
             results_path=str(results.relative_to(call.work)),
             model_cache_path=str(activations.relative_to(call.work)),
         )
-        with torch.enable_grad():
-            run_eval(
-                config,
-                [(call.name, sae)],
-                call.subject.device,
-                str(call.output),
-                force_rerun=True,
-            )
-        _check_datasets(json.loads(call.expected.read_text(encoding="utf-8")))
-        sizes = get_dataset_sizes()
+        self.run_eval(config, sae, call, force_rerun=True)
+        _check_datasets(call.payload)
+        sizes = saebench("get_dataset_sizes")()
         tested = {name: _test_examples(sizes[name]) for name in config.dataset_names}
         notes = []
         if call.subject.llm_dtype != "float32":
@@ -104,17 +80,27 @@ class SaeProbes(Suite):
         return Extras({"test_examples": tested}, notes)
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
-        found = [
-            *_latent_rows(payload["sae_metrics_by_k"]),
-            *from_mapping(payload["eval_result_metrics"]["llm"], {}),
+        rows = [
+            *self._latents(payload["sae_metrics_by_k"]),
+            *self.numbers(payload["eval_result_metrics"]["llm"]),
         ]
         for detail in payload["eval_result_details"]:
             task = detail["dataset_name"]
             n = extras.get("test_examples", {}).get(task)
-            found += _latent_rows(detail["sae_metrics_by_k"], task, n)
+            rows += self._latents(detail["sae_metrics_by_k"], task, n)
             model = {key: value for key, value in detail.items() if key.startswith("llm_")}
-            found += from_mapping(model, {}, task=task, n=n)
-        return found
+            rows += self.numbers(model, task, n)
+        return rows
+
+    def _latents(
+        self, by_k: Mapping[str, Any] | None, task: str = "", n: int | None = None
+    ) -> list[Measured]:
+        """SAEBench has fields for some k only; this has all."""
+        return [
+            self.number(f"sae_top_{k}_{metric}", value, task, n)
+            for k, metrics in (by_k or {}).items()
+            for metric, value in metrics.items()
+        ]
 
 
 def _folders(sae: SAE[Any], call: SuiteCall) -> tuple[Path, Path]:
@@ -155,17 +141,6 @@ def _check_datasets(payload: Mapping[str, Any]) -> None:
     mean = payload["eval_result_metrics"]["llm"]["llm_test_accuracy"]
     if None in single or not math.isclose(mean, sum(single) / len(single), abs_tol=1e-9):
         raise RuntimeError("the language model's accuracy is not the mean of its datasets'")
-
-
-def _latent_rows(
-    by_k: Mapping[str, Any] | None, task: str = "", n: int | None = None
-) -> list[Measured]:
-    """SAEBench has fields for some k only; this has all."""
-    return [
-        Measured(f"sae_top_{k}_{metric}", value, HIGHER, task, n)
-        for k, metrics in (by_k or {}).items()
-        for metric, value in metrics.items()
-    ]
 
 
 def _test_examples(size: int) -> int:

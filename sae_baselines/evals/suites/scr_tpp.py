@@ -1,38 +1,33 @@
 """Spurious correlation removal and targeted probe perturbation: one SAEBench evaluation."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from sae_lens import SAE
 
-from sae_baselines.evals.measured import HIGHER, LOWER, Direction, Measured, from_mapping
-from sae_baselines.evals.option_checks import (
-    block_problems,
+from sae_baselines.compat.saebench import saebench
+from sae_baselines.evals.measured import HIGHER, LOWER, Measured
+from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.suite import (
+    Extras,
+    SeedCachedSuite,
+    Subject,
+    SuiteCall,
     name_problems,
-    positive_problems,
     size_problems,
-    validated,
-    written_sizes,
 )
-from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, config_defaults
-from sae_baselines.evals.suites.seed_cache import run_on_seed_cache
 
-_PER_CALL = ("model_name", "llm_dtype", "llm_batch_size", "random_seed", "perform_scr")
 _PAIRS = "column1_vals_lookup"
-_SIZES = (
-    "train_set_size",
-    "test_set_size",
-    "context_length",
-    "probe_train_batch_size",
-    "probe_test_batch_size",
-    "probe_epochs",
-    "sae_batch_size",
+_SCR = Margin(
+    0.02,
+    "2 points of bias removed (0 to 1); the suite is among the noisiest over seeds "
+    "(arXiv 2605.18229), so matching takes many of them.",
 )
+_TPP = Margin(0.02, "2 points of targeted accuracy change; noisy over seeds, as SCR.")
 
 
-class _ScrAndTpp(Suite):
+class _ScrAndTpp(SeedCachedSuite):
     """What both have in common.
 
     The language model's probes are trained while caches are filled and are then part of every
@@ -40,59 +35,46 @@ class _ScrAndTpp(Suite):
     random each time, SCR only the order of examples.
     """
 
-    warm_up = True
+    evaluation = "scr_and_tpp"
+    config_name = "ScrAndTppEvalConfig"
+    per_call = (*SeedCachedSuite.per_call, "perform_scr")
+    sizes = ("train_set_size", "test_set_size")
+    positive = (
+        *sizes,
+        "context_length",
+        "probe_train_batch_size",
+        "probe_test_batch_size",
+        "probe_epochs",
+        "sae_batch_size",
+    )
     scr: ClassVar[bool]
 
     def defaults(self) -> dict[str, Any]:
-        from sae_bench.evals.scr_and_tpp.eval_config import (  # noqa: PLC0415
-            ScrAndTppEvalConfig,
-        )
-
-        found = config_defaults(ScrAndTppEvalConfig, _PER_CALL)
-        pairs = found.pop(_PAIRS)
+        options = super().defaults()
+        pairs = options.pop(_PAIRS)
         if self.scr:
             # Lists, as YAML has them.
-            found[_PAIRS] = {key: [list(pair) for pair in each] for key, each in pairs.items()}
-        return found
+            options[_PAIRS] = {
+                key: [list(p) for p in several] for key, several in pairs.items()
+            }
+        return options
 
-    def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
-        from sae_bench.evals.scr_and_tpp.eval_config import (  # noqa: PLC0415
-            ScrAndTppEvalConfig,
-        )
-        from sae_bench.evals.scr_and_tpp.eval_output import ScrMetrics  # noqa: PLC0415
-        from sae_bench.evals.scr_and_tpp.main import COLUMN2_VALS_LOOKUP  # noqa: PLC0415
-
-        yield from block_problems(subject)
-        config, refused = validated(ScrAndTppEvalConfig, options)
-        yield from refused
-        if config is None:
-            return
-        names = config.dataset_names
-        unknown = list(name_problems("dataset_names", names, COLUMN2_VALS_LOOKUP))
+    def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:
+        known = saebench("COLUMN2_VALS_LOOKUP")
+        unknown = list(name_problems("dataset_names", config.dataset_names, known))
         yield from unknown
-        yield from size_problems(
-            "n_values", config.n_values, subject, written_sizes(ScrMetrics)
-        )
-        yield from positive_problems(config, *_SIZES)
+        yield from size_problems("n_values", config.n_values, subject, saebench("ScrMetrics"))
+        yield from super().option_problems(subject, config)
         if self.scr and not unknown:
             yield from _pair_problems(config)
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
-        from sae_bench.evals.scr_and_tpp.eval_config import (  # noqa: PLC0415
-            ScrAndTppEvalConfig,
-        )
-        from sae_bench.evals.scr_and_tpp.main import run_eval  # noqa: PLC0415
-
-        config = ScrAndTppEvalConfig(
-            **call.options,
-            perform_scr=self.scr,
-            **call.config,
-        )
-        run_on_seed_cache(run_eval, config, sae, call)
+        config = self.config(call.options, perform_scr=self.scr, **call.config)
+        self.run_on_seed_cache(config, sae, call)
         folder = call.output / self.name
         (folder / call.expected.name).replace(call.expected)
         folder.rmdir()
-        return Extras(notes=self.notes(json.loads(call.expected.read_text(encoding="utf-8"))))
+        return Extras(notes=self.notes(call.payload))
 
     def notes(self, payload: Mapping[str, Any]) -> list[str]:
         """What a reader of the scores must know."""
@@ -106,6 +88,7 @@ class Scr(_ScrAndTpp):
     name = "scr"
     summary = "how well ablating latents removes a spurious correlation from a biased probe"
     primary = ("scr_metric_threshold_20",)
+    metrics = (Metric("*", HIGHER, margin=_SCR, unit="fraction", depends="edits"),)
     scr = True
 
     def notes(self, payload: Mapping[str, Any]) -> list[str]:
@@ -129,11 +112,10 @@ class Scr(_ScrAndTpp):
             for key in (f"scr_metric_threshold_{n}" for n in config["n_values"])
             if metrics[key] is None
         }
-        found = list(_higher({**metrics, **absent}))
-        n = _test_examples(config)
+        rows = self.numbers({**metrics, **absent})
         for detail in payload["eval_result_details"]:
-            found += _higher(detail, task=_pair(detail), n=n)
-        return found
+            rows += self.numbers(detail, _pair(detail), _test_examples(config))
+        return rows
 
 
 class Tpp(_ScrAndTpp):
@@ -142,36 +124,24 @@ class Tpp(_ScrAndTpp):
     name = "tpp"
     summary = "how well ablating latents disturbs the probe of one class and no other"
     primary = ("tpp_threshold_20_total_metric",)
+    # The class that was meant should suffer, the others should not.
+    metrics = (
+        Metric("*_unintended_diff_only", LOWER, "", _TPP, "fraction", "edits"),
+        Metric("*", HIGHER, "", _TPP, "fraction", "edits"),
+    )
     scr = False
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         del extras
         n = _test_examples(payload["eval_config"])
-        found = list(_targeted(payload["eval_result_metrics"]["tpp_metrics"]))
+        rows = self.numbers(payload["eval_result_metrics"]["tpp_metrics"])
         for detail in payload["eval_result_details"]:
-            task = detail["dataset_name"].removesuffix("_tpp_results")
-            found += _targeted(detail, task=task, n=n)
+            rows += self.numbers(detail, detail["dataset_name"].removesuffix("_tpp_results"), n)
         for dataset, by_class in payload["eval_result_unstructured"].items():
-            for each, metrics in by_class.items():
-                named = {f"class_{key}": value for key, value in metrics.items()}
-                found += _targeted(named, task=f"{dataset}/{each}", n=n)
-        return found
-
-
-def _higher(
-    values: Mapping[str, Any], task: str = "", n: int | None = None
-) -> Iterable[Measured]:
-    return from_mapping(values, dict.fromkeys(values, HIGHER), task=task, n=n)
-
-
-def _targeted(
-    values: Mapping[str, Any], task: str = "", n: int | None = None
-) -> Iterable[Measured]:
-    """The class that was meant should suffer, the others should not."""
-    directions: dict[str, Direction] = {
-        key: LOWER if key.endswith("_unintended_diff_only") else HIGHER for key in values
-    }
-    return from_mapping(values, directions, task=task, n=n)
+            for name, metrics in by_class.items():
+                of_class = {f"class_{key}": value for key, value in metrics.items()}
+                rows += self.numbers(of_class, f"{dataset}/{name}", n)
+        return rows
 
 
 def _pair(detail: Mapping[str, Any]) -> str:
@@ -186,13 +156,12 @@ def _test_examples(config: Mapping[str, Any]) -> int:
 
 
 def _pair_problems(config: Any) -> Iterable[str]:
-    from sae_bench.sae_bench_utils.dataset_info import dataset_metadata  # noqa: PLC0415
-
     for dataset in config.dataset_names:
         pairs = config.column1_vals_lookup.get(dataset)
         if not pairs:
             yield f"{_PAIRS}: has no pairs for {dataset}; give some or leave it out"
             continue
-        known = dataset_metadata[dataset.split("_class_set")[0]]["column1_mapping"]
+        of_dataset = saebench("dataset_metadata")[dataset.split("_class_set")[0]]
         for pair in pairs:
+            known = of_dataset["column1_mapping"]
             yield from name_problems(f"{_PAIRS}.{dataset}", pair, known)

@@ -5,18 +5,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import SAE
 
-from sae_baselines.evals.caches import all_or_nothing
-from sae_baselines.evals.local_data import hash_of_files, local_path
-from sae_baselines.evals.measured import HIGHER, Measured, from_mapping
-from sae_baselines.evals.option_checks import positive_problems, validated
-from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, config_defaults
+from sae_baselines.compat.saebench import saebench
+from sae_baselines.evals.measured import HIGHER, Measured
+from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.store import all_or_nothing, hash_of_files, local_path
+from sae_baselines.evals.suite import Extras, SAEBenchSuite, Subject, SuiteCall
 
-_PER_CALL = ("model_name", "llm_dtype", "llm_batch_size", "random_seed")
-# Without it SAEBench has nothing to make a score of.
-_NOT_OFFERED = ("save_metrics",)
 _CORPUS = "forget_corpus"
 # SAEBench's function for prompts knows these alone.
 _MODELS = ("gemma-2-2b-it", "gemma-2-9b-it")
@@ -26,7 +22,7 @@ _FORGOTTEN = "wmdp-bio"
 _FORM = "https://huggingface.co/datasets/cais/wmdp-corpora"
 
 
-class Unlearning(Suite):
+class Unlearning(SAEBenchSuite):
     """SAEBench's ``unlearning``, for instruction-tuned Gemma 2.
 
     The questions that the language model can answer are found once and kept in the cache. That
@@ -37,14 +33,22 @@ class Unlearning(Suite):
     name = "unlearning"
     summary = "clamping latents makes the model fail at biology and at nothing else"
     primary = ("unlearning_score",)
-
-    def defaults(self) -> dict[str, Any]:
-        from sae_bench.evals.unlearning.eval_config import (  # noqa: PLC0415
-            UnlearningEvalConfig,
-        )
-
-        given = config_defaults(UnlearningEvalConfig, (*_PER_CALL, *_NOT_OFFERED))
-        return {**given, _CORPUS: "bio-forget-corpus.jsonl"}
+    metrics = (
+        Metric(
+            "unlearning_score",
+            HIGHER,
+            margin=Margin(0.02, "2 points of accuracy lost on the text to be forgotten."),
+            unit="fraction",
+            depends="edits",
+        ),
+        Metric("*", depends="edits"),
+    )
+    evaluation = "unlearning"
+    config_name = "UnlearningEvalConfig"
+    # Without it SAEBench has nothing to make a score of.
+    not_offered = ("save_metrics",)
+    own = {_CORPUS: "bio-forget-corpus.jsonl"}
+    positive = ("dataset_size", "seq_len")
 
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
         corpus = local_path(options[_CORPUS])
@@ -53,11 +57,7 @@ class Unlearning(Suite):
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, _CORPUS: str(Path(options[_CORPUS]).resolve())}
 
-    def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
-        from sae_bench.evals.unlearning.eval_config import (  # noqa: PLC0415
-            UnlearningEvalConfig,
-        )
-
+    def subject_problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         if _short_name(subject.model_name) not in _MODELS:
             yield (
                 f"model: {subject.model_name!r}: SAEBench has prompts for "
@@ -73,11 +73,9 @@ class Unlearning(Suite):
                 f"{_CORPUS}: {options[_CORPUS]} is not a file; ask for bio-forget-corpus.jsonl "
                 f"at {_FORM} (gated) and give its path"
             )
-        config, refused = validated(UnlearningEvalConfig, _theirs(options))
-        yield from refused
-        if config is None:
-            return
-        yield from positive_problems(config, "dataset_size", "seq_len")
+
+    def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:
+        yield from super().option_problems(subject, config)
         if _FORGOTTEN not in config.dataset_names or len(set(config.dataset_names)) < 2:
             yield (
                 f"dataset_names: {config.dataset_names} must have {_FORGOTTEN}, to be "
@@ -100,41 +98,24 @@ class Unlearning(Suite):
                 yield f"{option}: SAEBench can do {only} alone; leave it out"
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
-        from sae_bench.evals.unlearning.eval_config import (  # noqa: PLC0415
-            UnlearningEvalConfig,
-        )
-        from sae_bench.evals.unlearning.main import get_metrics_df, run_eval  # noqa: PLC0415
-
-        config = UnlearningEvalConfig(
-            model_name=_short_name(call.subject.model_name),
-            llm_dtype=call.subject.llm_dtype,
-            llm_batch_size=call.subject.llm_batch_size,
-            random_seed=call.seed,
-            **_theirs(call.options),
-        )
+        given = {**call.config, "model_name": _short_name(call.subject.model_name)}
+        config = self.config(call.options, **given)
         # SAEBench makes the score of every file it finds and redoes none of the sparsities.
         artifacts = call.work / "artifacts"
         shutil.rmtree(artifacts, ignore_errors=True)
         of_model = artifacts / "unlearning" / config.model_name
         of_model.mkdir(parents=True)
         _link(call.work / _CORPUS_AT, Path(call.options[_CORPUS]))
-        # SAEBench turns gradients off and leaves them so.
-        with all_or_nothing(call.cache / "questions") as questions, torch.no_grad():
+        with all_or_nothing(call.cache / "questions") as questions:
             _link(of_model / "data", questions)
-            run_eval(
-                config,
-                [(call.name, sae)],
-                call.subject.device,
-                str(call.output),
-                force_rerun=True,
-                artifacts_path=str(artifacts),
-            )
-        sweep = get_metrics_df(of_model / f"{call.name}_custom_sae" / "results/metrics")
-        return Extras({"sweep": sweep.to_dict("records")})
+            # SAEBench turns gradients off and leaves them so.
+            more: dict[str, Any] = {"force_rerun": True, "artifacts_path": str(artifacts)}
+            self.run_eval(config, sae, call, grad=False, **more)
+        metrics = of_model / f"{call.name}_custom_sae" / "results/metrics"
+        return Extras({"sweep": saebench("get_metrics_df")(metrics).to_dict("records")})
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
-        score = payload["eval_result_metrics"]["unlearning"]
-        found = list(from_mapping(score, {"unlearning_score": HIGHER}))
+        rows = self.numbers(payload["eval_result_metrics"]["unlearning"])
         for point in extras.get("sweep", []):
             accuracies = dict(point)
             task = "_".join(
@@ -142,16 +123,12 @@ class Unlearning(Suite):
                 for name in ("multiplier", "n_features", "retain_thres")
             )
             del accuracies["layer"]
-            found += from_mapping(accuracies, {}, task=task)
-        return found
+            rows += self.numbers(accuracies, task)
+        return rows
 
 
 def _short_name(model_name: str) -> str:
     return model_name.removeprefix("google/")
-
-
-def _theirs(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != _CORPUS}
 
 
 def _link(link: Path, target: Path) -> None:

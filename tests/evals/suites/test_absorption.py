@@ -9,10 +9,11 @@ import sae_bench
 from sae_bench.evals.absorption import main as _main  # noqa: F401  (before the clock runs)
 from transformers import AutoTokenizer
 
+from sae_baselines.compat.saebench import words_in_order
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import LOWER, NEITHER
 from sae_baselines.evals.suite import Subject
-from sae_baselines.evals.suites.absorption import Absorption, words_in_order
+from sae_baselines.evals.suites.absorption import Absorption
 from tests.evals.tiny_hub import MODEL, evaluate_with, suite_call, tiny_sae
 
 OPTIONS: dict[str, Any] = {

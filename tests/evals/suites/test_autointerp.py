@@ -19,11 +19,10 @@ from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
 from sae_baselines.errors import UserError
+from sae_baselines.evals.endpoint import check_endpoint, from_environment
 from sae_baselines.evals.measured import HIGHER, NEITHER, Measured
 from sae_baselines.evals.suite import Extras, SuiteCall
-from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
-from sae_baselines.evals.suites.autointerp_null import exchanged
-from sae_baselines.evals.suites.endpoint import check_endpoint, from_environment
+from sae_baselines.evals.suites.autointerp import AutoInterp, exchanged, requests_needed
 from tests.evals.fake_openai import FakeOpenAI, predict, serving
 from tests.evals.tiny_hub import HOOK, MODEL, copy_of, evaluate_with, suite_call, tiny_sae
 

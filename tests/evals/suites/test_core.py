@@ -11,8 +11,8 @@ import torch
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
-from sae_baselines.evals.local_data import linked
 from sae_baselines.evals.measured import HIGHER, LOWER, NEITHER
+from sae_baselines.evals.store import linked
 from sae_baselines.evals.suites.core import PAPER_EV, Core
 from tests.evals.tiny_hub import HOOK, MODEL, copy_of, evaluate_with, suite_call, tiny_sae
 

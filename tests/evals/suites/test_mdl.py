@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from sae_baselines.compat.saebench import mdl_defects
 from sae_baselines.evals.measured import LOWER, Measured
 from sae_baselines.evals.suite import SuiteCall
-from sae_baselines.evals.suites import mdl
-from sae_baselines.evals.suites.mdl import Mdl, defects
+from sae_baselines.evals.suites.mdl import Mdl
 from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
 
 SUITE = Mdl()
@@ -100,12 +100,10 @@ def test_without_the_shim_each_defect_is_named_and_the_run_fails(tmp_path: Path)
         SUITE.run(sae, call)
 
 
-def test_defects_are_detected_and_not_assumed(monkeypatch: pytest.MonkeyPatch):
-    assert not [p for p in defects("cuda:0") if ".cuda()" in p]
-    monkeypatch.setattr(mdl, "_MODULE", "sae_bench.evals.meta_structure.main")
-    assert defects("cpu") == []
-    monkeypatch.setattr(mdl, "_MODULE", "sae_bench.evals.mdl.absent")
-    (problem,) = defects("cpu")
+def test_defects_are_detected_and_not_assumed():
+    assert not [p for p in mdl_defects("cuda:0") if ".cuda()" in p]
+    assert mdl_defects("cpu", "sae_bench.evals.meta_structure.main") == []
+    (problem,) = mdl_defects("cpu", "sae_bench.evals.mdl.absent")
     assert "not installed" in problem
 
 

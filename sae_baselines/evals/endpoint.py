@@ -12,14 +12,10 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from sae_baselines.compat.saebench import SAEBENCH_MODEL
 from sae_baselines.errors import UserError, one_line
 
 T = TypeVar("T")
-
-# SAEBench's own judge, fixed in its source.
-SAEBENCH_MODEL = "gpt-4o-mini"
-# The client's own number of retries.
-CLIENT_RETRIES = 2
 
 _KEY = "OPENAI_API_KEY"
 _URL = "OPENAI_BASE_URL"
@@ -191,56 +187,6 @@ def without_secrets(endpoint: Endpoint, work: Callable[[], T]) -> T:
         gc.collect()
     # Raised here, so that the first error is not its context: its frames hold the key.
     raise RuntimeError(failure)
-
-
-@contextmanager
-def judged_by(model: str, retries: int = CLIENT_RETRIES) -> Iterator[list[str]]:
-    """Let SAEBench's AutoInterp ask another model than the one in its source.
-
-    A compatibility shim: while open, the client that ``sae_bench.evals.autointerp.main`` makes
-    replaces the ``model`` of its requests, and nothing else. With SAEBench's own model and the
-    client's own retries nothing is touched.
-
-    Args:
-        model: Judge.
-        retries: How often a failed request is sent again.
-
-    Yields:
-        Models that SAEBench asked for, one for each request that went through the shim.
-
-    Raises:
-        UserError: SAEBench no longer makes its client there.
-    """
-    asked: list[str] = []
-    if model == SAEBENCH_MODEL and retries == CLIENT_RETRIES:
-        yield asked
-        return
-    from sae_bench.evals.autointerp import main  # noqa: PLC0415
-
-    module: Any = main
-    stock = getattr(module, "OpenAI", None)
-    if stock is None:
-        raise UserError(
-            f"suites.autointerp.model: {model!r} cannot be reached, since this sae-bench has "
-            "no evals.autointerp.main.OpenAI; install sae-bench==0.6.0"
-        )
-
-    def make_client(**given: Any) -> Any:
-        client = stock(**{**given, "max_retries": retries})
-        create = client.chat.completions.create
-
-        def ask(**request: Any) -> Any:
-            asked.append(request["model"])
-            return create(**{**request, "model": model})
-
-        client.chat.completions.create = ask
-        return client
-
-    module.OpenAI = make_client
-    try:
-        yield asked
-    finally:
-        module.OpenAI = stock
 
 
 def _split(address: str) -> SplitResult:

@@ -1,28 +1,34 @@
-"""A HookedTransformer that does not repeat forward passes that no SAE can change.
+"""The language model of SAEBench's suites: loaded once, and asked nothing twice.
 
 SAEBench scores one SAE after another on the same tokens. Everything below the hooked block is
 the same for all of them; so is the clean model, and so is the model with zeros at the hook.
-This class starts such passes from what it has seen before, through TransformerLens' own
-``start_at_layer``, so results are the same bit for bit.
+`SharedTransformer` starts such passes from what it has seen before, through TransformerLens'
+own ``start_at_layer``, so results are the same bit for bit.
 """
 
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookedRootModule
 
+from sae_baselines.compat.saebench import answered_loader, as_class
 from sae_baselines.errors import UserError
+from sae_baselines.evals.suite import Subject
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.spec import ModelSpec
 
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 # What is shared is only what these arguments cannot change.
 _ALLOWED = {"return_type", "loss_per_token", "prepend_bos", "stop_at_layer"}
 
 DEFAULT_BYTES = 4 * 2**30
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def block_of(hook_name: str) -> int | None:
@@ -46,12 +52,12 @@ class Memory:
 
     def get(self, key: Any, device: torch.device) -> torch.Tensor | None:
         """What was put there, or None."""
-        found = self._kept.get(key)
-        if found is None:
+        kept = self._kept.get(key)
+        if kept is None:
             return None
         self.hits += 1
         # A copy: a hook that writes in place must not change what is kept.
-        return found.to(device, copy=True)
+        return kept.to(device, copy=True)
 
     def put(self, key: Any, value: torch.Tensor) -> None:
         """Keep a copy, if there is room."""
@@ -63,7 +69,7 @@ class Memory:
 
 
 class SharedTransformer(HookedTransformer):
-    """See the module. Made from a loaded model by `share`."""
+    """See the module. A loaded model is one while `sharing` is open."""
 
     shared_block: int
     memory: Memory
@@ -140,54 +146,86 @@ def _key(tokens: torch.Tensor) -> bytes:
     return hashlib.blake2b(described + data.numpy().tobytes(), digest_size=16).digest()
 
 
-def share(model: HookedRootModule, hook_name: str, memory: Memory) -> HookedRootModule:
-    """Make a loaded model share forward passes around one hook.
+@contextmanager
+def sharing(model: HookedRootModule, hook_name: str, memory: Memory) -> Iterator[None]:
+    """While open, a loaded model shares forward passes around one hook.
 
     Args:
-        model: Changed in place: its class becomes `SharedTransformer`.
+        model: Its class is `SharedTransformer` for that time.
         hook_name: Hook of the SAEs; a hook outside blocks shares nothing.
         memory: Where residual streams are kept.
-
-    Returns:
-        The model.
     """
     block = block_of(hook_name)
     if block is None or type(model) is not HookedTransformer or not model.cfg.n_layers:
-        return model
-    model.__class__ = SharedTransformer
-    assert isinstance(model, SharedTransformer)
-    model.shared_block = block
-    model.memory = memory
-    return model
+        yield
+        return
+    with as_class(model, SharedTransformer):
+        assert isinstance(model, SharedTransformer)
+        model.shared_block = block
+        model.memory = memory
+        yield
 
 
-@contextmanager
-def replaced_loader(load: Any) -> Iterator[None]:
-    """Let ``HookedTransformer.from_pretrained_no_processing`` answer with ``load``.
-
-    Every SAEBench suite loads its model through this public classmethod; this is how a model
-    from a local folder, or one that is loaded already, reaches it.
+class LanguageModels:
+    """Answers SAEBench's request for the model of the SAEs, loading it once per suite.
 
     Args:
-        load: Called as ``load(original, model_name, **kwargs)``.
+        subject: Whose model it is, and from where.
+        shared: Load once and share forward passes; else every request loads anew, as SAEBench
+            alone would (from a local folder if there is one).
+        memory_bytes: Most that shared forward passes may keep.
     """
-    name = "from_pretrained_no_processing"
-    stored = vars(HookedTransformer).get(name)
-    if not isinstance(stored, classmethod):
-        raise UserError(
-            "transformer-lens: HookedTransformer.from_pretrained_no_processing is no "
-            "classmethod in this version; use transformer-lens<4"
-        )
-    original = getattr(HookedTransformer, name)
 
-    def answer(cls: Any, model_name: str, *args: Any, **kwargs: Any) -> Any:
-        del cls
-        if args:
-            return original(model_name, *args, **kwargs)
-        return load(original, model_name, **kwargs)
+    def __init__(self, subject: Subject, shared: bool, memory_bytes: int) -> None:
+        self.subject = subject
+        self.shared = shared
+        self.memory_bytes = memory_bytes
+        self._loaded: tuple[Any, HookedRootModule, Memory] | None = None
+        self._open = ExitStack()
 
-    setattr(HookedTransformer, name, classmethod(answer))
-    try:
-        yield
-    finally:
-        setattr(HookedTransformer, name, stored)
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """While open, SAEBench's loader is answered from here."""
+        if not self.shared and self.subject.local_model is None:
+            yield  # stock: nothing is replaced
+            return
+        with ExitStack() as self._open:
+            self._open.enter_context(answered_loader(self._load))
+            yield
+
+    def forget(self) -> None:
+        """Drop the model and what it remembers."""
+        self._loaded = None
+
+    def _load(self, original: Any, model_name: str, **kwargs: Any) -> Any:
+        if model_name != self.subject.model_name:
+            return original(model_name, **kwargs)
+        key = (model_name, repr(sorted(kwargs.items(), key=lambda item: item[0])))
+        if not self.shared or self._loaded is None or self._loaded[0] != key:
+            self._loaded = None
+            model = (
+                original(model_name, **kwargs)
+                if self.subject.local_model is None
+                else self._from_folder(self.subject.local_model, kwargs)
+            )
+            if not self.shared:
+                return model
+            self._loaded = (key, model, Memory(self.memory_bytes))
+        _, model, memory = self._loaded
+        # Within one run it may be asked for twice.
+        self._open.enter_context(sharing(model, self.subject.hook_name, memory))
+        return model
+
+    def _from_folder(self, folder: Path, kwargs: dict[str, Any]) -> HookedRootModule:
+        for option, value in kwargs.items():
+            if option not in ("dtype", "device", "center_writing_weights"):
+                raise UserError(
+                    f"model: the SAEs ask for {option}={value!r}, which a local folder is not "
+                    "loaded with; leave --model out to load the Hub's model as they ask"
+                )
+        dtype = kwargs.get("dtype", torch.float32)
+        name: Any = dtype if isinstance(dtype, str) else _DTYPES[dtype]
+        centred = bool(kwargs.get("center_writing_weights", False))
+        spec = ModelSpec(name=str(folder), dtype=name, center_writing_weights=centred)
+        device = str(kwargs.get("device", self.subject.device))
+        return load_language_model(spec, self.subject.hook_name, device)

@@ -1,0 +1,371 @@
+"""What SAEBench's suites are asked for by name, and what is patched while they run.
+
+SAEBench is imported only when one of its names is asked for. Patches are context managers that
+put back what they found, whatever happens. tests/compat has one contract test per name.
+"""
+
+import ast
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from sae_lens.training.activations_store import ActivationsStore
+from transformer_lens import HookedTransformer
+from transformers import PreTrainedTokenizerFast
+
+from sae_baselines.errors import UserError
+
+# SAEBench's own judge, fixed in its source.
+SAEBENCH_MODEL = "gpt-4o-mini"
+# The OpenAI client's own number of retries.
+CLIENT_RETRIES = 2
+MDL = "sae_bench.evals.mdl.main"
+
+_INSTALL = "install sae-bench==0.6.0"
+_EVALS = "sae_bench.evals"
+
+# Name to the module that has it.
+NAMES = {
+    "SparseProbingEvalConfig": f"{_EVALS}.sparse_probing.eval_config",
+    "SparseProbingSaeMetrics": f"{_EVALS}.sparse_probing.eval_output",
+    "chosen_classes_per_dataset": "sae_bench.sae_bench_utils.dataset_info",
+    "dataset_metadata": "sae_bench.sae_bench_utils.dataset_info",
+    "str_to_dtype": "sae_bench.sae_bench_utils.general_utils",
+    "SparseProbingSaeProbesEvalConfig": f"{_EVALS}.sparse_probing_sae_probes.eval_config",
+    "DATASETS": "sae_probes",
+    "METHODS": "sae_probes.run_baselines",
+    "get_dataset_sizes": "sae_probes.utils_data",
+    "ScrAndTppEvalConfig": f"{_EVALS}.scr_and_tpp.eval_config",
+    "ScrMetrics": f"{_EVALS}.scr_and_tpp.eval_output",
+    "COLUMN2_VALS_LOOKUP": f"{_EVALS}.scr_and_tpp.main",
+    "RAVELEvalConfig": f"{_EVALS}.ravel.eval_config",
+    "LLM_NAME_MAP": f"{_EVALS}.ravel.main",
+    "AbsorptionEvalConfig": f"{_EVALS}.absorption.eval_config",
+    "load_or_train_probe": f"{_EVALS}.absorption.common",
+    "UnlearningEvalConfig": f"{_EVALS}.unlearning.eval_config",
+    "get_metrics_df": f"{_EVALS}.unlearning.main",
+    "MDLEvalConfig": f"{_EVALS}.mdl.eval_config",
+    "MetaStructureEvalConfig": f"{_EVALS}.meta_structure.eval_config",
+    "AutoInterpEvalConfig": f"{_EVALS}.autointerp.eval_config",
+    "multiple_evals": f"{_EVALS}.core.main",
+}
+# Evaluations whose `main` has a `run_eval`.
+RUNNABLE = (
+    "sparse_probing",
+    "sparse_probing_sae_probes",
+    "scr_and_tpp",
+    "ravel",
+    "absorption",
+    "unlearning",
+    "meta_structure",
+    "autointerp",
+)
+
+
+def saebench(name: str) -> Any:
+    """One of the `NAMES`; imports SAEBench, whose errors are its own."""
+    return getattr(import_module(NAMES[name]), name)
+
+
+def main_of(evaluation: str) -> Any:
+    """The module with the ``run_eval`` of one of SAEBench's evaluations."""
+    return import_module(f"{_EVALS}.{evaluation}.main")
+
+
+@contextmanager
+def answered_loader(load: Any) -> Iterator[None]:
+    """Let ``HookedTransformer.from_pretrained_no_processing`` answer with ``load``.
+
+    Every SAEBench suite loads its model through this public classmethod; this is how a model
+    from a local folder, or one that is loaded already, reaches it.
+
+    Args:
+        load: Called as ``load(original, model_name, **kwargs)``.
+
+    Raises:
+        UserError: It is no classmethod any more.
+    """
+    name = "from_pretrained_no_processing"
+    stored = vars(HookedTransformer).get(name)
+    if not isinstance(stored, classmethod):
+        raise UserError(
+            "transformer-lens: HookedTransformer.from_pretrained_no_processing is no "
+            "classmethod in this version; use transformer-lens<4"
+        )
+    original = getattr(HookedTransformer, name)
+
+    def answer(cls: Any, model_name: str, *args: Any, **kwargs: Any) -> Any:
+        del cls
+        if args:
+            return original(model_name, *args, **kwargs)
+        return load(original, model_name, **kwargs)
+
+    with patch.object(HookedTransformer, name, classmethod(answer)):
+        yield
+
+
+@contextmanager
+def as_class(instance: Any, other: type) -> Iterator[None]:
+    """While open, an object is of another class."""
+    before = type(instance)
+    instance.__class__ = other
+    try:
+        yield
+    finally:
+        instance.__class__ = before
+
+
+@contextmanager
+def core_errors() -> Iterator[list[str]]:
+    """What SAEBench's core suite logs as errors: it logs what goes wrong and carries on."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Collect(level=logging.ERROR)
+    logger = logging.getLogger(f"{_EVALS}.core.main")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
+def recorded_tokens() -> Iterator[list[torch.Tensor]]:
+    """The token batches that SAELens' stores draw while this is open, in order."""
+    batches: list[torch.Tensor] = []
+    original: Any = ActivationsStore.get_batch_tokens
+
+    def recording(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        tokens = original(self, *args, **kwargs)
+        batches.append(tokens.cpu())
+        return tokens
+
+    with patch.object(ActivationsStore, "get_batch_tokens", recording):
+        yield batches
+
+
+@contextmanager
+def words_in_order() -> Iterator[None]:
+    """Let fast tokenizers list their vocabulary by number while this is open.
+
+    They list it in an order that is another one every time they are asked. SAEBench draws words
+    from that list, so without this no seed makes its absorption score come out twice the same.
+    """
+    listed = PreTrainedTokenizerFast.get_vocab
+
+    def ordered(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+        return dict(sorted(listed(tokenizer).items(), key=lambda item: item[1]))
+
+    with patch.object(PreTrainedTokenizerFast, "get_vocab", ordered):
+        yield
+
+
+@contextmanager
+def absorption_in(scratch: Path, probes: Path) -> Iterator[None]:
+    """Give SAEBench's two experiments the folders that they take and ``run_eval`` leaves out.
+
+    Their defaults are inside the installed package, where files go by the name of the SAE and
+    are taken for results of whatever SAE comes with that name.
+    """
+    main = main_of("absorption")
+    sparse = scratch / "k_sparse_probing"
+    folders = {
+        "run_k_sparse_probing_experiment": {"experiment_dir": sparse},
+        "run_feature_absortion_experiment": {
+            "experiment_dir": scratch / "feature_absorption",
+            "sparse_probing_experiment_dir": sparse,
+        },
+    }
+    replaced: dict[str, Any] = {
+        name: partial(getattr(main, name), probes_dir=probes, **given)
+        for name, given in folders.items()
+    }
+    with patch.multiple(main, **replaced):
+        yield
+
+
+@dataclass
+class Gathered:
+    """What SAEBench's AutoInterp gathered in a run.
+
+    Attributes:
+        judge: The ``AutoInterp`` object; None before it gathered.
+        examples: Latent to the examples on which a description is scored.
+    """
+
+    judge: Any = None
+    examples: dict[int, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def observed_judge() -> Iterator[Gathered]:
+    """While open, SAEBench's AutoInterp leaves its examples here; it does nothing else anew.
+
+    Raises:
+        UserError: SAEBench has no such class, or it gathers in another way.
+    """
+    main = main_of("autointerp")
+    stock: Any = getattr(main, "AutoInterp", None)
+    if not hasattr(stock, "gather_data"):
+        raise UserError(
+            "suites.autointerp: this sae-bench has no evals.autointerp.main.AutoInterp."
+            f"gather_data; {_INSTALL}"
+        )
+    gathered = Gathered()
+
+    class Observed(stock):
+        def gather_data(self) -> Any:
+            data = super().gather_data()
+            gathered.judge, gathered.examples = self, data[1]
+            return data
+
+    with patch.object(main, "AutoInterp", Observed):
+        yield gathered
+
+
+@contextmanager
+def judged_by(model: str, retries: int = CLIENT_RETRIES) -> Iterator[list[str]]:
+    """Let SAEBench's AutoInterp ask another model than the one in its source.
+
+    While open, the client that ``sae_bench.evals.autointerp.main`` makes replaces the ``model``
+    of its requests, and nothing else. With SAEBench's own model and the client's own retries
+    nothing is touched.
+
+    Args:
+        model: Judge.
+        retries: How often a failed request is sent again.
+
+    Yields:
+        Models that SAEBench asked for, one for each request that went through here.
+
+    Raises:
+        UserError: SAEBench no longer makes its client there.
+    """
+    asked: list[str] = []
+    if model == SAEBENCH_MODEL and retries == CLIENT_RETRIES:
+        yield asked
+        return
+    main = main_of("autointerp")
+    stock = getattr(main, "OpenAI", None)
+    if stock is None:
+        raise UserError(
+            f"suites.autointerp.model: {model!r} cannot be reached, since this sae-bench has "
+            f"no evals.autointerp.main.OpenAI; {_INSTALL}"
+        )
+
+    def make_client(**given: Any) -> Any:
+        client = stock(**{**given, "max_retries": retries})
+        create = client.chat.completions.create
+
+        def ask(**request: Any) -> Any:
+            asked.append(request["model"])
+            return create(**{**request, "model": model})
+
+        client.chat.completions.create = ask
+        return client
+
+    with patch.object(main, "OpenAI", make_client):
+        yield asked
+
+
+def mdl_defects(device: str, module: str = MDL) -> list[str]:
+    """Why the installed MDL suite cannot run as shipped, read from its source.
+
+    Args:
+        device: Torch device of the run.
+        module: Where the suite is.
+    """
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return [f"{module} is not installed; {_INSTALL}"]
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    called = {
+        node.func.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    defects = []
+    if "loguru" in imported and find_spec("loguru") is None:
+        defects.append(f"{module} imports loguru; pip install loguru, or set shim: true")
+    if _reads_global(tree, "config"):
+        defects.append(
+            f"{module} reads a global `config` that only its command line sets; set shim: true"
+        )
+    if "cuda" in called and not device.startswith("cuda"):
+        defects.append(
+            f"{module} calls .cuda() whatever the device; use device cuda, or set shim: true"
+        )
+    return defects
+
+
+@contextmanager
+def runnable_mdl(config: Any, device: str, shim: bool) -> Iterator[Any]:
+    """SAEBench's MDL module, made to run: see `mdl_defects`.
+
+    Args:
+        config: Its config, for the global that only its command line sets.
+        device: Torch device; without CUDA tensors stay where they are.
+        shim: Whether to supply anything.
+    """
+    if not shim:
+        yield import_module(MDL)
+        return
+    main = _mdl_with_loguru()
+    missing = not hasattr(main, "config")
+    if missing:
+        main.config = config
+    tensor: Any = torch.Tensor
+    stay = not device.startswith("cuda")
+    if stay:
+        # The method belongs to the base class: this hides it, deleting uncovers it.
+        tensor.cuda = lambda self: self
+    try:
+        yield main
+    finally:
+        if missing:
+            del main.config
+        if stay:
+            del tensor.cuda
+
+
+def _mdl_with_loguru() -> Any:
+    """The module, imported with a stand-in for loguru where that is missing."""
+    if find_spec("loguru") is not None:
+        return import_module(MDL)
+    stand_in: Any = ModuleType("loguru")
+    stand_in.logger = logging.getLogger(MDL)
+    sys.modules["loguru"] = stand_in
+    try:
+        return import_module(MDL)
+    finally:
+        # Others must still find it missing.
+        del sys.modules["loguru"]
+
+
+def _reads_global(tree: ast.Module, name: str) -> bool:
+    """Whether a function reads a name that neither it nor the module defines."""
+    assigned = [target for n in tree.body if isinstance(n, ast.Assign) for target in n.targets]
+    if any(isinstance(target, ast.Name) and target.id == name for target in assigned):
+        return False
+    for function in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
+        own = {argument.arg for argument in function.args.args}
+        uses = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == name]
+        own |= {use.id for use in uses if isinstance(use.ctx, ast.Store)}
+        if uses and name not in own:
+            return True
+    return False

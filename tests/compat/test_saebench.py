@@ -1,0 +1,138 @@
+"""One contract per name of SAEBench (and of what it runs on): a failure says what moved."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens.training.activations_store import ActivationsStore
+from transformer_lens import HookedTransformer
+from transformers import PreTrainedTokenizerFast
+
+from sae_baselines.compat import saebench as compat
+from sae_baselines.evals.registry import get_suite, suite_names
+from sae_baselines.evals.suite import SAEBenchSuite
+
+
+@pytest.mark.parametrize("name", compat.NAMES)
+def test_a_name_is_where_it_was(name: str) -> None:
+    module = import_module(compat.NAMES[name])
+    assert hasattr(module, name), f"{compat.NAMES[name]}.{name} moved; see compat/saebench.py"
+
+
+@pytest.mark.parametrize("evaluation", compat.RUNNABLE)
+def test_an_evaluation_is_run_as_before(evaluation: str) -> None:
+    given = list(inspect.signature(compat.main_of(evaluation).run_eval).parameters)
+    first = ["config", "selected_saes", "device"]
+    assert given[:3] == first, f"sae_bench.evals.{evaluation}.main.run_eval takes {given}"
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_fields_that_are_set_per_call_are_saebenchs(name: str) -> None:
+    suite = get_suite(name)
+    if not isinstance(suite, SAEBenchSuite):
+        return
+    fields = {f.name for f in dataclasses.fields(compat.saebench(suite.config_name))}
+    ours = {*suite.per_call, *suite.not_offered, *suite.positive}
+    assert ours <= fields, f"{suite.config_name} has no {ours - fields}"
+
+
+def test_core_takes_its_options() -> None:
+    given = inspect.signature(compat.saebench("multiple_evals")).parameters
+    wanted = {*get_suite("core").defaults(), "selected_saes", "output_folder", "device"}
+    assert wanted <= set(given), f"multiple_evals no longer takes {wanted - set(given)}"
+
+
+def test_absorption_takes_its_folders() -> None:
+    main = compat.main_of("absorption")
+    for name, wanted in (
+        ("run_k_sparse_probing_experiment", {"experiment_dir", "probes_dir"}),
+        (
+            "run_feature_absortion_experiment",
+            {"experiment_dir", "probes_dir", "sparse_probing_experiment_dir"},
+        ),
+    ):
+        given = inspect.signature(getattr(main, name)).parameters
+        assert wanted <= set(given), f"{name} no longer takes {wanted - set(given)}"
+    assert main.HookedTransformer is HookedTransformer
+
+
+def test_autointerp_is_observed_and_asked_through_its_names() -> None:
+    main = compat.main_of("autointerp")
+    assert hasattr(main, "OpenAI"), "evals.autointerp.main.OpenAI moved: judged_by"
+    methods = (
+        "gather_data",
+        "get_scoring_prompts",
+        "get_api_response",
+        "parse_predictions",
+        "score_predictions",
+    )
+    gone = [name for name in methods if not hasattr(main.AutoInterp, name)]
+    assert not gone, f"AutoInterp has no {gone}: observed_judge and the null floor"
+    assert f'model="{compat.SAEBENCH_MODEL}"' in inspect.getsource(main)
+
+
+def test_mdl_is_where_its_defects_are_read() -> None:
+    assert not [d for d in compat.mdl_defects("cpu") if "not installed" in d]
+
+
+def _patches(tmp_path: Path) -> dict[str, tuple[AbstractContextManager[Any], Any, str]]:
+    autointerp, absorption = compat.main_of("autointerp"), compat.main_of("absorption")
+    loader = compat.answered_loader(lambda *_, **__: None)
+    return {
+        "loader": (loader, HookedTransformer, "from_pretrained_no_processing"),
+        "tokens": (compat.recorded_tokens(), ActivationsStore, "get_batch_tokens"),
+        "words": (compat.words_in_order(), PreTrainedTokenizerFast, "get_vocab"),
+        "folders": (
+            compat.absorption_in(tmp_path, tmp_path),
+            absorption,
+            "run_k_sparse_probing_experiment",
+        ),
+        "observed": (compat.observed_judge(), autointerp, "AutoInterp"),
+        "judge": (compat.judged_by("another"), autointerp, "OpenAI"),
+    }
+
+
+def _interrupted(patch: AbstractContextManager[Any], patched: Callable[[Any], bool]) -> None:
+    with patch as opened:
+        assert patched(opened)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["loader", "tokens", "words", "folders", "observed", "judge"])
+def test_a_patch_is_undone_whatever_happens(name: str, tmp_path: Path) -> None:
+    patch, owner, attribute = _patches(tmp_path)[name]
+    before = inspect.getattr_static(owner, attribute)
+    local = attribute in vars(owner)
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(patch, lambda _: inspect.getattr_static(owner, attribute) is not before)
+    assert inspect.getattr_static(owner, attribute) is before, f"{attribute} stayed patched"
+    assert (attribute in vars(owner)) == local
+
+
+def test_mdl_leaves_nothing_behind_whatever_happens() -> None:
+    patch = compat.runnable_mdl(object(), "cpu", shim=True)
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(patch, lambda m: hasattr(m, "config") and "cuda" in vars(torch.Tensor))
+    assert "cuda" not in vars(torch.Tensor), "torch.Tensor.cuda stayed patched"
+    assert not hasattr(import_module(compat.MDL), "config")
+
+
+def test_a_class_is_given_back_whatever_happens() -> None:
+    class Other:
+        pass
+
+    class Another(Other):
+        pass
+
+    instance = Other()
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(
+            compat.as_class(instance, Another), lambda _: isinstance(instance, Another)
+        )
+    assert type(instance) is Other
