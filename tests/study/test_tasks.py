@@ -15,7 +15,13 @@ from sae_baselines.study.spec import MemberSpec, StudySpec, spec_from_dict
 from sae_baselines.study.synthetic.spec import ToySpec
 from tests.tiny_model import tiny_panel
 
-MEMBERS: list[str | MemberSpec] = ["trained", "frozen_decoder", "frozen_encoder", "random", "permuted_decoder"]
+MEMBERS: list[str | MemberSpec] = [
+    "trained",
+    "frozen_decoder",
+    "frozen_encoder",
+    "random",
+    "permuted_decoder",
+]
 
 
 def _results(root: Path) -> dict[str, str]:
