@@ -1,9 +1,9 @@
 """One number of a suite, before it is known which SAE it belongs to."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Direction = Literal[1, 0, -1]
 
@@ -30,27 +30,6 @@ class Measured:
     direction: Direction = NEITHER
     task: str = ""
     n: int | None = None
-
-
-def from_mapping(
-    values: Mapping[str, Any],
-    directions: Mapping[str, Direction],
-    *,
-    task: str = "",
-    n: int | None = None,
-) -> Iterator[Measured]:
-    """Numbers of one of SAEBench's metric dictionaries; None and texts are left out.
-
-    Args:
-        values: Metric to number.
-        directions: Metrics that have a direction; the others describe.
-        task: Task of all of them.
-        n: Units behind all of them.
-    """
-    for metric, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        yield Measured(metric, float(value), directions.get(metric, NEITHER), task, n)
 
 
 def not_finite(rows: Iterable[Measured]) -> list[str]:
