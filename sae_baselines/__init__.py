@@ -18,6 +18,7 @@ from sae_baselines.version import __version__
 
 if TYPE_CHECKING:
     from sae_baselines.drift import DriftTracker
+    from sae_baselines.evals.registry import register_suite
     from sae_baselines.hub import publish
     from sae_baselines.pipeline import check, control, evaluate, train
     from sae_baselines.report import report
@@ -34,6 +35,7 @@ __all__ = [
     "load_results",
     "publish",
     "register_baselines",
+    "register_suite",
     "report",
     "train",
     "verdicts",
@@ -48,6 +50,7 @@ __getattr__ = lazy_names(
         "evaluate": f"{__name__}.pipeline",
         "load_results": f"{__name__}.results",
         "publish": f"{__name__}.hub",
+        "register_suite": f"{__name__}.evals.registry",
         "report": f"{__name__}.report",
         "train": f"{__name__}.pipeline",
         "verdicts": f"{__name__}.stats",
