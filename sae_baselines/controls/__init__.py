@@ -11,6 +11,7 @@ from sae_baselines.controls.kinds import (
     is_control,
     is_random,
     kind_of,
+    register_control,
 )
 from sae_baselines.controls.make import Control, build_control, check_control, make_control
 
@@ -29,4 +30,5 @@ __all__ = [
     "is_random",
     "kind_of",
     "make_control",
+    "register_control",
 ]

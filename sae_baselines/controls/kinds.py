@@ -1,7 +1,13 @@
-"""Which controls there are, and what each is the null for."""
+"""What a control is, and which there are; each is registered in the file that makes it."""
 
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sae_lens import SAE
 
 from sae_baselines.errors import UserError, did_you_mean
 
@@ -9,7 +15,6 @@ from sae_baselines.errors import UserError, did_you_mean
 # own trained SAE, and somebody else's.
 TRAINED = "trained"
 PUBLISHED = "published"
-RANDOM_SCHEMES = ("iso", "cov", "kaiming")
 
 # What a metric is computed from: the reconstruction; what a latent's direction does to the
 # model; latents alone, without chance; or something else, which is not compared with permuted
@@ -17,6 +22,12 @@ RANDOM_SCHEMES = ("iso", "cov", "kaiming")
 # is its good end), MDL (quantises until it reconstructs, which these cannot) and meta-SAEs
 # (they see the dictionary's inner geometry, which these keep).
 Depends = Literal["reconstruction", "edits", "latents", "other"]
+
+# From a stock SAE on the CPU, seed, scheme, ``[n, d_in]`` activations and wanted L0 (both None
+# where they were not given) to the control and what its metadata says of it.
+Build = Callable[
+    [SAE[Any], int, str, torch.Tensor | None, float | None], tuple[SAE[Any], dict[str, Any]]
+]
 
 
 @dataclass(frozen=True)
@@ -27,58 +38,46 @@ class ControlKind:
         name: What it is called in specs, tables and metadata.
         what: What is done, in a clause.
         null_for: What a score must exceed it to show.
+        build: Makes it.
         untrained: Whether nothing in it is trained: a random SAE, so that a claim to beat
             random has to beat it too. The others are the trained SAE with something broken.
         schemes: Ways to draw it; the first is the default.
         compared_on: What metrics depend on that it is a null for; None for all. Nothing else
             is compared.
         unchanged: What metrics depend on that are the source's by construction.
+        check: Raises `UserError` for an inference class that it cannot be made of;
+            None where it can be made of any.
     """
 
     name: str
     what: str
     null_for: str
-    untrained: bool
+    build: Build
+    untrained: bool = False
     schemes: tuple[str, ...] = ()
     compared_on: tuple[Depends, ...] | None = None
     unchanged: tuple[Depends, ...] = ()
+    check: Callable[[type[SAE[Any]]], None] | None = None
 
 
-CONTROLS: dict[str, ControlKind] = {
-    kind.name: kind
-    for kind in (
-        ControlKind(
-            "random",
-            what="random directions, read and written alike, with the source's shape and L0, "
-            "the mean of the activations and one best scale",
-            null_for="training as such: what the architecture scores with nothing learned but "
-            "a mean, a threshold and a scale",
-            untrained=True,
-            schemes=RANDOM_SCHEMES,
-        ),
-        ControlKind(
-            "permuted_decoder",
-            what="the source with the coordinates of all decoder rows permuted (and their "
-            "signs flipped) alike, which keeps every norm and every angle between rows",
-            null_for="writing in the model's own space: reconstruction and editing by "
-            "directions that belong to the model, beyond the latents and the dictionary's "
-            "inner geometry",
-            untrained=False,
-            compared_on=("reconstruction", "edits"),
-            unchanged=("latents",),
-        ),
-        ControlKind(
-            "permuted_pairing",
-            what="the source with its decoder directions dealt anew among its latents, none to "
-            "its own, each latent keeping its decoder norm",
-            null_for="the pairing: that a latent writes the direction that belongs to what it "
-            "reads, beyond the latents and the set of directions",
-            untrained=False,
-            compared_on=("reconstruction", "edits"),
-            unchanged=("latents",),
-        ),
-    )
-}
+CONTROLS: dict[str, ControlKind] = {}
+
+
+def register_control(kind: ControlKind) -> ControlKind:
+    """Make a control known by its name, wherever controls are named.
+
+    Raises:
+        UserError: The name is taken, or not a plain name.
+    """
+    if not kind.name.isidentifier() or kind.name in (TRAINED, PUBLISHED):
+        raise UserError(f"control: {kind.name!r} cannot be a name; use letters and underscores")
+    if kind.name in CONTROLS:
+        raise UserError(f"control: {kind.name!r} is registered already; use another name")
+    # Random ones are named first everywhere.
+    kinds = sorted([*CONTROLS.values(), kind], key=lambda known: not known.untrained)
+    CONTROLS.clear()
+    CONTROLS.update({known.name: known for known in kinds})
+    return kind
 
 
 def control_names() -> list[str]:
@@ -125,3 +124,9 @@ def is_random(constraint: str) -> bool:
     """Whether "beats random" has to beat a member of this constraint: all but broken SAEs."""
     kind = kind_of(constraint)
     return kind is None or kind.untrained
+
+
+def generator_of(kind: str, seed: int) -> np.random.Generator:
+    """A stream that is a function of kind and seed; numpy's, as `sample_directions`."""
+    entropy = np.random.SeedSequence([seed, zlib.crc32(kind.encode())])
+    return np.random.Generator(np.random.Philox(entropy))

@@ -1,17 +1,16 @@
 """Making a control from any SAE."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from sae_lens import SAE
 
+# These register the controls that they make.
+from sae_baselines.controls import permuted, untrained  # noqa: F401
 from sae_baselines.controls.kinds import ControlKind, get_control
-from sae_baselines.controls.latents import measured_l0
-from sae_baselines.controls.permuted import permuted_decoder, permuted_pairing
 from sae_baselines.controls.source import check_class, source_of
-from sae_baselines.controls.untrained import Scheme, check_sparsity, untrained
 from sae_baselines.errors import UserError
 
 # A random control is at its source's L0 on calibration activations, within this.
@@ -67,7 +66,7 @@ def make_control(
         source: An SAE (SAELens' inference or training SAE), a SAELens folder, or
             ``release:sae_id``.
         kind: ``random``, ``random:cov``, ``random:kaiming``, ``permuted_decoder`` or
-            ``permuted_pairing`` (`kinds.CONTROLS` says what each is the null for).
+            ``permuted_pairing`` (`CONTROLS` says what each is the null for).
         seed: Seed (>= 0).
         activations: Raw activations of the hook, ``[n, d_in]`` or ``[n, heads, d_head]``.
             Needed for ``random``; ``permuted_pairing`` tells live latents by them.
@@ -97,8 +96,8 @@ def check_control(kind: str, sae_class: type[SAE[Any]]) -> None:
     """
     control, _ = get_control(kind)
     check_class(sae_class)
-    if control.untrained:
-        check_sparsity(sae_class)
+    if control.check is not None:
+        control.check(sae_class)
 
 
 def build_control(
@@ -129,26 +128,8 @@ def build_control(
         "null_for": control.null_for,
         "source": given.described,
     }
-    if control.untrained:
-        if x is None:
-            raise UserError(
-                f"activations: {control.name} needs some, for the mean, the L0 and the scale; "
-                "give a [n, d_in] tensor of the hook's"
-            )
-        target = measured_l0(given.sae, x) if l0 is None else l0
-        d_sae = given.sae.cfg.d_sae
-        if not 0 < target < d_sae:
-            what = "the source's on these activations" if l0 is None else "the target"
-            raise UserError(
-                f"l0: {target:g}, {what}, is not between 0 and d_sae={d_sae}; give another"
-            )
-        sae, calibrated = untrained(given.sae, cast(Scheme, scheme), seed, x, target)
-        facts |= {"scheme": scheme, "calibration": asdict(calibrated)}
-    elif control.name == "permuted_decoder":
-        sae = permuted_decoder(given.sae, seed)
-    else:
-        sae, live = permuted_pairing(given.sae, seed, x)
-        facts |= {"live_latents": live, "live_known": x is not None}
+    sae, more = control.build(given.sae, seed, scheme, x, l0)
+    facts |= more
     # Where to use it, as the source says; what it is, as we say.
     for name in _OF_SOURCE:
         sae.cfg.metadata.__dict__.pop(name, None)

@@ -1,12 +1,12 @@
 """The trained SAE with a foreign decoder, its latents unchanged to the bit."""
 
-import zlib
 from typing import Any
 
 import numpy as np
 import torch
 from sae_lens import SAE
 
+from sae_baselines.controls.kinds import ControlKind, generator_of, register_control
 from sae_baselines.controls.latents import firing_rates, flat_copy
 from sae_baselines.controls.source import rebuilt
 from sae_baselines.errors import UserError
@@ -14,12 +14,6 @@ from sae_baselines.errors import UserError
 _ROWS_PER_CHUNK = 8192
 _NUDGES = 1000
 _PROBES = 64
-
-
-def generator_of(kind: str, seed: int) -> np.random.Generator:
-    """A stream that is a function of kind and seed; numpy's, as `sample_directions`."""
-    entropy = np.random.SeedSequence([seed, zlib.crc32(kind.encode())])
-    return np.random.Generator(np.random.Philox(entropy))
 
 
 @torch.no_grad()
@@ -148,3 +142,45 @@ def _same_latents(sae: SAE[Any], other: SAE[Any]) -> bool:
     scale = 1 + sae.b_dec.data.float().abs().mean()
     x = torch.from_numpy(noise).float() * scale + sae.b_dec.data.float()
     return torch.equal(a.encode(x), b.encode(x))
+
+
+def _decoder(
+    sae: SAE[Any], seed: int, scheme: str, activations: torch.Tensor | None, l0: float | None
+) -> tuple[SAE[Any], dict[str, Any]]:
+    del scheme, activations, l0
+    return permuted_decoder(sae, seed), {}
+
+
+def _pairing(
+    sae: SAE[Any], seed: int, scheme: str, activations: torch.Tensor | None, l0: float | None
+) -> tuple[SAE[Any], dict[str, Any]]:
+    del scheme, l0
+    made, live = permuted_pairing(sae, seed, activations)
+    return made, {"live_latents": live, "live_known": activations is not None}
+
+
+register_control(
+    ControlKind(
+        "permuted_decoder",
+        what="the source with the coordinates of all decoder rows permuted (and their "
+        "signs flipped) alike, which keeps every norm and every angle between rows",
+        null_for="writing in the model's own space: reconstruction and editing by "
+        "directions that belong to the model, beyond the latents and the dictionary's "
+        "inner geometry",
+        build=_decoder,
+        compared_on=("reconstruction", "edits"),
+        unchanged=("latents",),
+    )
+)
+register_control(
+    ControlKind(
+        "permuted_pairing",
+        what="the source with its decoder directions dealt anew among its latents, none to "
+        "its own, each latent keeping its decoder norm",
+        null_for="the pairing: that a latent writes the direction that belongs to what it "
+        "reads, beyond the latents and the set of directions",
+        build=_pairing,
+        compared_on=("reconstruction", "edits"),
+        unchanged=("latents",),
+    )
+)

@@ -1,7 +1,7 @@
 """SAEs with random directions, at a given L0 (paper, Appendix G)."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from sae_lens.saes.standard_sae import StandardSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_baselines.baselines import covariance_of, sample_directions
+from sae_baselines.controls.kinds import ControlKind, generator_of, register_control
 from sae_baselines.controls.latents import (
     chunks,
     cut_above,
@@ -19,7 +20,6 @@ from sae_baselines.controls.latents import (
     measured_l0,
     wanted_active,
 )
-from sae_baselines.controls.permuted import generator_of
 from sae_baselines.controls.source import rebuilt
 from sae_baselines.errors import UserError
 
@@ -176,3 +176,37 @@ def _best_scale(sae: Any, activations: torch.Tensor) -> float:
             "activations: random directions reconstruct nothing of them; are they all alike?"
         )
     return along / size
+
+
+def _random(
+    sae: SAE[Any], seed: int, scheme: str, activations: torch.Tensor | None, l0: float | None
+) -> tuple[SAE[Any], dict[str, Any]]:
+    if activations is None:
+        raise UserError(
+            "activations: random needs some, for the mean, the L0 and the scale; give a [n, "
+            "d_in] tensor of the hook's"
+        )
+    target = measured_l0(sae, activations) if l0 is None else l0
+    d_sae = sae.cfg.d_sae
+    if not 0 < target < d_sae:
+        what = "the source's on these activations" if l0 is None else "the target"
+        raise UserError(
+            f"l0: {target:g}, {what}, is not between 0 and d_sae={d_sae}; give another"
+        )
+    made, calibrated = untrained(sae, cast(Scheme, scheme), seed, activations, target)
+    return made, {"scheme": scheme, "calibration": asdict(calibrated)}
+
+
+register_control(
+    ControlKind(
+        "random",
+        what="random directions, read and written alike, with the source's shape and L0, "
+        "the mean of the activations and one best scale",
+        null_for="training as such: what the architecture scores with nothing learned but "
+        "a mean, a threshold and a scale",
+        build=_random,
+        untrained=True,
+        schemes=get_args(Scheme),
+        check=check_sparsity,
+    )
+)

@@ -1,9 +1,11 @@
 """SAEs without training: what is kept, what is lost, what stock SAELens makes of them."""
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_baselines.baselines import covariance_of, sample_directions
 from sae_baselines.controls import (
     CONTROLS,
+    ControlKind,
     control_names,
     get_control,
     is_random,
     make_control,
+    register_control,
 )
 from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import is_null_for, is_unchanged
@@ -463,3 +467,33 @@ def test_what_each_control_is_the_null_for_is_stated_and_kept_apart():
         assert all(is_null_for(name, *m) for m in metrics)
         assert not any(is_unchanged(name, *m) for m in metrics)
         assert is_random(name)
+
+
+def _halved(sae: SAE[Any], seed: int, *_: Any) -> tuple[SAE[Any], dict[str, Any]]:
+    sae.W_dec.data /= 2
+    return sae, {"by": seed}
+
+
+@pytest.fixture
+def halved() -> Iterator[None]:
+    register_control(
+        ControlKind("halved", what="half the decoder", null_for="its norm", build=_halved)
+    )
+    yield
+    del CONTROLS["halved"]
+
+
+@pytest.mark.usefixtures("halved")
+def test_a_control_from_outside_is_known_everywhere():
+    made = make_control(stock_sae("jumprelu"), "halved", seed=3)
+    assert torch.equal(made.sae.W_dec, stock_sae("jumprelu").W_dec / 2)
+    assert made.facts["control"] == "halved"
+    assert made.facts["by"] == 3
+    assert made.sae.cfg.metadata.sae_baselines == made.facts
+    assert tuple(control_names()[:3]) == RANDOM
+    assert control_names()[-1] == "halved"
+    assert not is_random("halved")
+    with pytest.raises(UserError, match="'halved' is registered already"):
+        register_control(get_control("halved")[0])
+    with pytest.raises(UserError, match="'trained' cannot be a name"):
+        register_control(dataclasses.replace(get_control("halved")[0], name="trained"))
