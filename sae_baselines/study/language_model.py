@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from sae_lens.load_model import load_model
-from transformer_lens import loading_from_pretrained
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sae_baselines.compat.models import official_name, set_rotary_base
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.study.spec import ModelSpec
 
@@ -67,43 +67,18 @@ def _from_folder(
         # config, so the folder is shown to it under a neutral name.
         alias = Path(scratch) / "local_model"
         alias.symlink_to(folder.resolve(), target_is_directory=True)
-        known: list[str] = vars(loading_from_pretrained)["OFFICIAL_MODEL_NAMES"]
-        known.append(str(alias))
         kwargs = {
             "hf_model": hf_model,
             "tokenizer": tokenizer,
             "center_writing_weights": center_writing_weights,
             "dtype": dtype,
         }
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # prints the alias
-                model = load_model("HookedTransformer", str(alias), device, kwargs)
-        finally:
-            known.remove(str(alias))
-    _set_rotary_base(model, hf_model.config)
+        # SAELens prints the alias.
+        with official_name(str(alias)), contextlib.redirect_stdout(io.StringIO()):
+            model = load_model("HookedTransformer", str(alias), device, kwargs)
+    set_rotary_base(model, hf_model.config)
     _assert_same_model(model, hf_model.to(device), folder)
     return model
-
-
-def _set_rotary_base(model: HookedRootModule, config: Any) -> None:
-    """Give the model the rotary base of its own config.
-
-    TransformerLens' reading of a local Llama-style folder leaves the base at 10,000 whatever
-    the config says (seen in 3.2.1: logits of SmolLM2, base 100,000, off by up to 4).
-    """
-    cfg: Any = model.cfg
-    parameters = getattr(config, "rope_parameters", None) or {}
-    base = getattr(config, "rope_theta", None) or parameters.get("rope_theta")
-    if cfg.positional_embedding_type != "rotary" or not base or base == cfg.rotary_base:
-        return
-    cfg.rotary_base = base
-    for block in model.blocks:  # type: ignore[union-attr]
-        attn: Any = block.attn
-        sin, cos = attn.calculate_sin_cos_rotary(
-            cfg.rotary_dim, cfg.n_ctx, base=base, dtype=cfg.dtype
-        )
-        attn.rotary_sin.copy_(sin)
-        attn.rotary_cos.copy_(cos)
 
 
 @torch.no_grad()

@@ -1,9 +1,4 @@
-"""SAELens' multi-SAE runner with what a long panel needs around it.
-
-The only place of the package that overrides SAELens' private methods: two hooks of
-`MultiSAETrainingRunner` that receive the trainer and the checkpoint folder. A test fails
-when they move (tests/panel/test_runner.py).
-"""
+"""SAELens' multi-SAE runner with what a long panel needs around it."""
 
 import json
 import logging
@@ -16,11 +11,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from sae_lens import MultiSAETrainingRunner
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
+from sae_baselines.compat.training import OpenRunner
 from sae_baselines.errors import UserError
 from sae_baselines.study.held_out import checked_activations
 
@@ -34,7 +29,7 @@ class InterruptedTrainingError(Exception):
     """Training was asked to stop; a checkpoint of the last whole step is on disk."""
 
 
-class PanelRunner(MultiSAETrainingRunner):
+class PanelRunner(OpenRunner):
     """Trains all members of a pass.
 
     Beyond SAELens': signals are answered between steps, never inside one, so that members
@@ -44,7 +39,6 @@ class PanelRunner(MultiSAETrainingRunner):
 
     keep_checkpoints: int = 1
     spec_hash: str = ""
-    trainer: MultiSAETrainer
 
     def prepare(self, keep_checkpoints: int, spec_hash: str) -> None:
         """Call once between construction and `run`."""
@@ -55,10 +49,7 @@ class PanelRunner(MultiSAETrainingRunner):
         read = checked_activations(store.get_multi_hook_activations, dtype)
         store.get_multi_hook_activations = read  # type: ignore[method-assign]
 
-    def _run_with_interruption_handling(
-        self, trainer: MultiSAETrainer
-    ) -> dict[str, TrainingSAE[Any]]:
-        self.trainer = trainer
+    def fit(self, trainer: MultiSAETrainer) -> dict[str, TrainingSAE[Any]]:
         # SAELens starts the list anew on resume, and would save once for each past entry.
         done = trainer.n_training_samples
         trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]
@@ -71,14 +62,9 @@ class PanelRunner(MultiSAETrainingRunner):
                     trainer.save_checkpoint(str(trainer.n_training_samples))
                 raise
 
-    def _save_runner_checkpoint_files(self, checkpoint_path: Path | None) -> None:
-        super()._save_runner_checkpoint_files(checkpoint_path)
-        if checkpoint_path is None:
-            return
+    def checkpoint_saved(self, folder: Path) -> None:
         samples = self.trainer.n_training_samples
-        complete_checkpoint(
-            checkpoint_path, self.saes, samples, self.spec_hash, self.keep_checkpoints
-        )
+        complete_checkpoint(folder, self.saes, samples, self.spec_hash, self.keep_checkpoints)
 
 
 def complete_checkpoint(

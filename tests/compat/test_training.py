@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import MultiSAETrainingRunner
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.compat.training import TrainingStep, around_each_step
+from sae_baselines.compat.training import OpenRunner, TrainingStep, around_each_step
 from tests.helpers import make_sae, make_trainer
 
 
@@ -49,3 +50,22 @@ def test_the_step_is_put_back_whatever_happens() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert SAETrainer.step is original
+
+
+def test_saelens_has_the_methods_that_are_overridden_with_the_same_arguments() -> None:
+    for name in ("_run_with_interruption_handling", "_save_runner_checkpoint_files"):
+        theirs = getattr(MultiSAETrainingRunner, name, None)
+        assert theirs is not None, f"SAELens moved MultiSAETrainingRunner.{name}"
+        ours = getattr(OpenRunner, name)
+        assert list(inspect.signature(ours).parameters) == list(
+            inspect.signature(theirs).parameters
+        )
+
+
+def test_saelens_calls_them_where_it_did() -> None:
+    run = inspect.getsource(MultiSAETrainingRunner.run)
+    assert "self._run_with_interruption_handling(trainer)" in run
+    assert "save_checkpoint_fn=self._save_runner_checkpoint_files" in run
+    fit = inspect.getsource(MultiSAETrainer.fit)
+    assert "next(self.data_provider)" in fit
+    assert "checkpoint_thresholds" in inspect.getsource(MultiSAETrainer.__init__)

@@ -32,7 +32,7 @@ def test_a_model_that_predicts_otherwise_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = save_tiny_model(tmp_path / "tiny", rope_theta=100.0)
-    monkeypatch.setattr(language_model, "_set_rotary_base", lambda *_: None)
+    monkeypatch.setattr(language_model, "set_rotary_base", lambda *_: None)
     with pytest.raises(UserError, match="predicts otherwise than transformers'"):
         load_language_model(ModelSpec(name=str(folder)), HOOK, "cpu")
 

@@ -1,0 +1,43 @@
+"""What this package takes for granted of TransformerLens' loading."""
+
+import inspect
+
+import pytest
+from transformer_lens import loading_from_pretrained
+from transformer_lens.components.abstract_attention import AbstractAttention
+
+from sae_baselines.compat.models import official_name
+
+
+def _names() -> list[str]:
+    names = getattr(loading_from_pretrained, "OFFICIAL_MODEL_NAMES", None)
+    assert isinstance(names, list), (
+        "transformer_lens.loading_from_pretrained.OFFICIAL_MODEL_NAMES is no list any more: "
+        "local folders cannot be loaded under a name of their own"
+    )
+    return names
+
+
+def test_a_name_is_on_the_list_for_a_while_whatever_happens() -> None:
+    before = list(_names())
+
+    def fail() -> None:
+        with official_name("a/name"):
+            assert "a/name" in _names()
+            assert loading_from_pretrained.get_official_model_name("a/name") == "a/name"
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert _names() == before
+
+
+def test_sines_and_cosines_of_rotary_positions_are_made_from_a_base() -> None:
+    method = getattr(AbstractAttention, "calculate_sin_cos_rotary", None)
+    assert method is not None, "AbstractAttention.calculate_sin_cos_rotary moved"
+    assert list(inspect.signature(method).parameters)[1:] == [
+        "rotary_dim",
+        "n_ctx",
+        "base",
+        "dtype",
+    ], "AbstractAttention.calculate_sin_cos_rotary takes something else"
