@@ -10,6 +10,49 @@ from sae_lens.saes.sae import TrainingSAE
 _ROWS_PER_CHUNK = 1024
 
 
+class RunningVariance:
+    """1 - E||x - x_hat||^2 / E||x - E[x]||^2 in float64, in one pass (paper, Notation).
+
+    Args:
+        shift: Sums are taken around this ``[d_in]``, so that a mean far from zero costs no
+            digits; default: the mean of the first batch.
+    """
+
+    def __init__(self, shift: torch.Tensor | None = None) -> None:
+        self.n = 0
+        self.residual = 0.0
+        self._square = 0.0
+        self._shift = shift
+        self._sum: torch.Tensor | None = None
+
+    def add(self, x: torch.Tensor, x_hat: torch.Tensor) -> None:
+        """Add activations and their reconstructions, both ``[n, d_in]``."""
+        if not len(x):
+            return
+        x, x_hat = x.double(), x_hat.double()
+        if self._shift is None:
+            self._shift = x.mean(dim=0)
+        self.n += len(x)
+        self.residual += float((x - x_hat).pow(2).sum())
+        shifted = x - self._shift.to(x.device)
+        self._square += float(shifted.pow(2).sum())
+        total = shifted.sum(dim=0)
+        self._sum = total if self._sum is None else self._sum + total
+
+    @property
+    def variance(self) -> float:
+        """Sum over activations of ||x - E[x]||^2; NaN without any."""
+        if self._sum is None:
+            return math.nan
+        return self._square - float(self._sum.pow(2).sum()) / self.n
+
+    @property
+    def explained_variance(self) -> float:
+        """NaN without activations or without variance."""
+        variance = self.variance
+        return 1 - self.residual / variance if variance > 0 else math.nan
+
+
 @torch.no_grad()
 def explained_variance(
     sae: SAE[Any] | TrainingSAE[Any], activations: torch.Tensor
@@ -25,17 +68,14 @@ def explained_variance(
         EV as the paper defines it (Notation), mean L0, latents that fired at least once. NaN
         where the SAE reconstructs NaN.
     """
-    mean = activations.double().mean(dim=0).to(sae.device)
-    residual = variance = active = 0.0
+    total = RunningVariance(activations.double().mean(dim=0))
+    active = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
     for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
         x = activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
         acts = sae.encode(x)
-        error = x.double() - sae.decode(acts).double()
-        residual += float(error.pow(2).sum())
-        variance += float((x.double() - mean).pow(2).sum())
+        total.add(x, sae.decode(acts))
         firing = (acts.to_dense() if acts.is_sparse else acts) != 0
         active += float(firing.sum())
         fired |= firing.any(dim=0)
-    ev = 1.0 - residual / variance if variance > 0 else math.nan
-    return ev, active / activations.shape[0], int(fired.sum())
+    return total.explained_variance, active / activations.shape[0], int(fired.sum())

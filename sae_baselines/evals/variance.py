@@ -1,47 +1,12 @@
 """Explained variance as the paper defines it, over tokens that arrive in batches."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from sae_lens import SAE
 
-
-class RunningVariance:
-    """1 - E||x - x_hat||^2 / E||x - E[x]||^2 in float64, in one pass.
-
-    Sums are taken around the first batch's mean, so that a mean far from zero costs no digits.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self._residual = 0.0
-        self._square = 0.0
-        self._shift: torch.Tensor | None = None
-        self._sum: torch.Tensor | None = None
-
-    def add(self, x: torch.Tensor, x_hat: torch.Tensor) -> None:
-        """Add activations and their reconstructions, both ``[n, d_in]``."""
-        if not len(x):
-            return
-        x, x_hat = x.double().cpu(), x_hat.double().cpu()
-        if self._shift is None or self._sum is None:
-            self._shift = x.mean(dim=0)
-            self._sum = torch.zeros_like(self._shift)
-        self.n += len(x)
-        self._residual += float((x - x_hat).pow(2).sum())
-        shifted = x - self._shift
-        self._square += float(shifted.pow(2).sum())
-        self._sum += shifted.sum(dim=0)
-
-    @property
-    def explained_variance(self) -> float:
-        """NaN without tokens or without variance."""
-        if self._sum is None:
-            return math.nan
-        variance = self._square - float(self._sum.pow(2).sum()) / self.n
-        return 1 - self._residual / variance if variance > 0 else math.nan
+from sae_baselines.reconstruction import RunningVariance
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformer_lens import HookedTransformer
 
-from sae_baselines.evals.variance import RunningVariance, explained_variance
+from sae_baselines.evals.variance import explained_variance
+from sae_baselines.reconstruction import RunningVariance
 from tests.evals.tiny_hub import CONTEXT, D_MODEL, MODEL, tiny_sae
 
 

@@ -21,6 +21,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_baselines.controls.source import FOLDED_LATER
 from sae_baselines.errors import UserError
+from sae_baselines.reconstruction import RunningVariance
 from sae_baselines.study.synthetic.recovery import (
     THRESHOLDS,
     best_cosine,
@@ -237,9 +238,7 @@ class _Totals:
         )
         self.latent_firings = torch.zeros(len(directions), dtype=torch.int64)
         self.firings = torch.zeros(len(truth), dtype=torch.int64)
-        self._n = 0
-        self._residual = self._square = 0.0
-        self._sum: torch.Tensor | float = 0.0
+        self._variance = RunningVariance(torch.zeros(truth.shape[1]))
 
     def add(
         self, x: torch.Tensor, active: torch.Tensor, latents: torch.Tensor, x_hat: torch.Tensor
@@ -256,11 +255,7 @@ class _Totals:
         self.classification.add_batch(latents, active)
         self.latent_firings += (latents != 0).sum(dim=0).cpu()
         self.firings += (active > 0).sum(dim=0).cpu()
-        wide, wide_hat = x.cpu().double(), x_hat.cpu().double()
-        self._n += len(x)
-        self._residual += float((wide - wide_hat).pow(2).sum())
-        self._square += float(wide.pow(2).sum())
-        self._sum = self._sum + wide.sum(dim=0)
+        self._variance.add(x.cpu(), x_hat.cpu())
 
     @property
     def explained_variance(self) -> float:
@@ -268,13 +263,13 @@ class _Totals:
         Raises:
             UserError: No finite one.
         """
-        variance = self._square - float(torch.as_tensor(self._sum).pow(2).sum()) / self._n
-        if not (variance > 0 and math.isfinite(self._residual)):
+        total = self._variance
+        if not (total.variance > 0 and math.isfinite(total.residual)):
             raise UserError(
-                f"ev: residual {self._residual:g}, variance {variance:g} over {self._n} "
+                f"ev: residual {total.residual:g}, variance {total.variance:g} over {total.n} "
                 "samples; did training diverge, or is there one sample only?"
             )
-        return 1.0 - self._residual / variance
+        return total.explained_variance
 
 
 def _in_activation_space(W_dec: torch.Tensor, scaler: ActivationScaler) -> torch.Tensor:
