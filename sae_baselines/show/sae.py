@@ -19,6 +19,7 @@ from sae_baselines.evals.target import constraint_of
 from sae_baselines.files import read_json
 from sae_baselines.provenance import samples_seen
 from sae_baselines.study.folder import PROVENANCE_FILE, STUDY_FILE, read_measurement
+from sae_baselines.study.measure import l0_matches
 
 COVARIANCE_FILE = "init_covariance.safetensors"
 _WHITENED = "covariance_whitening"
@@ -299,7 +300,7 @@ def _warnings(facts: Mapping[str, Any], promise: Promise | None) -> list[str]:
         )
     l0, target = facts["l0"], facts["l0_target"]
     held_out = str(facts["l0_measured"]).startswith("of the exported")
-    if held_out and l0 and target and not math.isnan(target) and abs(l0 / target - 1) > 0.05:
+    if held_out and l0 and target and not math.isnan(target) and not l0_matches(l0, target):
         warnings.append(
             f"its L0 {l0:.4g} is more than 5 % off its target {target:g}; compare it with "
             "nothing at another L0"
