@@ -9,7 +9,7 @@ import pytest
 
 from sae_baselines.report import Failure, Note, ReportContext
 from sae_baselines.report.caveats import Caveat, caveats
-from sae_baselines.results.tidy import tidy
+from sae_baselines.results import Results
 from sae_baselines.stats import verdicts
 from tests.report.studies import MEMBERS, PRIMARY, VERSIONS, change, clean, context
 from tests.stats.tables import rows
@@ -19,7 +19,7 @@ Edit = Callable[[pd.DataFrame], pd.DataFrame]
 
 def _found(frame: pd.DataFrame, given: ReportContext) -> list[Caveat]:
     items = verdicts(frame, metrics=PRIMARY[1:], on_missing="exclude", resamples=50)
-    return caveats(tidy(frame), given, items, [])
+    return caveats(Results.of(frame), given, items, [])
 
 
 def _without(**where: Any) -> Edit:
