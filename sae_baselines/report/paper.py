@@ -27,7 +27,6 @@ _TABLE: dict[str, dict[str, tuple[float, float, float, float]]] = {
 _AUTOINTERP = {"batchtopk": (0.90, 0.88)}
 # Metric here: column there, and what differs.
 _METRICS = {
-    ("panel", "ev"): ("EV", ""),
     ("panel", "explained_variance"): ("EV", ""),
     ("core", "explained_variance_paper"): ("EV", ""),
     ("sparse_probing", "sae_top_1_test_accuracy"): ("probing top-1", ""),
