@@ -10,7 +10,13 @@ from typer.testing import CliRunner
 from sae_baselines.errors import UserError
 from sae_baselines.evals import evaluate, register_suite, registry, write_results
 from sae_baselines.evals.metrics import HIGHER, Margin, Metric
-from sae_baselines.evals.registry import is_null_for, is_unchanged, metric_of, suite_names
+from sae_baselines.evals.registry import (
+    is_null_for,
+    is_unchanged,
+    margin_for,
+    metric_of,
+    suite_names,
+)
 from sae_baselines.evals.suite import Needs, Subject
 from sae_baselines.evals.versions import Requirement
 from sae_baselines.report.names import title
@@ -138,3 +144,12 @@ def test_of_a_suite_that_nobody_registered_the_usual_is_assumed() -> None:
     assert known.margin.value == 0.02
     assert known.title == "theirs: my_explained_variance"
     assert metric_of("theirs", "nothing").margin is None
+
+
+@pytest.mark.parametrize("suite", ["absorption", "ravel", "meta_structure", "scr", "tpp"])
+def test_a_metric_that_a_suite_does_not_list_has_the_margin_of_its_others(suite: str) -> None:
+    margin = margin_for(suite, "of_another_version")
+    assert margin is not None
+    assert margin.value == 0.02
+    edits = suite in ("ravel", "scr", "tpp")
+    assert is_null_for("permuted_decoder", suite, "of_another_version") == edits

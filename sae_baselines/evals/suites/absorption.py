@@ -55,6 +55,7 @@ class Absorption(SAEBenchSuite):
     metrics = (
         Metric(primary[0], LOWER, "Absorption fraction", _MARGIN, "fraction"),
         Metric("mean_full_absorption_score", LOWER, "Full absorption", _MARGIN, "fraction"),
+        Metric("*", margin=_MARGIN, unit="fraction"),
     )
     needs = Needs(data=False)
     evaluation = "absorption"

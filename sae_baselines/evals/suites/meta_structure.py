@@ -11,6 +11,7 @@ from sae_baselines.evals.measured import LOWER, Measured
 from sae_baselines.evals.metrics import Margin, Metric
 from sae_baselines.evals.suite import Extras, Needs, SAEBenchSuite, Subject, SuiteCall
 
+_MARGIN = Margin(0.02, "2 points of the decoder's variance explained by the meta-SAE.")
 _EXPLAINED = "decoder_fraction_variance_explained"
 _CAVEAT = (
     "meta_structure: less variance explained counts as better, but random directions share no "
@@ -36,9 +37,10 @@ class MetaStructure(SAEBenchSuite):
             _EXPLAINED,
             LOWER,
             "Meta-SAE variance explained",
-            Margin(0.02, "2 points of the decoder's variance explained by the meta-SAE."),
+            _MARGIN,
             "fraction",
         ),
+        Metric("*", margin=_MARGIN, unit="fraction"),
     )
     needs = Needs(model=False, data=False)
     evaluation = "meta_structure"

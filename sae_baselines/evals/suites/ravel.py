@@ -39,13 +39,11 @@ class Ravel(SAEBenchSuite):
     name = "ravel"
     summary = "swapping latents changes one attribute of an entity and leaves the others"
     primary = ("disentanglement_score",)
-    metrics = tuple(
-        Metric(name, HIGHER, title, _MARGIN, "fraction", "edits")
-        for name, title in (
-            ("disentanglement_score", "RAVEL disentanglement"),
-            ("cause_score", "RAVEL cause"),
-            ("isolation_score", "RAVEL isolation"),
-        )
+    metrics = (
+        Metric(primary[0], HIGHER, "RAVEL disentanglement", _MARGIN, "fraction", "edits"),
+        Metric("cause_score", HIGHER, "RAVEL cause", _MARGIN, "fraction", "edits"),
+        Metric("isolation_score", HIGHER, "RAVEL isolation", _MARGIN, "fraction", "edits"),
+        Metric("*", margin=_MARGIN, unit="fraction", depends="edits"),
     )
     requirements = (
         Requirement(
