@@ -223,8 +223,9 @@ def _facts(
 def _measured_on(ours: Mapping[str, Any]) -> str:
     """What the L0 in an SAE's metadata was measured on."""
     # Panels write theirs over SAELens', which is that of the last training batches.
-    if "l0_held_out" in ours or ("panel" in ours and "tokens_seen" in ours):
-        return "on held-out text, by its panel"
+    if "panel" in ours and ("l0_held_out" in ours or "tokens_seen" in ours):
+        text = "held_out_documents" in ours or "tokens_seen" in ours
+        return f"on held-out {'text' if text else 'activations'}, by its panel"
     return "at the end of training, by SAELens"
 
 

@@ -269,6 +269,35 @@ def test_a_study_is_its_members(study: Path):
     assert "1.000 / 1.000" in text
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"panel": "p", "tokens_seen": 5}, "on held-out text, by its panel"),
+        (
+            {"panel": "p", "l0_held_out": 3.0, "held_out_documents": 2},
+            "on held-out text, by its panel",
+        ),
+        (
+            {"panel": "p", "l0_held_out": 3.0, "held_out_photographs": 2},
+            "on held-out activations, by its panel",
+        ),
+        ({"panel": "p", "samples_seen": 5}, "at the end of training, by SAELens"),
+        ({}, "at the end of training, by SAELens"),
+    ],
+)
+def test_what_an_l0_was_measured_on_is_said_of_each_source(
+    facts: dict[str, Any], words: str, study: Path, tmp_path: Path
+):
+    member = study / "panels" / "batchtopk_l0_6_seed_0" / "trained"
+    shutil.copytree(member, tmp_path / "alone")
+    (tmp_path / "alone" / "measurement.json").unlink()
+    file = tmp_path / "alone" / "cfg.json"
+    cfg = json.loads(file.read_text())
+    cfg["metadata"]["sae_baselines"] = facts
+    file.write_text(json.dumps(cfg))
+    assert shown(tmp_path / "alone")["l0_measured"] == words
+
+
 def test_a_member_on_its_own_says_what_its_l0_was_measured_on(study: Path, tmp_path: Path):
     folder = study / "panels" / "batchtopk_l0_6_seed_0" / "trained"
     for name in ("cfg.json", "sae_weights.safetensors"):  # as the Hub has it
