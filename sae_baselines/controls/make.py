@@ -14,7 +14,7 @@ from sae_baselines.controls.source import check_class, source_of
 from sae_baselines.errors import UserError
 
 # A random control is at its source's L0 on calibration activations, within this.
-L0_TOLERANCE = 0.01
+_L0_MISS = 0.01
 # What the source's metadata says of the source alone.
 _OF_SOURCE = (
     "training_architecture",
@@ -80,7 +80,7 @@ def make_control(
     calibrated = made.facts.get("calibration")
     if calibrated is not None:
         got, target = calibrated["l0"], calibrated["target_l0"]
-        if abs(got - target) > L0_TOLERANCE * target:
+        if abs(got - target) > _L0_MISS * target:
             raise UserError(
                 f"l0: {target:.4g} cannot be met by a random {made.sae.cfg.architecture()!r} "
                 f"SAE on these activations, {got:.4g} can; give l0={got:.4g}"

@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,7 +45,7 @@ from sae_baselines.study.plan import (
 )
 from sae_baselines.study.reference.member import keep_published, published_measurement
 from sae_baselines.study.runner import assert_finite
-from sae_baselines.study.spec import PUBLISHED, MemberSpec, StudySpec, spec_hash
+from sae_baselines.study.spec import PUBLISHED, StudySpec, spec_hash
 from sae_baselines.study.untrained import make_controls
 
 logger = logging.getLogger("sae_baselines")
@@ -224,9 +224,10 @@ def train_study(
         if finished:
             logger.info("%s is finished; nothing to do", folder.root)
         else:
+            work = tasks(spec)
             for source in spec.source_names:
-                work = [task for task in tasks(spec) if task.source == source]
-                trained += _Work(spec, folder, source, inputs).run(work)
+                of_source = [task for task in work if task.source == source]
+                trained += _Work(spec, folder, source, inputs).run(of_source)
             if folder.checkpoints.exists():
                 shutil.rmtree(folder.checkpoints)
         return StudyResult(folder.root, measurements_of(spec, folder), trained)
@@ -308,6 +309,11 @@ class _Work:
         self, spec: StudySpec, folder: StudyFolder, name: str, inputs: Mapping[str, Any]
     ) -> None:
         self.spec, self.folder, self.name = spec, folder, name
+        self.members = {
+            key.name: (key, member)
+            for panel in spec.panels(name)
+            for key, member in members_of(spec, panel).items()
+        }
         module, kind = spec.source.split(":")
         self.source: Source = getattr(importlib.import_module(module), kind)(
             spec, folder, name, **inputs
@@ -315,23 +321,21 @@ class _Work:
         self.source.start_folder.mkdir(parents=True, exist_ok=True)
         self.start = prepare_start(spec, self.source.calibration, self.source.start_folder)
 
-    def run(self, work: Iterable[Task]) -> list[MemberKey]:
+    def run(self, work: Sequence[Task]) -> list[MemberKey]:
         if self.spec.reference is not None:
             keep_published(self.spec, self.folder)
-        work = list(work)
         made: list[MemberKey] = []
         for task in work:
             if task.kind == "train":
                 made += self._train(task.what)
             elif task.kind == "controls":
                 made += self._make_controls()
-        missing = [t.what for t in work if t.kind == "measure" and not self._is_measured(t)]
+        measured = [t.what for t in work if t.kind == "measure"]
+        missing = [what for what in measured if not self._is_measured(what)]
         where = f" ({self.name})" if self.name else ""
         for what in tqdm(missing, desc=f"Measuring{where}", unit="SAE"):
             self._measure(what)
-        if {t.name for t in tasks(self.spec) if t.source == self.name} <= {
-            t.name for t in work
-        }:
+        if all(map(self._is_measured, self.members)):
             self.source.finish()
         return made
 
@@ -415,13 +419,10 @@ class _Work:
             self.spec.panels(self.name),
         )
 
-    def _is_measured(self, task: Task) -> bool:
-        if task.what == PUBLISHED:
+    def _is_measured(self, what: str) -> bool:
+        if what == PUBLISHED:
             return published_measurement(self.folder) is not None
-        return self.folder.measurement(self._member(task.what)[0]) is not None
-
-    def _member(self, name: str) -> tuple[MemberKey, MemberSpec]:
-        return next((k, m) for k, m in all_members(self.spec).items() if k.name == name)
+        return self.folder.measurement(self.members[what][0]) is not None
 
     def _measure(self, what: str) -> None:
         if what == PUBLISHED:
@@ -432,7 +433,7 @@ class _Work:
                 self.source.measure(sae, self.folder.published, target, None),
             )
             return
-        key, member = self._member(what)
+        key, member = self.members[what]
         folder = self.folder.member(key)
         try:
             sae = SAE.load_from_disk(folder, device=self.source.device)

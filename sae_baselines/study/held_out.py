@@ -60,14 +60,13 @@ def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, devic
         device: Where batches are kept.
 
     Raises:
-        UserError: Too little text, no such hook, another width than the spec's, activations
+        UserError: Too little text, no such hook, one that does not fit the spec, activations
             with NaN or infinity.
     """
     if spec.hook_name not in model.hook_dict:
         raise UserError(f"hook_name: {spec.hook_name!r} is not a hook of the given model")
     d_in = hook_width(model, spec.hook_name)
-    if spec.d_in is not None and spec.d_in != d_in:
-        raise UserError(f"d_in: {spec.d_in} does not match {spec.hook_name}, which has {d_in}")
+    spec.check_hook(d_in)
     split = split_text(text, spec, model)
     torch.manual_seed(0)
     held_out = collect_held_out(model, split.held_out, spec, d_in, device)

@@ -365,10 +365,8 @@ class HookSpec(StudySpec):
             raise UserError(
                 f"d_in: {self.d_in} does not match {self.hook_name}, which has {d_in}"
             )
-        width = self.width(d_in)
         for l0 in self.l0s:
-            if l0 >= width:
-                raise UserError(f"l0: {l0:g} is not below d_sae={width}; use a smaller target")
+            check_width(l0, self.width(d_in))
 
     def passes(self, source: str = "") -> list[Pass]:
         """One stream each, at most ``max_panels_per_pass`` panels."""
@@ -644,13 +642,17 @@ def validate_l0(spec: StudySpec) -> None:
     for l0 in spec.l0s:
         if not l0 > 0:
             raise UserError(f"l0: {l0:g} is out of range; use a target above 0")
-        if spec.fixed_width is not None and l0 >= spec.fixed_width:
-            raise UserError(
-                f"l0: {l0:g} is not below d_sae={spec.fixed_width}; use a smaller target"
-            )
+        if spec.fixed_width is not None:
+            check_width(l0, spec.fixed_width)
         for architecture in spec.architectures:
             if has_integer_k(architecture) and l0 != int(l0):
                 raise UserError(f"l0: {l0:g} is not an integer, but k of {architecture} is one")
+
+
+def check_width(l0: float, d_sae: int) -> None:
+    """Raises `UserError` unless there are more latents than shall be active."""
+    if l0 >= d_sae:
+        raise UserError(f"l0: {l0:g} is not below d_sae={d_sae}; use a smaller target")
 
 
 def has_integer_k(architecture: str) -> bool:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.table import comparability_notes, rows_by_panel
 
 COLUMNS = (
     "member",
@@ -18,21 +19,17 @@ COLUMNS = (
 
 def rows_of(measurements: dict[MemberKey, dict[str, Any]]) -> dict[str, list[tuple[str, ...]]]:
     """Per panel, one row of text per member, under `COLUMNS`."""
-    panels: dict[str, list[tuple[str, ...]]] = {}
-    for key, m in measurements.items():
-        mark = "" if m["l0_matches"] else " (!)"
-        row = (
-            key.member,
-            f"{m['explained_variance']:.3f}",
-            f"{m['l0']:.1f}{mark}",
-            _percent(m["dead"] / m["d_sae"]),
-            _percent(m["rare"] / m["d_sae"]),
-            _number(m["rare_patches"]),
-            _number(m["rare_photographs"]),
-            _percent(m["rare_on_one_photograph"]),
-        )
-        panels.setdefault(key.panel.name, []).append(row)
-    return panels
+    return rows_by_panel(measurements, _cells)
+
+
+def _cells(m: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        _percent(m["dead"] / m["d_sae"]),
+        _percent(m["rare"] / m["d_sae"]),
+        _number(m["rare_patches"]),
+        _number(m["rare_photographs"]),
+        _percent(m["rare_on_one_photograph"]),
+    )
 
 
 def _percent(share: float | None) -> str:
@@ -57,14 +54,5 @@ def notes(measurements: dict[MemberKey, dict[str, Any]]) -> list[str]:
         "the median one fires, and how many of them fire on one photograph only, where four "
         "patches that look alike prove little.",
     ]
-    off = [k for k, m in measurements.items() if not m["l0_matches"]]
-    if off:
-        named = ", ".join(f"{k.panel.name}/{k.member}" for k in off)
-        lines.append(
-            f"(!) L0 more than 5 % off its target: {named}. Members at different L0 must not "
-            "be compared; use more held-out photographs, or train longer."
-        )
-    seeds = {k.panel.seed for k in measurements}
-    if len(seeds) == 1:
-        lines.append("Single seed: numbers, no verdict.")
-    return lines
+    remedy = "use more held-out photographs, or train longer"
+    return [*lines, *comparability_notes(measurements, remedy)]

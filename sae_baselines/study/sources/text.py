@@ -78,7 +78,6 @@ class TextSource:
             model = load_language_model(spec.model, spec.hook_name, self.device)
         self.model = model
         self.data = study_data(spec, model, text, self.device)
-        spec.check_hook(self.data.d_in)
         self.calibration = self.data.held_out.calibration
         self.held_out = self.data.held_out.evaluation
         self.facts = {"held_out_documents": self.data.n_held_out}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.results import COLUMNS, load_results
-from sae_baselines.study.engine import StudyResult, train_study
+from sae_baselines.study.engine import StudyResult, run_task, tasks, train_study
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.patches.store import PatchStream
@@ -231,3 +231,17 @@ def test_the_exported_config_has_the_l0_of_held_out_patches(study: StudyResult) 
         config = json.loads((folder.member(key) / "cfg.json").read_text())
         assert config["metadata"]["l0"] == measured["l0"]
         assert config["metadata"]["sae_baselines"]["l0_held_out"] == measured["l0"]
+
+
+def test_done_in_tasks_it_is_bitwise_the_same_and_leaves_no_activations(
+    study: StudyResult, spec: VisionSpec, tmp_path: Path
+) -> None:
+    for task in tasks(spec):
+        run_task(spec, tmp_path, task.name)
+    names = ("*.safetensors", "measurement.json")
+    files = [p for name in names for p in (study.folder / "panels").rglob(name)]
+    assert len(files) == len(all_members(spec)) * 4
+    for path in files:
+        assert (tmp_path / path.relative_to(study.folder)).read_bytes() == path.read_bytes()
+    left = [p.name for p in (tmp_path / "activations").glob("*.npy")]
+    assert left == ["evaluation.npy"]
