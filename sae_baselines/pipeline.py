@@ -36,10 +36,10 @@ from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.report import Report, report
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.engine import resolve_device
-from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
-from sae_baselines.study.spec import read_yaml
+from sae_baselines.study.spec import import_plugins, read_yaml
 
 PANEL_FILES = (".yaml", ".yml")
 
@@ -113,6 +113,7 @@ def evaluate(
     clean: bool = False,
     verbose: bool = False,
     command: str | None = None,
+    allow_plugins: bool = False,
 ) -> Evaluation:
     """Run SAEBench's suites on a study, on SAELens folders, or on published SAEs.
 
@@ -131,6 +132,8 @@ def evaluate(
         clean: Remove cached activations at the end.
         verbose: Show SAEBench's own output instead of writing it to log files.
         command: Command line to record.
+        allow_plugins: Import the modules that a study names under ``plugins``, where its SAEs
+            have a class that only they know. They run: only for studies whose code you trust.
 
     Raises:
         UserError: Bad input, before any work.
@@ -148,6 +151,8 @@ def evaluate(
             "evaluation"
         )
     root = Path(out or named[0])
+    if study and allow_plugins:
+        import_plugins(load_study(root)[0].plugins)
     spec = _settings(root, config, suites, device)
     targets = _targets(named, seeds)
     done = _evaluate(targets, spec, root, _model(named, model), force, verbose, command)

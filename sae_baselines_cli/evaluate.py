@@ -58,6 +58,14 @@ def evaluate(
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove cached activations at the end.")
     ] = False,
+    allow_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--allow-plugins",
+            help="Import the modules that the study's panel file named under 'plugins': they "
+            "run, so only for studies you trust.",
+        ),
+    ] = False,
 ) -> None:
     """Run SAEBench's suites on a study, on SAELens folders, or on published SAEs.
 
@@ -84,6 +92,7 @@ def evaluate(
         clean=clean,
         verbose=verbose,
         command=as_typed(),
+        allow_plugins=allow_plugins,
     )
     print_evaluation(done)
     if done.failures:

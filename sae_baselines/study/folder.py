@@ -175,4 +175,4 @@ def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
         spec = record.pop("spec")
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"study: {path} cannot be read: {error}") from error
-    return spec_from_dict(spec, where=str(path)), record
+    return spec_from_dict(spec, where=str(path), stored=True), record

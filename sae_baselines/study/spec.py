@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from abc import ABC, abstractmethod
+from contextvars import ContextVar
 from dataclasses import field, fields
 from functools import cache
 from pathlib import Path
@@ -320,8 +321,8 @@ class HookSpec(StudySpec):
             shuffles for itself (one pass per seed).
         sae: Extra fields of the base's SAELens config, for every member alike.
         max_panels_per_pass: Train at most this many panels at once (memory).
-        plugins: Modules that are imported when the spec is read, for architectures of your
-            own.
+        plugins: Modules with architectures of your own; imported when your own file is read,
+            never when a stored study is.
     """
 
     hook_name: str
@@ -490,8 +491,21 @@ def import_plugins(modules: list[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"plugins: cannot import {module!r}: {error}") from error
+        except Exception as error:  # a module of the user's may raise anything
+            raise UserError(f"plugins: cannot import {module!r}: {one_line(error)}") from error
+
+
+# While a stored spec is read: it was checked when its study began, and the plugins that it
+# names are not imported (a downloaded study would run its own code), so architectures may be
+# unknown.
+_STORED: ContextVar[bool] = ContextVar("_STORED", default=False)
+
+
+def _checked_here(architectures: list[str]) -> list[str]:
+    """Those that can be checked: all, or of a stored spec those that are known."""
+    if not _STORED.get():
+        return architectures
+    return [a for a in architectures if a in base_architectures()]
 
 
 def validate_name(name: str) -> None:
@@ -512,7 +526,7 @@ def validate_architectures(spec: StudySpec) -> None:
     """
     if not spec.architectures:
         raise UserError("architecture: the list is empty; name at least one, e.g. batchtopk")
-    for architecture in spec.architectures:
+    for architecture in _checked_here(spec.architectures):
         if architecture not in base_architectures():
             if architecture.startswith(tuple(CONSTRAINTS)):
                 raise UserError(
@@ -571,7 +585,7 @@ def validate_members(spec: StudySpec) -> None:
         if member.name == PUBLISHED:
             raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
         if member.is_control:
-            _validate_control(member, spec.architectures)
+            _validate_control(member, _checked_here(spec.architectures))
         elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
             known = [TRAINED, *CONSTRAINTS, *control_names()]
             hint = did_you_mean(member.constraint, known)
@@ -593,7 +607,7 @@ def validate_members(spec: StudySpec) -> None:
                 f"{member.name}; use 'expected_average_only_in'"
             )
         if member.constraint in CONSTRAINTS:
-            for architecture in spec.architectures:
+            for architecture in _checked_here(spec.architectures):
                 try:
                     baseline_name(member.constraint, architecture)
                 except ValueError as error:
@@ -644,7 +658,7 @@ def validate_l0(spec: StudySpec) -> None:
             raise UserError(f"l0: {l0:g} is out of range; use a target above 0")
         if spec.fixed_width is not None:
             check_width(l0, spec.fixed_width)
-        for architecture in spec.architectures:
+        for architecture in _checked_here(spec.architectures):
             if has_integer_k(architecture) and l0 != int(l0):
                 raise UserError(f"l0: {l0:g} is not an integer, but k of {architecture} is one")
 
@@ -676,7 +690,7 @@ def _validate_batches(spec: PanelSpec) -> None:
         )
     topk_family = [
         a
-        for a in spec.architectures
+        for a in _checked_here(spec.architectures)
         if issubclass(get_baseline(f"seeded_{a}").sae_class, TopKTrainingSAE)
     ]
     if spec.normalize_activations in PER_TOKEN_NORMS and topk_family:
@@ -698,6 +712,8 @@ def spec_from_dict(
     data: Any,
     where: str = "panel",
     kind: type[AnySpec] = PanelSpec,
+    *,
+    stored: bool = False,
 ) -> AnySpec:
     """Build a spec from plain data.
 
@@ -705,6 +721,8 @@ def spec_from_dict(
         data: What YAML or JSON gave.
         where: Name for error messages.
         kind: Dataclass to build; a study of another kind has its own.
+        stored: It is a study folder's own record, which may come from anybody: its ``plugins``
+            are not imported, and architectures that only they know are taken as they are.
 
     Raises:
         UserError: On the first thing that is wrong.
@@ -712,15 +730,18 @@ def spec_from_dict(
     if not isinstance(data, dict):
         raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
     plugins = data.get("plugins")
-    if isinstance(plugins, list):
+    if isinstance(plugins, list) and not stored:
         try:
             import_plugins([str(plugin) for plugin in plugins])
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+    token = _STORED.set(stored)
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
         raise UserError(_first_problem(error, where, kind)) from error
+    finally:
+        _STORED.reset(token)
 
 
 def _first_problem(error: ValidationError, where: str, kind: Any) -> str:

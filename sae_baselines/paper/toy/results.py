@@ -108,7 +108,7 @@ def load_toy(root: str | Path) -> ToyResults:
     if not folder.study_file.exists():
         raise UserError(f"{folder.root}: holds no {STUDY_FILE}; run 'sae-baselines toy' first")
     record = yaml.safe_load(folder.study_file.read_text(encoding="utf-8"))
-    spec = spec_from_dict(record.get("spec"), str(folder.study_file), ToySpec)
+    spec = spec_from_dict(record.get("spec"), str(folder.study_file), ToySpec, stored=True)
     rows: list[dict[str, Any]] = []
     frame: list[dict[str, Any]] = []
     features: list[tuple[dict[str, Any], PerFeature]] = []

@@ -75,7 +75,7 @@ def spec_of_study(root: str | Path) -> VisionSpec:
     spec = record.get("spec") if isinstance(record, dict) else None
     if not isinstance(spec, dict) or "images" not in spec:
         raise UserError(f"{path}: is not of a vision study; make one with 'vision train'")
-    return spec_from_dict(spec, str(path), VisionSpec)
+    return spec_from_dict(spec, str(path), VisionSpec, stored=True)
 
 
 class PatchData:
