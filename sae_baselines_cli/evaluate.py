@@ -121,7 +121,6 @@ def print_evaluation(done: "Evaluation") -> None:
             f"failed: {failure.suite} {failure.name}: {failure.reason}",
             style="red",
             soft_wrap=True,
-            markup=False,
         )
 
 

@@ -144,9 +144,9 @@ def _print_sae(sae: "SAEDescription") -> None:
         if value not in (None, ""):
             table.add_row(name, str(value))
     say(sae.source)
-    console.print(table, markup=False, highlight=False)
+    console.print(table, highlight=False)
     for warning in sae.warnings:
-        console.print("[bold red]WARNING:[/bold red]", end=" ")
+        console.print("WARNING:", style="bold red", end=" ")
         say(warning)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sae_baselines_cli.shared import ask, console, group, say
+from sae_baselines_cli.shared import ask, console, group, say, visible
 
 if TYPE_CHECKING:
     from sae_baselines.hub.layout import Publication
@@ -140,7 +140,7 @@ def _rehearse(planned: "Publication", private: bool, replace: bool) -> None:
         total += f"; to upload: {len(changes.upload)}, {_size(total_size(changes.upload))}"
     say(f"{total}. Nothing was uploaded.")
     console.rule(planned.card.path)
-    typer.echo(planned.card_text, nl=False)
+    typer.echo(visible(planned.card_text), nl=False)
 
 
 def _size(n: float) -> str:

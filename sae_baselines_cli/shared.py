@@ -1,22 +1,51 @@
 """What the commands share: one console, one log, one way to fail, one set of options."""
 
 import logging
+import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.segment import Segment
 
 from sae_baselines_cli.known import SUITES, completing
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+# What a terminal obeys instead of showing it: control characters but for tab and newline, and
+# marks that turn the direction of writing.
+_OBEYED = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def visible(text: str) -> str:
+    """Text that somebody else wrote, with what a terminal would obey replaced."""
+    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+class _Console(Console):
+    """Shows what configs and tables of strangers say, and does nothing that they say.
+
+    Their text is no markup either: it is asked for where ours has some.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, **options)
+
+    def render(self, *args: Any, **options: Any) -> Iterator[Segment]:
+        for segment in super().render(*args, **options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
 # Redirected output is not cut to the 80 columns rich would assume.
-console = Console(width=None if sys.stdout.isatty() else 140)
-errors = Console(stderr=True)
+console = _Console(width=None if sys.stdout.isatty() else 140)
+errors = _Console(stderr=True)
 
 # Exit code: some evaluations failed; the others are there.
 INCOMPLETE = 3
@@ -42,7 +71,7 @@ def group(**options: Any) -> typer.Typer:
 
 def say(line: str) -> None:
     """Print one line as it is, however long."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_table(table: "Table") -> None:
@@ -53,14 +82,13 @@ def print_table(table: "Table") -> None:
 
 def fail(message: str) -> None:
     """Print one line on standard error."""
-    # "error:" alone is in colour: a message may hold what looks like markup.
-    errors.print("[red]error:[/red]", end=" ")
-    errors.print(message, highlight=False, soft_wrap=True, markup=False)
+    errors.print("error:", style="red", end=" ")
+    errors.print(message, highlight=False, soft_wrap=True)
 
 
 def ask(question: str, *, err: bool = False) -> str | None:
     """What is typed in answer to a question; None where nobody sits at a terminal."""
-    return typer.prompt(question, err=err) if sys.stdin.isatty() else None
+    return typer.prompt(visible(question), err=err) if sys.stdin.isatty() else None
 
 
 def names_in(listed: str) -> list[str]:

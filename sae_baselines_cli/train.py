@@ -25,8 +25,9 @@ def _print_study(result: "StudyResult") -> None:
     say(f"Files: {result.folder}")
     if result.off_target:
         errors.print(
-            f"[yellow]{len(result.off_target)} of {len(result.measurements)} members missed "
-            "their target L0 by more than 5 %.[/yellow]",
+            f"{len(result.off_target)} of {len(result.measurements)} members missed their "
+            "target L0 by more than 5 %.",
+            style="yellow",
             soft_wrap=True,
         )
 
