@@ -4,6 +4,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,8 @@ def _as_table(text: str) -> None:
 def test_no_text_reaches_the_terminal_as_an_order(
     show: Callable[[str], None], words: list[str]
 ):
-    shared.console.file = out = io.StringIO()
-    try:
+    with redirect_stdout(io.StringIO()) as out:
         show("".join(words))
-    finally:
-        del shared.console.file  # type: ignore[attr-defined]
     assert obeyed(out.getvalue()) == []
 
 
