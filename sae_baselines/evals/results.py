@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import HIGHER, NEITHER, Direction
@@ -15,21 +17,32 @@ from sae_baselines.evals.store import EvalStore, Result
 from sae_baselines.evals.study import (
     facts_of_member,
     measurements,
+    saes_of,
     study_targets,
     training_versions,
 )
+from sae_baselines.evals.target import hash_of_folder
+from sae_baselines.files import is_sealed
 from sae_baselines.results import (
     KEY,
     MEASURED_L0,
     PANEL_SUITE,
     RESULTS_FILE,
+    check_table,
+    checksum_file,
     load_results,
+    read_table,
     row,
     table_of,
     versions_text,
     write_table,
 )
-from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.folder import (
+    MEASUREMENT_FILE,
+    STUDY_FILE,
+    StudyFolder,
+    read_measurement,
+)
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import MemberSpec
 
@@ -60,6 +73,23 @@ _VERSIONS = ("sae-baselines", *DECISIVE)
 _VISION_VERSIONS = ("sae-baselines", "sae-lens", "torch", "transformers")
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What nothing vouches for in a study's results.
+
+    Attributes:
+        unverified: ``suite of SAE`` whose file is not in the folder: the numbers are those of
+            ``results.csv``.
+        edited: Rows in which ``results.csv`` said other than the file that they are from; the
+            file's number is used.
+        unsealed: Files without a checksum, made before there were any.
+    """
+
+    unverified: tuple[str, ...] = ()
+    edited: tuple[str, ...] = ()
+    unsealed: int = 0
+
+
 def collect(root: str | Path) -> pd.DataFrame:
     """Every number of a study (or of an `evaluate` folder), checked.
 
@@ -71,19 +101,30 @@ def collect(root: str | Path) -> pd.DataFrame:
 
     Raises:
         UserError: Results of one suite were made under different settings, a row is there
-            twice, or SAEBench's file was changed.
+            twice, or a file that the numbers are from was changed.
     """
     root = Path(root)
-    rows: list[dict[str, Any]] = []
+    hashes = None
     if (root / STUDY_FILE).exists():
-        rows.extend(_panel_rows(root))
-    results = [r for r in EvalStore(root).results() if r.suite in suite_names()]
+        hashes = {target.name: target.weights for target in study_targets(root)}
+    return _table(root, EvalStore(root).results(), hashes)
+
+
+def _table(root: Path, results: list[Result], hashes: Mapping[str, str] | None) -> pd.DataFrame:
+    """Rows of these results and of the measurements in the folder."""
+    results = [r for r in results if r.suite in suite_names()]
     _check_settings(results)
-    if (root / STUDY_FILE).exists():
-        _check_weights(root, results)
+    rows: list[dict[str, Any]] = []
+    if hashes is not None:
+        rows.extend(_panel_rows(root))
+        _check_weights(root, results, hashes)
     for result in results:
         rows.extend(_rows(result))
-    return table_of(rows).sort_values(list(KEY), kind="stable", ignore_index=True)
+    return _sorted(table_of(rows))
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(list(KEY), kind="stable", ignore_index=True)
 
 
 def write_results(root: str | Path) -> pd.DataFrame:
@@ -119,22 +160,91 @@ def write_vision_results(
     return path
 
 
-def current_results(root: str | Path) -> pd.DataFrame:
-    """``results.csv``, after making sure that it is what the results in the folder say.
+def current_results(root: str | Path) -> tuple[pd.DataFrame, Checks]:
+    """What the files in a study say, ``results.csv`` where they are not there.
 
-    Where SAEBench's files are not there (a published folder, say) the table is taken as it is.
+    A table that is not what the files say is written again, unless some are missing.
 
     Raises:
-        UserError: As `load_results` and `collect`.
+        UserError: As `checked_results`.
     """
-    store = EvalStore(root)
-    records = store.records()
-    if not all(store.result_file(r["suite"], r["name"]).exists() for r in records):
-        return load_results(root)
-    if records and not (Path(root) / RESULTS_FILE).exists():
-        return write_results(root)
-    table = load_results(root)
-    return table if not records or table.equals(collect(root)) else write_results(root)
+    path = Path(root) / RESULTS_FILE
+    table, checks = checked_results(root)
+    if not checks.unverified and not (path.exists() and table.equals(read_table(path))):
+        write_table(table, path)
+    return table, checks
+
+
+def checked_results(root: str | Path) -> tuple[pd.DataFrame, Checks]:
+    """The same, and nothing is written.
+
+    Every number whose file is there is the file's. Of a published study, or one whose files
+    were left behind, the others are taken from ``results.csv`` and named.
+
+    Args:
+        root: Study folder.
+
+    Raises:
+        UserError: As `load_results` and `collect`; or ``results.csv`` was edited where its
+            numbers are needed.
+    """
+    root, store = Path(root), EvalStore(root)
+    path = root / RESULTS_FILE
+    records = {(r["suite"], r["name"]) for r in store.records()}
+    absent = {pair for pair in records if not store.result_file(*pair).exists()}
+    if not path.exists() and (absent or not records):
+        load_results(root)  # says what to do
+    saes = saes_of(root)
+    measured = [folder for _, folder in saes.values() if read_measurement(folder)]
+    if records and not absent:
+        fresh = collect(root)
+    else:
+        results = [r for pair in sorted(records - absent) if (r := store.load(*pair))]
+        here = {r.name: saes[r.name][1] for r in results if r.name in saes}
+        # Weights that were left behind cannot be compared.
+        there = {n: f for n, f in here.items() if (f / SAE_WEIGHTS_FILENAME).exists()}
+        fresh = _table(root, results, {name: hash_of_folder(f) for name, f in there.items()})
+    files = [
+        *(f / MEASUREMENT_FILE for f in measured),
+        *(store.record_file(*p) for p in records),
+    ]
+    unsealed = sum(not is_sealed(file) for file in files)
+    stored = read_table(path) if path.exists() else fresh
+    names = {(facts.panel, facts.member): name for name, (facts, _) in saes.items()}
+    columns = zip(*(stored[column] for column in ("suite", "panel", "member")), strict=True)
+    whose = [(suite, names.get((p, m), f"{p}.{m}")) for suite, p, m in columns]
+    # Where there are records at all, a result counts only with one.
+    unvouched = {
+        pair
+        for pair in whose
+        if (not measured if pair[0] == PANEL_SUITE else not records or pair in absent)
+    }
+    if not unvouched:
+        return fresh, Checks(unsealed=unsealed)
+    load_results(root)  # its numbers count, so it must be as it was written
+    kept = stored.loc[[pair in unvouched for pair in whose]]
+    table = _sorted(check_table(pd.concat([fresh, kept], ignore_index=True)))
+    return table, Checks(
+        unverified=tuple(f"{suite} of {name}" for suite, name in sorted(unvouched)),
+        edited=_edited(stored.drop(index=kept.index), fresh),
+        unsealed=unsealed + (not checksum_file(path).exists()),
+    )
+
+
+def _edited(stored: pd.DataFrame, fresh: pd.DataFrame) -> tuple[str, ...]:
+    """Rows in which a stored table says other than the files."""
+    both = stored.merge(fresh, on=list(KEY), suffixes=("", "_of_file"))
+    same = (both["value"] == both["value_of_file"]) | (
+        both["value"].isna() & both["value_of_file"].isna()
+    )
+    columns = ["suite", "metric", "panel", "member", "value", "value_of_file"]
+    return tuple(
+        f"{suite}/{metric} of {panel}/{member}: {value:.6g} in {RESULTS_FILE}, {own:.6g} in "
+        "its file"
+        for suite, metric, panel, member, value, own in both.loc[~same, columns].itertuples(
+            index=False
+        )
+    )
 
 
 def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
@@ -166,16 +276,16 @@ def _rows(result: Result) -> Iterable[dict[str, Any]]:
         )
 
 
-def _check_weights(root: Path, results: list[Result]) -> None:
+def _check_weights(root: Path, results: list[Result], hashes: Mapping[str, str]) -> None:
     """A member that was trained anew must not stand beside its predecessor's scores."""
-    hashes = {target.name: target.weights for target in study_targets(root)}
+    known = saes_of(root)
     for result in results:
-        if result.name not in hashes:
+        if result.name not in known:
             raise UserError(
                 f"results: {result.suite} of {result.name} is of no member of this study; move "
                 f"{EvalStore(root).record_file(result.suite, result.name)} away"
             )
-        if hashes[result.name] != result.record["weights"]:
+        if hashes.get(result.name, result.record["weights"]) != result.record["weights"]:
             raise UserError(
                 f"results: {result.name} was changed after {result.suite} scored it; run "
                 f"sae-baselines eval --suites {result.suite} again"

@@ -17,7 +17,7 @@ from sae_lens import SAE
 
 from sae_baselines.controls.source import add_weights
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import read_json, write_atomically, write_sealed
 
 EVALS = "evals"
 _RESULT = "_custom_sae_eval_results.json"
@@ -103,7 +103,7 @@ class EvalStore:
         scratch.write_bytes(data)
         scratch.replace(target)
         complete = {**record, "sha256": hashlib.sha256(data).hexdigest()}
-        write_atomically(self.record_file(suite, name), json.dumps(complete, indent=2))
+        write_sealed(self.record_file(suite, name), complete)
         self.failure_file(suite, name).unlink(missing_ok=True)
 
     def fail(self, suite: str, name: str, failure: dict[str, Any]) -> None:
@@ -115,15 +115,16 @@ class EvalStore:
         """A finished result, or None.
 
         Raises:
-            UserError: SAEBench's file is not the one that was recorded.
+            UserError: SAEBench's file is not the one that was recorded, or the record was
+                edited.
         """
         path = self.record_file(suite, name)
-        if not path.exists():
+        record = read_json(path)
+        if record is None:
             return None
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             data = self.result_file(suite, name).read_bytes()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(
                 f"{path}: cannot be read with its result ({error}); delete it and evaluate "
                 "again"
@@ -146,13 +147,8 @@ class EvalStore:
 
     def records(self) -> list[dict[str, Any]]:
         """Records alone, by suite and name; SAEBench's files may be somewhere else."""
-        found = []
-        for path in sorted(self.folder.glob(f"*/*{_RECORD}")):
-            try:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: cannot be read: {error}") from error
-        return found
+        found = (read_json(path) for path in sorted(self.folder.glob(f"*/*{_RECORD}")))
+        return [record for record in found if record is not None]
 
     def failures(self) -> list[Failure]:
         """All failures that were not made good."""

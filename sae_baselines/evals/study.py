@@ -157,18 +157,25 @@ def _model_name(study: str | Path, key: MemberKey) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("metadata", {}).get("model_name")
 
 
-def measurements(study: str | Path) -> list[tuple[Facts, Path, dict[str, Any]]]:
-    """Every SAE with its folder and its panel measurement (those that exist)."""
+def saes_of(study: str | Path) -> dict[str, tuple[Facts, Path]]:
+    """Every SAE of a study by its name among the results, finished or not: facts, folder."""
     spec, _ = load_study(study)
     folder = StudyFolder(study)
-    saes = [
-        (facts_of_member(key, member.constraint), folder.member(key))
+    saes = {
+        target_name(key): (facts_of_member(key, member.constraint), folder.member(key))
         for panel in panels_of(spec)
         for key, member in members_of(spec, panel).items()
-    ]
+    }
     if spec.published is not None:
-        saes.append((facts_of_published(spec), folder.published))
-    measured = [(facts, path, read_measurement(path)) for facts, path in saes]
+        saes[PUBLISHED] = (facts_of_published(spec), folder.published)
+    return saes
+
+
+def measurements(study: str | Path) -> list[tuple[Facts, Path, dict[str, Any]]]:
+    """Every SAE with its folder and its panel measurement (those that exist)."""
+    measured = [
+        (facts, path, read_measurement(path)) for facts, path in saes_of(study).values()
+    ]
     return [(facts, path, m) for facts, path, m in measured if m is not None]
 
 

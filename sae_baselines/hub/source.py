@@ -11,8 +11,7 @@ from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_baselines.controls import kind_of
 from sae_baselines.errors import UserError
-from sae_baselines.evals.results import RESULTS_FILE, collect, load_results
-from sae_baselines.evals.store import EvalStore
+from sae_baselines.evals.results import RESULTS_FILE, checked_results, load_results
 from sae_baselines.evals.study import load_study
 from sae_baselines.report.build import Report, report_of_study
 from sae_baselines.report.context import ReportContext, study_context
@@ -147,10 +146,7 @@ def _check_kind(root: Path) -> None:
 
 def _check_results(root: Path) -> None:
     """results.csv must be what the files of the study say, as far as they are there."""
-    table = load_results(root)
-    store = EvalStore(root)
-    there = all(store.result_file(r["suite"], r["name"]).exists() for r in store.records())
-    if there and not table.equals(collect(root)):
+    if not load_results(root).equals(checked_results(root)[0]):
         raise UserError(
             f"results: {root / RESULTS_FILE} is not what the study's files say; run "
             f"sae-baselines eval {root}, then sae-baselines report {root}"

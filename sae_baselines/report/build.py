@@ -3,7 +3,7 @@
 import fnmatch
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,8 @@ def report_of_study(study: str | Path) -> Report:
             not that of the records.
     """
     study = Path(study)
-    return build_report(current_results(study), study_context(study))
+    results, checks = current_results(study)
+    return build_report(results, replace(study_context(study), checks=checks))
 
 
 def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Report:

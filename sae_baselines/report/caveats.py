@@ -68,6 +68,7 @@ def caveats(
         dropped: What could not be compared at all.
     """
     return [
+        *_checks(context),
         *dropped,
         *_published(table, context),
         *_seeds(items),
@@ -99,6 +100,17 @@ def version_mix(table: Results) -> dict[str, dict[str, list[str]]]:
             if package and version and suite not in found[package.strip()][version]:
                 found[package.strip()][version].append(suite)
     return {package: dict(versions) for package, versions in sorted(found.items())}
+
+
+def _checks(context: ReportContext) -> Iterable[Caveat]:
+    """Numbers that nothing in the folder vouches for."""
+    checks = context.checks
+    if checks.edited:
+        yield caveat("edited", texts=checks.edited)
+    if checks.unverified:
+        yield caveat("not verified", names=checks.unverified)
+    if checks.unsealed:
+        yield caveat("no checksum", n=checks.unsealed)
 
 
 def _published(table: Results, context: ReportContext) -> Iterable[Caveat]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_baselines.evals.results import Checks
 from sae_baselines.evals.spec import eval_spec_to_dict, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.store import Failure as FailedEvaluation
@@ -75,6 +76,7 @@ class ReportContext:
         published: What is recorded of the published SAE that the study is built around, as in
             its ``published/record.json``; empty for other studies.
         folder: Study folder as to be typed after ``sae-baselines report``.
+        checks: What nothing vouches for in the results.
     """
 
     study: str
@@ -97,6 +99,7 @@ class ReportContext:
     margins: Mapping[str, float | Margin] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
     folder: str = "<study>"
+    checks: Checks = field(default_factory=Checks)
 
 
 def study_context(study: Path) -> ReportContext:

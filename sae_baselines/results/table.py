@@ -16,6 +16,7 @@ Columns:
     versions: Packages the value depends on, "name=version; ...".
 """
 
+import hashlib
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -114,21 +115,54 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, with 17 digits: what is read back is what was computed."""
-    text = io.StringIO()
-    table.to_csv(text, index=False, float_format="%.17g", lineterminator="\n")
-    write_atomically(path, text.getvalue())
+    """Write a table as CSV, with 17 digits, and its SHA-256 beside it as ``sha256sum`` does."""
+    out = io.StringIO()
+    table.to_csv(out, index=False, float_format="%.17g", lineterminator="\n")
+    data = out.getvalue().encode()
+    # Without one, never with another's, wherever the process dies.
+    checksum_file(path).unlink(missing_ok=True)
+    write_atomically(path, data)
+    write_atomically(checksum_file(path), f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
+
+
+def checksum_file(path: Path) -> Path:
+    """Where the checksum of a table is kept; tables of older versions have none."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _check_checksum(path: Path) -> None:
+    kept = checksum_file(path)
+    if not kept.exists():
+        return
+    # Line endings are git's.
+    found = hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+    if kept.read_text(encoding="utf-8").split()[:1] != [found]:
+        raise UserError(
+            f"results: {path} was changed after it was written (its checksum is another); run "
+            f"sae-baselines eval to write it again, or delete {kept.name} to take it as it is"
+        )
 
 
 def load_results(root: str | Path) -> pd.DataFrame:
-    """``results.csv`` of a study (or the CSV itself), checked against its schema.
+    """``results.csv`` of a study (or the CSV itself), checked against schema and checksum.
 
     Raises:
-        UserError: No such file, or it does not have the schema.
+        UserError: No such file, it does not have the schema, or it was edited.
     """
     path = Path(root) if str(root).endswith(".csv") else Path(root) / RESULTS_FILE
     if not path.exists():
         raise UserError(f"results: {path} is not there; run sae-baselines eval first")
+    table = read_table(path)
+    _check_checksum(path)
+    return table
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table from its file, whatever its checksum.
+
+    Raises:
+        UserError: It does not have the schema.
+    """
     types: dict[str, Any] = dict.fromkeys(_TEXT, "string")
     try:
         reader: Any = pd.read_csv

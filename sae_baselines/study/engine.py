@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from sae_baselines.drift import DriftTracker
 from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.errors import UserError, did_you_mean, one_line
-from sae_baselines.files import write_atomically
+from sae_baselines.files import write_atomically, write_sealed
 from sae_baselines.provenance import environment
 from sae_baselines.study.build import Start, member_configs, prepare_start, set_b_dec
 from sae_baselines.study.calibrate import calibrate
@@ -463,7 +463,7 @@ def write_measurement(folder: Path, result: Mapping[str, Any]) -> None:
     provenance = json.loads((folder / PROVENANCE_FILE).read_text())
     provenance["l0_held_out"] = result["l0"]
     write_atomically(folder / PROVENANCE_FILE, json.dumps(provenance, indent=2))
-    write_atomically(folder / MEASUREMENT_FILE, json.dumps(result, indent=2))
+    write_sealed(folder / MEASUREMENT_FILE, result)
 
 
 def _kinds_of_steps(sae: TrainingSAE[Any]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sae_baselines.errors import UserError
+from sae_baselines.files import write_sealed
 from sae_baselines.hub import CardOptions, Publication, plan_publication
 from sae_baselines.hub.ids import check_license, check_repo_id, hub_dataset, hub_model
 from sae_baselines.study.folder import STUDY_FILE
@@ -113,6 +114,8 @@ def test_studies_that_are_not_ready(own_study: Path, tmp_path: Path):
     measured = own_study / MEMBER / "measurement.json"
     told = measured.read_text()
     measured.write_text(told.replace('"alive": ', '"alive": 1'))
+    assert "measurement.json: was changed after it was written" in refused(own_study)
+    write_sealed(measured, {**json.loads(told), "alive": 1})
     assert "results.csv is not what the study's files say" in refused(own_study)
     measured.unlink()
     assert "is not finished; run sae-baselines train" in refused(own_study)

@@ -14,6 +14,7 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
 from sae_baselines.errors import UserError
+from sae_baselines.files import write_sealed
 from sae_baselines.hub import CardOptions, Publication, plan_publication, publish, upload
 from sae_baselines.hub.layout import PlannedFile, manifest_of
 from sae_baselines.study.spec import spec_from_dict, spec_hash
@@ -130,7 +131,7 @@ def test_only_what_changed_is_uploaded(own_study: Path, planned: Publication, hu
 
     measured = member / "measurement.json"
     told = json.loads(measured.read_text())
-    measured.write_text(json.dumps({**told, "explained_variance": -0.75}))
+    write_sealed(measured, {**told, "explained_variance": -0.75})
     write_again(own_study)
     hub.requests.clear()
     publish(plan_publication(own_study, REPO, "main", OPTIONS))
