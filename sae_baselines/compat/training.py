@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import MultiSAETrainingRunner
+from sae_lens import ActivationsStore, MultiSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_baselines.errors import UserError
+from sae_baselines.files import unreadable
 
 TrainingStep = Callable[[SAETrainer[Any, Any], torch.Tensor], Any]
 
@@ -38,6 +41,60 @@ def around_each_step(
         yield
     finally:
         SAETrainer.step = original
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """Let `torch.load` read tensors and plain data alone: a pickle could run anything."""
+    original = torch.load
+
+    @functools.wraps(original)
+    def load(*args: Any, **options: Any) -> Any:
+        return original(*args, **{**options, "weights_only": True})
+
+    torch.load = load
+    try:
+        yield
+    finally:
+        torch.load = original
+
+
+def _carefully(load: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """A method that loads from a checkpoint, unpickling nothing and naming what is damaged."""
+
+    @functools.wraps(load)
+    def careful(self: Any, path: str | Path) -> None:
+        try:
+            with weights_only():
+                load(self, path)
+        except UserError:
+            raise
+        except Exception as error:
+            why = unreadable(Path(path), error, f"delete {path} and run with --resume")
+            raise UserError(f"out: checkpoint {why}") from error
+
+    return careful
+
+
+def load_checkpoint(trainer: MultiSAETrainer, folder: Path) -> None:
+    """Restore trainer and SAEs.
+
+    Raises:
+        UserError: Something in the checkpoint cannot be read.
+    """
+    _carefully(MultiSAETrainer.load_checkpoint)(trainer, folder)
+
+
+@contextmanager
+def careful_resuming() -> Iterator[None]:
+    """The same for what SAELens' runner loads by itself."""
+    originals = (MultiSAETrainer.load_checkpoint, ActivationsStore.load_from_checkpoint)
+    MultiSAETrainer.load_checkpoint = _carefully(originals[0])  # type: ignore[method-assign]
+    ActivationsStore.load_from_checkpoint = _carefully(originals[1])  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MultiSAETrainer.load_checkpoint, ActivationsStore.load_from_checkpoint = originals
 
 
 class OpenRunner(MultiSAETrainingRunner):

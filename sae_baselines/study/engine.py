@@ -6,7 +6,6 @@ A study's work is a list of named tasks, with files as the only interface betwee
 
 import gc
 import importlib
-import json
 import logging
 import shutil
 import time
@@ -14,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import SPARSITY_FILENAME
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
@@ -28,12 +27,18 @@ from tqdm.auto import tqdm
 
 from sae_baselines.drift import DriftTracker
 from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
-from sae_baselines.errors import UserError, did_you_mean, one_line
-from sae_baselines.files import write_atomically, write_sealed
+from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.files import remove, unreadable
 from sae_baselines.provenance import environment
 from sae_baselines.study.build import Start, member_configs, prepare_start, set_b_dec
 from sae_baselines.study.calibrate import calibrate
-from sae_baselines.study.folder import MEASUREMENT_FILE, PROVENANCE_FILE, StudyFolder
+from sae_baselines.study.folder import (
+    StudyFolder,
+    flaw_of_export,
+    flaw_of_measurement,
+    write_measurement,
+    write_provenance,
+)
 from sae_baselines.study.measure import Cosines, cosines_to_start
 from sae_baselines.study.plan import (
     MemberKey,
@@ -43,8 +48,8 @@ from sae_baselines.study.plan import (
     members_of,
     trained_of,
 )
-from sae_baselines.study.reference.member import keep_published, published_measurement
-from sae_baselines.study.runner import assert_finite
+from sae_baselines.study.reference.member import keep_published
+from sae_baselines.study.runner import assert_finite, clear_checkpoints, remove_empty
 from sae_baselines.study.spec import PUBLISHED, StudySpec, spec_hash
 from sae_baselines.study.untrained import make_controls
 
@@ -121,6 +126,7 @@ class Source(Protocol):
         held_out: ``[n, d_in]`` the same, for EV and L0 on the way.
         facts: Where held-out activations are from; for metadata of every member.
         start_folder: Where the covariance of ``cov`` members is kept.
+        scratch: Patterns of files in the study that nothing needs once all is measured.
     """
 
     device: str
@@ -128,6 +134,7 @@ class Source(Protocol):
     held_out: torch.Tensor
     facts: Mapping[str, Any]
     start_folder: Path
+    scratch: ClassVar[Sequence[str]]
 
     def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
         """A member's config with what only this source knows."""
@@ -147,10 +154,6 @@ class Source(Protocol):
     ) -> dict[str, Any]:
         """``measurement.json`` of an exported SAE: ``explained_variance``, ``l0``,
         ``l0_matches`` and the source's own; further files go to the SAE's folder."""
-        ...
-
-    def finish(self) -> None:
-        """Delete what nothing needs once every member is measured."""
         ...
 
 
@@ -218,18 +221,22 @@ def train_study(
     """
     folder = StudyFolder(out)
     with folder.locked():
-        finished = is_finished(spec, folder)
-        folder.open(spec, resume=resume or finished)
+        unmeasured = unfinished(spec, folder)
+        finished = not unmeasured
+        folder.open(spec, resume=resume or (finished and folder.study_file.exists()))
         trained: list[MemberKey] = []
         if finished:
             logger.info("%s is finished; nothing to do", folder.root)
         else:
+            for path, flaw in unmeasured.items():
+                if path.exists():
+                    logger.warning("%s: %s; it is made again", path, flaw)
             work = tasks(spec)
             for source in spec.source_names:
                 of_source = [task for task in work if task.source == source]
                 trained += _Work(spec, folder, source, inputs).run(of_source)
-            if folder.checkpoints.exists():
-                shutil.rmtree(folder.checkpoints)
+        # Also where a run died after its last measurement.
+        _clean_up(spec, folder)
         return StudyResult(folder.root, measurements_of(spec, folder), trained)
 
 
@@ -269,14 +276,46 @@ def run_task(spec: StudySpec, out: str | Path, name: str, **inputs: Any) -> list
     folder = StudyFolder(out)
     with folder.locked():
         folder.open(spec, resume=True)
-        return _Work(spec, folder, known[name].source, inputs).run([known[name]])
+        made = _Work(spec, folder, known[name].source, inputs).run([known[name]])
+        if is_finished(spec, folder):
+            _clean_up(spec, folder)
+        return made
 
 
 def is_finished(spec: StudySpec, folder: StudyFolder) -> bool:
-    """Whether everything of a study is measured."""
-    if not folder.study_file.exists() or not all(map(folder.measurement, all_members(spec))):
-        return False
-    return spec.reference is None or published_measurement(folder) is not None
+    """Whether everything of a study is whole and measured."""
+    return folder.study_file.exists() and not unfinished(spec, folder)
+
+
+def unfinished(spec: StudySpec, folder: StudyFolder) -> dict[Path, str]:
+    """Folders of SAEs that are not whole or not measured, and what they lack.
+
+    Raises:
+        UserError: A file cannot be read, whatever is in it.
+    """
+    found = {path: flaw_of_export(path) for path in map(folder.member, all_members(spec))}
+    if spec.reference is not None and not folder.has_published():
+        found[folder.published] = "it is not whole"
+    elif spec.reference is not None:
+        found[folder.published] = None
+    lacking = {path: flaw or flaw_of_measurement(path) for path, flaw in found.items()}
+    return {path: flaw for path, flaw in lacking.items() if flaw is not None}
+
+
+def _source_class(spec: StudySpec) -> type[Source]:
+    module, name = spec.source.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _clean_up(spec: StudySpec, folder: StudyFolder) -> None:
+    """Delete what nothing needs once everything is measured."""
+    for source in spec.source_names:
+        for this_pass in spec.passes(source):
+            clear_checkpoints(folder.checkpoints / this_pass.name, spec_hash(spec))
+    remove_empty(folder.checkpoints)
+    for pattern in _source_class(spec).scratch:
+        for path in folder.root.glob(pattern):
+            remove(path)
 
 
 def measurements_of(spec: StudySpec, folder: StudyFolder) -> dict[MemberKey, dict[str, Any]]:
@@ -314,10 +353,9 @@ class _Work:
             for panel in spec.panels(name)
             for key, member in members_of(spec, panel).items()
         }
-        module, kind = spec.source.split(":")
-        self.source: Source = getattr(importlib.import_module(module), kind)(
-            spec, folder, name, **inputs
-        )
+        # Keyword arguments are each source's own.
+        open_source: Any = _source_class(spec)
+        self.source: Source = open_source(spec, folder, name, **inputs)
         self.source.start_folder.mkdir(parents=True, exist_ok=True)
         self.start = prepare_start(spec, self.source.calibration, self.source.start_folder)
 
@@ -335,17 +373,17 @@ class _Work:
         where = f" ({self.name})" if self.name else ""
         for what in tqdm(missing, desc=f"Measuring{where}", unit="SAE"):
             self._measure(what)
-        if all(map(self._is_measured, self.members)):
-            self.source.finish()
         return made
 
     def _train(self, name: str) -> list[MemberKey]:
         spec, folder = self.spec, self.folder
         (this_pass,) = (p for p in spec.passes(self.name) if p.name == name)
         members = {k: m for p in this_pass.panels for k, m in trained_of(spec, p).items()}
+        # Members see the same batches whoever trains beside them: only what is lost is trained.
+        members = {k: m for k, m in members.items() if not folder.is_trained(k)}
         checkpoints = folder.checkpoints / name
-        if all(map(folder.is_trained, members)):
-            shutil.rmtree(checkpoints, ignore_errors=True)
+        if not members:
+            clear_checkpoints(checkpoints, spec_hash(spec))
             return []
         began = time.monotonic()
         d_in = self.source.calibration.shape[1]
@@ -368,8 +406,8 @@ class _Work:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        shutil.rmtree(run.drift, ignore_errors=True)
+        clear_checkpoints(checkpoints, spec_hash(spec))
+        remove(run.drift)
         return list(members)
 
     def _export(self, key: MemberKey, trained: Trained, run: PassRun, seconds: float) -> None:
@@ -405,7 +443,7 @@ class _Work:
                 **trained.record,
                 **environment(),
             }
-            (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
+            write_provenance(scratch, provenance)
             for name in (DRIFT_FILE, HISTOGRAM_FILE):
                 if self.spec.drift and (run.drift / key.name / name).exists():
                     shutil.copy(run.drift / key.name / name, scratch / name)
@@ -420,50 +458,32 @@ class _Work:
         )
 
     def _is_measured(self, what: str) -> bool:
-        if what == PUBLISHED:
-            return published_measurement(self.folder) is not None
-        return self.folder.measurement(self.members[what][0]) is not None
+        return flaw_of_measurement(self._folder_of(what)) is None
+
+    def _folder_of(self, what: str) -> Path:
+        return (
+            self.folder.published
+            if what == PUBLISHED
+            else self.folder.member(self.members[what][0])
+        )
 
     def _measure(self, what: str) -> None:
-        if what == PUBLISHED:
-            sae = SAE.load_from_disk(self.folder.published, device=self.source.device)
-            target = self.spec.l0s[0]
-            write_measurement(
-                self.folder.published,
-                self.source.measure(sae, self.folder.published, target, None),
-            )
-            return
-        key, member = self.members[what]
-        folder = self.folder.member(key)
+        folder, cosines, target = self._folder_of(what), None, self.spec.l0s[0]
         try:
             sae = SAE.load_from_disk(folder, device=self.source.device)
-            cosines = None
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise unreadable(
+                folder, error, f"delete {folder} and run with --resume, which makes it again"
+            ) from error
+        if what != PUBLISHED:
+            key, member = self.members[what]
+            target = key.panel.l0
             # Whitening leaves the start's space; controls have no training to move them.
             if self.spec.normalization != "covariance_whitening" and not member.is_control:
                 cosines = cosines_to_start(
                     sae, key.panel.seed, member.init_scheme, self.start.covariance_path
                 )
-            result = self.source.measure(sae, folder, key.panel.l0, cosines)
-        except SafetensorError as error:
-            raise UserError(
-                f"{folder}: weights are damaged ({one_line(error, 200)}); delete the folder "
-                "and run with --resume"
-            ) from error
-        write_measurement(folder, result)
-
-
-def write_measurement(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write the measurement, and the held-out L0 where SAELens users look for it."""
-    cfg = json.loads((folder / SAE_CFG_FILENAME).read_text())
-    # SAELens puts the L0 of the last training batches here, before calibration.
-    cfg["metadata"]["l0"] = result["l0"]
-    if isinstance(ours := cfg["metadata"].get("sae_baselines"), dict):
-        ours["l0_held_out"] = result["l0"]
-    write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
-    provenance = json.loads((folder / PROVENANCE_FILE).read_text())
-    provenance["l0_held_out"] = result["l0"]
-    write_atomically(folder / PROVENANCE_FILE, json.dumps(provenance, indent=2))
-    write_sealed(folder / MEASUREMENT_FILE, result)
+        write_measurement(folder, self.source.measure(sae, folder, target, cosines))
 
 
 def _kinds_of_steps(sae: TrainingSAE[Any]) -> dict[str, Any] | None:

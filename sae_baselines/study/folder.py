@@ -1,17 +1,30 @@
 """The study folder: what is in it, who may write, and what is finished."""
 
-import shutil
+import json
+import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 
-from sae_baselines.errors import UserError
-from sae_baselines.files import read_json, write_atomically
+from sae_baselines.errors import UserError, one_line
+from sae_baselines.files import (
+    failed,
+    flaw_of,
+    is_junk,
+    keep_links_inside,
+    new_folder,
+    read_json,
+    sha256_of,
+    unreadable,
+    write_atomically,
+    write_sealed,
+)
 from sae_baselines.provenance import environment
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import (
@@ -22,10 +35,15 @@ from sae_baselines.study.spec import (
     spec_to_dict,
 )
 
+logger = logging.getLogger("sae_baselines")
+
 STUDY_FILE = "study.yaml"
 PROVENANCE_FILE = "provenance.json"
 MEASUREMENT_FILE = "measurement.json"
-_REQUIRED = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", PROVENANCE_FILE)
+CHECKPOINTS = "checkpoints"
+# Field of provenance.json: name to SHA-256 of the files that verdicts rest on.
+CHECKSUMS = "sha256"
+_WEIGHTS = (SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME)
 
 
 class StudyFolder:
@@ -40,7 +58,7 @@ class StudyFolder:
 
     @property
     def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
+        return self.root / CHECKPOINTS
 
     @property
     def published(self) -> Path:
@@ -63,7 +81,8 @@ class StudyFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UserError(f"out: {self.root} cannot be written: {error.strerror}") from error
+            raise UserError(f"out: {self.root} cannot be written: {failed(error)}") from error
+        keep_links_inside(self.root, allowed=(CHECKPOINTS,))
         lock = FileLock(self.root / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -72,6 +91,11 @@ class StudyFolder:
                 f"out: another process is working in {self.root}; wait for it, or use another "
                 "folder"
             ) from None
+        except (OSError, NotImplementedError) as error:
+            raise UserError(
+                f"out: {lock.lock_file} cannot be locked ({one_line(error, 200)}), so that two "
+                "processes could spoil each other's work; use a folder on a local disk"
+            ) from error
         try:
             yield
         finally:
@@ -92,23 +116,52 @@ class StudyFolder:
                     "use another folder"
                 )
             return
-        strangers = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
-        if strangers:
+        strangers = [
+            p.name
+            for p in self.root.iterdir()
+            if not p.name.startswith(".") and not is_junk(p.name)
+        ]
+        if strangers and not self._is_of(spec):
             raise UserError(
                 f"out: {self.root} is not empty and has no {STUDY_FILE} (it has "
                 f"{', '.join(sorted(strangers)[:3])}); use another folder"
             )
+        if strangers and not resume:
+            raise UserError(
+                f"out: {self.root} has lost its {STUDY_FILE}; its members are of this spec: "
+                "keep them with --resume, or use another folder"
+            )
+        self._write_study_file(spec)
+
+    def _write_study_file(self, spec: Any) -> None:
         record = {"spec": spec_to_dict(spec), "spec_hash": spec_hash(spec), **environment()}
         write_atomically(self.study_file, yaml.safe_dump(record, sort_keys=False))
+
+    def _is_of(self, spec: Any) -> bool:
+        """Whether all members that are there say that they are of this spec."""
+        hashes = set()
+        for path in self.root.glob(f"panels/*/[!.]*/{PROVENANCE_FILE}"):
+            try:
+                hashes.add((read_json(path) or {}).get("spec_hash"))
+            except UserError:
+                continue  # it will be made again
+        return hashes == {spec_hash(spec)}
 
     def _check_same(self, spec: Any) -> None:
         try:
             stored = yaml.safe_load(self.study_file.read_text(encoding="utf-8"))
             stored_spec, stored_hash = stored["spec"], stored["spec_hash"]
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-            raise UserError(
-                f"out: {self.study_file} cannot be read; use another folder"
-            ) from error
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+            damage = unreadable(
+                self.study_file,
+                error,
+                "run with the panel file that the study was begun with, which writes it again",
+            )
+            if isinstance(error, OSError) or not self._is_of(spec):
+                raise damage from error
+            logger.warning("%s was damaged and is written again", self.study_file)
+            self._write_study_file(spec)
+            return
         if stored_hash != spec_hash(spec):
             fields = ", ".join(spec_difference(stored_spec, spec_to_dict(spec)))
             raise UserError(
@@ -120,8 +173,16 @@ class StudyFolder:
         return self.checkpoints.exists() or (self.root / "panels").exists()
 
     def is_trained(self, key: MemberKey) -> bool:
-        """Whether the member's export is complete."""
-        return all((self.member(key) / name).exists() for name in _REQUIRED)
+        """Whether the member's export is whole.
+
+        Raises:
+            UserError: A file is there and cannot be read, which is no reason to train again.
+        """
+        return flaw_of_export(self.member(key)) is None
+
+    def has_published(self) -> bool:
+        """The same for the published SAE, of which no sparsity is known."""
+        return flaw_of_export(self.published, (SAE_WEIGHTS_FILENAME,)) is None
 
     def measurement(self, key: MemberKey) -> dict[str, Any] | None:
         """The member's measurement, if it was made."""
@@ -129,34 +190,91 @@ class StudyFolder:
 
     def new_member(self, key: MemberKey) -> AbstractContextManager[Path]:
         """A scratch folder that becomes the member's folder when the block succeeds."""
-        return _new_folder(self.member(key))
+        return new_folder(self.member(key))
 
     def new_published(self) -> AbstractContextManager[Path]:
         """The same for the published SAE."""
-        return _new_folder(self.published)
+        return new_folder(self.published)
 
 
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    scratch.mkdir()
+def flaw_of_export(folder: Path, weights: tuple[str, ...] = _WEIGHTS) -> str | None:
+    """Why the export in a folder does not count; None if it is whole.
+
+    Files must be there, have the size that their header says, and be those of the checksums,
+    where the version that made them wrote any.
+
+    Raises:
+        UserError: One cannot be read, whatever is in it.
+    """
+    for name in (SAE_CFG_FILENAME, *weights, PROVENANCE_FILE):
+        path = folder / name
+        try:
+            flaw = flaw_of(path)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if flaw is not None:
+            return f"{name} is damaged ({flaw})"
     try:
-        yield scratch
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.replace(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        recorded = (read_json(folder / PROVENANCE_FILE) or {}).get(CHECKSUMS, {})
+        changed = [n for n in recorded if sha256_of(folder / n) != recorded[n]]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    except UserError as error:
+        return str(error)
+    return f"{changed[0]} was changed after it was written" if changed else None
+
+
+def write_provenance(folder: Path, facts: Mapping[str, Any], *also: str) -> None:
+    """Write the record of an export, with checksums of its weights and of files named."""
+    there = [name for name in (*_WEIGHTS, *also) if (folder / name).exists()]
+    sums = {name: sha256_of(folder / name) for name in there}
+    write_sealed(folder / PROVENANCE_FILE, {**facts, CHECKSUMS: sums})
+
+
+_AGAIN = "run sae-baselines train --resume, which makes it again"
+
+
+def write_measurement(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the measurement, and the held-out L0 where SAELens users look for it."""
+    cfg = read_json(folder / SAE_CFG_FILENAME, _AGAIN)
+    provenance = read_json(folder / PROVENANCE_FILE, _AGAIN)
+    assert cfg is not None
+    assert provenance is not None
+    # SAELens puts the L0 of the last training batches here, before calibration.
+    cfg["metadata"]["l0"] = result["l0"]
+    if isinstance(ours := cfg["metadata"].get("sae_baselines"), dict):
+        ours["l0_held_out"] = result["l0"]
+    provenance["l0_held_out"] = result["l0"]
+    # At first without a checksum of the config, so that no kill leaves one that is not its.
+    write_provenance(folder, provenance)
+    write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
+    write_provenance(folder, provenance, SAE_CFG_FILENAME)
+    write_sealed(folder / MEASUREMENT_FILE, result)
 
 
 def read_measurement(folder: Path) -> dict[str, Any] | None:
     """The measurement of the SAE in a folder, if it was made.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or is not what was measured.
     """
-    return read_json(folder / MEASUREMENT_FILE)
+    return read_json(folder / MEASUREMENT_FILE, _AGAIN)
+
+
+def flaw_of_measurement(folder: Path) -> str | None:
+    """Why the measurement in a folder does not count; None if it does.
+
+    Raises:
+        UserError: It cannot be read, whatever is in it.
+    """
+    try:
+        return None if read_measurement(folder) is not None else "it is not measured"
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return str(error)
 
 
 def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
@@ -166,13 +284,19 @@ def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
         UserError: No study there, or not readable.
     """
     path = Path(study) / STUDY_FILE
+    again = (
+        f"run sae-baselines train PANEL.yaml --out {study} --resume with the panel file that "
+        "it was begun with, which writes it again and keeps its members"
+    )
     if not path.exists():
+        if any(Path(study).glob("panels/*/*")):
+            raise UserError(f"study: {study} has lost its {STUDY_FILE}; {again}")
         raise UserError(
             f"study: {study} has no {STUDY_FILE}; train one with sae-baselines train"
         )
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
         spec = record.pop("spec")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"study: {path} cannot be read: {error}") from error
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path, error, again) from error
     return spec_from_dict(spec, where=str(path), stored=True), record

@@ -2,10 +2,9 @@
 
 import json
 import logging
-import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,12 +16,15 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_baselines.compat.training import OpenRunner
 from sae_baselines.errors import UserError
+from sae_baselines.files import is_junk, read_json, remove, write_atomically
 from sae_baselines.study.held_out import checked_activations
 
 logger = logging.getLogger("sae_baselines")
 
 # Written last, so that a checkpoint without it was cut short and is not used.
 COMPLETE = "complete.json"
+# Says of a folder of checkpoints whose it is: several studies may link to one disk.
+OWNER = "study.json"
 
 
 class InterruptedTrainingError(Exception):
@@ -78,9 +80,9 @@ def complete_checkpoint(
     for name, sae in saes.items():
         assert_finite(name, sae)
     record = {"n_training_samples": samples, "spec_hash": spec_hash}
-    (folder / COMPLETE).write_text(json.dumps(record))
+    write_atomically(folder / COMPLETE, json.dumps(record))
     for older in complete_checkpoints(folder.parent)[:-keep]:
-        shutil.rmtree(older, ignore_errors=True)
+        remove(older)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -96,19 +98,88 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def checkpoint_to_resume(checkpoints: Path, spec_hash: str) -> Path | None:
-    """The newest whole checkpoint, or None; cut-short ones are deleted.
+def claim_checkpoints(folder: Path, spec_hash: str) -> list[Path]:
+    """Make the folder of a pass's checkpoints, or take it over from a run before.
+
+    Returns:
+        Checkpoints in it, whole or not.
 
     Raises:
-        UserError: It belongs to another spec.
+        UserError: It is a link, is of another study, or holds what is not a checkpoint; so
+            that nothing is written or deleted that is not of this study.
     """
-    complete = complete_checkpoints(checkpoints)
-    for stale in checkpoints.glob("*"):
+    for path in (folder, *(folder.glob("*") if folder.is_dir() else ())):
+        if path.is_symlink():
+            raise UserError(
+                f"out: {path} is a link to {path.resolve()}; nothing is written or deleted "
+                f"there. {folder.parent} as a whole may be a link"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    inside = [p for p in folder.iterdir() if not is_junk(p.name) and p.name[0] != "."]
+    owner = (read_json(folder / OWNER, "delete it") or {}).get("spec_hash")
+    if owner not in (None, spec_hash):
+        raise UserError(
+            f"out: checkpoint folder {folder} belongs to another spec; use another folder"
+        )
+    checkpoints = [p for p in inside if p.is_dir() and p.name.isdigit()]
+    strangers = [p.name for p in inside if p not in checkpoints and p.name != OWNER]
+    if strangers:
+        raise UserError(
+            f"out: {folder / sorted(strangers)[0]} is not a checkpoint; move it elsewhere, "
+            "checkpoints are deleted when they are no longer needed"
+        )
+    if owner is None:
+        write_atomically(folder / OWNER, json.dumps({"spec_hash": spec_hash}))
+    return checkpoints
+
+
+def clear_checkpoints(folder: Path, spec_hash: str) -> None:
+    """Delete a pass's checkpoints and their folder.
+
+    Raises:
+        UserError: As `claim_checkpoints`.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    for checkpoint in claim_checkpoints(folder, spec_hash):
+        remove(checkpoint)
+    remove_empty(folder, OWNER)
+
+
+def remove_empty(folder: Path, *own: str) -> None:
+    """Delete a folder that holds only junk and files of these names; not what it links to."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    files = list(folder.iterdir())
+    if all(p.is_file() and (is_junk(p.name) or p.name in own) for p in files):
+        remove(folder)
+
+
+def checkpoint_to_resume(
+    checkpoints: Path, spec_hash: str, members: Collection[str] = ()
+) -> Path | None:
+    """The newest whole checkpoint, or None; others are deleted.
+
+    Args:
+        checkpoints: Folder of a pass's checkpoints; made if it is not there.
+        spec_hash: Of the study.
+        members: Names of who is trained. One that lacks any of them is of no use.
+
+    Raises:
+        UserError: It belongs to another spec, or as `claim_checkpoints`.
+    """
+    there = claim_checkpoints(checkpoints, spec_hash)
+    complete = [
+        path
+        for path in complete_checkpoints(checkpoints)
+        if all((path / name).is_dir() for name in members)
+    ]
+    for stale in there:
         if stale not in complete:
-            shutil.rmtree(stale)
+            remove(stale)
     if not complete:
         return None
-    marker = json.loads((complete[-1] / COMPLETE).read_text())
+    marker = read_json(complete[-1] / COMPLETE) or {}
     if marker.get("spec_hash") != spec_hash:
         raise UserError(
             f"out: checkpoint {complete[-1]} belongs to another spec; use another folder"

@@ -18,6 +18,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
+from sae_baselines.compat.training import load_checkpoint
 from sae_baselines.controls.source import FOLDED_LATER
 from sae_baselines.errors import UserError
 from sae_baselines.study.runner import (
@@ -156,9 +157,9 @@ def train_on_stream(
         data_provider=iter(()),
         save_checkpoint_fn=finish,
     )
-    found = checkpoint_to_resume(checkpoints, run_hash) if checkpoints else None
+    found = checkpoint_to_resume(checkpoints, run_hash, saes) if checkpoints else None
     if found is not None:
-        trainer.load_checkpoint(found)
+        load_checkpoint(trainer, found)
         _count_steps(trainer, training)
     done = trainer.n_training_samples
     trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]

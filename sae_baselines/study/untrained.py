@@ -14,7 +14,7 @@ from sae_baselines.controls.latents import firing_rates
 from sae_baselines.controls.source import source_of
 from sae_baselines.errors import UserError
 from sae_baselines.provenance import environment
-from sae_baselines.study.folder import PROVENANCE_FILE, StudyFolder
+from sae_baselines.study.folder import PROVENANCE_FILE, StudyFolder, write_provenance
 from sae_baselines.study.plan import MemberKey, PanelKey, controls_of, members_of
 from sae_baselines.study.spec import TRAINED, MemberSpec, StudySpec, spec_hash
 
@@ -93,7 +93,7 @@ def _make(
         control.save(scratch)
         _save_sparsity(control, calibration, scratch)
         provenance = {**known, "sparsity_from": "calibration activations", **environment()}
-        (scratch / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2))
+        write_provenance(scratch, provenance)
 
 
 def _save_sparsity(control: Control, calibration: torch.Tensor, folder: Path) -> None:

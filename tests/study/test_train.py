@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -165,20 +164,6 @@ def test_another_process_in_the_folder_is_refused(
         pytest.raises(UserError, match="another process is working"),
     ):
         train_study(spec, result.folder)
-
-
-def test_a_truncated_member_is_named(
-    study: tuple[PanelSpec, StudyResult], tmp_path: Path, text: Dataset
-):
-    spec, result = study
-    copy = tmp_path / "copy"
-    shutil.copytree(result.folder, copy)
-    member = copy / "panels" / "batchtopk_l0_6_seed_0" / "trained"
-    weights = member / "sae_weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    (member / "measurement.json").unlink()
-    with pytest.raises(UserError, match=r"trained: weights are damaged .* delete the folder"):
-        train_study(spec, copy, resume=True, dataset=text)
 
 
 def test_stock_saelens_loads_a_member(study: tuple[PanelSpec, StudyResult]):

@@ -14,7 +14,7 @@ from sae_baselines.controls.source import (
 )
 from sae_baselines.errors import UserError
 from sae_baselines.provenance import environment
-from sae_baselines.study.folder import PROVENANCE_FILE, StudyFolder, read_measurement
+from sae_baselines.study.folder import StudyFolder, read_measurement, write_provenance
 from sae_baselines.study.spec import PUBLISHED, PanelSpec, PublishedSpec, StudySpec, spec_hash
 
 # What its config and files record, and what the panels around it were trained on.
@@ -69,7 +69,7 @@ def keep_published(spec: StudySpec, folder: StudyFolder) -> None:
     published = spec.reference
     assert published is not None
     assert isinstance(spec, PanelSpec)
-    if (folder.published / PROVENANCE_FILE).exists():
+    if folder.has_published():
         return
     sae = load_published(published)
     sae.cfg.metadata = _metadata(sae.cfg.metadata, spec)
@@ -92,8 +92,7 @@ def keep_published(spec: StudySpec, folder: StudyFolder) -> None:
     with folder.new_published() as scratch:
         sae.save_model(scratch)
         (scratch / RECORD_FILE).write_text(json.dumps(known, indent=2))
-        record = {**facts, **environment()}
-        (scratch / PROVENANCE_FILE).write_text(json.dumps(record, indent=2))
+        write_provenance(scratch, {**facts, **environment()})
 
 
 def model_kwargs(spec: PanelSpec) -> dict[str, Any]:

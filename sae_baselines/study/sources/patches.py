@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import TrainingSAEConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import read_json, write_atomically
 from sae_baselines.reconstruction import explained_variance
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
@@ -148,12 +148,13 @@ class PatchData:
 
 def images_of(root: Path) -> dict[str, Any]:
     """What a study has written down about its photographs; empty before it has."""
-    path = root / IMAGES_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(root / IMAGES_FILE) or {}
 
 
 class PatchSource:
     """Patches of photographs; see `engine.Source`."""
+
+    scratch = ("activations/train.*", "activations/calibration.*")
 
     def __init__(self, spec: VisionSpec, folder: StudyFolder, name: str = "") -> None:
         """Compute activations, or go on where that was interrupted.
@@ -231,15 +232,13 @@ class PatchSource:
     ) -> dict[str, Any]:
         rows = self.evaluation.rows
         fired = firing(sae, rows, self.evaluation.photo)
-        save_file(
-            {
-                "count": fired.count,
-                "photographs": fired.photographs,
-                "n_patches": torch.tensor(fired.n_patches),
-                "n_photographs": torch.tensor(fired.n_photographs),
-            },
-            folder / FIRING_FILE,
-        )
+        stored = {
+            "count": fired.count,
+            "photographs": fired.photographs,
+            "n_patches": torch.tensor(fired.n_patches),
+            "n_photographs": torch.tensor(fired.n_photographs),
+        }
+        write_atomically(folder / FIRING_FILE, save(stored))
         ev, l0, alive = explained_variance(sae, rows)
         measured = Measurement(
             explained_variance=ev,
@@ -251,10 +250,6 @@ class PatchSource:
             **cosine_facts(cosines),
         )
         return {**measured.to_dict(), **fired.summary()}
-
-    def finish(self) -> None:
-        for part in ("train", "calibration"):
-            self.data.file(part).delete()
 
 
 def firing_of(folder: Path) -> Firing:

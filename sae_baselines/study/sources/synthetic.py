@@ -24,6 +24,8 @@ _CURVE_SAMPLES = 2048
 class SyntheticSource:
     """The ground truth of one setting; see `engine.Source`."""
 
+    scratch = ()
+
     def __init__(self, spec: ToySpec, folder: StudyFolder, name: str) -> None:
         """Make the setting's model and its held-out samples.
 
@@ -89,6 +91,3 @@ class SyntheticSource:
             "l0_matches": l0_matches(result.l0, l0_target),
             **(cosine_facts(cosines) if cosines else {}),
         }
-
-    def finish(self) -> None:
-        """Nothing is kept besides the study."""

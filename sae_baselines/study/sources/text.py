@@ -9,10 +9,9 @@ import torch
 from datasets import IterableDataset
 from sae_lens import SAE, LoggingConfig, MultiSAETrainingRunnerConfig
 from sae_lens.saes.sae import TrainingSAEConfig
-from safetensors import SafetensorError
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_baselines.errors import UserError, one_line
+from sae_baselines.compat.training import careful_resuming
 from sae_baselines.study.build import set_b_dec
 from sae_baselines.study.data import load_text, shuffle
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
@@ -55,6 +54,8 @@ _SAME_NAMES = (
 class TextSource:
     """Text through a language model; see `engine.Source`."""
 
+    scratch = ()
+
     def __init__(
         self,
         spec: PanelSpec,
@@ -91,7 +92,9 @@ class TextSource:
     def train(self, run: PassRun) -> Trained:
         spec = self.spec
         run_hash = spec_hash(spec)
-        resume_from = checkpoint_to_resume(run.checkpoints, run_hash)
+        resume_from = checkpoint_to_resume(
+            run.checkpoints, run_hash, [key.name for key in run.configs]
+        )
         text = self.data.train
         if spec.data_order == "per_seed":
             text = shuffle(text, run.this_pass.data_seed)
@@ -108,16 +111,8 @@ class TextSource:
         runner.prepare(spec.keep_checkpoints, run_hash)
         set_b_dec(runner.saes, run.start)
         torch.manual_seed(run.this_pass.data_seed)
-        try:
-            with run.tracking(runner.saes):
-                runner.run()
-        except (SafetensorError, KeyError, RuntimeError, EOFError) as error:
-            if resume_from is None or hasattr(runner, "trainer"):
-                raise  # not while the checkpoint was being read
-            raise UserError(
-                f"out: checkpoint {resume_from} is damaged ({one_line(error, 200)}); delete it "
-                "and run with --resume"
-            ) from error
+        with run.tracking(runner.saes), careful_resuming():
+            runner.run()
         epochs = None  # of a stream of unknown length
         if not isinstance(text, IterableDataset):
             epochs = runner.activations_store.n_dataset_processed / len(text)
@@ -170,6 +165,3 @@ class TextSource:
         return measure_sae(
             sae, self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines
         ).to_dict()
-
-    def finish(self) -> None:
-        """Nothing is kept besides the study."""

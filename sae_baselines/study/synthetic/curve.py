@@ -1,6 +1,7 @@
 """Recovery and EV along training: how counts depend on how long one trains."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.synthetic import SyntheticModel
 
-from sae_baselines.files import write_atomically
+from sae_baselines.files import unreadable, write_atomically
 from sae_baselines.reconstruction import explained_variance
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.stream import StreamTraining
@@ -47,10 +48,15 @@ class Curve:
         self.activations = activations
         self.training = training
         self.keys = keys
+        self.own = {(k.panel.architecture, k.member, k.panel.seed) for k in keys.values()}
         self.steps = snapshot_steps(training.steps, n_snapshots)
         self.rows: list[dict[str, Any]] = []
         if path.exists():
-            self.rows = pd.read_csv(path).to_dict("records")
+            try:
+                self.rows = pd.read_csv(path).to_dict("records")
+                list(map(_owner, self.rows))
+            except (OSError, ValueError, KeyError) as error:
+                raise unreadable(path, error, "delete it") from error
 
     @torch.no_grad()
     def watch(self, step: int, saes: dict[str, TrainingSAE[Any]]) -> None:
@@ -58,7 +64,8 @@ class Curve:
         if step not in self.steps:
             return
         # What a killed run wrote after its last checkpoint is made again.
-        self.rows = [row for row in self.rows if row["step"] < step]
+        # Others of the pass keep theirs: only what was lost of it may be trained.
+        self.rows = [r for r in self.rows if r["step"] < step or _owner(r) not in self.own]
         self.rows += [self._row(step, self.keys[name], sae) for name, sae in saes.items()]
         write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False))
 
@@ -82,6 +89,10 @@ class Curve:
             "mean_best_cosine": float(best.mean()),
             "silent": sae.cfg.d_sae - alive,
         }
+
+
+def _owner(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["architecture"], row["member"], row["seed"]
 
 
 def snapshot_steps(steps: int, n_snapshots: int) -> set[int]:
