@@ -30,6 +30,7 @@ from sae_baselines.evals.spec import DECISIVE, EvalSpec, eval_spec_from_dict, se
 from sae_baselines.evals.store import EvalStore, Failure, fingerprints, hash_of_files, linked
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
+from sae_baselines.home import own_key
 from sae_baselines.provenance import environment, versions
 from sae_baselines.study.engine import resolve_device
 
@@ -288,8 +289,10 @@ class _Runner:
             "settings": self._settings(suite.name),
             "model": self.subject.model_name,
             "hook": self.subject.hook_name,
+            # Of this user's own making, since some of it is pickled.
+            "owner": own_key(),
         }
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+        return _hash(data)[:16]
 
     def _warm_up(self, suite: Suite, like: Target, models: LanguageModels, key: str) -> None:
         marker = self.store.cache(suite.name, key) / "warm"
@@ -347,7 +350,7 @@ class _Runner:
         """Scratch that an interrupted run of the same SAE and settings continues in."""
         work = self.store.work(suite.name, target.name)
         owner = work / "owner"
-        mine = f"{self._settings(suite.name)} {target.weights}"
+        mine = f"{_hash([self._settings(suite.name), own_key()])} {target.weights}"
         if work.exists() and (not owner.exists() or owner.read_text() != mine):
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
@@ -400,6 +403,10 @@ class _Runner:
         self.store.fail(suite.name, target.name, failure)
         self.failures.append(Failure(suite.name, target.name, reason, facts))
         logger.error("%s %s failed: %s (log: %s)", suite.name, target.name, reason, log)
+
+
+def _hash(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:

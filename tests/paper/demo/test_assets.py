@@ -24,6 +24,7 @@ from datasets import Dataset, load_dataset
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sae_baselines.home import cache_dir
 from sae_baselines.paper.demo import assets, packages
 from sae_baselines.paper.demo.packages import Asset, AssetError, Package
 
@@ -323,11 +324,11 @@ def test_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SAE_BASELINES_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert packages.cache_dir() == tmp_path / ".cache" / "sae_baselines"
+    assert cache_dir() == tmp_path / ".cache" / "sae_baselines"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert packages.cache_dir() == tmp_path / "xdg" / "sae_baselines"
+    assert cache_dir() == tmp_path / "xdg" / "sae_baselines"
     monkeypatch.setenv("SAE_BASELINES_CACHE", "~/mine")
-    assert packages.cache_dir() == tmp_path / "mine"
+    assert cache_dir() == tmp_path / "mine"
 
 
 @pytest.mark.parametrize("asset", [assets.MODEL, assets.TEXT], ids=lambda asset: asset.folder)
