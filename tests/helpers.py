@@ -1,5 +1,6 @@
 """Small SAEs, small data and SAELens' own trainer, for every test."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,17 @@ def train(
     trainer = make_trainer(sae, steps, data, **config)
     trainer.fit()
     return trainer
+
+
+def on_two_ranks(function: Callable[..., None], *args: Any) -> None:
+    """Call ``function(rank, *args)`` in two processes, which are not imported anew."""
+    forked = multiprocessing.get_context("fork")
+    ranks = [forked.Process(target=function, args=(rank, *args)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
 
 
 def only_checkpoint(folder: Path) -> Path:

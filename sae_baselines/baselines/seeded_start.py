@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
+from typing_extensions import override
 
 from sae_baselines.baselines.directions import (
     INIT_SCHEMES,
@@ -19,10 +21,12 @@ from sae_baselines.baselines.directions import (
     load_covariance,
     sample_directions,
 )
-from sae_baselines.compat.saes import ConfigMixin, SAEMixin, has_own
+from sae_baselines.compat.saes import ConfigMixin, LoadingMixin, has_own, is_sharded
+from sae_baselines.errors import UserError
 
+# How checkpoints name what is known of a start that is pending.
 _PENDING_PREFIX = "init_pending_"
-_PENDING_SUMS = ("shift", "total", "outer")
+_PENDING_STATE = f"{_PENDING_PREFIX}bytes"
 
 
 @dataclass(kw_only=True)
@@ -37,7 +41,9 @@ class SeededStartConfig(ConfigMixin):
         init_covariance_path: For ``cov``: a file with the covariance.
         init_cov_samples: For ``cov`` without a file: how many of the run's own first
             activations to estimate the covariance from; default 4 * d_in. Nothing is
-            trained until they are seen; the batch that completes them is trained on.
+            trained until they are seen; the batch that completes them is trained on. Weights
+            that are loaded meanwhile are the start; exporting meanwhile is refused. Ranks of
+            torch.distributed count and estimate together, and start from the same rows.
         decoder_init_norm: Must be 1.0. A frozen decoder cannot grow, so SAELens' default of
             0.1 would handicap it; every baseline has the same unit-norm start.
         encoder_init_scale: Encoder columns start as this times their decoder rows (> 0). At
@@ -66,11 +72,12 @@ class SeededStartConfig(ConfigMixin):
         return details
 
 
-class SeededStartMixin(SAEMixin):
+class SeededStartMixin(LoadingMixin):
     """Sets W_dec and W_enc to the seeded start, at construction or from the first batches."""
 
     cfg: Any  # SeededStartConfig, and what a constraint adds
     _pending: "_PendingCovariance | None" = None
+    _more_state = _PENDING_PREFIX
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -133,11 +140,19 @@ class SeededStartMixin(SAEMixin):
     def _absorb(self, sae_in: Tensor) -> bool:
         """Add a batch to the covariance; True once the start is settled."""
         assert self._pending is not None
+        if is_sharded(self):
+            raise UserError(
+                "init_scheme: 'cov' cannot wait for activations under FSDP2, which would lose "
+                "the rows that are set in a step; give a file as init_covariance_path"
+            )
         # What the SAE's encoder will see: layer_norm happens inside the SAE.
         self._pending.add(self.run_time_activation_norm_fn_in(sae_in.float()))
         if not self._pending.complete:
             return False
-        self.set_start_directions(self._draw(self._pending.covariance()))
+        directions = self._draw(self._pending.covariance())
+        if _ranks() > 1:  # which need not be of one kind
+            directions = _on_ranks(directions, lambda t: dist.broadcast(t, src=0))
+        self.set_start_directions(directions)
         self._pending = None
         return True
 
@@ -158,17 +173,55 @@ class SeededStartMixin(SAEMixin):
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving(state_dict)
         if self._pending is not None:
-            state_dict.update(self._pending.state())
+            state_dict[_PENDING_STATE] = self._pending.state()
+
+    @torch.no_grad()
+    def loaded(self, names: set[str], more: dict[str, Tensor]) -> None:
+        super().loaded(names, more)
+        directions = names & {"W_dec", "W_enc"}
+        if more:
+            self._pending = _PendingCovariance.from_state(more, self.cfg.d_in)
+        elif self._pending is not None and directions and not self._is_provisional():
+            # What was loaded is the start, and what is still provisional goes along.
+            self._pending = None
+            if "W_dec" not in names:
+                self.W_dec.data.copy_(torch.nn.functional.normalize(self.W_enc.T, dim=1))
+            elif "W_enc" not in names and has_own(self, "W_enc"):
+                rows = torch.nn.functional.normalize(self.W_dec, dim=1)
+                self.W_enc.data.copy_(self.cfg.encoder_init_scale * rows.T)
+
+    def _is_provisional(self) -> bool:
+        """Whether the rows are those that ``cov`` ones will replace."""
+        rows = self._draw(None).to(self.W_dec)
+        encoder = self.cfg.encoder_init_scale * rows.T
+        kept = not has_own(self, "W_enc") or torch.equal(self.W_enc, encoder)
+        return kept and torch.equal(self.W_dec, rows)
+
+    def _refuse_pending(self, what: str) -> None:
+        if self._pending is not None:
+            raise UserError(
+                f"init_scheme: the 'cov' start waits for activations ({self._pending.count} of "
+                f"{self._pending.wanted}), so there are no weights to {what} yet; train on, or "
+                "set a smaller init_cov_samples or an init_covariance_path"
+            )
 
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        self._refuse_pending("export")
         super().process_state_dict_for_saving_inference(state_dict)
-        for key in [k for k in state_dict if k.startswith(_PENDING_PREFIX)]:
-            del state_dict[key]
 
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_loading(state_dict)
-        # A checkpoint without pending statistics was taken after the start had settled.
-        self._pending = _PendingCovariance.from_state(state_dict)
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        self._refuse_pending("fold a scale into")
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+
+    @override
+    def fold_W_dec_norm(self) -> None:
+        self._refuse_pending("fold norms of")
+        super().fold_W_dec_norm()
+
+    @override
+    def fold_and_get_W_dec_norm(self) -> Tensor:
+        self._refuse_pending("fold norms of")
+        return super().fold_and_get_W_dec_norm()
 
 
 @dataclass
@@ -188,16 +241,19 @@ class _PendingCovariance:
 
     def add(self, batch: Tensor) -> None:
         x = batch.reshape(-1, batch.shape[-1]).to("cpu", torch.float64)
-        if not torch.isfinite(x).all():
+        n = _sum_over_ranks(torch.tensor(x.shape[0], dtype=torch.float64))
+        if self.count == 0:
+            self.shift = _sum_over_ranks(x.sum(dim=0)) / n
+        x = x - self.shift
+        total, outer = _sum_over_ranks(x.sum(dim=0)), _sum_over_ranks(x.T @ x)
+        # Looked at where every rank sees it: one that stopped alone would leave others waiting.
+        if not torch.isfinite(total).all():
             raise ValueError(
                 "activations: contain NaN or infinity; init_scheme='cov' cannot use them"
             )
-        if self.count == 0:
-            self.shift = x.mean(dim=0)
-        x = x - self.shift
-        self.count += x.shape[0]
-        self.total += x.sum(dim=0)
-        self.outer += x.T @ x
+        self.count += int(n)
+        self.total += total
+        self.outer += outer
 
     @property
     def complete(self) -> bool:
@@ -207,18 +263,40 @@ class _PendingCovariance:
         mean = self.total / self.count
         return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
-    def state(self) -> dict[str, Tensor]:
-        counts = torch.tensor([self.count, self.wanted])
-        sums = {_PENDING_PREFIX + name: getattr(self, name) for name in _PENDING_SUMS}
-        return {_PENDING_PREFIX + "counts": counts, **sums}
+    def state(self) -> Tensor:
+        """As bytes: loaders cast everything to the SAE's dtype, which holds bytes at least."""
+        counts = torch.tensor([self.count, self.wanted], dtype=torch.float64)
+        sums = [counts, self.shift, self.total, self.outer.flatten()]
+        return torch.cat(sums).view(torch.uint8)
 
     @classmethod
-    def from_state(cls, state_dict: dict[str, Any]) -> "_PendingCovariance | None":
-        counts = state_dict.pop(_PENDING_PREFIX + "counts", None)
-        if counts is None:
-            return None
-        sums = [state_dict.pop(_PENDING_PREFIX + name) for name in _PENDING_SUMS]
-        return cls(int(counts[1]), int(counts[0]), *(s.cpu().double() for s in sums))
+    def from_state(cls, more: dict[str, Tensor], d_in: int) -> "_PendingCovariance":
+        if set(more) != {_PENDING_STATE}:
+            raise UserError(
+                f"{min(more)}: this checkpoint was taken by an older version of sae_baselines "
+                "before its 'cov' start was settled; train again from the beginning"
+            )
+        numbers = more[_PENDING_STATE].to("cpu", torch.uint8).contiguous().view(torch.float64)
+        counts, shift, total, outer = numbers.clone().split([2, d_in, d_in, d_in * d_in])
+        return cls(int(counts[1]), int(counts[0]), shift, total, outer.view(d_in, d_in))
+
+
+def _ranks() -> int:
+    """How many processes train together."""
+    together = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if together else 1
+
+
+def _on_ranks(tensor: Tensor, collective: Any) -> Tensor:
+    """What an in-place collective makes of a CPU tensor; NCCL has none for the CPU."""
+    on = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    shared = tensor.to(on)
+    collective(shared)
+    return shared.cpu()
+
+
+def _sum_over_ranks(tensor: Tensor) -> Tensor:
+    return tensor if _ranks() == 1 else _on_ranks(tensor, dist.all_reduce)
 
 
 def _validate_start(cfg: SeededStartConfig) -> None:

@@ -1,14 +1,10 @@
 """Soft-Frozen Decoder: each decoder direction stays within a cap around its start.
 
-Paper, Section 4.1: cosine similarity with its own random start at least tau (0.8). The
-projection runs after every optimiser step of every optimiser, through torch's own hook for
-that, so that the constraint holds under any trainer and after the last step too. Adam's
-moments are left alone (the paper is silent; resetting them would slow the rows at the edge).
-
-Under Adam without weight decay a step moves a row only if it leaves it with momentum. Rows
-that never had any since the last projection of all rows are not looked at. Weights that
-somebody edits in between bring all rows back; edits through ``.data``, which torch does not
-count, are seen when Adam next moves the row, and at every save.
+Paper, Section 4.1: cosine similarity with its own random start at least tau (0.8). All rows
+are projected after every step of every torch optimiser that has W_dec, through torch's own
+hook for that, so that the constraint holds under any trainer and after the last step too; and
+before a training step and a save, for whoever changes W_dec otherwise. Adam's moments are left
+alone (the paper is silent; resetting them would slow the rows at the edge).
 """
 
 import weakref
@@ -17,17 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from sae_baselines.baselines.cap import project_to_cap_, validate_tau
 from sae_baselines.baselines.constraint import Constraint, Promise, register_constraint
 from sae_baselines.baselines.seeded_start import SeededStartConfig, SeededStartMixin
-from sae_baselines.compat.saes import PreciseBuffersMixin, version_of
+from sae_baselines.compat.saes import PreciseBuffersMixin, of_this_rank, place_of
 
 _START = "W_dec_start"
 # How far below tau a cosine may be: what the projection promises (float32), and in half
@@ -61,10 +54,8 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
 
     cfg: SoftFrozenDecoderConfig
     W_dec_start: Tensor
-    # [d_sae] bool: rows that Adam may move; None if that is not known.
-    _moving: Tensor | None = None
-    # W_dec's version after the last projection: any other has been edited.
-    _projected_version: int = -1
+    # Where W_dec was, and torch's count of its changes, after the last projection.
+    _projected: tuple[int, int] | None = None
     # Norms of W_dec_start, which never changes, and which tensor they belong to.
     _start_norm: tuple[Tensor, int, int] | None = None
 
@@ -78,59 +69,48 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
         # W_dec is what was stored (bfloat16 rounds), so a fresh row has cosine 1. Casting the
         # SAE must not round the directions that the cap is measured from.
         self.register_precise_buffer(_START, self.W_dec.detach().float().clone())
+        self.moved()
 
     @torch.no_grad()
     def set_start_directions(self, directions: Tensor) -> None:
         super().set_start_directions(directions)
-        self.moved()
         self._start_here()
 
     @torch.no_grad()
     def project(self) -> Tensor:
         """Project W_dec onto its caps in place; returns how many rows moved (int64 scalar)."""
-        return project_to_cap_(
-            self.W_dec.data, self.W_dec_start, self.cfg.tau, self._norm_of_start()
-        )
+        rows, start = of_this_rank(self.W_dec.data, self.W_dec_start)
+        norm = self._norm_of_start() if rows.shape == self.W_dec_start.shape else None
+        moved = project_to_cap_(rows, start, self.cfg.tau, norm)
+        self._projected = place_of(self.W_dec)
+        return moved
 
     def _norm_of_start(self) -> Tensor:
         start = self.W_dec_start
-        place = (start.data_ptr(), version_of(start))
-        if self._start_norm is None or self._start_norm[1:] != place:
-            self._start_norm = (torch.linalg.vector_norm(start, dim=1), *place)
+        if self._start_norm is None or self._start_norm[1:] != place_of(start):
+            self._start_norm = (torch.linalg.vector_norm(start, dim=1), *place_of(start))
         return self._start_norm[0]
 
     def moved(self) -> None:
         """Forget what is known about rows and their starts: either was replaced."""
-        self._moving = self._start_norm = None
+        self._projected = self._start_norm = None
 
-    def _before_step(self) -> None:
-        if version_of(self.W_dec) != self._projected_version:
-            self._moving = None
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        # Not while compiling: what a graph would count is not this tensor's changes.
+        if not torch.compiler.is_compiling() and self._projected != place_of(self.W_dec):
+            self.project()
+        return super().training_forward_pass(step_input)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer) -> None:
-        """Project, leaving out rows that the step cannot have moved."""
-        momentum = _momentum_of(optimizer, self.W_dec)
-        if momentum is None or self._moving is None:
-            self._moving = None if momentum is None else momentum.any(dim=1)
-            self.project()
-        else:
-            still = (~self._moving).nonzero().squeeze(1)
-            if still.numel():
-                self._moving[still] = momentum[still].any(dim=1)  # squares would underflow
-            index = self._moving.nonzero().squeeze(1)
-            if 2 * index.shape[0] > self._moving.shape[0]:
-                self.project()  # most rows at once are faster in place than gathered
-            else:
-                rows = self.W_dec.data[index]
-                start, norm = self.W_dec_start[index], self._norm_of_start()[index]
-                if int(project_to_cap_(rows, start, self.cfg.tau, norm)):
-                    self.W_dec.data[index] = rows
-        self._projected_version = version_of(self.W_dec)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def loaded(self, names: set[str], more: dict[str, Tensor]) -> None:
+        pending = self.start_is_pending
+        super().loaded(names, more)
         self.moved()
-        return super().load_state_dict(*args, **kwargs)
+        if pending and not self.start_is_pending and _START not in names:
+            self._start_here()
+        if {"W_dec", _START} <= names:
+            # What was saved was projected; again would round bfloat16 rows once more.
+            self._projected = place_of(self.W_dec)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -155,47 +135,21 @@ _hook_installed: bool = globals().get("_hook_installed", False)
 def _watch(sae: SoftFrozenDecoderMixin) -> None:
     global _hook_installed
     if not _hook_installed:
-        register_optimizer_step_pre_hook(_before_optimizer_step)
         register_optimizer_step_post_hook(_after_optimizer_step)
         _hook_installed = True
     if sae not in _watched:
         _watched.add(sae)
 
 
-def _before_optimizer_step(
-    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    del args, kwargs
-    for sae in _stepped_by(optimizer):
-        sae._before_step()
-
-
 def _after_optimizer_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     del args, kwargs
-    for sae in _stepped_by(optimizer):
-        if not sae.start_is_pending:
-            sae._after_step(optimizer)
-
-
-def _stepped_by(optimizer: Optimizer) -> list[SoftFrozenDecoderMixin]:
-    if not _watched:
-        return []
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [sae for sae in list(_watched) if id(sae.W_dec) in stepped]
-
-
-def _momentum_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
-    """First moments of a parameter, if they are all that can move it."""
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-        return None
-    for group in optimizer.param_groups:
-        if any(p is parameter for p in group["params"]):
-            if group["weight_decay"] != 0:
-                return None
-            return optimizer.state.get(parameter, {}).get("exp_avg")
-    return None
+    if _watched:
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for sae in list(_watched):
+            if id(sae.W_dec) in stepped and not sae.start_is_pending:
+                sae.project()
 
 
 class SoftFrozenDecoder(Constraint):

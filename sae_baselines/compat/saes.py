@@ -30,6 +30,8 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.saes.topk_sae import act_times_W_dec
 from torch import Tensor, nn
 
+from sae_baselines.errors import UserError
+
 __all__ = [
     "SAE_TRAINING_CLASS_REGISTRY",
     "JumpReLU",
@@ -76,9 +78,11 @@ OVERRIDDEN: dict[str, tuple[type[Any], str]] = {
     "encode_with_hidden_pre": (TrainingSAE, "the sparse encoder and the cheap bias gradient"),
     "process_sae_in": (TrainingSAE, "x - b_dec, what an encoder multiplies"),
     "calculate_aux_loss": (TrainingSAE, "losses at entries; a decoder held constant"),
-    "process_state_dict_for_saving": (TrainingSAE, "soft-frozen rows are saved projected"),
+    "process_state_dict_for_saving": (TrainingSAE, "rows saved projected, a pending start"),
     "process_state_dict_for_saving_inference": (TrainingSAE, "exports without our buffers"),
-    "process_state_dict_for_loading": (TrainingSAE, "a start that is pending is resumed"),
+    "fold_activation_norm_scaling_factor": (TrainingSAE, "a pending start is not folded"),
+    "fold_W_dec_norm": (TrainingSAE, "a pending start is not folded"),
+    "fold_and_get_W_dec_norm": (TrainingSAE, "a pending start is not folded"),
     "calculate_topk_aux_loss": (TopKTrainingSAE, "the auxiliary loss over dead latents"),
     "update_topk_threshold": (BatchTopKTrainingSAE, "the threshold from entries"),
     "_iterable_decode": (MatryoshkaBatchTopKTrainingSAE, "a reconstruction per prefix"),
@@ -114,9 +118,38 @@ def has_own(module: nn.Module, name: str) -> bool:
     return name in module._parameters or name in module._buffers
 
 
-def version_of(tensor: Tensor) -> int:
-    """torch's count of in-place changes; those through ``.data`` are not in it."""
-    return tensor._version
+def place_of(tensor: Tensor) -> tuple[int, int]:
+    """Its memory, and torch's count of in-place changes, which misses those of ``.data``."""
+    local: Any = getattr(tensor, "to_local", lambda: tensor)()
+    return local.data_ptr(), tensor._version
+
+
+def of_this_rank(rows: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that FSDP2 may have split over ranks, and the same rows of a tensor that it has not.
+
+    Raises:
+        UserError: Rows themselves are split.
+    """
+    if not hasattr(rows, "device_mesh"):
+        return rows, whole
+    # Not in every build of torch.
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
+
+    assert isinstance(rows, DTensor)
+    mesh, placements = rows.device_mesh, rows.placements
+    if any(p.is_shard() and not p.is_shard(dim=0) for p in placements):
+        raise UserError(
+            f"W_dec: is split over ranks as {placements}, but its rows must be in one piece; "
+            "shard a soft-frozen decoder along dimension 0 (fully_shard's default)"
+        )
+    # Without communication: every rank has the whole of it.
+    same = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return rows.to_local(), same.redistribute(placements=placements).to_local()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2's fully_shard has its parameters: what a forward writes is lost."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -127,6 +160,26 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+class LoadingMixin(SAEMixin):
+    """Is told what was loaded, alone or inside another module."""
+
+    # How names of entries begin that are no tensors of the module.
+    _more_state: str
+
+    def loaded(self, names: set[str], more: dict[str, Tensor]) -> None:
+        """Called after loading with the names of own tensors, and with other entries."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # load_state_dict calls this for every module, with whatever prefix.
+        own = {k: k.removeprefix(prefix) for k in state_dict if k.startswith(prefix)}
+        names = {name for name in own.values() if has_own(self, name)}
+        more = {n: state_dict.pop(k) for k, n in own.items() if n.startswith(self._more_state)}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.loaded(names, more)
 
 
 class PreciseBuffersMixin(SAEMixin):

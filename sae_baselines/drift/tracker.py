@@ -142,6 +142,9 @@ class DriftTracker:
         if track is None or track.trainer is not trainer:
             track = self._tracks[name] = self._begin(name, trainer)
         pending = getattr(trainer.sae, "_pending", None)
+        if track.start_is_pending and pending is None:  # weights were loaded into it
+            track.log.header["start"] = _keep_start(trainer.sae, track.log.folder)
+            track.start_is_pending = False
         output = original(trainer, batch)
         if track.start_is_pending and not trainer.sae.start_is_pending:
             _keep_settled_start(track, pending)

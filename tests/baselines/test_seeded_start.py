@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from safetensors.torch import load_file, save_file
 
 from sae_baselines.baselines import sample_directions, save_covariance
+from sae_baselines.compat.saes import SAE_TRAINING_CLASS_REGISTRY
+from sae_baselines.errors import UserError
 from tests.helpers import (
     BASES,
     BATCH,
@@ -30,8 +31,10 @@ from tests.helpers import (
     differing,
     make_sae,
     make_trainer,
+    on_two_ranks,
     random_unit_rows,
     resume,
+    step_input,
     train,
     weights,
 )
@@ -200,15 +203,121 @@ def test_a_checkpoint_in_the_wait_loads_from_disk(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.W_dec, wanted, rtol=0, atol=1e-5)
 
 
-def test_an_export_in_the_wait_holds_nothing_of_it(tmp_path: Path) -> None:
-    sae = make_sae("soft_frozen_decoder_topk", init_scheme="cov", init_cov_samples=WAIT)
+FINISHING: dict[str, Callable[[AnySAE, Path], Any]] = {
+    "export": lambda sae, folder: sae.save_inference_model(folder),
+    "scale": lambda sae, _: sae.fold_activation_norm_scaling_factor(2.0),
+    "norms": lambda sae, _: sae.fold_W_dec_norm(),
+    "and_get": lambda sae, _: sae.fold_and_get_W_dec_norm(),
+}
+
+
+@pytest.mark.parametrize("finish", FINISHING)
+@pytest.mark.parametrize("name", ["soft_frozen_decoder_topk", "frozen_encoder_jumprelu"])
+def test_nothing_is_exported_or_folded_in_the_wait(
+    tmp_path: Path, name: str, finish: str
+) -> None:
+    sae = make_sae(name, init_scheme="cov", init_cov_samples=WAIT)
     train(sae, 2)
-    sae.save_inference_model(tmp_path)
-    stored = load_file(tmp_path / "sae_weights.safetensors")
-    assert set(stored) == {"W_dec", "W_enc", "b_enc", "b_dec"}
-    SAE.load_from_disk(tmp_path)
-    # Exporting does not end the wait.
-    assert sae.start_is_pending is True
+    before = weights(sae)
+    message = rf"^init_scheme: .*\(128 of {WAIT}\).*; train on.*$"
+    with pytest.raises(UserError, match=message):
+        FINISHING[finish](sae, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert differing(weights(sae), before) == []
+    train(sae, 2)  # which ends the wait
+    if finish == "export":
+        sae.save_inference_model(tmp_path)
+        stored = load_file(tmp_path / "sae_weights.safetensors")
+        assert not [key for key in stored if key.startswith("init_pending")]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    member=st.sampled_from(MEMBERS),
+    base=st.sampled_from(["topk", "gated", "matching_pursuit"]),
+    keys=st.sets(st.sampled_from(["W_dec", "W_enc", "b_dec", "W_dec_start"])) | st.none(),
+    assign=st.booleans(),
+    nested=st.booleans(),
+)
+def test_weights_that_are_loaded_in_the_wait_are_the_start(
+    member: str, base: str, keys: set[str] | None, assign: bool, nested: bool
+) -> None:
+    name = f"{member}_{base}"
+    if name not in SAE_TRAINING_CLASS_REGISTRY:
+        return
+    sae = make_sae(name, init_scheme="cov", init_cov_samples=WAIT)
+    train(sae, 1)
+    state = weights(make_sae(name, init_seed=9))
+    if keys is not None:
+        state = {key: value for key, value in state.items() if key in keys}
+    into = torch.nn.ModuleDict({"sae": sae}) if nested else sae
+    loaded = {f"sae.{k}" if nested else k: v.clone() for k, v in state.items()}
+    into.load_state_dict(loaded, strict=keys is None, assign=assign)
+    assert sae.start_is_pending is not bool({"W_dec", "W_enc"} & set(state))
+    if sae.start_is_pending:
+        return
+    # A partial dict of either side gives the other side its start too, and the cap.
+    wanted = sample_directions(D_SAE, D_IN, seed=9)
+    torch.testing.assert_close(sae.W_dec.detach(), wanted)
+    torch.testing.assert_close(sae.W_enc.detach().T, wanted)
+    torch.testing.assert_close(start_of(sae).detach() if member != "seeded" else wanted, wanted)
+    train(sae, 4)
+    torch.testing.assert_close(start_of(sae).detach() if member != "seeded" else wanted, wanted)
+    if member == "soft_frozen_decoder":
+        assert cosines(sae.W_dec, wanted).min() >= 0.8 - 1e-6
+
+
+def test_what_a_waiting_sae_says_of_itself_loads_and_waits_on() -> None:
+    """Its state_dict holds provisional rows, which are no start of anything."""
+    options = {"init_scheme": "cov", "init_cov_samples": WAIT}
+    sae, other = (make_sae("frozen_decoder", **options) for _ in range(2))
+    train(sae, 2)
+    other.load_state_dict(sae.state_dict())
+    assert other.start_is_pending is True
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_a_loader_that_casts_blurs_nothing_of_the_wait(tmp_path: Path, dtype: str) -> None:
+    sae = make_sae("frozen_decoder", init_scheme="cov", init_cov_samples=1001)
+    for batch in activations(999).split([511, 488]):
+        sae.training_forward_pass(step_input(sae, batch))
+    sae.save_model(tmp_path)
+    loaded = TrainingSAE.load_from_disk(tmp_path, dtype=dtype)
+    for one in (sae, loaded):
+        one.training_forward_pass(step_input(one, activations(2, seed=1)))
+        assert one.start_is_pending is False
+    assert torch.equal(loaded.W_dec, sae.W_dec.to(loaded.W_dec.dtype))
+
+
+def test_a_wait_that_an_older_version_wrote_down_is_refused_in_one_line() -> None:
+    sae = make_sae("frozen_decoder", init_scheme="cov")
+    old = {**sae.state_dict(), "init_pending_counts": torch.tensor([3, 64])}
+    with pytest.raises(UserError, match=r"^init_pending_counts: .* train again.*$"):
+        sae.load_state_dict(old)
+
+
+def _wait_on_a_rank(rank: int, folder: Path, name: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    sae = make_sae(name, init_scheme="cov", init_cov_samples=WAIT)
+    stream = batches(seed=rank)
+    pending = []
+    while sae.start_is_pending:
+        sae.training_forward_pass(step_input(sae, next(stream)))
+        pending.append(sae.start_is_pending)
+    torch.save((pending, start_of(sae).detach()), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_that_train_together_start_from_the_covariance_of_all(tmp_path: Path) -> None:
+    on_two_ranks(_wait_on_a_rank, tmp_path, "soft_frozen_decoder_topk")
+    (pending, one), (_, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert pending == [True, False]  # 2 ranks of 64 samples: 200 are there with the second
+    assert torch.equal(one, other)
+    streams = batches(seed=0), batches(seed=1)
+    x = torch.cat([next(stream) for stream in streams for _ in range(2)])
+    torch.testing.assert_close(one, cov_directions(x), rtol=0, atol=1e-6)
 
 
 def test_the_wait_leaves_no_trace_in_the_optimiser() -> None:

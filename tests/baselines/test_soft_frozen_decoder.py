@@ -15,8 +15,11 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import Shard
 
 from sae_baselines.baselines import project_to_cap_, soft_frozen_decoder
+from sae_baselines.errors import UserError
 from tests.helpers import (
     BASES,
     BATCH,
@@ -34,6 +37,7 @@ from tests.helpers import (
     make_sae,
     make_trainer,
     matrix_products,
+    on_two_ranks,
     only_checkpoint,
     resume,
     step_input,
@@ -409,19 +413,72 @@ def step_rows(sae: AnySAE, optimizer: torch.optim.Optimizer, rows: list[int]) ->
     optimizer.step()
 
 
-def test_rows_without_gradient_and_momentum_are_not_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
+EDITS: dict[str, Callable[[AnySAE, torch.Tensor], Any]] = {
+    "data": lambda sae, start: sae.W_dec.data[30].copy_(-start[30]),
+    "new data": lambda sae, start: setattr(sae.W_dec, "data", -start),
+    "in place": lambda sae, start: sae.W_dec.requires_grad_(False)[30].copy_(-start[30]),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_row_that_never_fires_is_back_inside_after_the_next_step(
+    name: str, edit: str
 ) -> None:
     sae, start = soft("batchtopk")
-    optimizer = torch.optim.Adam(sae.parameters(), lr=0.3)
-    sizes = looked_at(monkeypatch)
-    for rows in ([0, 1], [1, 2], [2], [30]):
+    optimizer = OPTIMISERS[name](sae.parameters())
+    for rows in ([0, 1], [1, 2], [2]):  # never 30
+        step_rows(sae, optimizer, rows)
+        EDITS[edit](sae, start)
+        sae.W_dec.requires_grad_(True)
+        assert cosines(sae.W_dec, start).min() < TAU
         step_rows(sae, optimizer, rows)
         assert_inside(sae, start)
-    # All at first; then those with momentum and those with a gradient.
-    assert sizes == [D_SAE, 3, 3, 4]
-    moved = (sae.W_dec != start).any(dim=1).nonzero().flatten().tolist()
-    assert moved == [0, 1, 2, 30]
+
+
+@pytest.mark.parametrize("edit", ["new data", "in place"])
+def test_what_no_torch_optimiser_changed_is_inside_in_the_next_training_step(edit: str) -> None:
+    sae, start = soft("batchtopk")
+    for _ in range(2):
+        EDITS[edit](sae, start)
+        sae.training_forward_pass(step_input(sae, activations(8)))
+        assert_inside(sae, start)
+
+
+def _train_sharded(rank: int, folder: Path, dim: int) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
+    sae, start = soft("topk", d_sae=D_SAE + 1 - dim)  # FSDP2 splits rows unevenly, not columns
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    fully_shard(sae, mesh=mesh, shard_placement_fn=lambda p: Shard(min(dim, p.ndim - 1)))
+    register_fsdp_forward_method(sae, "training_forward_pass")
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.3)
+    said = []
+    try:
+        for batch in activations(40).split(8):
+            sae.training_forward_pass(step_input(sae, batch)).loss.backward()
+            optimizer.step()
+    except UserError as error:
+        said = [str(error)]
+    whole = sae.W_dec.full_tensor().detach()
+    torch.save((whole, start, said), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_rows_that_fsdp_shares_out_are_inside_and_split_rows_are_refused(
+    tmp_path: Path, dim: int
+) -> None:
+    on_two_ranks(_train_sharded, tmp_path, dim)
+    for rank in range(2):
+        whole, start, said = torch.load(tmp_path / f"{rank}.pt")
+        if dim == 0:
+            assert said == []
+            assert TAU - 1e-6 <= cosines(whole, start).min() < TAU + 1e-5
+        else:
+            assert len(said) == 1
+            assert said[0].startswith("W_dec: is split over ranks as")
 
 
 @pytest.mark.parametrize(
@@ -457,7 +514,7 @@ def test_loaded_weights_and_edits_bring_every_row_back(
     state["W_dec"][5] = -state["W_dec"][5]  # outside its cap
     sae.load_state_dict(state)
     step_rows(sae, optimizer, [0])
-    assert sizes == [D_SAE, 1, D_SAE]
+    assert sizes == [D_SAE] * 3
     assert_inside(sae, start)
     with torch.no_grad():
         sae.W_dec[7] *= -1

@@ -412,6 +412,27 @@ def test_cov_directions_that_come_from_the_run(tmp_path: Path):
 # --- resume ----------------------------------------------------------------------------------
 
 
+def test_weights_that_are_loaded_in_the_wait_are_the_start_of_the_records(tmp_path: Path):
+    sae, other = (
+        make_sae("frozen_decoder", init_scheme="cov"),
+        make_sae("seeded_topk", init_seed=9),
+    )
+    rows = {"W_dec": other.W_dec.detach(), "W_enc": other.W_enc.detach()}
+
+    def stream() -> Iterator[torch.Tensor]:
+        for step, batch in enumerate(helpers.batches(batch=8)):
+            if step == 2:
+                sae.load_state_dict(rows, strict=False)
+            yield batch
+
+    with DriftTracker(tmp_path, fractions=[0.25, 1.0]):
+        train(sae, 8, stream(), batch=8)
+    waiting, end = read_drift(tmp_path).records
+    assert waiting["decoder"] is None
+    assert end["decoder"]["quantiles"]["0"] == pytest.approx(1.0, abs=1e-6)
+    assert end["encoder"]["quantiles"]["0"] < 1 - 1e-6
+
+
 @pytest.mark.parametrize(
     ("architecture", "options"),
     [
