@@ -22,7 +22,8 @@ class Measured:
         value: The number; NaN where SAEBench says it could not be computed.
         direction: +1 higher is better, -1 lower is better, 0 neither.
         task: Probing dataset, attribute, class, latent; "" for the suite's aggregate.
-        n: Units behind the value (tokens, examples, latents), where known.
+        n: Units behind the value, where known.
+        n_of: What n counts: tokens, examples, latents, ...
     """
 
     metric: str
@@ -30,6 +31,7 @@ class Measured:
     direction: Direction = NEITHER
     task: str = ""
     n: int | None = None
+    n_of: str = ""
 
 
 def not_finite(rows: Iterable[Measured]) -> list[str]:

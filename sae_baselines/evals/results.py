@@ -149,6 +149,7 @@ def write_vision_results(
             float(measured[name]),
             direction=_VISION[name],
             n=measured["n_patches"],
+            n_of="patches",
             versions=versions_text(training_versions(folder.member(key)), _VISION_VERSIONS),
         )
         for key, measured in measurements.items()
@@ -258,6 +259,7 @@ def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
                     float(measured[metric]),
                     direction=direction,
                     n=int(measured["n_tokens"]) if metric in _COUNT_TOKENS else None,
+                    n_of="tokens",
                     versions=versions,
                 )
 
@@ -272,6 +274,7 @@ def _rows(result: Result) -> Iterable[dict[str, Any]]:
             direction=m.direction,
             task=m.task,
             n=m.n,
+            n_of=m.n_of,
             versions=versions,
         )
 

@@ -145,6 +145,7 @@ class Suite(ABC):
             and draws random numbers while they are filled, so its score differs from what the
             same SAE gets later; after a warm-up every SAE is scored alike.
         local_data: Options that may name a local dataset instead of one of the Hub's.
+        n_of: What the counts behind its values are of, unless a row says otherwise.
     """
 
     name: ClassVar[str]
@@ -155,6 +156,7 @@ class Suite(ABC):
     requirements: ClassVar[tuple[Requirement, ...]] = ()
     warm_up: ClassVar[bool] = False
     local_data: ClassVar[tuple[str, ...]] = ()
+    n_of: ClassVar[str] = "examples"
 
     @abstractmethod
     def defaults(self) -> dict[str, Any]:
@@ -193,7 +195,7 @@ class Suite(ABC):
         return find(self.metrics, name)
 
     def numbers(
-        self, values: Mapping[str, Any], task: str = "", n: int | None = None
+        self, values: Mapping[str, Any], task: str = "", n: int | None = None, n_of: str = ""
     ) -> list[Measured]:
         """Rows of a dictionary of metrics, with their directions; None and texts are left out.
 
@@ -201,17 +203,21 @@ class Suite(ABC):
             values: Metric to number.
             task: Task of all of them.
             n: Units behind all of them.
+            n_of: What n counts, if not what it mostly counts here.
         """
         return [
-            self.number(name, float(value), task, n)
+            self.number(name, float(value), task, n, n_of)
             for name, value in values.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         ]
 
-    def number(self, name: str, value: float, task: str = "", n: int | None = None) -> Measured:
+    def number(
+        self, name: str, value: float, task: str = "", n: int | None = None, n_of: str = ""
+    ) -> Measured:
         """A row, with the metric's direction."""
         known = self.metric(name) or Metric(name)
-        return Measured(name, value, known.direction, task, n)
+        n_of = "" if n is None else n_of or self.n_of
+        return Measured(name, value, known.direction, task, n, n_of)
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Defaults with the user's changes.

@@ -12,8 +12,11 @@ Columns:
     direction: 1 higher is better, -1 lower is better, 0 neither (never compared).
     task: Probing dataset, attribute, class, latent; empty for the suite's aggregate.
     value: The number; empty where it could not be computed.
-    n: Units behind the value (tokens, examples, latents), where known.
+    n: Units behind the value, where known.
+    n_of: What n counts: tokens, examples, latents, ...; empty where n is.
     versions: Packages the value depends on, "name=version; ...".
+
+docs/columns.md says more of each.
 """
 
 import hashlib
@@ -41,16 +44,27 @@ COLUMNS = (
     "task",
     "value",
     "n",
+    "n_of",
     "versions",
 )
 # What a table must have to be compared; the others say where a value is from.
-COMPARED = COLUMNS[:-2]
+COMPARED = COLUMNS[:-3]
 RESULTS_FILE = "results.csv"
 PANEL_SUITE = "panel"
 # The row that members are matched by, whatever measured it.
 MEASURED_L0 = (PANEL_SUITE, "l0")
 
-_TEXT = ("panel", "member", "constraint", "architecture", "suite", "metric", "task", "versions")
+_TEXT = (
+    "panel",
+    "member",
+    "constraint",
+    "architecture",
+    "suite",
+    "metric",
+    "task",
+    "versions",
+    "n_of",
+)
 _NUMBERS: dict[str, Any] = {
     "direction": "int64",
     "seed": "int64",
@@ -59,7 +73,7 @@ _NUMBERS: dict[str, Any] = {
 }
 # What tells two rows apart.
 KEY = ("panel", "member", "architecture", "l0", "seed", "suite", "metric", "task")
-_MAY_BE_EMPTY = ("panel", "task")
+_MAY_BE_EMPTY = ("panel", "task", "n_of")
 _DIRECTIONS: dict[Any, int] = {
     **dict.fromkeys((1, "1", "+1", "1.0", "higher"), 1),
     **dict.fromkeys((-1, "-1", "-1.0", "lower"), -1),
@@ -75,6 +89,7 @@ def row(
     direction: int = 0,
     task: str = "",
     n: int | None = None,
+    n_of: str = "",
     versions: str | None = None,
 ) -> dict[str, Any]:
     """One row of a results table.
@@ -86,6 +101,7 @@ def row(
         direction: 1, -1 or 0.
         task: Task, or "" for the aggregate.
         n: Units behind the value.
+        n_of: What n counts.
         versions: From `versions_text`; None leaves the column out.
     """
     return {
@@ -96,6 +112,7 @@ def row(
         "task": task,
         "value": value,
         "n": n,
+        "n_of": n_of if n is not None else "",
         **({} if versions is None else {"versions": versions}),
     }
 
@@ -175,6 +192,9 @@ def read_table(path: Path) -> pd.DataFrame:
         )
     except (ValueError, OSError) as error:
         raise UserError(f"results: {path} cannot be read: {error}") from error
+    if "n_of" not in table and "n" in table:
+        # A table of before there was this column.
+        table.insert(list(table.columns).index("n") + 1, "n_of", "")
     for column in _TEXT:
         if column in table:
             table[column] = table[column].astype(object)

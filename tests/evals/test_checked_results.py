@@ -114,6 +114,8 @@ def test_an_edited_table_is_refused_or_made_again(study: Path) -> None:
     assert ev(table, 0, "score") == 0.5625
     assert ev(load_results(study), 0, "score") == 0.5625
     assert (checks.unverified, checks.edited, checks.unsealed) == ((), (), 0)
+    panel = table[table["suite"] == "panel"]
+    assert set(panel["n_of"]) == {"tokens"}
 
 
 def test_what_is_not_there_is_named_and_the_rest_verified(study: Path) -> None:

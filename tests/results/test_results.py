@@ -1,14 +1,17 @@
 """One table, validated once and indexed once, and filters that do neither again."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from sae_baselines.errors import UserError
+from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.report import build_report
 from sae_baselines.results import COLUMNS, Results, load_results, results, row, table_of
-from sae_baselines.stats import differences, retained, verdicts
+from sae_baselines.stats import differences, placements, retained, to_frame, verdicts
+from tests.report.checks import checked
 from tests.report.studies import clean, context
 from tests.stats.tables import frame, paired, rows
 
@@ -105,3 +108,51 @@ def test_written_and_read_back_to_the_last_digit(tmp_path: Path) -> None:
     again = tmp_path / "again.csv"
     read.write(again)
     assert again.read_bytes() == (tmp_path / "results.csv").read_bytes()
+
+
+def documented() -> dict[str, list[str]]:
+    """Columns of every table, as docs/columns.md lists them."""
+    page = (Path(__file__).parents[2] / "docs" / "columns.md").read_text(encoding="utf-8")
+    found: dict[str, list[str]] = {}
+    for section in page.split("\n## ")[1:]:
+        name, _, text = section.partition("\n")
+        table = text.partition("| column |")[2].partition("\n\n")[0]
+        cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+        found[name] = [column for cell in cells for column in re.findall(r"`(\w+)`", cell)]
+    return found
+
+
+def test_every_column_of_every_table_is_documented() -> None:
+    tables = {
+        "results.csv": COLUMNS,
+        "verdicts.csv": to_frame(verdicts(clean(seeds=2))).columns,
+        "placements.csv": to_frame(placements(checked(seeds=2))).columns,
+    }
+    assert documented() == {name: list(columns) for name, columns in tables.items()}
+
+
+def test_what_n_counts_is_said_of_every_suite() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "columns.md").read_text(encoding="utf-8")
+    lines = page.partition("| suite | `n` counts |")[2].partition("\n\n")[0].splitlines()[2:]
+    counted = {
+        suite: re.findall(r"`(\w+)`", line.split("|")[2])[0]
+        for line in lines
+        for suite in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    (silent,) = re.findall(r"(.*) report no count", page)
+    without = re.findall(r"`(\w+)`", silent)
+    assert sorted([*counted, *without]) == sorted(["panel", *suite_names()])
+    assert counted.pop("panel") == "tokens"
+    assert counted == {name: get_suite(name).n_of for name in counted}
+
+
+def test_a_table_of_before_n_of_is_read(tmp_path: Path) -> None:
+    facts = {"panel": "p", "member": "trained", "constraint": "trained"}
+    facts |= {"architecture": "topk", "l0": 32.0, "seed": 0, "versions": "a=1"}
+    rows = [
+        row(facts, ("core", m), 1.0, n=n, n_of="tokens") for m, n in (("a", 3), ("b", None))
+    ]
+    table = table_of(rows)
+    assert list(table["n_of"]) == ["tokens", ""]
+    table.drop(columns="n_of").to_csv(tmp_path / "results.csv", index=False)
+    assert load_results(tmp_path).equals(table.assign(n_of=""))

@@ -50,6 +50,7 @@ class Absorption(SAEBenchSuite):
     """
 
     name = "absorption"
+    n_of = "words"
     summary = "how often the latents of a first letter are replaced by those of single words"
     primary = ("mean_absorption_fraction_score",)
     metrics = (

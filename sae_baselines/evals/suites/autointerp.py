@@ -88,6 +88,7 @@ class AutoInterp(SAEBenchSuite):
     """
 
     name = "autointerp"
+    n_of = "latents"
     summary = "a language model describes latents and predicts by that where they activate"
     primary = ("autointerp_score",)
     metrics = (
@@ -240,7 +241,7 @@ class AutoInterp(SAEBenchSuite):
         null = {int(i): float(s) for i, s in extras.get("null_scores", {}).items()}
         for metric, by_latent in (("autointerp_score", scores), ("null_score", null)):
             rows += [
-                self.number(metric, value, f"latent_{latent}", examples)
+                self.number(metric, value, f"latent_{latent}", examples, "examples")
                 for latent, value in sorted(by_latent.items())
             ]
         return rows

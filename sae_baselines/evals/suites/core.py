@@ -32,6 +32,7 @@ class Core(Suite):
     """SAEBench's ``multiple_evals``, and the paper's EV on the very same tokens."""
 
     name = "core"
+    n_of = "tokens"
     summary = "reconstruction, cross-entropy and KL with the SAE spliced in, sparsity"
     primary = (PAPER_EV, "ce_loss_score")
     metrics = (

@@ -27,6 +27,7 @@ class MetaStructure(SAEBenchSuite):
     """
 
     name = "meta_structure"
+    n_of = "latents"
     summary = "how much of the decoder's variance a smaller SAE explains"
     primary = (_EXPLAINED,)
     # SAEBench's README: "higher explained variance means more shared structure between decoder

@@ -137,8 +137,13 @@ def load_toy(root: str | Path) -> ToyResults:
             if name not in measured:
                 continue  # a control has no start to be compared with
             suite, n = f"toy_{setting}", measured["n_samples"]
-            rows.append(row(who, (suite, metric), measured[name], direction=direction, n=n))
-        rows.append(row(who, MEASURED_L0, measured["l0"], n=measured["n_samples"]))
+            counted = {"n": n, "n_of": "samples"}
+            rows.append(
+                row(who, (suite, metric), measured[name], direction=direction, **counted)
+            )
+        rows.append(
+            row(who, MEASURED_L0, measured["l0"], n=measured["n_samples"], n_of="samples")
+        )
         training = {"lr": spec.lr, "samples": spec.training_samples}
         frame.append({**measured, **who, "l0": measured["l0"], **training})
         arrays = PerFeature.load(folder.member(key) / FEATURES_FILE)
