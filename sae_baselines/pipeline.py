@@ -39,7 +39,8 @@ from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
-from sae_baselines.study.spec import import_plugins, read_yaml
+from sae_baselines.study.spec import import_plugins
+from sae_baselines.yaml_text import read_yaml
 
 PANEL_FILES = (".yaml", ".yml")
 

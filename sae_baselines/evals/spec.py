@@ -18,7 +18,7 @@ from sae_baselines.evals.models import DEFAULT_BYTES
 from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
 from sae_baselines.evals.store import EVALS
 from sae_baselines.files import write_atomically
-from sae_baselines.study.spec import read_yaml
+from sae_baselines.yaml_text import read_yaml
 
 # What a score depends on; another version makes another result.
 DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")

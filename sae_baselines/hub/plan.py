@@ -21,6 +21,7 @@ from sae_baselines.hub.layout import (
 from sae_baselines.hub.source import SourceStudy, read_source
 from sae_baselines.redact import data_without_places, refuse_secrets
 from sae_baselines.study.folder import STUDY_FILE
+from sae_baselines.yaml_text import parse_yaml
 
 
 def plan_publication(
@@ -84,7 +85,7 @@ def _others(root: Path, source: SourceStudy) -> tuple[PlannedFile, ...]:
 def _spec(path: Path) -> bytes:
     """study.yaml as it is, or without local places where it has any."""
     stored = path.read_bytes()
-    told = yaml.safe_load(stored)
+    told = parse_yaml(stored)
     clean = data_without_places(told)
     if clean == told:
         return stored

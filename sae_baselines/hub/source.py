@@ -19,7 +19,8 @@ from sae_baselines.report.write import report_files
 from sae_baselines.results import Results
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder
 from sae_baselines.study.plan import MemberKey, members_of, panels_of
-from sae_baselines.study.spec import MemberSpec, PanelSpec, read_yaml, spec_hash
+from sae_baselines.study.spec import MemberSpec, PanelSpec, spec_hash
+from sae_baselines.yaml_text import read_yaml
 
 # Fields that other kinds of study have, and what makes those.
 _OTHER_KINDS = {"images": "vision train", "settings": "toy"}

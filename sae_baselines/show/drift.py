@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from sae_baselines.drift import DriftLog, drift_from_checkpoints, drift_table, find_drift
 from sae_baselines.drift.sphere import (
     expected_best_cosine,
@@ -19,6 +17,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
 from sae_baselines.report.drift_plots import drift_figure
 from sae_baselines.study.folder import STUDY_FILE
+from sae_baselines.yaml_text import read_yaml
 
 _RECOVERED = 0.8
 _RECORD = "put drift: [0.05, 0.1, 0.25, 0.5, 1.0] in its file and train"
@@ -79,8 +78,10 @@ def _logs(run: Path, start: Path | None) -> tuple[dict[str, DriftLog], list[str]
 
 def _members(study: Path) -> tuple[dict[str, DriftLog], list[str]]:
     """The ends of training of a study that kept no records."""
-    stored = yaml.safe_load((study / STUDY_FILE).read_text(encoding="utf-8"))
-    if stored["spec"].get("normalize_activations") == "covariance_whitening":
+    stored = read_yaml(study / STUDY_FILE)
+    spec = stored.get("spec") if isinstance(stored, dict) else None
+    whitened = {"normalize_activations": "covariance_whitening"}
+    if isinstance(spec, dict) and whitened.items() <= spec.items():
         raise UserError(
             f"run: {study} was trained on whitened activations, and exports are not in their "
             "space; train again with drift: [0.05, 0.1, 0.25, 0.5, 1.0] in its file"

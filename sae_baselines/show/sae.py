@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from sae_lens import SAE
 
 from sae_baselines.baselines.constraint import CONSTRAINTS, VECTORS
@@ -20,6 +19,7 @@ from sae_baselines.files import read_json
 from sae_baselines.provenance import samples_seen
 from sae_baselines.study.folder import PROVENANCE_FILE, STUDY_FILE, read_measurement
 from sae_baselines.study.measure import l0_matches
+from sae_baselines.yaml_text import read_yaml
 
 COVARIANCE_FILE = "init_covariance.safetensors"
 _WHITENED = "covariance_whitening"
@@ -318,9 +318,9 @@ def _study_spec(folder: Path) -> dict[str, Any]:
     """The spec of the study around a member; empty if there is none that can be read."""
     file = _above(folder, STUDY_FILE)
     try:
-        stored = yaml.safe_load(file.read_text(encoding="utf-8")) if file is not None else {}
+        stored = read_yaml(file) if file is not None else {}
         return dict(stored.get("spec", {}))
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return {}
 
 

@@ -34,6 +34,7 @@ from sae_baselines.study.spec import (
     spec_hash,
     spec_to_dict,
 )
+from sae_baselines.yaml_text import parse_yaml
 
 logger = logging.getLogger("sae_baselines")
 
@@ -149,9 +150,9 @@ class StudyFolder:
 
     def _check_same(self, spec: Any) -> None:
         try:
-            stored = yaml.safe_load(self.study_file.read_text(encoding="utf-8"))
+            stored = parse_yaml(self.study_file.read_bytes())
             stored_spec, stored_hash = stored["spec"], stored["spec_hash"]
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             damage = unreadable(
                 self.study_file,
                 error,
@@ -295,8 +296,8 @@ def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
             f"study: {study} has no {STUDY_FILE}; train one with sae-baselines train"
         )
     try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record = parse_yaml(path.read_bytes())
         spec = record.pop("spec")
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise unreadable(path, error, again) from error
     return spec_from_dict(spec, where=str(path), stored=True), record

@@ -39,6 +39,7 @@ from sae_baselines.controls import (
 from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.study.plan import PanelKey, Pass
+from sae_baselines.yaml_text import read_yaml
 
 # Normalisations of each activation by itself, undone after decoding.
 PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
@@ -761,23 +762,6 @@ def _first_problem(error: ValidationError, where: str, kind: Any) -> str:
     if not location:
         return f"{where}: {' '.join(problem['msg'].split())}"
     return f"{where}: {location}: {problem.get('input')!r}: {problem['msg']}"
-
-
-def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds.
-
-    Raises:
-        UserError: No such file, or not YAML.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {one_line(error)}") from error
 
 
 def load_spec(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
@@ -18,6 +17,7 @@ from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.study.synthetic.measure import FEATURES_FILE, PerFeature
 from sae_baselines.study.synthetic.spec import ToyPanelKey, ToySpec
+from sae_baselines.yaml_text import read_yaml
 
 # What the paper compares, EV and its recovery count, and the continuous form of the latter: a
 # count that is 0 or all in every seed has no spread to test.
@@ -107,8 +107,9 @@ def load_toy(root: str | Path) -> ToyResults:
     folder = StudyFolder(root)
     if not folder.study_file.exists():
         raise UserError(f"{folder.root}: holds no {STUDY_FILE}; run 'sae-baselines toy' first")
-    record = yaml.safe_load(folder.study_file.read_text(encoding="utf-8"))
-    spec = spec_from_dict(record.get("spec"), str(folder.study_file), ToySpec, stored=True)
+    record = read_yaml(folder.study_file)
+    spec = record.get("spec") if isinstance(record, dict) else None
+    spec = spec_from_dict(spec, str(folder.study_file), ToySpec, stored=True)
     rows: list[dict[str, Any]] = []
     frame: list[dict[str, Any]] = []
     features: list[tuple[dict[str, Any], PerFeature]] = []

@@ -36,8 +36,9 @@ from sae_baselines.study.patches.store import (
     row_norms,
     write_crops,
 )
-from sae_baselines.study.spec import read_yaml, spec_from_dict, spec_hash
+from sae_baselines.study.spec import spec_from_dict, spec_hash
 from sae_baselines.study.stream import StreamTraining, train_on_stream
+from sae_baselines.yaml_text import read_yaml
 
 logger = logging.getLogger("sae_baselines")
 
