@@ -189,10 +189,11 @@ def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
     """
     # As it will be read back: text for keys, lists for tuples.
     body = json.loads(json.dumps({name: data[name] for name in data if name != SEAL}))
-    write_atomically(path, json.dumps({**body, SEAL: _seal(body)}, indent=2))
+    write_atomically(path, json.dumps({**body, SEAL: checksum_of(body)}, indent=2))
 
 
-def _seal(body: Mapping[str, Any]) -> str:
+def checksum_of(body: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -216,7 +217,7 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, 
         return None
     except (OSError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise unreadable(path, error, remedy) from error
-    if (seal := data.pop(SEAL, None)) is not None and seal != _seal(data):
+    if (seal := data.pop(SEAL, None)) is not None and seal != checksum_of(data):
         raise UserError(
             f"{path}: was changed after it was written (its checksum is another); {remedy}"
         )

@@ -21,7 +21,7 @@ from sae_baselines.study.folder import (
     read_measurement,
 )
 from sae_baselines.study.plan import MemberKey, members_of, panels_of
-from sae_baselines.study.reference.member import RECORD_FILE, published_measurement
+from sae_baselines.study.reference.member import RECORD_FILE
 from sae_baselines.study.spec import PUBLISHED, PanelSpec
 
 
@@ -62,18 +62,18 @@ def study_targets(study: str | Path, seeds: int | None = None) -> list[Target]:
         if panel.seed not in chosen:
             continue
         for key, member in members_of(spec, panel).items():
-            if not folder.is_trained(key) or folder.measurement(key) is None:
+            if (flaw := folder.flaw(key)) is not None:
                 raise UserError(
                     f"study: {folder.member(key)} is not finished; run sae-baselines train "
-                    "--resume first"
+                    f"--resume first ({flaw})"
                 )
             facts = facts_of_member(key, member.constraint)
             targets.append(target_of(target_name(key), folder.member(key), facts))
     if spec.published is not None:
-        if published_measurement(folder) is None:
+        if (flaw := folder.flaw_of_published()) is not None:
             raise UserError(
-                f"study: {folder.published} is not finished; run the same sae-baselines check "
-                "again"
+                f"study: {folder.published} is not finished; run the same sae-baselines "
+                f"check again ({flaw})"
             )
         targets.append(target_of(PUBLISHED, folder.published, facts_of_published(spec)))
     return targets

@@ -86,10 +86,10 @@ def read_source(root: Path) -> SourceStudy:
     members = {key: m for p in panels_of(spec) for key, m in members_of(spec, p).items()}
     folder = StudyFolder(root)
     for key in members:
-        if not folder.is_trained(key) or folder.measurement(key) is None:
+        if (flaw := folder.flaw(key)) is not None:
             raise UserError(
                 f"study: {folder.member(key)} is not finished; run sae-baselines train with "
-                f"--out {root} --resume"
+                f"--out {root} --resume ({flaw})"
             )
     left_out = tuple(
         dict.fromkeys(k.member for k, m in members.items() if _is_of_others(spec, m))

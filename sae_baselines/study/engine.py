@@ -34,7 +34,6 @@ from sae_baselines.study.build import Start, member_configs, prepare_start, set_
 from sae_baselines.study.calibrate import calibrate
 from sae_baselines.study.folder import (
     StudyFolder,
-    flaw_of_export,
     flaw_of_measurement,
     write_measurement,
     write_provenance,
@@ -293,13 +292,10 @@ def unfinished(spec: StudySpec, folder: StudyFolder) -> dict[Path, str]:
     Raises:
         UserError: A file cannot be read, whatever is in it.
     """
-    found = {path: flaw_of_export(path) for path in map(folder.member, all_members(spec))}
-    if spec.reference is not None and not folder.has_published():
-        found[folder.published] = "it is not whole"
-    elif spec.reference is not None:
-        found[folder.published] = None
-    lacking = {path: flaw or flaw_of_measurement(path) for path, flaw in found.items()}
-    return {path: flaw for path, flaw in lacking.items() if flaw is not None}
+    found = {folder.member(key): folder.flaw(key) for key in all_members(spec)}
+    if spec.reference is not None:
+        found[folder.published] = folder.flaw_of_published()
+    return {path: flaw for path, flaw in found.items() if flaw is not None}
 
 
 def _source_class(spec: StudySpec) -> type[Source]:

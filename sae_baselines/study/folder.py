@@ -3,7 +3,7 @@
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_
 
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import (
+    checksum_of,
     failed,
     flaw_of,
     is_junk,
@@ -181,9 +182,19 @@ class StudyFolder:
         """
         return flaw_of_export(self.member(key)) is None
 
+    def flaw(self, key: MemberKey) -> str | None:
+        """Why a member does not count as finished; None if it does."""
+        folder = self.member(key)
+        return flaw_of_export(folder) or flaw_of_measurement(folder)
+
     def has_published(self) -> bool:
-        """The same for the published SAE, of which no sparsity is known."""
+        """Whether the copy of the published SAE, of which no sparsity is known, is whole."""
         return flaw_of_export(self.published, (SAE_WEIGHTS_FILENAME,)) is None
+
+    def flaw_of_published(self) -> str | None:
+        """Why the published SAE does not count as finished; None if it does."""
+        flaw = flaw_of_export(self.published, (SAE_WEIGHTS_FILENAME,))
+        return flaw or flaw_of_measurement(self.published)
 
     def measurement(self, key: MemberKey) -> dict[str, Any] | None:
         """The member's measurement, if it was made."""
@@ -219,7 +230,8 @@ def flaw_of_export(folder: Path, weights: tuple[str, ...] = _WEIGHTS) -> str | N
             return f"{name} is damaged ({flaw})"
     try:
         recorded = (read_json(folder / PROVENANCE_FILE) or {}).get(CHECKSUMS, {})
-        changed = [n for n in recorded if sha256_of(folder / n) != recorded[n]]
+        now = _checksums(folder, weights)
+        changed = [name for name in now if recorded.get(name, now[name]) != now[name]]
     except OSError as error:
         raise unreadable(folder, error) from error
     except UserError as error:
@@ -227,10 +239,16 @@ def flaw_of_export(folder: Path, weights: tuple[str, ...] = _WEIGHTS) -> str | N
     return f"{changed[0]} was changed after it was written" if changed else None
 
 
-def write_provenance(folder: Path, facts: Mapping[str, Any], *also: str) -> None:
-    """Write the record of an export, with checksums of its weights and of files named."""
-    there = [name for name in (*_WEIGHTS, *also) if (folder / name).exists()]
-    sums = {name: sha256_of(folder / name) for name in there}
+def _checksums(folder: Path, weights: Iterable[str]) -> dict[str, str]:
+    sums = {name: sha256_of(folder / name) for name in weights}
+    # Its metadata are notes, which change nothing that the SAE does.
+    cfg = read_json(folder / SAE_CFG_FILENAME) or {}
+    return {**sums, SAE_CFG_FILENAME: checksum_of({**cfg, "metadata": None})}
+
+
+def write_provenance(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the record of an export, with checksums of what makes the SAE."""
+    sums = _checksums(folder, [name for name in _WEIGHTS if (folder / name).exists()])
     write_sealed(folder / PROVENANCE_FILE, {**facts, CHECKSUMS: sums})
 
 
@@ -248,10 +266,8 @@ def write_measurement(folder: Path, result: Mapping[str, Any]) -> None:
     if isinstance(ours := cfg["metadata"].get("sae_baselines"), dict):
         ours["l0_held_out"] = result["l0"]
     provenance["l0_held_out"] = result["l0"]
-    # At first without a checksum of the config, so that no kill leaves one that is not its.
-    write_provenance(folder, provenance)
     write_atomically(folder / SAE_CFG_FILENAME, json.dumps(cfg))
-    write_provenance(folder, provenance, SAE_CFG_FILENAME)
+    write_sealed(folder / PROVENANCE_FILE, provenance)
     write_sealed(folder / MEASUREMENT_FILE, result)
 
 

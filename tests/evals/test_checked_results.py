@@ -48,7 +48,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, key in enumerate(all_members(spec)):
         for name in FILES:
             folder.member(key).mkdir(parents=True, exist_ok=True)
-            (folder.member(key) / name).write_text(json.dumps({"versions": VERSIONS}))
+            content = json.dumps({"versions": VERSIONS}).encode()
+            if name.endswith(".safetensors"):
+                content = (2).to_bytes(8, "little") + b"{}"  # no tensors
+            (folder.member(key) / name).write_bytes(content)
         # All digits are in the table.
         score = 0.5 + i / 64 + i**2 / 1024 + (0.25 if key.member == "trained" else 0)
         measured = {"explained_variance": score, "l0": 6.0, "n_tokens": 64, "d_sae": 128}

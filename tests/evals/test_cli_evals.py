@@ -16,6 +16,8 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals import load_results
 from sae_baselines.evals.spec import stored_spec
 from sae_baselines.evals.store import EvalStore
+from sae_baselines.files import read_json
+from sae_baselines.study.folder import write_provenance
 from sae_baselines_cli import app
 from tests.evals.tiny_hub import HOOK, MODEL, QUICK_EVALS, tiny_sae
 
@@ -151,6 +153,7 @@ def test_a_member_trained_anew_does_not_keep_its_scores(checked: Path, tmp_path:
     shutil.copytree(checked / "study", study)
     member = study / "panels" / "batchtopk_l0_8_seed_0" / "trained"
     tiny_sae(seed=5).save_model(member)
+    write_provenance(member, read_json(member / "provenance.json") or {})
     result = call("report", study)
     assert isinstance(result.exception, UserError)
     assert "was changed after core scored it" in str(result.exception)

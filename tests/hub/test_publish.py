@@ -14,9 +14,10 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_sealed
+from sae_baselines.files import read_json, write_sealed
 from sae_baselines.hub import CardOptions, Publication, plan_publication, publish, upload
 from sae_baselines.hub.layout import PlannedFile, manifest_of
+from sae_baselines.study.folder import write_provenance
 from sae_baselines.study.spec import spec_from_dict, spec_hash
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
 from tests.loopback_hub import Commit, Hub
@@ -121,6 +122,7 @@ def test_only_what_changed_is_uploaded(own_study: Path, planned: Publication, hu
     weights = load_file(member / "sae_weights.safetensors")
     weights["b_dec"] += 1
     save_file(weights, member / "sae_weights.safetensors")
+    write_provenance(member, read_json(member / "provenance.json") or {})
     hub.requests.clear()
     done = publish(plan_publication(own_study, REPO, "main", OPTIONS))
     changed = commits(hub)[before:]
