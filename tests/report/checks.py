@@ -88,6 +88,7 @@ def row(member: str, seed: int, suite: str, metric: str, **more: Any) -> dict[st
         "metric": metric,
         "task": "",
         "n": 1000,
+        "n_of": "tokens",
         "versions": VERSIONS,
         **more,
     }
