@@ -330,10 +330,15 @@ def resolve_device(device: str) -> str:
         # Not MPS: measurements sum in float64, which it does not have.
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device: {device!r} cannot be used: {reason}") from error
+        place = torch.device(device)
+        if place.type == "cpu" and place.index:
+            raise RuntimeError("there is one CPU, cpu")
+        float(torch.ones(1, dtype=torch.float64, device=place))  # "meta" has no numbers
+    except Exception as error:  # each backend has its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"device: {device!r} cannot be used: {reason}; use auto, cpu or cuda"
+        ) from error
     return device
 
 

@@ -1,5 +1,6 @@
 """Activations that no member trains on."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.errors import UserError
 from sae_baselines.study.data import AnyDataset, n_held_out_contexts, split_text
+from sae_baselines.study.language_model import n_ctx_of
 from sae_baselines.study.spec import PanelSpec
 
 
@@ -60,13 +62,19 @@ def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, devic
         device: Where batches are kept.
 
     Raises:
-        UserError: Too little text, no such hook, one that does not fit the spec, activations
-            with NaN or infinity.
+        UserError: Too little text, a context longer than the model's, no such hook, one that
+            does not fit the spec, activations with NaN or infinity.
     """
     if spec.hook_name not in model.hook_dict:
         raise UserError(f"hook_name: {spec.hook_name!r} is not a hook of the given model")
     d_in = hook_width(model, spec.hook_name)
     spec.check_hook(d_in)
+    longest = n_ctx_of(model)
+    if longest is not None and spec.context_size > longest:
+        raise UserError(
+            f"context_size: {spec.context_size:,} is more than the {longest:,} tokens that the "
+            f"model reads at once; use at most {longest:,}"
+        )
     split = split_text(text, spec, model)
     torch.manual_seed(0)
     held_out = collect_held_out(model, split.held_out, spec, d_in, device)
@@ -74,11 +82,31 @@ def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, devic
 
 
 def hook_width(model: HookedRootModule, hook_name: str) -> int:
-    """d_in of a hook, from a forward pass over one token (heads flattened)."""
-    tokens = torch.zeros((1, 1), dtype=torch.long, device=model_device(model))
-    with torch.no_grad():
+    """d_in of a hook, from forward passes over a few tokens (heads flattened).
+
+    Raises:
+        UserError: The model does not run through it, or what passes there is no vector a token.
+    """
+
+    def shape(n: int) -> tuple[int, ...]:
+        tokens = torch.zeros((1, n), dtype=torch.long, device=model_device(model))
         cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)[1]
-    return cache[hook_name][0, 0].numel()
+        if hook_name not in cache:
+            raise UserError(
+                f"hook_name: {hook_name!r} is never reached as the model is loaded (it belongs "
+                "to an option of TransformerLens that is off); use another hook"
+            )
+        return tuple(cache[hook_name].shape)
+
+    with torch.no_grad():
+        few, more = shape(2), shape(3)
+    # Patterns of attention are [batch, head, token, token].
+    if few[:2] != (1, 2) or more[:2] != (1, 3) or few[2:] != more[2:] or len(few) < 3:
+        raise UserError(
+            f"hook_name: {hook_name!r} gives an array of shape {more} for 3 tokens, and an SAE "
+            "reads a vector a token; use another hook, such as one that ends in resid_post"
+        )
+    return math.prod(few[2:])
 
 
 def model_device(model: HookedRootModule) -> torch.device:

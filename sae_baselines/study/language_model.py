@@ -57,6 +57,24 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
     return model
 
 
+def _config_of(model: Any, ours: str, theirs: str) -> int | None:
+    """A number that TransformerLens and transformers call by names of their own."""
+    found = getattr(getattr(model, "cfg", None), ours, None)
+    if found is None:
+        found = getattr(getattr(getattr(model, "model", None), "config", None), theirs, None)
+    return found if isinstance(found, int) else None
+
+
+def n_ctx_of(model: HookedRootModule) -> int | None:
+    """The longest context that a model reads, where it says so."""
+    return _config_of(model, "n_ctx", "max_position_embeddings")
+
+
+def n_vocab_of(model: HookedRootModule) -> int | None:
+    """How many token ids a model knows, where it says so."""
+    return _config_of(model, "d_vocab", "vocab_size")
+
+
 def _from_folder(
     folder: Path, dtype: torch.dtype, device: str, center_writing_weights: bool
 ) -> HookedRootModule:

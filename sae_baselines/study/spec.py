@@ -1,6 +1,5 @@
 """What a study trains: a typed spec, read from and written to YAML."""
 
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -38,14 +37,20 @@ from sae_baselines.controls import (
 )
 from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.study.memory import check_memory
 from sae_baselines.study.plan import PanelKey, Pass
+from sae_baselines.study.values import check_keys, check_values, flaw_of_option, shown
 from sae_baselines.yaml_text import read_yaml
 
 # Normalisations of each activation by itself, undone after decoding.
 PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
 DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 
-_CONFIG = ConfigDict(extra="forbid")
+# Of every spec's dataclass.
+SPEC_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+# Of a study, an SAE or a model: letters, digits and so on, as every file system takes them.
+_FOLDER = r"[A-Za-z0-9][\w.-]*"
+_LONGEST_NAME = 80
 
 # Set by the panel itself for every member; setting them by hand would break the comparison.
 SET_BY_PANEL = {
@@ -71,7 +76,7 @@ SET_BY_PANEL = {
 }
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class ModelSpec:
     """The language model.
 
@@ -91,12 +96,15 @@ class ModelSpec:
     label: str | None = None
     center_writing_weights: bool = False
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
     @property
     def recorded_name(self) -> str:
         return self.label or (Path(self.name).name if Path(self.name).exists() else self.name)
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class DatasetSpec:
     """The text.
 
@@ -116,10 +124,13 @@ class DatasetSpec:
     split: str = "train"
     text_column: str = "text"
     streaming: bool = False
-    shuffle_seed: int | None = 0
+    shuffle_seed: int | None = PydanticField(default=0, ge=0)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class PublishedSpec:
     """Somebody else's SAE, which the panels are built around (`sae_baselines.study.reference`).
 
@@ -137,7 +148,7 @@ class PublishedSpec:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class MemberSpec:
     """One SAE of a panel.
 
@@ -156,6 +167,9 @@ class MemberSpec:
     tau: float | None = None
     label: str | None = None
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
     @property
     def name(self) -> str:
         if self.label:
@@ -173,7 +187,7 @@ class MemberSpec:
 Schedule = Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"]
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class StudySpec(ABC):
     """What every study says, wherever its activations come from.
 
@@ -220,13 +234,14 @@ class StudySpec(ABC):
     device: str = "auto"
     autocast: bool = False
     drift: list[float] = field(default_factory=list)
-    n_checkpoints: int = PydanticField(default=10, ge=0)
+    n_checkpoints: int = PydanticField(default=10, ge=0, le=10_000)
     keep_checkpoints: int = PydanticField(default=1, ge=1)
 
     # "module:class" of the `Source` that these studies read (`sae_baselines.study.engine`).
     source: ClassVar[str]
 
     def __post_init__(self) -> None:
+        check_values(self)
         self.check()
         validate_architectures(self)
         validate_members(self)
@@ -234,7 +249,7 @@ class StudySpec(ABC):
         if not self.seeds:
             raise UserError("seeds: the list is empty; give at least one seed")
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds: {self.seeds}: use distinct seeds >= 0")
+            raise UserError(f"seeds: {shown(self.seeds)}: use distinct seeds >= 0")
         if self.drift:
             checked_fractions(self.drift)
 
@@ -308,7 +323,7 @@ class StudySpec(ABC):
         return None
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class HookSpec(StudySpec):
     """A study on what a model computes at one of its hooks.
 
@@ -369,6 +384,7 @@ class HookSpec(StudySpec):
             )
         for l0 in self.l0s:
             check_width(l0, self.width(d_in))
+        check_memory(self, d_in)
 
     def passes(self, source: str = "") -> list[Pass]:
         """One stream each, at most ``max_panels_per_pass`` panels."""
@@ -393,7 +409,7 @@ class HookSpec(StudySpec):
         return self.dtype
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class PanelSpec(HookSpec):
     """A study on text: panels over architectures, L0s and seeds on one model and hook.
 
@@ -439,10 +455,18 @@ class PanelSpec(HookSpec):
 
     def check(self) -> None:
         super().check()
-        if not 1 <= len(self.seqpos_slice) <= 3 or 0 in self.seqpos_slice[2:]:
+        steps = self.seqpos_slice[2:]
+        if not 1 <= len(self.seqpos_slice) <= 3 or any(s is not None and s < 1 for s in steps):
             raise UserError(
                 f"seqpos_slice: {self.seqpos_slice} is not [stop], [start, stop] or [start, "
                 "stop, step > 0]"
+            )
+        ends = [p for p in self.seqpos_slice[:2] if p is not None]
+        beyond = [p for p in ends if abs(p) > self.context_size]
+        if beyond and not _STORED.get():
+            raise UserError(
+                f"seqpos_slice: {self.seqpos_slice}: {beyond[0]} is beyond context_size, "
+                f"{self.context_size}"
             )
         if self.training_context_size == 0:
             raise UserError(
@@ -515,8 +539,19 @@ def validate_name(name: str) -> None:
     Raises:
         UserError: It cannot be.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"name: {name!r} names a folder; use letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(_FOLDER, name):
+        raise UserError(
+            f"name: {shown(name)} names a folder; use letters, digits, '.', '_' and '-'"
+        )
+    _validate_length("name", name)
+
+
+def _validate_length(field: str, name: str) -> None:
+    if len(name.encode()) > _LONGEST_NAME and not _STORED.get():
+        raise UserError(
+            f"{field}: {shown(name, 40)} names a folder and has {len(name):,} characters; use "
+            f"at most {_LONGEST_NAME}"
+        )
 
 
 def validate_architectures(spec: StudySpec) -> None:
@@ -527,6 +562,8 @@ def validate_architectures(spec: StudySpec) -> None:
     """
     if not spec.architectures:
         raise UserError("architecture: the list is empty; name at least one, e.g. batchtopk")
+    if len(set(spec.architectures)) != len(spec.architectures):
+        raise UserError(f"architecture: {spec.architectures}: names repeat; give each once")
     for architecture in _checked_here(spec.architectures):
         if architecture not in base_architectures():
             if architecture.startswith(tuple(CONSTRAINTS)):
@@ -554,13 +591,18 @@ def validate_architectures(spec: StudySpec) -> None:
             if option not in known:
                 hint = did_you_mean(option, sorted(known - SET_BY_PANEL))
                 raise UserError(f"sae: {architecture} has no field {option!r}; {hint}")
+            checked = value = spec.sae_options[option]
             try:
-                TypeAdapter(hints[option]).validate_python(spec.sae_options[option])
+                checked = TypeAdapter(hints[option]).validate_python(value)
+                flaw = flaw_of_option(checked)
             except ValidationError as error:
-                what = error.errors()[0]["msg"]
-                raise UserError(
-                    f"sae: {option}: {spec.sae_options[option]!r}: {what}"
-                ) from error
+                flaw = error.errors()[0]["msg"]
+            if isinstance(value, bool) and hints[option] is not bool:
+                flaw = "is a truth value; a number is needed"
+            if flaw is not None:
+                raise UserError(f"sae: {option}: {shown(value)}: {flaw}")
+            if isinstance(value, str):
+                spec.sae_options[option] = checked  # YAML takes 1e-2 for text
 
 
 def validate_members(spec: StudySpec) -> None:
@@ -574,15 +616,17 @@ def validate_members(spec: StudySpec) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     names = [m.name for m in spec.member_specs]
-    if len(set(names)) != len(names):
+    # They name folders, and some disks know no capitals.
+    if len({name.casefold() for name in names}) != len(names):
         raise UserError(f"members: {', '.join(names)}: names repeat; give one a label")
     if spec.reference is None and TRAINED not in [m.constraint for m in spec.member_specs]:
         raise UserError("members: 'trained' is missing; a panel compares it with its baselines")
     for member in spec.member_specs:
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", member.name):
+        if not re.fullmatch(_FOLDER, member.name):
             raise UserError(
-                f"members: {member.name!r} names a folder; use letters, digits, ._-"
+                f"members: {shown(member.name)} names a folder; use letters, digits, ._-"
             )
+        _validate_length("members", member.name)
         if member.name == PUBLISHED:
             raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
         if member.is_control:
@@ -652,8 +696,9 @@ def validate_l0(spec: StudySpec) -> None:
     """
     if not spec.l0s:
         raise UserError("l0: the list is empty; give at least one target")
-    if len(set(spec.l0s)) != len(spec.l0s):
-        raise UserError(f"l0: {spec.l0s}: values repeat")
+    # As they name folders.
+    if len({f"{l0:g}" for l0 in spec.l0s}) != len(spec.l0s):
+        raise UserError(f"l0: {shown(spec.l0s)}: values repeat; give each once, 6 digits count")
     for l0 in spec.l0s:
         if not l0 > 0:
             raise UserError(f"l0: {l0:g} is out of range; use a target above 0")
@@ -682,6 +727,11 @@ def _validate_batches(spec: PanelSpec) -> None:
             f"training_tokens: {spec.training_tokens} is less than one batch of {batch}; raise "
             "it or lower train_batch_size_tokens"
         )
+    if spec.context_size > spec.training_tokens:
+        raise UserError(
+            f"context_size: {spec.context_size} is more than all of training_tokens, "
+            f"{spec.training_tokens}; lower it or raise those"
+        )
     buffer = spec.n_batches_in_buffer * spec.training_context_size
     if buffer < batch:
         need = -(-batch // spec.training_context_size)
@@ -702,6 +752,8 @@ def _validate_batches(spec: PanelSpec) -> None:
 
 
 AnySpec = TypeVar("AnySpec")
+# Names of types in pydantic's places of an error.
+_TYPE = re.compile(r".*Spec|str|int|float|(?:list|dict)\[.*\]")
 
 
 @cache
@@ -730,38 +782,38 @@ def spec_from_dict(
     """
     if not isinstance(data, dict):
         raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
-    plugins = data.get("plugins")
-    if isinstance(plugins, list) and not stored:
-        try:
-            import_plugins([str(plugin) for plugin in plugins])
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
     token = _STORED.set(stored)
     try:
+        check_keys(data, kind)
+        plugins = data.get("plugins")
+        if isinstance(plugins, list) and not stored:
+            import_plugins([str(plugin) for plugin in plugins])
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
-        raise UserError(_first_problem(error, where, kind)) from error
+        raise UserError(_first_problem(error, where)) from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     finally:
         _STORED.reset(token)
 
 
-def _first_problem(error: ValidationError, where: str, kind: Any) -> str:
-    problem = error.errors()[0]
+def _first_problem(error: ValidationError, where: str) -> str:
+    first, *others = error.errors()
+    # Of a field that may be several things, the one that came closest.
+    same = [first, *(e for e in others if e["loc"][:1] == first["loc"][:1])]
+    problem = max(same, key=lambda e: len(e["loc"]))
     parts = [str(p) for p in problem["loc"]]
-    location = ".".join(p for p in parts if not p.endswith(("Spec", "str", "int", "float")))
+    location = ".".join(p for p in parts if not _TYPE.fullmatch(p))
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
-        return f"{where}: {cause}"
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        nested = get_type_hints(kind).get(parts[0]) if len(parts) > 1 else None
-        owner = nested if dataclasses.is_dataclass(nested) else kind
-        hint = did_you_mean(parts[-1], [f.name for f in dataclasses.fields(owner)])
-        return f"{where}: {location}: is not a field; {hint}"
+        # Those of a field inside name it alone.
+        inside = location and not str(cause).startswith(f"{location}.")
+        return f"{where}: {location}.{cause}" if inside else f"{where}: {cause}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{where}: {location}: is missing"
     if not location:
         return f"{where}: {' '.join(problem['msg'].split())}"
-    return f"{where}: {location}: {problem.get('input')!r}: {problem['msg']}"
+    return f"{where}: {location}: {shown(problem.get('input'))}: {problem['msg']}"
 
 
 def load_spec(

@@ -6,19 +6,23 @@ from dataclasses import field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict
 from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
 
 from sae_baselines.errors import UserError
-from sae_baselines.study.spec import DEFAULT_MEMBERS, HookSpec, MemberSpec, spec_to_dict
+from sae_baselines.study.spec import (
+    DEFAULT_MEMBERS,
+    SPEC_CONFIG,
+    HookSpec,
+    MemberSpec,
+    spec_to_dict,
+)
+from sae_baselines.study.values import check_values
 
 UNTRAINED = ("random:kaiming", "random")
 
-_CONFIG = ConfigDict(extra="forbid")
 
-
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class VisionModelSpec:
     """The vision transformer.
 
@@ -33,12 +37,15 @@ class VisionModelSpec:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     label: str | None = None
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
     @property
     def recorded_name(self) -> str:
         return self.label or (Path(self.name).name if Path(self.name).exists() else self.name)
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class ImagesSpec:
     """The photographs.
 
@@ -70,13 +77,14 @@ class ImagesSpec:
     licence: str = ""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
             raise UserError(f"images.held_out: {self.held_out} is not between 0 and 1")
         if isinstance(self.held_out, list) and not self.held_out:
             raise UserError("images.held_out: the list is empty; name at least one photograph")
 
 
-@dataclass(config=_CONFIG, kw_only=True)
+@dataclass(config=SPEC_CONFIG, kw_only=True)
 class VisionSpec(HookSpec):
     """A study on patches: panels over architectures, L0s and seeds.
 

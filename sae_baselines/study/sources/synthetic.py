@@ -10,6 +10,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.measure import Cosines, cosine_facts, l0_matches
+from sae_baselines.study.memory import check_memory
 from sae_baselines.study.spec import spec_hash
 from sae_baselines.study.stream import StreamTraining, train_on_stream
 from sae_baselines.study.synthetic.curve import Curve
@@ -34,7 +35,10 @@ class SyntheticSource:
         """
         self.spec, self.name, self.folder = spec, name, folder
         self.device = resolve_device(spec.device)
+        if name not in spec.models:
+            check_memory(spec, spec.n)
         self.model = spec.model_of(name, self.device)
+        check_memory(spec, self.model.cfg.hidden_dim)
         held_out = SyntheticStream(
             self.model, spec.data_seed, spec.calibration_samples, CALIBRATION_STREAM
         )

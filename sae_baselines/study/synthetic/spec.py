@@ -4,14 +4,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict
 from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.study.plan import PanelKey, Pass
-from sae_baselines.study.spec import StudySpec
+from sae_baselines.study.spec import SPEC_CONFIG, StudySpec
 from sae_baselines.study.synthetic.generator import SETTINGS, Reading, paper_config
 
 PAPER_ARCHITECTURES = ("batchtopk", "jumprelu", "topk", "matryoshka_batchtopk")
@@ -28,7 +27,7 @@ class ToyPanelKey(PanelKey):
         return f"{self.setting}_{super().name}"
 
 
-@pydantic_dataclass(config=ConfigDict(extra="forbid"), kw_only=True)
+@pydantic_dataclass(config=SPEC_CONFIG, kw_only=True)
 class ToySpec(StudySpec):
     """A study on synthetic data: settings x architectures x members x seeds.
 
@@ -81,7 +80,7 @@ class ToySpec(StudySpec):
     lr_decay_fraction: float = PydanticField(default=0.2, ge=0, le=1)
     calibration_samples: int = PydanticField(default=32_768, gt=0)
     eval_samples: int = PydanticField(default=102_400, gt=0)
-    n_snapshots: int = PydanticField(default=16, ge=0)
+    n_snapshots: int = PydanticField(default=16, ge=0, le=10_000)
 
     source: ClassVar[str] = "sae_baselines.study.sources.synthetic:SyntheticSource"
 

@@ -1,0 +1,81 @@
+"""What a study needs at the least, said before it is asked for."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sae_baselines.errors import UserError
+from sae_baselines.study.plan import trained_of
+
+if TYPE_CHECKING:
+    from sae_baselines.study.spec import StudySpec
+
+_LIMIT_OF_CONTAINER = Path("/sys/fs/cgroup/memory.max")
+
+
+def memory_of(device: str = "cpu") -> int | None:
+    """Bytes that a machine, or its accelerator, has in all; None where that is not known."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).total_memory
+    found = []
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        found.append(int(_LIMIT_OF_CONTAINER.read_text()))
+    return min(found, default=None)
+
+
+def check_memory(spec: "StudySpec", d_in: int) -> None:
+    """Refuse a study that cannot fit, whatever else the machine does.
+
+    Args:
+        spec: The study.
+        d_in: Width of its activations.
+
+    Raises:
+        UserError: Weights and Adam's moments of the members that train at once, or held-out
+            activations, are more than the machine's whole memory.
+    """
+    d_sae = spec.width(d_in)
+    members = max(
+        sum(len(trained_of(spec, panel)) for panel in this_pass.panels)
+        for source in spec.source_names
+        for this_pass in spec.passes(source)
+    )
+    # W_enc, W_dec, and two moments of the one of them that every member learns.
+    one = 4 * d_in * d_sae * (4 if spec.sae_dtype == "float32" else 2)
+    has = memory_of(spec.device)
+    if has is not None and one * members > has:
+        raise UserError(
+            f"d_sae: {d_sae:,} at d_in {d_in:,} takes at least {_size(one)} of memory a "
+            f"member, {_size(one * members)} for the {members} that train at once, and "
+            f"{spec.device} has {_size(has)}; lower d_sae or expansion, name fewer members, or "
+            "train fewer panels at once (max_panels_per_pass)"
+        )
+    has = memory_of()
+    for fields in (("calibration_tokens", "eval_tokens"), ("calibration_samples",)):
+        held_out = 4 * d_in * sum(getattr(spec, name, 0) for name in fields)
+        if has is not None and held_out > has:
+            raise UserError(
+                f"{', '.join(fields)}: their activations at d_in {d_in:,} take "
+                f"{_size(held_out)} of memory, and this machine has {_size(has)}; lower them"
+            )
+    features = 4 * d_in * getattr(spec, "m", 0)
+    if has is not None and features > has:
+        raise UserError(
+            f"m: the true features take {_size(features)} of memory, and this machine has "
+            f"{_size(has)}; lower m"
+        )
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if n < 1024:
+            return f"{n:.3g} {unit}"
+        n /= 1024
+    return f"{n:,.3g} PiB"
