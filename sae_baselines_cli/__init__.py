@@ -5,10 +5,11 @@ help, mistakes and completion are answered at once.
 """
 
 import runpy
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -24,6 +25,7 @@ from sae_baselines_cli import (
     train,
     vision,
 )
+from sae_baselines_cli.interruptions import Interruptions, what_is_kept
 from sae_baselines_cli.shared import console, errors, fail, group, log_to_terminal
 
 NAME = "sae-baselines"
@@ -61,36 +63,50 @@ def _main(
 
 
 def main() -> None:
-    """Entry point: one line and exit code 1 for bad input, 130 for an interruption."""
+    """Entry point: one line and exit code 1 for bad input, 128 + its number for a signal."""
     # Completion scripts are named after this, however the command was started.
     sys.argv[0] = str(Path(sys.argv[0]).with_name(NAME))
-    try:
-        app(prog_name=NAME)
-    except KeyboardInterrupt:
-        errors.print("interrupted; what is finished is kept, the same command continues")
-        sys.exit(130)
-    except Exception as error:
-        message = _one_line(error)
-        if message is None:
-            raise
-        fail(message)
-        sys.exit(1)
+    arguments = sys.argv[1:]
+    with Interruptions() as interruptions:
+        try:
+            app(prog_name=NAME)
+        except (KeyboardInterrupt, SystemExit) as stopped:
+            # Typer makes exit code 130 of an interruption.
+            if isinstance(stopped, SystemExit) and stopped.code != 130:
+                raise
+            _interrupted(arguments, interruptions.number or signal.SIGINT)
+        except Exception as error:
+            from sae_baselines.study.runner import InterruptedTrainingError
+
+            if isinstance(error, InterruptedTrainingError):
+                _interrupted(arguments, error.number)
+            message = _one_line(error)
+            if message is None:
+                raise
+            fail(message)
+            sys.exit(1)
+
+
+def _interrupted(arguments: list[str], number: int) -> NoReturn:
+    errors.print(what_is_kept(arguments, number), highlight=False, soft_wrap=True, markup=False)
+    sys.exit(128 + number)
 
 
 def _one_line(error: Exception) -> str | None:
     """What a person at the command line can act on; None for a fault of the package."""
     from safetensors import SafetensorError
 
-    from sae_baselines.errors import UserError
+    from sae_baselines.errors import UserError, one_line
+    from sae_baselines.files import failed
     from sae_baselines.paper.demo.packages import AssetError
-    from sae_baselines.study.runner import InterruptedTrainingError
 
-    if isinstance(error, InterruptedTrainingError):
-        errors.print("interrupted; continue with --resume (train) or the same command (check)")
-        sys.exit(130)
     if isinstance(error, UserError | AssetError | SafetensorError):
         return str(error)
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{where}"
+        return f"{error.filename}: {failed(error)}" if error.filename else failed(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"out of memory ({one_line(error, 200)}); what is finished is kept. Make batches "
+            "smaller, or choose another device"
+        )
     return None

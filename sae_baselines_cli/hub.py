@@ -81,11 +81,7 @@ def publish(
     if dry_run:
         _rehearse(planned, private, replace)
         return
-    try:
-        done = upload(planned, private=private, replace=replace)
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on where it stopped")
-        raise
+    done = upload(planned, private=private, replace=replace)
     if not done.uploaded and not done.deleted:
         say(f"Nothing to do: all {done.unchanged} files are there. {done.url}")
         return

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from sae_lens import ActivationsStore, MultiSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training import activation_scaler, multi_sae_trainer
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.errors import UserError
 from sae_baselines.files import unreadable
+from sae_baselines.progress import progress
 
 TrainingStep = Callable[[SAETrainer[Any, Any], torch.Tensor], Any]
 
@@ -95,6 +97,37 @@ def careful_resuming() -> Iterator[None]:
         yield
     finally:
         MultiSAETrainer.load_checkpoint, ActivationsStore.load_from_checkpoint = originals
+
+
+@contextmanager
+def progress_each_step() -> Iterator[None]:
+    """Let SAELens' training bar move each step, and write lines where it goes to a file."""
+    bars: list[Any] = []
+
+    def bar(*args: Any, **options: Any) -> Any:
+        bars.append(progress(*args, **options))
+        return bars[-1]
+
+    def update(trainer: MultiSAETrainer, outputs: Any, bar: Any, *_: Any) -> None:
+        del outputs
+        step = trainer.cfg.train_batch_size_samples
+        if bar.n == 0:  # what an earlier run has seen says nothing of the rate
+            bar.initial = bar.n = max(0, trainer.n_training_samples - step)
+        bar.update(trainer.n_training_samples - bar.n)
+
+    modules: tuple[Any, ...] = (multi_sae_trainer, activation_scaler)
+    originals = [module.tqdm for module in modules], MultiSAETrainer._update_pbar
+    for module in modules:
+        module.tqdm = bar
+    MultiSAETrainer._update_pbar = update  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MultiSAETrainer._update_pbar = originals[1]
+        for module, original in zip(modules, originals[0], strict=True):
+            module.tqdm = original
+        for made in bars:
+            made.close()  # also where training did not come to its end
 
 
 class OpenRunner(MultiSAETrainingRunner):

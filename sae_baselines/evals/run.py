@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
-from tqdm.auto import tqdm
 
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.doctor import diagnose, require_runnable
@@ -31,6 +30,7 @@ from sae_baselines.evals.store import EvalStore, Failure, fingerprints, hash_of_
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
 from sae_baselines.home import own_key
+from sae_baselines.progress import progress
 from sae_baselines.provenance import environment, versions
 from sae_baselines.study.engine import resolve_device
 
@@ -206,7 +206,7 @@ class _Runner:
         wanted = [name for name in suite_names() if name in self.spec.suites]
         jobs = {name: self._open(name, targets) for name in wanted}
         total = sum(map(len, jobs.values()))
-        with tqdm(total=total, desc="Evaluating", unit="SAE", file=sys.stderr) as bar:
+        with progress(total=total, desc="Evaluating", unit="SAE", file=sys.stderr) as bar:
             for name, missing in jobs.items():
                 if missing:
                     self._run_suite(get_suite(name), missing, bar)
@@ -255,7 +255,7 @@ class _Runner:
     def _note(self, suite: str, name: str, notes: Sequence[str]) -> None:
         self.notes.extend((suite, name, note) for note in notes)
 
-    def _run_suite(self, suite: Suite, targets: Sequence[Target], bar: "tqdm[Any]") -> None:
+    def _run_suite(self, suite: Suite, targets: Sequence[Target], bar: Any) -> None:
         models = LanguageModels(
             self.subject, self.spec.shared, int(self.spec.shared_gib * 2**30)
         )

@@ -23,12 +23,12 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
 
 from sae_baselines.drift import DriftTracker
 from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.files import remove, unreadable
+from sae_baselines.progress import progress
 from sae_baselines.provenance import environment
 from sae_baselines.study.build import Start, member_configs, prepare_start, set_b_dec
 from sae_baselines.study.calibrate import calibrate
@@ -372,7 +372,7 @@ class _Work:
         measured = [t.what for t in work if t.kind == "measure"]
         missing = [what for what in measured if not self._is_measured(what)]
         where = f" ({self.name})" if self.name else ""
-        for what in tqdm(missing, desc=f"Measuring{where}", unit="SAE"):
+        for what in progress(missing, desc=f"Measuring{where}", unit="SAE"):
             self._measure(what)
         return made
 
@@ -399,7 +399,7 @@ class _Work:
         )
         trained = self.source.train(run)
         seconds = round(time.monotonic() - began, 1)
-        for key in members:
+        for key in progress(members, desc="Calibrating and exporting", unit="SAE"):
             self._export(key, trained, run, seconds)
         # SAELens' runner and trainer refer to each other: without this the SAEs and
         # optimisers of finished passes stay in memory.

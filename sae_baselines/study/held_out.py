@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from sae_lens import ActivationsStore
 from sae_lens.util import get_special_token_ids
-from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.errors import UserError
+from sae_baselines.progress import progress
 from sae_baselines.study.data import AnyDataset, n_held_out_contexts, split_text
 from sae_baselines.study.language_model import n_ctx_of
 from sae_baselines.study.spec import PanelSpec
@@ -196,7 +196,7 @@ def collect_held_out(
 
     batches: list[torch.Tensor] = []
     per_batch = spec.store_batch_size_prompts
-    for batch in tqdm(contexts.split(per_batch), desc="Held-out activations", unit="batch"):
+    for batch in progress(contexts.split(per_batch), desc="Held-out activations", unit="batch"):
         rows = read(batch.to(model_device(model)))[spec.hook_name].cpu()
         batches.append(rows.reshape(*rows.shape[:2], d_in))
     rows = torch.cat(batches)

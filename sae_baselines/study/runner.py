@@ -14,7 +14,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
-from sae_baselines.compat.training import OpenRunner
+from sae_baselines.compat.training import OpenRunner, progress_each_step
 from sae_baselines.errors import UserError
 from sae_baselines.files import is_junk, read_json, remove, write_atomically
 from sae_baselines.study.held_out import checked_activations
@@ -28,7 +28,15 @@ OWNER = "study.json"
 
 
 class InterruptedTrainingError(Exception):
-    """Training was asked to stop; a checkpoint of the last whole step is on disk."""
+    """Training was asked to stop; a checkpoint of the last whole step is on disk.
+
+    Attributes:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class PanelRunner(OpenRunner):
@@ -55,7 +63,7 @@ class PanelRunner(OpenRunner):
         # SAELens starts the list anew on resume, and would save once for each past entry.
         done = trainer.n_training_samples
         trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]
-        with SignalsBetweenSteps() as signals:
+        with SignalsBetweenSteps() as signals, progress_each_step():
             trainer.data_provider = signals.guard(trainer.data_provider)
             try:
                 return trainer.fit()
@@ -203,16 +211,18 @@ def assert_finite(name: str, sae: TrainingSAE[Any]) -> None:
 
 
 class SignalsBetweenSteps:
-    """SIGINT and SIGTERM set a flag that is read when the next batch is asked for."""
+    """SIGINT, SIGTERM and SIGHUP set a flag that is read when the next batch is asked for."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "SignalsBetweenSteps":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
+            for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+                # What is ignored stays so: a run under nohup outlives its terminal.
+                if number and signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -220,14 +230,19 @@ class SignalsBetweenSteps:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.asked:  # asked twice: now
+        if self.asked is None:
+            self.asked = number
+            return
+        # Asked twice: now, as it would be answered without us.
+        previous = self._previous[number]
+        if callable(previous):
+            previous(number, frame)
+        else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.asked = True
 
     def guard(self, provider: Iterator[Any]) -> Iterator[Any]:
         for batch in provider:
-            if self.asked:
-                raise InterruptedTrainingError
+            if self.asked is not None:
+                raise InterruptedTrainingError(self.asked)
             yield batch

@@ -1,6 +1,8 @@
 """What this package takes for granted of SAELens' trainers and runners."""
 
 import inspect
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,10 @@ from sae_lens import MultiSAETrainingRunner
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
+from sae_baselines.compat import training
 from sae_baselines.compat.training import OpenRunner, TrainingStep, around_each_step
+from sae_baselines.errors import UserError
+from sae_baselines.progress import progress
 from tests.helpers import make_sae, make_trainer
 
 
@@ -69,3 +74,88 @@ def test_saelens_calls_them_where_it_did() -> None:
     fit = inspect.getsource(MultiSAETrainer.fit)
     assert "next(self.data_provider)" in fit
     assert "checkpoint_thresholds" in inspect.getsource(MultiSAETrainer.__init__)
+
+
+def test_the_training_bar_moves_each_step_and_says_what_was_seen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(inspect.signature(MultiSAETrainer._update_pbar).parameters)[:3] == [
+        "self",
+        "step_outputs",
+        "pbar",
+    ], "MultiSAETrainer calls its bar in another way: progress_each_step stands in for it"
+    bars: list[Any] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        bars.append(progress(*args, **options))
+        return bars[-1]
+
+    seen: list[int] = []
+    monkeypatch.setattr(training, "progress", noted)
+    trainer = make_trainer(make_sae("topk"), 5)
+
+    def batches() -> Any:
+        for batch in trainer.data_provider:
+            seen.append(bars[0].n)
+            yield {"hook": batch}
+
+    together = MultiSAETrainer(trainer.cfg, {"a": trainer.sae}, {"a": "hook"}, batches())
+    update = MultiSAETrainer._update_pbar
+    with training.progress_each_step():
+        together.fit()
+    assert seen == [0, 64, 128, 192, 256]
+    assert MultiSAETrainer._update_pbar is update
+    assert "Training Multi-SAE: 320 of 320" in capsys.readouterr().err
+
+
+class Malicious:
+    """What a pickle may do to who reads it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(Malicious.target),)
+
+    target = Path()
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_checkpoint_cannot_run_code(
+    forced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Malicious.target = tmp_path / "run"
+    trainer = make_trainer(make_sae("topk"), 2)
+    together = MultiSAETrainer(
+        trainer.cfg, {"a": trainer.sae}, {"a": "hook"}, ({"hook": b} for b in ())
+    )
+    together.trainers["a"].save_checkpoint("a", tmp_path)
+    training.load_checkpoint(together, tmp_path)
+    torch.save({"optimizer": Malicious()}, tmp_path / "a" / "trainer_state.pt")
+    if forced:  # by an environment variable that turns torch's own caution off
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged .*delete"):
+        training.load_checkpoint(together, tmp_path)
+    assert not Malicious.target.exists()
+
+
+@pytest.mark.parametrize("name", ["trainer_state.pt", "activation_scaler.json", "cfg.json"])
+@pytest.mark.parametrize("junk", [False, True])
+def test_half_a_file_of_a_checkpoint_is_named(name: str, junk: bool, tmp_path: Path) -> None:
+    trainer = make_trainer(make_sae("topk"), 2)
+    together = MultiSAETrainer(
+        trainer.cfg, {"a": trainer.sae}, {"a": "hook"}, ({"hook": b} for b in ())
+    )
+    together.trainers["a"].save_checkpoint("a", tmp_path)
+    if junk:
+        (tmp_path / "._a").write_bytes(b"\0")
+        (tmp_path / ".DS_Store").write_bytes(b"\0")
+        training.load_checkpoint(together, tmp_path)
+    path = tmp_path / "a" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if name == "cfg.json":  # which is not read: the members' configs are the study's
+        training.load_checkpoint(together, tmp_path)
+        return
+    with pytest.raises(
+        UserError, match=rf"out: checkpoint .*{tmp_path.name}.* is damaged"
+    ) as it:
+        training.load_checkpoint(together, tmp_path)
+    assert f"delete {tmp_path} and run with --resume" in str(it.value)
+    assert "\n" not in str(it.value)

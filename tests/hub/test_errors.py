@@ -155,8 +155,8 @@ def test_control_c_is_130(
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 130
-    out, err = capfd.readouterr()
-    assert "interrupted; the same command goes on where it stopped" in out
+    _, err = capfd.readouterr()
+    assert "what was uploaded stays in the repo; continue with the same command" in err
     assert "Traceback" not in err
 
 

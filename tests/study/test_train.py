@@ -356,7 +356,7 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(
     _wait_for_checkpoint(process, out)
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
         assert "continue with --resume" in stderr
     (checkpoint,) = complete_checkpoints(out / "checkpoints" / "pass_0")[-1:]

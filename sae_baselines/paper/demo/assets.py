@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -40,6 +39,7 @@ from sae_baselines.paper.demo.packages import (
     opened,
     prepare,
 )
+from sae_baselines.progress import progress
 
 logger = logging.getLogger("sae_baselines")
 
@@ -200,7 +200,7 @@ def build_text(archive: Path, out: Path) -> None:
         assert packed is not None
         # The dump is cut at 100,000,000 bytes, in the middle of a page.
         with gzip.open(packed, "rt", encoding="utf-8", errors="ignore", newline="\n") as dump:
-            rows = iter(tqdm(articles(pages(dump)), desc="articles", unit=""))
+            rows = iter(progress(articles(pages(dump)), desc="articles", unit=""))
             while group := list(islice(rows, _ROWS_PER_GROUP)):
                 writer.write_table(pa.Table.from_pylist(group, _SCHEMA))
 

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from tqdm import tqdm
+
+from sae_baselines.progress import progress
 
 logger = logging.getLogger("sae_baselines")
 
@@ -210,7 +211,7 @@ def _run(
     environment = os.environ | {"TMPDIR": str(work)} | more
     with (
         log.open("wb") as sink,
-        tqdm(total=package.size, unit="B", unit_scale=True, desc=package.name) as bar,
+        progress(total=package.size, unit="B", unit_scale=True, desc=package.name) as bar,
         subprocess.Popen(
             command,
             env=environment,

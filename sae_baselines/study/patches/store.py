@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
+from sae_baselines.progress import progress
 from sae_baselines.study.patches.images import Crop, CropLoader, Photographs, Split, plan_crops
 from sae_baselines.study.patches.patches import PatchModel
 from sae_baselines.study.patches.spec import VisionSpec
@@ -137,7 +137,7 @@ class ActivationFile:
         loader = CropLoader(photographs)
         starts = range(done, len(crops), batch)
         described = f"Activations ({self.path.stem})"
-        for i, first in enumerate(tqdm(starts, desc=described, unit="batch")):
+        for i, first in enumerate(progress(starts, desc=described, unit="batch")):
             cuts = crops[first : first + batch]
             patches = model.activations([loader.load(c, model.size) for c in cuts])
             rows = patches.flatten(0, 1).numpy().astype(dtype)

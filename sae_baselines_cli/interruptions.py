@@ -1,0 +1,71 @@
+"""Signals that ask a command to stop, and what is said then: what is kept and how to go on."""
+
+import os
+import shlex
+import signal
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+# By command, whose work differs in what a half of it is worth.
+_TRAINED = "finished members and the last checkpoint are kept; continue with --resume"
+_SAME = "continue with the same command"
+_KEPT = {
+    "train": _TRAINED,
+    "demo": _TRAINED,
+    "toy": _TRAINED,
+    "vision train": _TRAINED,
+    "vision demo": _TRAINED,
+    "check": f"finished members, the last checkpoint and finished scores are kept; {_SAME}",
+    "eval": f"finished scores are kept; {_SAME}",
+    "publish": f"what was uploaded stays in the repo; {_SAME}",
+    "report": "scores are kept, the report may be half an old one; write it again",
+    "vision page": "the study is kept, the page may be an old one; write it again",
+    "drift": "records are kept, its table and figures may be old ones; write them again",
+    "saelens": "what SAELens saved is kept; see its --resume_from_checkpoint",
+}
+
+
+class Interruptions:
+    """Turn signals into `KeyboardInterrupt`, and remember which it was.
+
+    Attributes:
+        number: Of the signal that came; None before.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruptions":
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # What is ignored stays so, as under nohup.
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.number is None and os.getpid() == self._process:
+            self.number = number
+            raise KeyboardInterrupt
+        # Asked again, or a child that its parent stops: at once.
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def what_is_kept(arguments: Sequence[str], number: int) -> str:
+    """What an interrupted command leaves, and the command that goes on from there."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    names = (" ".join(words[:2]), *words[:1])
+    known = [_KEPT[name] for name in names if name in _KEPT]
+    kept = known[0] if known else "nothing was changed; start again"
+    resume = ["--resume"] if kept is _TRAINED and "--resume" not in arguments else []
+    command = shlex.join(["sae-baselines", *arguments, *resume])
+    return f"interrupted ({signal.Signals(number).name}): {kept}: {command}"
