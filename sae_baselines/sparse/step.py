@@ -152,7 +152,7 @@ class SparseStepMixin(SAEMixin):
             return "input"
         if x.device.type not in ("cpu", "cuda"):
             return "device"  # bounds and bias gradients need float64
-        if self.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        if self._dtype_in_step() not in (torch.float32, torch.float64, torch.bfloat16):
             return "dtype"
         hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
         if any(has_hooks(hook) for hook in hooks):
@@ -226,11 +226,21 @@ class SparseStepMixin(SAEMixin):
         dtype = self._product_dtype()
         return self.process_sae_in(x).to(dtype), self.W_enc.detach().to(dtype)
 
+    def _dtype_in_step(self) -> torch.dtype | None:
+        """What stock's step computes in; None if it cannot, or mixes precisions.
+
+        Not ``self.dtype``, which inputs are cast to: ``.double()`` leaves it as it was.
+        """
+        # JumpReLU's threshold is float32 in every SAE.
+        dtypes = {weight.dtype for weight in (self.W_enc, self.W_dec, self.b_dec)}
+        of_input = torch.promote_types(self.dtype, self.b_dec.dtype)
+        return self.W_enc.dtype if dtypes == {of_input} else None
+
     def _product_dtype(self) -> torch.dtype:
         device = self.W_dec.device.type
-        if torch.is_autocast_enabled(device) and self.dtype != torch.float64:
+        if torch.is_autocast_enabled(device) and self.W_dec.dtype != torch.float64:
             return torch.get_autocast_dtype(device)
-        return self.dtype
+        return self.W_dec.dtype
 
     def _dead_pre_activations(self, latents: ActiveLatents, dead: Tensor) -> Tensor:
         """Pre-activations (before decoder norms) of dead latents, ``[batch, dead]``."""
