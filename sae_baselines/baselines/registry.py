@@ -13,6 +13,7 @@ from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import SAEConfig, TrainingSAE, TrainingSAEConfig
 
 from sae_baselines.baselines.bias_gradient import CheapBiasGradientMixin, has_linear_encoder
+from sae_baselines.baselines.checkpoint import register_checkpoint
 from sae_baselines.baselines.constraint import CONSTRAINTS, SEEDED, Constraint
 from sae_baselines.baselines.l0_steering import (
     SPARSITY_COEFFICIENTS,
@@ -179,8 +180,10 @@ def _register(
         baseline = make_baseline(name, constraint, base, base_class, base_config)
         register_sae_training_class(registered, baseline.sae_class, baseline.config_class)
         _baselines[registered] = _baselines[name] = baseline
+    baseline = _baselines[registered]
+    register_checkpoint(registered, baseline.sae_class, baseline.config_class)
     module = sys.modules[__name__]  # where pickle looks for them
-    for cls in (_baselines[registered].sae_class, _baselines[registered].config_class):
+    for cls in (baseline.sae_class, baseline.config_class):
         setattr(module, cls.__name__, cls)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import SAEMetadata, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
@@ -60,6 +60,8 @@ class SeededStartConfig(ConfigMixin):
     encoder_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.metadata, dict):  # SAEConfig.from_dict hands on what is stored
+            self.metadata = SAEMetadata(**self.metadata)
         super().__post_init__()
         _validate_start(self)
 

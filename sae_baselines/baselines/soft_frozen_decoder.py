@@ -3,8 +3,8 @@
 Paper, Section 4.1: cosine similarity with its own random start at least tau (0.8). All rows
 are projected after every step of every torch optimiser that has W_dec, through torch's own
 hook for that, so that the constraint holds under any trainer and after the last step too; and
-before a training step and a save, for whoever changes W_dec otherwise. Adam's moments are left
-alone (the paper is silent; resetting them would slow the rows at the edge).
+before every save. Who changes W_dec without such an optimiser calls `project`. Adam's moments
+are left alone (the paper is silent; resetting them would slow the rows at the edge).
 """
 
 import weakref
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from sae_baselines.baselines.cap import project_to_cap_, validate_tau
 from sae_baselines.baselines.constraint import Constraint, Promise, register_constraint
 from sae_baselines.baselines.seeded_start import SeededStartConfig, SeededStartMixin
-from sae_baselines.compat.saes import PreciseBuffersMixin, of_this_rank, place_of
+from sae_baselines.compat.saes import PreciseBuffersMixin, of_this_rank, version_of
 
 _START = "W_dec_start"
 # How far below tau a cosine may be: what the projection promises (float32), and in half
@@ -54,8 +53,6 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
 
     cfg: SoftFrozenDecoderConfig
     W_dec_start: Tensor
-    # Where W_dec was, and torch's count of its changes, after the last projection.
-    _projected: tuple[int, int] | None = None
     # Norms of W_dec_start, which never changes, and which tensor they belong to.
     _start_norm: tuple[Tensor, int, int] | None = None
 
@@ -81,25 +78,18 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
         """Project W_dec onto its caps in place; returns how many rows moved (int64 scalar)."""
         rows, start = of_this_rank(self.W_dec.data, self.W_dec_start)
         norm = self._norm_of_start() if rows.shape == self.W_dec_start.shape else None
-        moved = project_to_cap_(rows, start, self.cfg.tau, norm)
-        self._projected = place_of(self.W_dec)
-        return moved
+        return project_to_cap_(rows, start, self.cfg.tau, norm)
 
     def _norm_of_start(self) -> Tensor:
         start = self.W_dec_start
-        if self._start_norm is None or self._start_norm[1:] != place_of(start):
-            self._start_norm = (torch.linalg.vector_norm(start, dim=1), *place_of(start))
+        place = (start.data_ptr(), version_of(start))
+        if self._start_norm is None or self._start_norm[1:] != place:
+            self._start_norm = (torch.linalg.vector_norm(start, dim=1), *place)
         return self._start_norm[0]
 
     def moved(self) -> None:
-        """Forget what is known about rows and their starts: either was replaced."""
-        self._projected = self._start_norm = None
-
-    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        # Not while compiling: what a graph would count is not this tensor's changes.
-        if not torch.compiler.is_compiling() and self._projected != place_of(self.W_dec):
-            self.project()
-        return super().training_forward_pass(step_input)
+        """Forget what is known about the starts, which were replaced."""
+        self._start_norm = None
 
     @torch.no_grad()
     def loaded(self, names: set[str], more: dict[str, Tensor]) -> None:
@@ -108,9 +98,6 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
         self.moved()
         if pending and not self.start_is_pending and _START not in names:
             self._start_here()
-        if {"W_dec", _START} <= names:
-            # What was saved was projected; again would round bfloat16 rows once more.
-            self._projected = place_of(self.W_dec)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

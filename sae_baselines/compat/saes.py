@@ -20,7 +20,7 @@ from sae_lens import (
 )
 
 # SAELens lists its architectures nowhere else.
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 # The straight-through estimators and the loss of JumpReLU, applied at entries.
 from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from sae_baselines.errors import UserError
 
 __all__ = [
+    "SAE_CLASS_REGISTRY",
     "SAE_TRAINING_CLASS_REGISTRY",
     "JumpReLU",
     "Step",
@@ -118,10 +119,9 @@ def has_own(module: nn.Module, name: str) -> bool:
     return name in module._parameters or name in module._buffers
 
 
-def place_of(tensor: Tensor) -> tuple[int, int]:
-    """Its memory, and torch's count of in-place changes, which misses those of ``.data``."""
-    local: Any = getattr(tensor, "to_local", lambda: tensor)()
-    return local.data_ptr(), tensor._version
+def version_of(tensor: Tensor) -> int:
+    """torch's count of in-place changes; those through ``.data`` are not in it."""
+    return tensor._version
 
 
 def of_this_rank(rows: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
