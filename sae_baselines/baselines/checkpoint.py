@@ -30,7 +30,7 @@ def register_checkpoint(
     except (KeyError, AttributeError):
         return
 
-    class Checkpoint(inference_class):  # type: ignore[misc,valid-type]
+    class Checkpoint(inference_class):
         """Becomes the base's own inference class once it has seen the weights."""
 
         def __init__(self, cfg: TrainingSAEConfig, use_error_term: bool = False) -> None:
@@ -47,7 +47,7 @@ def register_checkpoint(
             state_dict.clear()
             state_dict.update(training.state_dict())
             training.process_state_dict_for_saving_inference(state_dict)
-            self.__class__ = inference_class
+            self.__class__ = inference_class  # type: ignore[assignment]
 
     Checkpoint.__name__ = Checkpoint.__qualname__ = f"{sae_class.__name__}Checkpoint"
     register_sae_class(name, Checkpoint, config_class)

@@ -9,15 +9,21 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.registry import get_sae_class
 from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE
 from sae_lens.saes.sae import SAEMetadata, TrainingSAE
 from sae_lens.saes.temporal_sae import TemporalSAE
 from sae_lens.saes.transcoder import Transcoder
-from safetensors import SafetensorError
 
+from sae_baselines.compat.folder import (
+    ODD_CONTENTS,
+    check_fields,
+    check_tensors,
+    not_finite,
+    saved_config,
+)
 from sae_baselines.errors import UserError, nearest, one_line
 from sae_baselines.provenance import samples_seen
 
@@ -62,9 +68,7 @@ def source_of(source: SAE[Any] | str | Path) -> Source:
         found = _inference(found)
     check_class(type(found))
     stock = rebuilt(found)
-    for name, weight in stock.state_dict().items():
-        if not bool(torch.isfinite(weight).all()):
-            raise UserError(f"source: {name} contains NaN or infinity; use a sound SAE")
+    refuse_not_finite(stock, "source")
     ours = getattr(found.cfg.metadata, "sae_baselines", None)
     known = ours if isinstance(ours, dict) else {}
     named = {k: known[k] for k in ("panel", "member", "control") if k in known}
@@ -72,6 +76,12 @@ def source_of(source: SAE[Any] | str | Path) -> Source:
         named["samples_seen"] = seen
     described = {**where, **named, "weights_sha256": hash_of_weights(stock)}
     return Source(stock, described)
+
+
+def refuse_not_finite(sae: SAE[Any], field: str) -> None:
+    """Raises `UserError` for weights with NaN or infinity."""
+    if odd := not_finite(sae.state_dict()):
+        raise UserError(f"{field}: {', '.join(odd)}; use a sound SAE")
 
 
 def check_class(sae_class: type[SAE[Any]]) -> None:
@@ -110,9 +120,17 @@ def from_folder(folder: Path) -> SAE[Any]:
         inside = sorted(p.parent for p in folder.glob(f"**/{SAE_CFG_FILENAME}"))[:1]
         hint = f"name an SAE in it, such as {inside[0]}" if inside else "name an SAE's folder"
         raise UserError(f"{folder}: has no {SAE_CFG_FILENAME}; {hint}")
+    surplus = check_tensors(folder, saved_config(folder))
+    if surplus:
+        raise UserError(
+            f"{folder / SAE_WEIGHTS_FILENAME}: holds {', '.join(surplus)}, which an SAE of its "
+            "architecture has not, and SAELens refuses to load it"
+        )
     try:
         return SAE.load_from_disk(folder, device="cpu")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except ODD_CONTENTS as error:
         raise UserError(
             f"{folder}: is not an SAE that SAELens can load: {one_line(error, 200)}"
         ) from error
@@ -137,11 +155,13 @@ def from_release(release: str, sae_id: str) -> SAE[Any]:
         hint = f"did you mean {' or '.join(near)}?" if near else "give user/repo:folder"
         raise UserError(f"sae: {release!r} is no release that SAELens knows; {hint}")
     try:
-        return SAE.from_pretrained(release, sae_id, device="cpu")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        sae = SAE.from_pretrained(release, sae_id, device="cpu")
+    except ODD_CONTENTS as error:
         raise UserError(
             f"sae: {release}:{sae_id} cannot be loaded: {one_line(error, 300)}"
         ) from error
+    check_fields(sae.cfg.to_dict(), f"sae: {release}:{sae_id}")
+    return sae
 
 
 def hash_of_weights(sae: SAE[Any]) -> str:

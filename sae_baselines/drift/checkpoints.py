@@ -16,13 +16,13 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_baselines.compat.folder import saved_config
 from sae_baselines.drift.record import DriftLog, header_of
 from sae_baselines.drift.start import (
     START_FILE,
     Rows,
     compare,
     load_rows,
-    saved_config,
     saved_sae_rows,
     seeded_rows,
 )

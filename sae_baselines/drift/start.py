@@ -1,6 +1,5 @@
 """Where an SAE started: drawn again from its seed, or kept in a file."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.constants import DTYPE_MAP, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.constants import DTYPE_MAP, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import TrainingSAE
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -62,7 +61,9 @@ def seeded_rows(cfg: Mapping[str, Any]) -> Rows | None:
         return None
     directions = _directions(fields["d_sae"], fields["d_in"], seed, scheme, *files)
     rows = directions.to(DTYPE_MAP.get(str(fields.get("dtype")), torch.float32))
-    return twin_rows(rows, fields.get("encoder_init_scale", 1.0), f"init_seed {seed}, {scheme}")
+    return twin_rows(
+        rows, fields.get("encoder_init_scale") or 1.0, f"init_seed {seed}, {scheme}"
+    )
 
 
 def twin_rows(decoder: torch.Tensor, encoder_init_scale: float, source: str) -> Rows:
@@ -145,21 +146,6 @@ def saved_sae_rows(folder: Path, source: str) -> Rows:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is damaged") from error
     return Rows(decoder, encoder, source)
-
-
-def saved_config(folder: Path, name: str = SAE_CFG_FILENAME) -> dict[str, Any]:
-    """``cfg.json`` of a SAELens folder; empty if there is none.
-
-    Raises:
-        UserError: It is not JSON.
-    """
-    path = folder / name
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged") from error
 
 
 def compare(now: Rows, start: Rows) -> dict[str, Drift]:

@@ -1,14 +1,12 @@
 """A study that is ready to be published, and every reason why one is not."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import SAE_CFG_FILENAME
-
+from sae_baselines.compat.folder import saved_config
 from sae_baselines.controls import kind_of
 from sae_baselines.errors import UserError
 from sae_baselines.evals.results import RESULTS_FILE, checked_results, load_results
@@ -99,10 +97,7 @@ def read_source(root: Path) -> SourceStudy:
         raise UserError(
             f"study: {root} holds no SAE to publish but rearranged weights of the published one"
         )
-    configs = {
-        key: json.loads((folder.member(key) / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
-        for key in members
-    }
+    configs = {key: saved_config(folder.member(key)) for key in members}
     _check_results(root)
     report = report_of_study(root)
     files = report_files(report)

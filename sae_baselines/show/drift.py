@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_baselines.compat.folder import saved_config
 from sae_baselines.drift import DriftLog, drift_from_checkpoints, drift_table, find_drift
 from sae_baselines.drift.sphere import (
     expected_best_cosine,
@@ -12,7 +13,6 @@ from sae_baselines.drift.sphere import (
     log_cap_probability,
     log_chance_of_best,
 )
-from sae_baselines.drift.start import saved_config
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_atomically
 from sae_baselines.report.drift_plots import drift_figure

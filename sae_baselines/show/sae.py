@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from safetensors.torch import load_file
 
 from sae_baselines.baselines.constraint import CONSTRAINTS, VECTORS
+from sae_baselines.compat.folder import check_tensors, not_finite, saved_config
 from sae_baselines.controls.kinds import kind_of
 from sae_baselines.drift.cosines import drift_of
-from sae_baselines.drift.start import Rows, saved_config, saved_sae_rows, seeded_rows
+from sae_baselines.drift.start import Rows, saved_sae_rows, seeded_rows
 from sae_baselines.errors import UserError
 from sae_baselines.evals.target import constraint_of
 from sae_baselines.files import read_json
@@ -100,10 +103,14 @@ def describe_sae(
     """
     folder = Path(source) if sae is None else None
     if folder is not None:
-        cfg, now = _config(folder), saved_sae_rows(folder, str(folder))
+        cfg = _config(folder)
+        surplus = check_tensors(folder, cfg)
+        now = saved_sae_rows(folder, str(folder))
+        odd = not_finite(load_file(folder / SAE_WEIGHTS_FILENAME))
     else:
         assert sae is not None
         cfg, now = sae.cfg.to_dict(), _rows_of(sae)
+        surplus, odd = [], not_finite(sae.state_dict())
     metadata = dict(cfg.get("metadata") or {})
     details = dict(metadata.get("training_architecture_details") or {})
     facts = _facts(cfg, metadata, details)
@@ -122,7 +129,7 @@ def describe_sae(
         start_unknown=unknown,
         drift=drift,
         promise=promise,
-        warnings=_warnings(facts, promise),
+        warnings=[*_odd(surplus, odd), *_warnings(facts, promise)],
     )
 
 
@@ -162,7 +169,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not cfg:
         raise UserError(f"{folder}: is not an SAE of SAELens: it has no cfg.json")
     for name in ("d_in", "d_sae"):
-        if not isinstance(cfg.get(name), int):
+        if name not in cfg:
             raise UserError(f"{folder / 'cfg.json'}: has no {name}; it is not an SAE's")
     return cfg
 
@@ -289,6 +296,19 @@ def _drift(now: Rows, start: Rows) -> dict[str, dict[str, Any] | None]:
     if now.encoder is not None and start.encoder is not None:
         drift["encoder"] = drift_of(now.encoder, start.encoder, "encoder").facts
     return drift
+
+
+def _odd(surplus: list[str], lost: list[str]) -> list[str]:
+    """What is wrong with the weights whatever they promise."""
+    warnings = []
+    if lost:
+        warnings.append(f"{', '.join(lost)}; so will what it computes")
+    if surplus:
+        warnings.append(
+            f"its weights hold {', '.join(surplus)}, which an SAE of its architecture has not; "
+            "SAELens refuses to load it"
+        )
+    return warnings
 
 
 def _warnings(facts: Mapping[str, Any], promise: Promise | None) -> list[str]:

@@ -21,6 +21,7 @@ from sae_baselines.controls.source import (
     check_class,
     hash_of_weights,
     load_sae,
+    refuse_not_finite,
 )
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.provenance import samples_seen
@@ -112,6 +113,7 @@ def _refuse_unfit(sae: SAE[Any]) -> None:
             "sae: this is a training checkpoint, whose activation scale is not folded in yet; "
             "give the exported SAE (SAELens' save_inference_model)"
         )
+    refuse_not_finite(sae, "sae")
     try:
         check_class(type(sae))
     except UserError as error:
