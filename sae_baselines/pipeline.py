@@ -23,12 +23,16 @@ from sae_baselines.evals import (
     suite_names,
     write_results,
 )
-from sae_baselines.evals import evaluate as evaluate_targets
-from sae_baselines.evals.doctor import Diagnosis, diagnose, require_runnable
+from sae_baselines.evals.doctor import (
+    Diagnosis,
+    diagnose,
+    require_possible,
+    require_runnable,
+)
 from sae_baselines.evals.endpoint import check_endpoint
 from sae_baselines.evals.registry import get_suite
 from sae_baselines.evals.results import PANEL_SUITE
-from sae_baselines.evals.run import subject_of
+from sae_baselines.evals.run import prepared, subject_of
 from sae_baselines.evals.spec import has_eval_spec, store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
@@ -95,10 +99,22 @@ def train(
     if device is not None:
         spec = dataclasses.replace(spec, device=device)
     folder = Path(out or Path("studies") / spec.name)
+    evals = load_eval_spec(file) if file is not None and has_eval_spec(file) else None
+    if evals is not None:
+        _require_possible(spec, evals)
     result = train_study(spec, folder, resume=resume)
-    if file is not None and has_eval_spec(file):
-        store_spec(folder, load_eval_spec(file))
+    if evals is not None:
+        store_spec(folder, evals)
     return result
+
+
+def _require_possible(spec: PanelSpec, evals: EvalSpec) -> None:
+    """What a panel file says of suites can work, on whatever machine they will run."""
+    try:
+        subject = subject_of_panel(spec, dataclasses.replace(evals, device="cpu"))
+    except UserError:
+        return  # the model cannot be read: training says why
+    require_possible(subject, evals.suites)
 
 
 def evaluate(
@@ -171,12 +187,10 @@ def _evaluate(
     verbose: bool,
     command: str | None,
 ) -> Evaluation:
+    # Before anything is written.
+    runner = prepared(targets, spec, root, model, force, verbose, command)
     with StudyFolder(root).locked():
-        # First, so that an interrupted evaluation goes on under the same settings.
-        store_spec(root, spec)
-        done = evaluate_targets(
-            targets, spec, root, model=model, force=force, verbose=verbose, command=command
-        )
+        done = runner.run(targets)
         results = write_results(root)
     return Evaluation(results=results, primary_metrics=spec.primary_metrics, **vars(done))
 
@@ -307,9 +321,12 @@ def check(
         options = options or CheckOptions()
         overrides = {**_overrides(config), **options.overrides}
         options = dataclasses.replace(options, device=device, overrides=overrides)
-        prepared = prepare_check(str(source), options, out, ask)
-        spec, root, model = prepared.spec, prepared.folder, prepared.model
         evals = load_eval_spec(config) if config and has_eval_spec(config) else None
+        for name in suites or ():
+            if name != PANEL_SUITE:
+                get_suite(name)
+        ready = prepare_check(str(source), options, out, ask)
+        spec, root, model = ready.spec, ready.folder, ready.model
         evals = evals or stored_spec(root) or eval_spec_from_dict({})
         evals, notes = suites_for(spec, evals, suites)
         for line in [*described(spec), *notes]:
@@ -324,6 +341,7 @@ def check(
         return True
     if suites is not None:
         evals = evals.only([name for name in suites if name != PANEL_SUITE])
+    _require_possible(spec, evals)
     subject = subject_of_panel(spec, evals)
     require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
     train_study(spec, root, resume=True, model=model)

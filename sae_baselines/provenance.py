@@ -78,10 +78,14 @@ def hardware() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, revision, hardware and time, for every output."""
-    now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "versions": versions(),
         "git_revision": git_revision(),
         "hardware": hardware(),
-        "created": now.isoformat(timespec="seconds"),
+        "created": now(),
     }
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -115,6 +115,33 @@ def require_runnable(diagnoses: Sequence[Diagnosis]) -> None:
         raise UserError("; ".join(problems))
 
 
+def require_possible(subject: Subject, suites: Options) -> None:
+    """Stop if what a file says of suites can work on no machine.
+
+    Args:
+        subject: Model, hook and width of SAEs that need not be there yet.
+        suites: Options by suite.
+
+    Raises:
+        UserError: All problems, in one line.
+    """
+    problems = []
+    for name, given in suites.items():
+        suite = get_suite(name)
+        try:
+            options = suite.complete(given)
+            found = [
+                *suite.data_problems(options),
+                *suite.problems_of_file(subject, options),
+            ]
+        except UserError:
+            raise
+        except Exception:  # without SAEBench, which need not be where SAEs are trained
+            continue
+        problems.append(Diagnosis(f"evals: suites.{name}", tuple(found)))
+    require_runnable(problems)
+
+
 def print_diagnoses(diagnoses: Sequence[Diagnosis], console: Console) -> None:
     """A table: suite, verdict, reasons. A reason of several suites is a note below it."""
     said = Counter(text for d in diagnoses for text in (*d.problems, *d.warnings))
@@ -366,7 +393,8 @@ def _of_adapter(
     """What the adapter itself says, and its options; None if they are wrong."""
     try:
         options = suite.complete(given)
-        return list(suite.problems(subject, options)), options
+        problems = [*suite.data_problems(options), *suite.problems(subject, options)]
+        return problems, options
     except UserError as error:
         return [str(error)], None
     except Exception as error:  # importing SAEBench may fail in ways of its own

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_baselines.controls import kind_of
 from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.evals.measured import NEITHER
 from sae_baselines.evals.metrics import OWN, Margin, Metric, find
 
 if TYPE_CHECKING:
@@ -105,6 +106,46 @@ def metric_of(suite: str, metric: str) -> Metric:
             Metric(metric),
         )
     return known if known.title else replace(known, title=f"{suite}: {metric}")
+
+
+def check_pattern(field: str, pattern: str) -> None:
+    """That it names a metric of which one value is better than another.
+
+    Args:
+        field: What gives it.
+        pattern: ``suite/metric`` or, of any suite, ``metric``; with wildcards.
+
+    Raises:
+        UserError: It names none.
+    """
+    suite, _, metric = pattern.rpartition("/")
+    described = [
+        *((name, get_suite(name).metrics) for name in _suites if _meet(name, suite or "*")),
+        # Without those of tables that did not come from here.
+        *((name, known) for name, known in OWN if name != "*" and _meet(name, suite or "*")),
+    ]
+    known: list[str] = []
+    for name, metrics in described:
+        compared = [m for m in metrics if m.direction != NEITHER]
+        exact = find(metrics, metric)
+        if any(fnmatch.fnmatchcase(m.name, metric) for m in compared):
+            return
+        if exact is not None and exact.direction != NEITHER:
+            return
+        known += [f"{name}/{m.name}" if suite else m.name for m in compared]
+    if not described:
+        suites = [*_suites, *(name for name, _ in OWN if name != "*")]
+        raise UserError(
+            f"{field}: {pattern}: there is no suite {suite!r}; {did_you_mean(suite, suites)}"
+        )
+    raise UserError(
+        f"{field}: {pattern!r} is no metric that verdicts are made of; "
+        f"{did_you_mean(pattern, list(dict.fromkeys(known)))}"
+    )
+
+
+def _meet(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(pattern, name)
 
 
 def margin_for(

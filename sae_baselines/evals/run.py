@@ -25,13 +25,27 @@ from sae_baselines.evals.doctor import diagnose, require_runnable
 from sae_baselines.evals.measured import not_finite
 from sae_baselines.evals.models import LanguageModels
 from sae_baselines.evals.registry import get_suite, suite_names
-from sae_baselines.evals.spec import DECISIVE, EvalSpec, eval_spec_from_dict, settings_hash
-from sae_baselines.evals.store import EvalStore, Failure, fingerprints, hash_of_files, linked
+from sae_baselines.evals.spec import (
+    DECISIVE,
+    EvalSpec,
+    eval_spec_from_dict,
+    settings_hash,
+    store_spec,
+    stored_spec,
+)
+from sae_baselines.evals.store import (
+    EvalStore,
+    Failure,
+    Result,
+    fingerprints,
+    hash_of_files,
+    linked,
+)
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
 from sae_baselines.home import own_key
 from sae_baselines.progress import progress
-from sae_baselines.provenance import environment, versions
+from sae_baselines.provenance import environment, now, versions
 from sae_baselines.study.engine import resolve_device
 
 logger = logging.getLogger("sae_baselines")
@@ -91,12 +105,26 @@ def evaluate(
     Raises:
         UserError: Bad input, before any work.
     """
-    spec = _spec(suites)
     targets = (
         [target_of(name, source) for name, source in saes.items()]
         if isinstance(saes, Mapping)
         else list(saes)
     )
+    runner = prepared(targets, _spec(suites), out, model, force, verbose, command)
+    return runner.run(targets)
+
+
+def prepared(
+    targets: Sequence[Target],
+    spec: EvalSpec,
+    out: str | Path,
+    model: str | Path | None,
+    force: bool,
+    verbose: bool,
+    command: str | None,
+) -> "Runner":
+    """Everything that `evaluate` refuses is refused here, before anything is written."""
+    stored_spec(out)
     _check_names(targets)
     device = resolve_device(spec.device)
     subject = subject_of(targets, spec, device, model)
@@ -105,8 +133,7 @@ def evaluate(
     for diagnosis in diagnoses:
         for warning in diagnosis.warnings:
             logger.warning("%s: %s", diagnosis.suite, warning)
-    runner = _Runner(EvalStore(out), spec, subject, force, verbose, command)
-    return runner.run(targets)
+    return Runner(EvalStore(out), spec, subject, force, verbose, command)
 
 
 def _spec(suites: Any) -> EvalSpec:
@@ -181,7 +208,9 @@ def subject_of(
     )
 
 
-class _Runner:
+class Runner:
+    """An evaluation that was found possible; see `prepared`."""
+
     def __init__(
         self,
         store: EvalStore,
@@ -195,6 +224,7 @@ class _Runner:
         self.force, self.verbose, self.command = force, verbose, command
         found = versions()
         self.versions = {name: found[name] for name in DECISIVE if name in found}
+        self._stored: set[str] = set()
         self._known: dict[str, dict[str, Any]] = {}
         self._hash_of_model: str | None = None
         self.done: list[tuple[str, str]] = []
@@ -229,7 +259,26 @@ class _Runner:
             else:
                 self.kept.append((suite, target.name))
                 self._note(suite, target.name, found.record["notes"])
+                self._has_run(suite)
+                self._choose(found)
         return missing
+
+    def _has_run(self, suite: str) -> None:
+        """Settings are stored with the first result made under them, and not before."""
+        if suite not in self._stored:
+            store_spec(self.store.root, self.spec.only([suite]))
+            self._stored.add(suite)
+
+    @property
+    def _choice(self) -> dict[str, Any]:
+        """What verdicts are to be made of, which changes no score."""
+        return {"primary": self.spec.primary, "margins": dict(self.spec.margins)}
+
+    def _choose(self, found: Result) -> None:
+        """A result that is kept is judged as asked now."""
+        choice = found.record.get("choice")
+        if choice is None or {k: choice[k] for k in self._choice} != self._choice:
+            self.store.amend(found, choice={**self._choice, "created": now()})
 
     def _conditions(self, suite: str) -> dict[str, Any]:
         """What a score depends on that no option says."""
@@ -313,18 +362,20 @@ class _Runner:
         log = self.store.log_file(suite.name, target.name)
         extras = self._execute(suite, sae, call, models, log)
         payload = json.loads(call.expected.read_text(encoding="utf-8"))
-        bad = not_finite(suite.rows(payload, extras.values))
-        primary = [metric for metric in bad if metric in suite.primary]
+        rows = suite.scores(payload, extras.values)
+        why = {row.metric: f": {row.missing}" for row in rows if row.missing and not row.task}
+        bad = not_finite(rows)
+        primary = [f"{m}{why.get(m, '')}" for m in bad if m in suite.primary]
         if primary:
             raise RuntimeError(f"not a number: {', '.join(primary)}")
         notes = [*([note] if note else []), *extras.notes]
-        notes += [f"{metric} is not a number" for metric in bad]
+        notes += [f"{metric} is not a number{why.get(metric, '')}" for metric in bad]
         record = {
             "suite": suite.name,
             "name": target.name,
             "facts": target.facts.to_dict(),
             "options": self.spec.options_of(suite.name),
-            "seed": self.spec.seed,
+            "seed": self.spec.seed if suite.seeded else None,
             "llm_dtype": self.spec.llm_dtype,
             "llm_batch_size": self.spec.llm_batch_size,
             "fold_decoder_norms": self.spec.fold_decoder_norms,
@@ -339,10 +390,12 @@ class _Runner:
             "extras": extras.values,
             "notes": notes,
             "seconds": round(time.monotonic() - began, 1),
+            "choice": {**self._choice, "created": now()},
             **environment(),
         }
         self.store.keep(suite.name, target.name, call.expected, record)
         shutil.rmtree(work, ignore_errors=True)
+        self._has_run(suite.name)
         self.done.append((suite.name, target.name))
         self._note(suite.name, target.name, notes)
 
@@ -385,8 +438,11 @@ class _Runner:
             _chdir(call.work),
             models.answering(),
             _seeded(call.seed),
+            _watched(sae) as fired,
         ):
             extras = suite.run(sae, call)
+        # Only where it encoded anything.
+        extras.values.update({"fired": any(fired)} if fired else {})
         if not call.expected.exists():
             raise RuntimeError("SAEBench wrote no result")
         return extras
@@ -401,6 +457,7 @@ class _Runner:
         facts = target.facts.to_dict()
         failure = {"reason": reason, "facts": facts, **environment()}
         self.store.fail(suite.name, target.name, failure)
+        self._has_run(suite.name)
         self.failures.append(Failure(suite.name, target.name, reason, facts))
         logger.error("%s %s failed: %s (log: %s)", suite.name, target.name, reason, log)
 
@@ -416,9 +473,9 @@ def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:
         like: For its metadata.
         subject: Width and device.
     """
-    cfg = StandardSAEConfig(
-        d_in=subject.d_in, d_sae=min(subject.d_sae, _THROWAWAY_LATENTS), device=subject.device
-    )
+    # Of one width whatever the SAEs: the language model's probes are trained after its own, by
+    # random numbers of which it has taken as many as it has latents.
+    cfg = StandardSAEConfig(d_in=subject.d_in, d_sae=_THROWAWAY_LATENTS, device=subject.device)
     cfg.metadata = like.cfg.metadata
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
@@ -429,6 +486,22 @@ def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:
         sae.W_dec.copy_(rows)
         sae.W_enc.copy_(rows.T)
     return sae.to(subject.device).eval()
+
+
+@contextlib.contextmanager
+def _watched(sae: SAE[Any]) -> Iterator[set[bool]]:
+    """Whether any latent fired, of every batch that was encoded."""
+    fired: set[bool] = set()
+
+    def look(_module: Any, _inputs: Any, latents: torch.Tensor) -> None:
+        if True not in fired:
+            fired.add(bool((latents != 0).any()))
+
+    handle = sae.hook_sae_acts_post.register_forward_hook(look)
+    try:
+        yield fired
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as PydanticField
@@ -15,13 +17,15 @@ from pydantic.dataclasses import dataclass
 
 from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.evals.models import DEFAULT_BYTES
-from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
+from sae_baselines.evals.registry import DEFAULT_SUITES, check_pattern, get_suite, suite_names
 from sae_baselines.evals.store import EVALS
 from sae_baselines.files import write_atomically
 from sae_baselines.yaml_text import read_yaml
 
 # What a score depends on; another version makes another result.
 DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")
+
+DEFAULT_SEED = 42
 
 _FILE = "evals.yaml"
 # The paper's evaluations (Section 4); RAVEL knows no other model of the paper's.
@@ -32,7 +36,9 @@ _PAPER: dict[str, dict[str, Any]] = {
     "autointerp": {"n_latents": 200, "dead_latent_threshold": 2},
 }
 _RAVEL = "gemma-2-2b"
-_CONFIG = ConfigDict(extra="forbid")
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+# The largest that numpy's and scikit-learn's generators take.
+_LARGEST_SEED = 2**32 - 1
 
 
 class NoSAEBenchError(UserError):
@@ -64,7 +70,7 @@ class EvalSpec:
     suites: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {name: {} for name in DEFAULT_SUITES}
     )
-    seed: int = PydanticField(default=42, ge=0)
+    seed: int = PydanticField(default=DEFAULT_SEED, ge=0, le=_LARGEST_SEED)
     llm_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     llm_batch_size: int = PydanticField(default=16, gt=0)
     device: str = "auto"
@@ -82,6 +88,21 @@ class EvalSpec:
             # Without SAEBench the preflight says what to install.
             with contextlib.suppress(NoSAEBenchError):
                 _complete(name, options)
+        try:
+            torch.device("cpu" if self.device == "auto" else self.device)
+        except RuntimeError as error:
+            raise UserError(
+                f"device: {self.device!r} is not one; use auto, cpu, cuda or cuda:1"
+            ) from error
+        for pattern, margin in self.margins.items():
+            check_pattern("margins", pattern)
+            if not margin > 0:
+                raise UserError(
+                    f"margins: {pattern}: {margin:g} is not a positive number, in the "
+                    "metric's own units; for example 0.01"
+                )
+        for pattern in self.primary or ():
+            check_pattern("primary", pattern)
 
     def options_of(self, suite: str) -> dict[str, Any]:
         """A suite's options, complete."""
@@ -90,11 +111,7 @@ class EvalSpec:
     @property
     def primary_metrics(self) -> list[str]:
         """``suite/metric`` of the verdicts."""
-        if self.primary is not None:
-            return self.primary
-        return [
-            f"{name}/{metric}" for name in self.suites for metric in get_suite(name).primary
-        ]
+        return primary_of({"primary": self.primary, "suites": self.suites})
 
     def only(self, names: list[str]) -> "EvalSpec":
         """The same with other suites; options given for them are kept.
@@ -136,6 +153,9 @@ def eval_spec_from_dict(data: Any, where: str = "evals") -> EvalSpec:
     if isinstance(suites, str):
         suites = [name.strip() for name in suites.split(",") if name.strip()]
     if isinstance(suites, list):
+        for name in suites:
+            if not isinstance(name, str):
+                raise UserError(f"{where}: suites: {name!r} is not the name of a suite")
         data = {**data, "suites": {name: {} for name in suites}}
     elif isinstance(suites, dict):
         data = {**data, "suites": {name: options or {} for name, options in suites.items()}}
@@ -192,7 +212,8 @@ def settings_hash(
     data = {
         "suite": suite,
         "options": spec.options_of(suite),
-        "seed": spec.seed,
+        # As in hashes of before where a seed changes nothing.
+        "seed": spec.seed if get_suite(suite).seeded else DEFAULT_SEED,
         "llm_dtype": spec.llm_dtype,
         "llm_batch_size": spec.llm_batch_size,
         "fold_decoder_norms": spec.fold_decoder_norms,
@@ -223,6 +244,51 @@ def store_spec(root: str | Path, spec: EvalSpec) -> None:
     data = eval_spec_to_dict(dataclasses.replace(spec, device="auto"))
     text = yaml.safe_dump(data, sort_keys=False)
     write_atomically(Path(root) / EVALS / _FILE, text)
+
+
+# What a record says of how its scores were made.
+_RECORDED = ("seed", "llm_dtype", "llm_batch_size", "fold_decoder_norms", "shared")
+
+
+def settings_of(root: str | Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the scores in a folder were made and what verdicts are made of; {} if there are none.
+
+    Records say it; what they lack (a suite without a result, records of older versions) is
+    taken from the stored settings.
+
+    Args:
+        root: Study folder.
+        records: Of its results.
+
+    Returns:
+        Fields of `EvalSpec`, complete. One that differs between suites is a mapping of suite to
+        value; None where it changes nothing.
+    """
+    stored = stored_spec(root)
+    found = eval_spec_to_dict(stored) if stored is not None else {}
+    latest = sorted(records, key=lambda record: str(record.get("created", "")))
+    latest = [record for record in latest if record["suite"] in suite_names()]
+    options = {r["suite"]: r["options"] for r in latest if "options" in r}
+    if found or options:
+        found["suites"] = {**found.get("suites", {}), **options}
+    for name in _RECORDED:
+        values = {r["suite"]: r[name] for r in latest if name in r}
+        if values:
+            same = len({json.dumps(value) for value in values.values()}) == 1
+            found[name] = next(iter(values.values())) if same else values
+    choices = [r["choice"] for r in records if "choice" in r]
+    if choices:
+        last = max(choices, key=lambda choice: choice["created"])
+        found |= {"primary": last["primary"], "margins": last["margins"]}
+    return found
+
+
+def primary_of(settings: Mapping[str, Any]) -> list[str]:
+    """``suite/metric`` of the verdicts, from `settings_of`."""
+    if settings.get("primary") is not None:
+        return list(settings["primary"])
+    suites = settings.get("suites", {})
+    return [f"{name}/{metric}" for name in suites for metric in get_suite(name).primary]
 
 
 def preset_evals(name: str) -> dict[str, Any]:

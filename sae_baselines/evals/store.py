@@ -106,6 +106,10 @@ class EvalStore:
         write_sealed(self.record_file(suite, name), complete)
         self.failure_file(suite, name).unlink(missing_ok=True)
 
+    def amend(self, result: Result, **changes: Any) -> None:
+        """Change what a record says beside its scores."""
+        write_sealed(self.record_file(result.suite, result.name), {**result.record, **changes})
+
     def fail(self, suite: str, name: str, failure: dict[str, Any]) -> None:
         """Record a failure; a result from before no longer counts."""
         self.record_file(suite, name).unlink(missing_ok=True)

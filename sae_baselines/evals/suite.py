@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # pyright: ignore[reportPrivateImportUsage]
 from pydantic import ValidationError
 from sae_lens import SAE
 
@@ -17,9 +20,11 @@ from sae_baselines.compat.saebench import main_of, saebench
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import Metric, find
-from sae_baselines.evals.store import all_or_nothing
+from sae_baselines.evals.store import all_or_nothing, local_path
 from sae_baselines.evals.versions import Requirement, version_problems
 
+# Of files of text, which no name on the Hub ends in.
+_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow", ".zst", ".gz")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -146,6 +151,7 @@ class Suite(ABC):
             same SAE gets later; after a warm-up every SAE is scored alike.
         local_data: Options that may name a local dataset instead of one of the Hub's.
         n_of: What the counts behind its values are of, unless a row says otherwise.
+        seeded: Whether a seed changes its scores.
     """
 
     name: ClassVar[str]
@@ -157,6 +163,7 @@ class Suite(ABC):
     warm_up: ClassVar[bool] = False
     local_data: ClassVar[tuple[str, ...]] = ()
     n_of: ClassVar[str] = "examples"
+    seeded: ClassVar[bool] = True
 
     @abstractmethod
     def defaults(self) -> dict[str, Any]:
@@ -168,6 +175,29 @@ class Suite(ABC):
 
         Called before any work and by ``doctor``; must be cheap (no model, no download).
         """
+
+    def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
+        """Those of its problems that are so on every machine: known before SAEs are trained."""
+        versions = self.own_version_problems()
+        return [p for p in self.problems(subject, options) if p not in versions]
+
+    def data_problems(self, options: Mapping[str, Any]) -> Iterable[str]:
+        """Datasets that are neither here nor can be on the Hub."""
+        for option in self.local_data:
+            value = options[option]
+            if local_path(value) is not None:
+                continue
+            try:
+                validate_repo_id(value)
+            except HFValidationError:
+                is_name = False
+            else:
+                is_name = Path(value).suffix not in _SUFFIXES
+            if not is_name:
+                yield (
+                    f"{option}: {value!r} is neither a file or folder here nor a name on the "
+                    "Hub; give a path that is there, or owner/name"
+                )
 
     @abstractmethod
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
@@ -189,6 +219,18 @@ class Suite(ABC):
             payload: SAEBench's JSON.
             extras: `Extras.values` of the same run.
         """
+
+    def scores(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
+        """Its rows, without what a dead SAE gets for nothing."""
+        rows = self.rows(payload, extras)
+        if extras.get("fired", True):
+            return rows
+        return [
+            dataclasses.replace(row, value=math.nan, missing="no latent fired")
+            if (known := self.metric(row.metric)) and "dead" in known.favours
+            else row
+            for row in rows
+        ]
 
     def metric(self, name: str) -> Metric | None:
         """What is known of one of its metrics."""
@@ -230,6 +272,9 @@ class Suite(ABC):
             if option not in known:
                 hint = did_you_mean(option, sorted(known))
                 raise UserError(f"suites.{self.name}: {option!r} is not an option; {hint}")
+            for value in _numbers_in(given[option]):
+                if not math.isfinite(value):
+                    raise UserError(f"suites.{self.name}: {option}: {value} is not finite")
         return {**known, **given}
 
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,6 +403,16 @@ class SeedCachedSuite(SAEBenchSuite):
         # least; most datasets have five.
         rows = 2 * len(options["dataset_names"]) * (sum(options[s] for s in self.sizes) // 2)
         return rows * options["context_length"] * subject.d_in * BYTES[subject.llm_dtype]
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _numbers_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers_in(item)
 
 
 def name_problems(option: str, given: Sequence[Any], known: Collection[Any]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_baselines.evals.results import Checks
-from sae_baselines.evals.spec import eval_spec_to_dict, stored_spec
+from sae_baselines.evals.spec import primary_of, settings_of
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements, published_record
@@ -105,9 +105,9 @@ class ReportContext:
 def study_context(study: Path) -> ReportContext:
     """What the rows do not say: spec, versions, machines, notes, failures."""
     spec, record = load_study(study)
-    evals = stored_spec(study)
     store = EvalStore(study)
     records = store.records()
+    evals = settings_of(study, records)
     widths = {m["d_sae"] for _, _, m in measurements(study)}
     # As it was typed, unless that would publish where a home folder is.
     folder = study.name if study.is_absolute() else str(study)
@@ -127,7 +127,7 @@ def study_context(study: Path) -> ReportContext:
         },
         versions=_versions(record, records),
         hardware=_hardware(record, records),
-        evals=data_without_places(eval_spec_to_dict(evals)) if evals else {},
+        evals=data_without_places(evals),
         commands=_commands(records),
         notes=[
             Note(r["suite"], r["name"], without_places(text))
@@ -135,9 +135,9 @@ def study_context(study: Path) -> ReportContext:
             for text in r["notes"]
         ],
         failures=[_failure(f) for f in store.failures()],
-        suites=["panel", *evals.suites] if evals else ["panel"],
-        primary=evals.primary_metrics if evals else [],
-        margins=dict(evals.margins) if evals else {},
+        suites=["panel", *evals.get("suites", {})],
+        primary=primary_of(evals),
+        margins=evals.get("margins", {}),
         published=data_without_places(published_record(study) or {}),
         folder=folder,
     )

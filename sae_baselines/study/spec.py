@@ -822,13 +822,14 @@ def load_spec(
 ) -> AnySpec:
     """Read a spec from YAML.
 
-    A section ``evals`` is left alone: it says how to evaluate (`sae_baselines.evals`).
+    A section ``evals`` of a panel is left alone: it says how to evaluate
+    (`sae_baselines.evals`); other studies have none.
 
     Raises:
         UserError: No such file, not YAML, or not a valid spec.
     """
     data = read_yaml(path)
-    if isinstance(data, dict):
+    if isinstance(data, dict) and issubclass(kind, PanelSpec):
         data = {field: value for field, value in data.items() if field != "evals"}
     return spec_from_dict(data, Path(path).name, kind)
 

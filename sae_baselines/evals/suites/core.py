@@ -33,6 +33,7 @@ class Core(Suite):
 
     name = "core"
     n_of = "tokens"
+    seeded = False
     summary = "reconstruction, cross-entropy and KL with the SAE spliced in, sparsity"
     primary = (PAPER_EV, "ce_loss_score")
     metrics = (
@@ -66,7 +67,7 @@ class Core(Suite):
         ),
         Metric("mse", LOWER, depends="reconstruction"),
         Metric("cossim", HIGHER, depends="reconstruction"),
-        Metric("frac_alive", HIGHER, unit="fraction", depends="latents"),
+        Metric("frac_alive", HIGHER, unit="fraction", depends="latents", favours=("random",)),
         Metric("l0", unit="latents", depends="latents"),
     )
     needs = Needs(as_sae_says=True)
@@ -87,6 +88,12 @@ class Core(Suite):
             value = options[option]
             if not isinstance(value, int) or value < 1:
                 yield f"{option}: {value!r} is not a positive number of batches"
+        size = options["context_size"]
+        if not isinstance(size, int) or size < 2:
+            yield f"context_size: {size!r} is not a number of tokens, 2 or more"
+        only = "exclude_special_tokens_from_reconstruction"
+        if not isinstance(options[only], bool):
+            yield f"{only}: {options[only]!r} is neither true nor false"
         if not subject.hook_name.startswith("blocks."):
             yield (
                 f"hook_name: {subject.hook_name!r} is not a hook of a block of "
