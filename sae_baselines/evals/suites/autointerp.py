@@ -11,13 +11,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from sae_lens import SAE
+from typing_extensions import override
 
 from sae_baselines.compat.saebench import (
     CLIENT_RETRIES,
@@ -51,6 +52,13 @@ _COUNTS = (
     "n_null_unparseable",
     "n_null_failed",
 )
+# Latents that must have a score for there to be one of the SAE. A latent's score is a share of
+# 14 examples, with a standard deviation above 0.1 over latents: of fewer than 5 the mean has a
+# standard error of more than 0.05, several margins, and one latent decides it.
+LEAST_LATENTS = 5
+# Those that drop out (dead, or described so that the judge's reply made no sense) are not like
+# the others: a mean of survivors is better than the SAE.
+LEAST_SHARE = 0.75
 # As many as SAEBench itself asks at once.
 _WORKERS = 10
 
@@ -113,7 +121,13 @@ class AutoInterp(SAEBenchSuite):
     config_name = "AutoInterpEvalConfig"
     # Without scoring, SAEBench fails at the end.
     not_offered = ("scoring",)
-    own = {"model": SAEBENCH_MODEL, "retries": CLIENT_RETRIES, "null_floor": True}
+    own = {
+        "model": SAEBENCH_MODEL,
+        "retries": CLIENT_RETRIES,
+        "null_floor": True,
+        "least_latents": LEAST_LATENTS,
+        "least_share": LEAST_SHARE,
+    }
 
     def defaults(self) -> dict[str, Any]:
         model = os.environ.get("OPENAI_MODEL") or SAEBENCH_MODEL
@@ -121,6 +135,10 @@ class AutoInterp(SAEBenchSuite):
 
     def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         yield from endpoint_problems()
+        yield from self.problems_of_file(subject, options)
+
+    @override
+    def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         if find_spec("sae_bench") is None:
             return
         if not isinstance(options["model"], str) or not options["model"]:
@@ -129,6 +147,12 @@ class AutoInterp(SAEBenchSuite):
             yield f"retries: {options['retries']!r} is not a number of retries, 0 or more"
         if not isinstance(options["null_floor"], bool):
             yield f"null_floor: {options['null_floor']!r} is neither true nor false"
+        least, share = options["least_latents"], options["least_share"]
+        if not isinstance(least, int) or least < 2:
+            yield f"least_latents: {least!r} is not a number of latents, 2 or more"
+            least = 2
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            yield f"least_share: {share!r} is not a share between 0 and 1"
         try:
             config = self.config(options)
         except (ValueError, TypeError, AssertionError) as error:
@@ -137,9 +161,15 @@ class AutoInterp(SAEBenchSuite):
                 "n_latents (a number), or override_latents with n_latents: null"
             )
             return
+        beyond = [i for i in config.override_latents or () if not 0 <= i < subject.d_sae]
         if config.n_latents < 1:
             yield f"n_latents: {config.n_latents} is not positive"
-        beyond = [i for i in config.override_latents or () if not 0 <= i < subject.d_sae]
+        elif not beyond and min(config.n_latents, subject.d_sae) < least:
+            yield (
+                f"n_latents: {min(config.n_latents, subject.d_sae)} is fewer than "
+                f"least_latents: {least}, so that there can be no score; raise n_latents or "
+                "lower the other"
+            )
         if beyond:
             yield f"override_latents: {beyond[0]} is not among the {subject.d_sae} latents"
         if config.llm_context_size <= 2 * config.buffer:
@@ -197,6 +227,8 @@ class AutoInterp(SAEBenchSuite):
         requested = min(config.n_latents, call.subject.d_sae)
         return _extras(
             {
+                "least_latents": call.options["least_latents"],
+                "least_share": call.options["least_share"],
                 "model": model,
                 "endpoint": endpoint.host,
                 "n_requested": requested,
@@ -226,15 +258,18 @@ class AutoInterp(SAEBenchSuite):
                 raise ValueError(
                     f"{name} is {theirs} in SAEBench's result, but {value} over its latents"
                 )
+        why = _too_few(n, extras)
         rows = [
-            self.number("autointerp_score", score, n=n),
+            self.number("autointerp_score", math.nan if why else score, n=n),
             self.number("autointerp_std_dev", spread, n=n),
         ]
+        rows[0] = replace(rows[0], missing=why)
         if "null_floor" in extras:
             n_null = extras["n_null_scored"]
             # NaN travels as None: it is no JSON.
             floor = extras["null_floor"]
-            value = float("nan") if floor is None else float(floor)
+            few = _too_few(n_null, extras)
+            value = math.nan if floor is None or few else float(floor)
             rows.append(self.number("null_floor", value, n=n_null))
         rows += [self.number(name, float(extras[name])) for name in _COUNTS if name in extras]
         examples = _examples(payload["eval_config"])
@@ -258,6 +293,20 @@ def requests_needed(options: Mapping[str, Any]) -> int:
     return latents * (3 if options["null_floor"] else 2)
 
 
+def _too_few(n: int, extras: Mapping[str, Any]) -> str:
+    """Why so many scored latents make no score of the SAE; "" if they do."""
+    least = extras.get("least_latents", LEAST_LATENTS)
+    share = extras.get("least_share", LEAST_SHARE)
+    requested = extras.get("n_requested", n)
+    needed = max(least, math.ceil(share * requested))
+    if n >= needed:
+        return ""
+    return (
+        f"{n} of {requested} latents have a score, {needed} must (least_latents: {least}, "
+        f"least_share: {share:g})"
+    )
+
+
 def _extras(values: dict[str, Any], null: NullFloor | None) -> Extras:
     notes = [
         f"autointerp: {values['n_dropped']} of {values['n_requested']} latents dropped out "
@@ -270,13 +319,14 @@ def _extras(values: dict[str, Any], null: NullFloor | None) -> Extras:
         for count, what in ((null.failed, "failed"), (null.unparseable, "unparseable"))
         if count
     ]
-    if null.scores:
+    few = _too_few(len(null.scores), values)
+    if not few:
         text = f"null floor {null.mean:.2f} (descriptions shuffled between latents"
     else:
-        text = "no null floor (it takes two scored latents"
+        text = f"no null floor ({few}"
     notes.append(f"autointerp: {'; '.join([text, *lost])})")
     values |= {
-        "null_floor": null.mean if null.scores else None,
+        "null_floor": None if few else null.mean,
         "null_scores": {str(latent): score for latent, score in null.scores.items()},
         "n_null_scored": len(null.scores),
         "n_null_unparseable": null.unparseable,
