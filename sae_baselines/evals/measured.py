@@ -24,6 +24,7 @@ class Measured:
         task: Probing dataset, attribute, class, latent; "" for the suite's aggregate.
         n: Units behind the value, where known.
         n_of: What n counts: tokens, examples, latents, ...
+        missing: Why there is no value, where that is known.
     """
 
     metric: str
@@ -32,6 +33,7 @@ class Measured:
     task: str = ""
     n: int | None = None
     n_of: str = ""
+    missing: str = ""
 
 
 def not_finite(rows: Iterable[Measured]) -> list[str]:

@@ -19,6 +19,7 @@ from sae_baselines.controls import Depends
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import HIGHER, NEITHER, Direction
 
+Favoured = Literal["dead", "random"]
 Unit = Literal["", "fraction", "nats", "bits", "latents"]
 
 
@@ -50,6 +51,9 @@ class Metric:
         margin: Half-width of the zone of equivalence; None if "matches" cannot be said.
         unit: Of its values; "" for a number without one.
         depends: What it is computed from, so which controls' changes it can see.
+        favours: Who gets a good value for nothing: an SAE without a latent that fires ("dead"),
+            one that was not trained ("random"). Such a metric is no suite's primary one, and
+            of a dead SAE it has no value.
         tasks_paired: Whether the tasks of two SAEs are the same (datasets, say, not latents).
     """
 
@@ -59,6 +63,7 @@ class Metric:
     margin: Margin | None = None
     unit: Unit = ""
     depends: Depends = "other"
+    favours: tuple[Favoured, ...] = ()
     tasks_paired: bool = True
 
     def named(self, name: str) -> "Metric | None":

@@ -266,7 +266,7 @@ def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
 
 def _rows(result: Result) -> Iterable[dict[str, Any]]:
     versions = versions_text(result.record["versions"], _VERSIONS)
-    for m in get_suite(result.suite).rows(result.payload, result.record["extras"]):
+    for m in get_suite(result.suite).scores(result.payload, result.record["extras"]):
         yield row(
             result.record["facts"],
             (result.suite, m.metric),

@@ -130,16 +130,28 @@ def prepare(sae: SAE[Any], device: str, fold: bool) -> tuple[SAE[Any], str | Non
         fold: Fold the decoder's norms into the other weights, as SAEBench does for releases.
 
     Returns:
-        The SAE, and a note if its norms could not be folded.
+        The SAE in float32, and what was done to it that a reader of its scores must know.
+
+    Raises:
+        UserError: It has weights that are not numbers: some suites score it all the same.
     """
-    note = None
+    broken = [n for n, w in sae.state_dict().items() if not torch.isfinite(w).all()]
+    if broken:
+        raise UserError(f"{', '.join(broken)}: not all weights are finite numbers")
+    notes = []
+    if sae.dtype != torch.float32:
+        stored = str(sae.dtype).removeprefix("torch.")
+        notes.append(f"its weights are {stored} and were converted to float32")
+        sae = sae.to(dtype=torch.float32)
     norms = sae.W_dec.detach().norm(dim=-1)
     if fold and not torch.allclose(norms, torch.ones_like(norms), atol=1e-5):
         try:
             sae.fold_W_dec_norm()
         except NotImplementedError:
-            note = "SAELens cannot fold the decoder norms of this SAE; they stay as they are"
-    return sae.to(device=device, dtype=torch.float32).eval(), note
+            notes.append(
+                "SAELens cannot fold the decoder norms of this SAE; they stay as they are"
+            )
+    return sae.to(device=device, dtype=torch.float32).eval(), "; ".join(notes) or None
 
 
 def hash_of_folder(folder: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sae_baselines.controls import TRAINED, kind_of
-from sae_baselines.evals.registry import is_null_for, is_unchanged, override_matches
+from sae_baselines.evals.registry import is_null_for, is_unchanged, metric_of, override_matches
 from sae_baselines.evals.results import current_results
 from sae_baselines.report import paper
 from sae_baselines.report import reference as of_reference
@@ -194,7 +194,12 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
 
 def _primary(table: Results, context: ReportContext) -> tuple[list[MetricKey], list[Caveat]]:
     """Metrics that verdicts are made of, in the order of their patterns."""
-    comparable = [m for m in table.metrics if table.direction(m)]
+    # Suites that were run with none of their metrics primary are no reason to take them all.
+    comparable = [
+        m
+        for m in table.metrics
+        if table.direction(m) and not (context.evals and metric_of(*m).favours)
+    ]
     if not context.primary:
         return comparable, [caveat("no primary metrics", n=len(comparable))]
     chosen: dict[MetricKey, None] = {}

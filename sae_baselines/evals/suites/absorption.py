@@ -52,10 +52,25 @@ class Absorption(SAEBenchSuite):
     name = "absorption"
     n_of = "words"
     summary = "how often the latents of a first letter are replaced by those of single words"
-    primary = ("mean_absorption_fraction_score",)
+    # Latents that tell no letter are not replaced by others.
+    primary = ()
     metrics = (
-        Metric(primary[0], LOWER, "Absorption fraction", _MARGIN, "fraction"),
-        Metric("mean_full_absorption_score", LOWER, "Full absorption", _MARGIN, "fraction"),
+        Metric(
+            "mean_absorption_fraction_score",
+            LOWER,
+            "Absorption fraction",
+            _MARGIN,
+            "fraction",
+            favours=("dead", "random"),
+        ),
+        Metric(
+            "mean_full_absorption_score",
+            LOWER,
+            "Full absorption",
+            _MARGIN,
+            "fraction",
+            favours=("dead", "random"),
+        ),
         Metric("*", margin=_MARGIN, unit="fraction"),
     )
     needs = Needs(data=False)

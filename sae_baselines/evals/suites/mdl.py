@@ -1,12 +1,15 @@
 """SAEBench's MDL suite, which does not run as shipped."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from sae_lens import SAE
+from typing_extensions import override
 
 from sae_baselines.compat.saebench import mdl_defects, runnable_mdl
 from sae_baselines.evals.measured import LOWER, Measured
@@ -34,8 +37,9 @@ class Mdl(SAEBenchSuite):
 
     name = "mdl"
     summary = "bits needed to describe the activations of the latents"
-    primary = ("description_length",)
-    metrics = (Metric("description_length", LOWER, unit="bits"),)
+    # Nothing is shorter to describe than latents that are never on.
+    primary = ()
+    metrics = (Metric("description_length", LOWER, unit="bits", favours=("dead", "random")),)
     local_data = ("dataset_name",)
     config_name = "MDLEvalConfig"
     per_call = ("model_name", "random_seed", "llm_dtype")
@@ -57,19 +61,13 @@ class Mdl(SAEBenchSuite):
         }
 
     def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
-        if find_spec("sae_bench") is None:
-            return
-        if not isinstance(options["shim"], bool):
-            yield f"shim: {options['shim']!r} is neither true nor false"
-        elif not options["shim"]:
+        if options["shim"] is False and find_spec("sae_bench") is not None:
             yield from mdl_defects(subject.device)
-        size = options["sae_batch_size"]
-        if not isinstance(size, int) or size < 1:
-            yield f"sae_batch_size: {size!r} is not a positive number of prompts"
+        wrong = list(self.problems_of_file(subject, options))
+        yield from wrong
+        if any(problem.startswith("sae_batch_size") for problem in wrong):
             return
-        for option in ("k_values", "num_bins_values"):
-            if not isinstance(options[option], list) or not options[option]:
-                yield f"{option}: {options[option]!r} is not a list with at least one value"
+        size = options["sae_batch_size"]
         # Activations, a copy of them, and which are positive.
         needed = 3 * 4 * size**2 * _USUAL_CONTEXT * subject.d_sae
         there = _memory(subject.device)
@@ -79,6 +77,25 @@ class Mdl(SAEBenchSuite):
                 f"{subject.d_sae} latents, there are {there / 1e9:.0f}; half of it needs a "
                 "quarter"
             )
+
+    @override
+    def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
+        del subject
+        if not isinstance(options["shim"], bool):
+            yield f"shim: {options['shim']!r} is neither true nor false"
+        size = options["sae_batch_size"]
+        if not isinstance(size, int) or size < 1:
+            yield f"sae_batch_size: {size!r} is not a positive number of prompts"
+        for option in ("k_values", "num_bins_values"):
+            values = options[option]
+            if not isinstance(values, list) or not values:
+                yield f"{option}: {values!r} is not a list with at least one value"
+                continue
+            for value in values:
+                if value is None and option == "k_values":
+                    continue
+                if not isinstance(value, int) or value < 1:
+                    yield f"{option}: {value!r} is not a positive whole number"
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
         given = {name: value for name, value in call.config.items() if name in self.per_call}
@@ -92,9 +109,18 @@ class Mdl(SAEBenchSuite):
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         del extras
         results: list[dict[str, Any]] = payload["eval_results"]
-        # SAEBench's `pick_minimum_viable`, which it does not call.
-        viable = [result for result in results if result["within_threshold"]] or results
-        rows = self._rows(min(viable, key=lambda result: result["description_length"]), "")
+        # SAEBench's `pick_minimum_viable`, which it does not call; without the shortest of all
+        # where none is viable, which an SAE that reconstructs nothing would win.
+        viable = [result for result in results if result["within_threshold"]]
+        best = min(viable or results, key=lambda result: result["description_length"])
+        rows = self._rows(best, "")
+        why = ""
+        if not viable:
+            why = "with no number of bins is the error below mse_epsilon_threshold"
+        if best["description_length"] == 0:
+            why = "0 bits: no latent fired"
+        if why:
+            rows[0] = replace(rows[0], value=math.nan, missing=why)
         for result in results:
             k = "" if result["k"] is None else f"_k_{result['k']}"
             rows += self._rows(result, f"bins_{result['num_bins']}{k}")

@@ -1,6 +1,8 @@
 """SAEBench's meta-structure suite: how well a small SAE explains the decoder."""
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,7 +31,8 @@ class MetaStructure(SAEBenchSuite):
     name = "meta_structure"
     n_of = "latents"
     summary = "how much of the decoder's variance a smaller SAE explains"
-    primary = (_EXPLAINED,)
+    # Random directions share no structure, so an SAE without training does best.
+    primary = ()
     # SAEBench's README: "higher explained variance means more shared structure between decoder
     # directions". Bussmann et al. 2025 (arXiv 2503.17547, appendix D.1), whose experiment it
     # is, count less shared structure as better: latents that are not made of one another.
@@ -40,6 +43,7 @@ class MetaStructure(SAEBenchSuite):
             "Meta-SAE variance explained",
             _MARGIN,
             "fraction",
+            favours=("random",),
         ),
         Metric("*", margin=_MARGIN, unit="fraction"),
     )
@@ -73,4 +77,16 @@ class MetaStructure(SAEBenchSuite):
         metrics = dict(payload["eval_result_metrics"]["meta_structure"])
         # Of the machine, not of the SAE.
         del metrics["train_time_seconds"]
-        return self.numbers(metrics, n=payload["sae_cfg_dict"]["d_sae"])
+        rows = self.numbers(metrics, n=payload["sae_cfg_dict"]["d_sae"])
+        explained = metrics[_EXPLAINED]
+        why = ""
+        if explained == 0:
+            why = "the rows of W_dec are all the same"
+        elif explained is not None and explained < 0:
+            why = f"the meta-SAE explains less than the mean does ({explained:.3g})"
+        if why:
+            rows = [
+                replace(row, value=math.nan, missing=why) if row.metric == _EXPLAINED else row
+                for row in rows
+            ]
+        return rows

@@ -42,7 +42,16 @@ class Ravel(SAEBenchSuite):
     metrics = (
         Metric(primary[0], HIGHER, "RAVEL disentanglement", _MARGIN, "fraction", "edits"),
         Metric("cause_score", HIGHER, "RAVEL cause", _MARGIN, "fraction", "edits"),
-        Metric("isolation_score", HIGHER, "RAVEL isolation", _MARGIN, "fraction", "edits"),
+        # An edit without effect leaves everything else as it is.
+        Metric(
+            "isolation_score",
+            HIGHER,
+            "RAVEL isolation",
+            _MARGIN,
+            "fraction",
+            "edits",
+            favours=("dead", "random"),
+        ),
         Metric("*", margin=_MARGIN, unit="fraction", depends="edits"),
     )
     requirements = (

@@ -18,6 +18,8 @@ from sae_baselines.evals.suite import (
     size_problems,
 )
 
+# What is ablated without effect disturbs nothing.
+_FOR_NOTHING = ("dead", "random")
 _PAIRS = "column1_vals_lookup"
 _SCR = Margin(
     0.02,
@@ -88,7 +90,10 @@ class Scr(_ScrAndTpp):
     name = "scr"
     summary = "how well ablating latents removes a spurious correlation from a biased probe"
     primary = ("scr_metric_threshold_20",)
-    metrics = (Metric("*", HIGHER, margin=_SCR, unit="fraction", depends="edits"),)
+    metrics = (
+        Metric("scr_*", HIGHER, margin=_SCR, unit="fraction", depends="edits"),
+        Metric("*", margin=_SCR, depends="edits"),
+    )
     scr = True
 
     def notes(self, payload: Mapping[str, Any]) -> list[str]:
@@ -126,8 +131,9 @@ class Tpp(_ScrAndTpp):
     primary = ("tpp_threshold_20_total_metric",)
     # The class that was meant should suffer, the others should not.
     metrics = (
-        Metric("*_unintended_diff_only", LOWER, "", _TPP, "fraction", "edits"),
-        Metric("*", HIGHER, "", _TPP, "fraction", "edits"),
+        Metric("*_unintended_diff_only", LOWER, "", _TPP, "fraction", "edits", _FOR_NOTHING),
+        Metric("*tpp_*", HIGHER, "", _TPP, "fraction", "edits"),
+        Metric("*", margin=_TPP, depends="edits"),
     )
     scr = False
 

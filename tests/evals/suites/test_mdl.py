@@ -1,6 +1,7 @@
 """SAEBench's MDL suite: what is broken in it, and that the shim changes no number."""
 
 import json
+import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,13 +125,17 @@ def test_the_aggregate_is_the_shortest_description_that_is_accurate_enough():
     lengths = {row.task: row.value for row in rows if row.metric == "description_length"}
     assert lengths == {"": 7.0, "bins_4": 5.0, "bins_8_k_16": 7.0, "bins_8_k_32": 9.0}
     assert rows[0].direction == LOWER
-    # As SAEBench: the shortest of all where none is accurate enough; and the table says so.
+    # None where none is accurate enough, which an SAE that reconstructs nothing would win.
     rows = SUITE.rows({"eval_results": [result(4, None, 5.0, False)]}, {})
-    assert [(row.metric, row.value) for row in rows if not row.task] == [
-        ("description_length", 5.0),
+    assert [(row.metric, row.value) for row in rows[1:] if not row.task] == [
         ("mse_loss", 0.1),
         ("within_threshold", 0.0),
     ]
+    assert math.isnan(rows[0].value)
+    assert "mse_epsilon_threshold" in rows[0].missing
+    rows = SUITE.rows({"eval_results": [result(4, None, 0.0, True)]}, {})
+    assert math.isnan(rows[0].value)
+    assert rows[0].missing == "0 bits: no latent fired"
 
 
 def test_options_that_cannot_work_are_refused(tmp_path: Path):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from sae_baselines.evals import collect, evaluate
 from sae_baselines.evals.measured import HIGHER, NEITHER
 from sae_baselines.evals.suites.sparse_probing import SparseProbing
 from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
@@ -147,3 +148,20 @@ def test_defaults_are_accepted_and_hooks_outside_blocks_are_not(tmp_path: Path) 
     subject = dataclasses.replace(call.subject, hook_name="ln_final.hook_normalized")
     (problem,) = SUITE.problems(subject, call.options)
     assert "outside the blocks" in problem
+
+
+@pytest.mark.usefixtures("tiny_hub")
+def test_the_language_models_own_probes_depend_on_no_sae(tmp_path: Path) -> None:
+    """They are trained after the warm-up's, by random numbers of which it takes its share."""
+
+    def llm_scores(d_sae: int) -> dict[str, float]:
+        options = {**OPTIONS, "k_values": [1], "probe_train_set_size": 40}
+        out = tmp_path / str(d_sae)
+        evaluate({"a": tiny_sae(d_sae=d_sae)}, {SUITE.name: options}, out)
+        rows = collect(out)
+        rows = rows[rows["metric"].str.contains("llm_")]
+        return dict(zip(rows["metric"] + rows["task"], rows["value"], strict=True))
+
+    narrow, wide = llm_scores(16), llm_scores(128)
+    assert narrow == wide
+    assert len(narrow) > 10
