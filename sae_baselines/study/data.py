@@ -1,5 +1,6 @@
 """Text for a panel: loading it, and keeping some of it out of training."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,27 @@ from datasets import (
     IterableDatasetDict,
     load_dataset,
 )
-from datasets.exceptions import DatasetsError
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_baselines.errors import UserError, one_line
+from sae_baselines.errors import UserError
+from sae_baselines.study.language_model import n_vocab_of
+from sae_baselines.study.rows import (
+    BUILDERS,
+    ending,
+    first_bad_row,
+    flaw_of_text,
+    flaw_of_tokens,
+    reading,
+)
 from sae_baselines.study.spec import DatasetSpec, PanelSpec
+
+logger = logging.getLogger("sae_baselines")
 
 AnyDataset = Dataset | IterableDataset
 
 _TOKEN_COLUMNS = ("tokens", "input_ids")
-_BUILDERS = {
-    ".parquet": "parquet",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".txt": "text",
-}
+# Of a streamed row of token ids, which is shuffled before the model that knows them is there.
+_NUMBER = "number_of_row"
 _SHUFFLE_BUFFER = 10_000
 
 
@@ -56,10 +62,13 @@ def load_text(spec: DatasetSpec, dataset: Any = None) -> AnyDataset:
         A dataset with a ``text``, ``tokens`` or ``input_ids`` column.
 
     Raises:
-        UserError: It cannot be found or read, or has no such column.
+        UserError: It cannot be found or read, or has no such column; names the file and row.
     """
-    if dataset is None:
-        dataset = _load(spec)
+    with reading(spec):
+        return _load_text(spec, _load(spec) if dataset is None else dataset)
+
+
+def _load_text(spec: DatasetSpec, dataset: Any) -> AnyDataset:
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         if spec.split not in dataset:
             raise UserError(
@@ -76,14 +85,30 @@ def load_text(spec: DatasetSpec, dataset: Any = None) -> AnyDataset:
         if spec.text_column != "text":
             dataset = dataset.select_columns([spec.text_column])
             dataset = dataset.rename_column(spec.text_column, "text")
-        dataset = dataset.filter(_has_text)
+        dataset = dataset.filter(_text_check(spec), with_indices=True)
+    elif isinstance(dataset, IterableDataset):
+        dataset = dataset.map(lambda row, i: {**row, _NUMBER: i + 1}, with_indices=True)
     if spec.shuffle_seed is not None:
         dataset = shuffle(dataset, spec.shuffle_seed)
     return dataset
 
 
-def _has_text(row: dict[str, Any]) -> bool:
-    return bool(row["text"])
+def _text_check(spec: DatasetSpec) -> Any:
+    """Whether a row has text; one that has something else stops it."""
+    said: list[int] = []
+
+    def has_text(row: dict[str, Any], i: int) -> bool:
+        text = row.get("text")
+        if flaw := flaw_of_text(text, spec.text_column):
+            raise UserError(f"dataset.path: {spec.path}, row {i + 1}: {flaw}")
+        if not text and not said:
+            said.append(i)
+            logger.warning(
+                "dataset.path: %s, row %d has no text; such rows are left out", spec.path, i + 1
+            )
+        return bool(text)
+
+    return has_text
 
 
 def shuffle(dataset: AnyDataset, seed: int) -> AnyDataset:
@@ -95,12 +120,12 @@ def shuffle(dataset: AnyDataset, seed: int) -> AnyDataset:
 
 def _load(spec: DatasetSpec) -> Any:
     path = Path(spec.path)
-    try:
+    with reading(spec, Exception):  # `datasets` wraps some errors and lets others through
         if path.is_file():
-            builder = _BUILDERS.get(path.suffix)
+            builder = BUILDERS.get(ending(path))
             if builder is None:
                 raise UserError(
-                    f"dataset.path: {path.name} is none of {', '.join(_BUILDERS)}; convert it"
+                    f"dataset.path: {path.name} is none of {', '.join(BUILDERS)}; convert it"
                 )
             options: dict[str, Any] = {}
             if builder == "text":
@@ -115,11 +140,6 @@ def _load(spec: DatasetSpec) -> Any:
         return load_dataset(
             spec.path, name=spec.name, split=spec.split, streaming=spec.streaming
         )
-    except (OSError, ValueError, DatasetsError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = one_line(error, 300)
-        raise UserError(f"dataset.path: cannot load {spec.path!r}: {reason}") from error
 
 
 def _columns(dataset: AnyDataset, spec: DatasetSpec) -> list[str]:
@@ -142,6 +162,38 @@ def split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) ->
     Raises:
         UserError: The dataset is too small to hold out tokens and train on the rest.
     """
+    with reading(spec.dataset):
+        dataset = _known_tokens(dataset, spec, n_vocab_of(model))
+        return _split_text(dataset, spec, model)
+
+
+def _known_tokens(dataset: AnyDataset, spec: PanelSpec, n_vocab: int | None) -> AnyDataset:
+    """The same, once every row of token ids is one that the model can read."""
+    column = next((c for c in _TOKEN_COLUMNS if c in _columns(dataset, spec.dataset)), None)
+    if column is None:
+        return dataset
+
+    def refuse(number: int, flaw: str) -> UserError:
+        return UserError(f"dataset.path: {spec.dataset.path}, row {number}: {column}: {flaw}")
+
+    if isinstance(dataset, IterableDataset):
+
+        def known(row: dict[str, Any], i: int) -> bool:
+            if flaw := flaw_of_tokens(row[column], n_vocab, spec.context_size):
+                raise refuse(row.get(_NUMBER, i + 1), flaw)
+            return True
+
+        return dataset.filter(known, with_indices=True)
+    tables = dataset.with_format("arrow").iter(batch_size=10_000)
+    if first_bad_row(tables, column, n_vocab, spec.context_size) is not None:
+        # The table below is as it was loaded, however rows are shuffled since.
+        bad = first_bad_row([dataset.data.table], column, n_vocab, spec.context_size)
+        if bad is not None:
+            raise refuse(bad[0] + 1, bad[1])
+    return dataset
+
+
+def _split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) -> SplitText:
     wanted = n_held_out_contexts(spec) * spec.context_size
     tokenizer: Any = getattr(model, "tokenizer", None)
     total = documents = 0
@@ -183,11 +235,6 @@ def _n_tokens(row: Any, tokenizer: Any, context_size: int) -> int:
     """Tokens of a document that SAELens will use."""
     for column in _TOKEN_COLUMNS:
         if column in row:
-            if len(row[column]) < context_size:
-                raise UserError(
-                    f"context_size: {context_size} is more than the {len(row[column])} tokens "
-                    f"of a row of {column!r}; lower it, or tokenise again"
-                )
             return context_size  # SAELens cuts each row to one context
     # A tokenizer may add a token at either end that SAELens leaves out.
     return max(0, len(tokenizer(row["text"])["input_ids"]) - 2)

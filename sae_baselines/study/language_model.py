@@ -3,18 +3,23 @@
 import contextlib
 import difflib
 import io
+import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.load_model import load_model
+from sae_lens.load_model import HookedProxyLM, load_model
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_baselines.compat.models import official_name, set_rotary_base
 from sae_baselines.errors import UserError, one_line
+from sae_baselines.files import flaw_of, unreadable
 from sae_baselines.study.spec import ModelSpec
+
+_TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "merges.txt", "spiece.*")
 
 
 def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedRootModule:
@@ -33,22 +38,28 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
     """
     local = Path(spec.name)
     dtype = getattr(torch, spec.dtype)
+    if local.exists():
+        check_model_folder(local)
     try:
         if spec.loader == "AutoModelForCausalLM":
-            kwargs = {"torch_dtype": dtype}
-            model = load_model(spec.loader, spec.name, device, kwargs, [hook_name])
+            tokenizer, hf_model = _whole_model(spec.name, dtype)
+            # As SAELens' `load_model`, which does not say what weights are missing.
+            model = HookedProxyLM(hf_model.to(device), tokenizer, hook_names=[hook_name])
         elif local.is_dir():
             model = _from_folder(local, dtype, device, spec.center_writing_weights)
         else:
             kwargs = {"center_writing_weights": spec.center_writing_weights, "dtype": dtype}
             model = load_model(spec.loader, spec.name, device, kwargs)
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers and TransformerLens raise what comes
         if "hook_names not found" in str(error):
             raise UserError(
                 f"hook_name: {hook_name!r} is not a module of {spec.name}"
             ) from error
-        reason = one_line(error, 300)
-        raise UserError(f"model.name: cannot load {spec.name!r}: {reason}") from error
+        raise UserError(
+            f"model.name: cannot load {spec.name!r}: {reason_of_model(error)}"
+        ) from error
     if hook_name not in model.hook_dict:
         near = difflib.get_close_matches(hook_name, list(model.hook_dict), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see model.hook_dict"
@@ -75,11 +86,75 @@ def n_vocab_of(model: HookedRootModule) -> int | None:
     return _config_of(model, "d_vocab", "vocab_size")
 
 
+def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:
+    """Refuse a folder whose files say themselves that they are none of a model.
+
+    Args:
+        folder: Of transformers.
+        tokenizer: Whether it needs one.
+
+    Raises:
+        UserError: Names the file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"model.name: {folder} is a file; name the model's folder")
+    again = "copy the model again, all files of it"
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+        try:
+            flaw = flaw_of(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if flaw == "no mapping" and path.name != "config.json":
+            continue  # a list of added tokens
+        if flaw is not None:
+            raise UserError(f"model.name: {path} is damaged ({flaw}); {again}")
+    for path in folder.glob("*.index.json"):
+        told = json.loads(path.read_text(encoding="utf-8")).get("weight_map")
+        for name in sorted(set(told.values())) if isinstance(told, dict) else []:
+            if not (folder / str(name)).is_file():
+                raise UserError(f"model.name: {folder / str(name)} is missing; {again}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.name: {folder} has no config.json; {again}")
+    if tokenizer and not any(p for name in _TOKENIZERS for p in folder.glob(name)):
+        raise UserError(
+            f"model.name: {folder} has no tokenizer (tokenizer.json or the like); {again}"
+        )
+
+
+def reason_of_model(error: Exception) -> str:
+    """What another package says of a model that it cannot load, and what may help."""
+    said = f"{type(error).__name__}: {one_line(error, 300)}"
+    absent = re.search(r"has no attribute '(\w+)'", said)
+    if absent is not None:
+        name = absent[1]
+        like = " (the value of its n_positions)" if name == "n_ctx" else ""
+        return f"its config.json has no {name!r}; add it{like}"
+    if re.search(r"(?i)mismatch|ignore_mismatched_sizes", said):
+        return f"its config.json does not fit its weights: {said}"
+    if isinstance(error, OSError | ValueError):
+        return one_line(error, 300)
+    return f"{said}; is its config.json whole?"
+
+
+def _whole_model(name: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and model of transformers, with no weight left to chance."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        name, torch_dtype=dtype, output_loading_info=True
+    )
+    model, told = loaded
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(
+            f"model.name: the weights of {name} lack {len(missing)} tensors that its "
+            f"config.json asks for, such as {missing[0]}; are they of one model?"
+        )
+    return tokenizer, model
+
+
 def _from_folder(
     folder: Path, dtype: torch.dtype, device: str, center_writing_weights: bool
 ) -> HookedRootModule:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    hf_model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
+    tokenizer, hf_model = _whole_model(folder, dtype)
     with tempfile.TemporaryDirectory(prefix="sae_baselines_") as scratch:
         # TransformerLens reads families off the name ("llama", "gemma") before it reads the
         # config, so the folder is shown to it under a neutral name.
@@ -103,9 +178,15 @@ def _from_folder(
 def _assert_same_model(model: Any, hf_model: Any, folder: Path) -> None:
     """Stop unless the hooked model predicts what transformers' model predicts."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(hf_model.config.vocab_size, (1, 32), generator=generator)
+    length = min(32, n_ctx_of(model) or 32)
+    tokens = torch.randint(hf_model.config.vocab_size, (1, length), generator=generator)
     tokens = tokens.to(next(hf_model.parameters()).device)
     expected = hf_model(tokens).logits.float().log_softmax(-1)
+    if not expected.isfinite().all():
+        raise UserError(
+            f"model.name: {folder} predicts NaN or infinity; its weights are damaged, or too "
+            "large for model.dtype"
+        )
     found = model(tokens, return_type="logits").float().log_softmax(-1)
     divergence = float((expected.exp() * (expected - found)).sum(-1).mean())
     # bfloat16 rounding alone is of order 1e-3 nats; a wrong position encoding above 0.1.

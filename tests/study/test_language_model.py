@@ -1,10 +1,13 @@
 """The hooked model is the model in the folder, or nothing."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from sae_baselines.errors import UserError
 from sae_baselines.study import language_model
@@ -48,3 +51,69 @@ def test_a_hook_that_does_not_exist_names_near_ones(model_folder: Path):
 def test_a_model_that_does_not_exist_is_named():
     with pytest.raises(UserError, match=r"model.name: cannot load 'no-such-model'"):
         load_language_model(ModelSpec(name="no-such-model"), HOOK, "cpu")
+
+
+def _edit(folder: Path, **fields: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("loader", ["HookedTransformer", "AutoModelForCausalLM"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda m: (m / "config.json").write_text("[]"),
+            "config.json is damaged .no mapping",
+        ),
+        (lambda m: (m / "config.json").unlink(), "has no config.json"),
+        (lambda m: _cut(m / "model.safetensors"), "model.safetensors is damaged .* bytes long"),
+        (lambda m: (m / "model.safetensors").write_bytes(b""), "safetensors is damaged .*cut"),
+        (lambda m: (m / "model.safetensors").unlink(), "Error no file named"),
+        (lambda m: (m / "tokenizer.json").write_text("{"), "tokenizer.json is damaged"),
+        (lambda m: (m / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda m: _edit(m, hidden_size=48), "config.json does not fit its weights"),
+        (lambda m: _edit(m, num_hidden_layers=5), "lack 18 tensors that its config.json asks"),
+        (lambda m: _edit(m, num_attention_heads=0), "is its config.json whole"),
+        (lambda m: _edit(m, hidden_size="x"), "is its config.json whole"),
+    ],
+)
+def test_a_damaged_folder_says_which_file(
+    model_folder: Path, tmp_path: Path, loader: Any, damage: Any, message: str
+):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    damage(folder)
+    hook = HOOK if loader == "HookedTransformer" else "model.layers.1"
+    with pytest.raises(UserError, match=message) as caught:
+        load_language_model(ModelSpec(name=str(folder), loader=loader), hook, "cpu")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("model.name: ")
+
+
+def test_a_shard_that_is_missing_is_named(model_folder: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model-00001-of-00002.safetensors is missing"):
+        load_language_model(ModelSpec(name=str(folder)), HOOK, "cpu")
+
+
+def test_a_gpt2_without_n_ctx_says_what_to_add(model_folder: Path, tmp_path: Path):
+    folder = tmp_path / "gpt2"
+    config = GPT2Config(vocab_size=23, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    for file in model_folder.glob("*token*"):
+        shutil.copy(file, folder)
+    told = json.loads((folder / "config.json").read_text())
+    told.pop("n_ctx", None)
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"config.json has no 'n_ctx'; add it \(the value"):
+        load_language_model(ModelSpec(name=str(folder)), HOOK, "cpu")
+    _edit(folder, n_ctx=64)
+    assert load_language_model(ModelSpec(name=str(folder)), HOOK, "cpu") is not None

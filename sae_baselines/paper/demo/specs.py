@@ -33,7 +33,7 @@ def middle_hook(model: str) -> str:
     """
     try:
         config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises what comes
         reason = one_line(error, 300)
         raise UserError(f"model: cannot load {model!r}: {reason}") from error
     layers = getattr(config, "num_hidden_layers", None)

@@ -1,6 +1,7 @@
 """Activations of patches: one module's output of a vision transformer from transformers."""
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from sae_baselines.errors import UserError, one_line
+from sae_baselines.study.language_model import check_model_folder, reason_of_model
 from sae_baselines.study.patches.spec import VisionModelSpec
 
 
@@ -53,15 +55,17 @@ class PatchModel:
                 module, or its output is not one vector per patch.
         """
         self.name, self.hook_name, self.device = spec.name, hook_name, device
+        if Path(spec.name).exists():
+            check_model_folder(Path(spec.name), tokenizer=False)
         try:
             config: Any = AutoConfig.from_pretrained(spec.name)
             # Not the fast processors: they need torchvision, built for the installed torch.
             self.processor: Any = AutoImageProcessor.from_pretrained(spec.name, use_fast=False)
             model: Any = AutoModel.from_pretrained(spec.name)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers raises what comes
             raise UserError(
                 f"model.name: cannot load {spec.name!r} as a vision model: "
-                f"{one_line(error, 300)}"
+                f"{reason_of_model(error)}"
             ) from error
         vision = getattr(config, "vision_config", config)
         patch = _side(getattr(vision, "patch_size", None))

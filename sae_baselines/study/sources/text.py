@@ -20,6 +20,7 @@ from sae_baselines.study.held_out import study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.measure import BaseLosses, Cosines, base_losses, measure_sae
 from sae_baselines.study.reference.member import model_kwargs
+from sae_baselines.study.rows import reading
 from sae_baselines.study.runner import PanelRunner, checkpoint_to_resume
 from sae_baselines.study.spec import PanelSpec, spec_hash
 
@@ -111,7 +112,7 @@ class TextSource:
         runner.prepare(spec.keep_checkpoints, run_hash)
         set_b_dec(runner.saes, run.start)
         torch.manual_seed(run.this_pass.data_seed)
-        with run.tracking(runner.saes), careful_resuming():
+        with reading(spec.dataset), run.tracking(runner.saes), careful_resuming():
             runner.run()
         epochs = None  # of a stream of unknown length
         if not isinstance(text, IterableDataset):
