@@ -104,7 +104,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def keep_links_inside(root: Path, allowed: Collection[str] = ()) -> None:
+def keep_links_inside(root: Path, allowed: Collection[str] = ("checkpoints",)) -> None:
     """Refuse a folder with a linked folder that leads out of it.
 
     What is written or deleted through such a link is somebody else's. The folder may itself
@@ -113,7 +113,8 @@ def keep_links_inside(root: Path, allowed: Collection[str] = ()) -> None:
 
     Args:
         root: The folder.
-        allowed: Names directly in it that may lead anywhere.
+        allowed: Names directly in it that may lead anywhere: checkpoints may need another disk,
+            and are claimed before they are written or deleted.
 
     Raises:
         UserError: The first link that leads out.
@@ -168,7 +169,7 @@ def flaw_of(path: Path) -> str | None:
             text = file.read(length)
     try:
         told = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON: {one_line(error)}" if size else "empty"
     if not isinstance(told, dict):
         return "no mapping"

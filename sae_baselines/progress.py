@@ -12,7 +12,10 @@ from tqdm.auto import tqdm as best
 
 # Seconds between two signs of life, however long a step takes.
 _EVERY = 1.5
-_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left"
+_LINE = (
+    "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left"
+    "{postfix}"
+)
 
 
 class _Lines(std.tqdm):

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_baselines.files import new_file, unreadable
+
 InitScheme = Literal["iso", "cov"]
 INIT_SCHEMES: tuple[str, ...] = get_args(InitScheme)
 
@@ -112,11 +114,9 @@ def _symmetric_root(covariance: Tensor, d_in: int) -> Tensor:
 def save_covariance(covariance: Tensor, path: str | Path) -> Path:
     """Write a ``[d_in, d_in]`` covariance as float64, in full or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensor = covariance.detach().to("cpu", torch.float64).contiguous()
-    scratch = path.with_name(f".{path.name}.partial")
-    save_file({"covariance": tensor}, scratch)
-    scratch.replace(path)
+    with new_file(path) as scratch:
+        save_file({"covariance": tensor}, scratch)
     return path
 
 
@@ -163,7 +163,8 @@ def read_tensor(path: Path, key: str, field: str) -> Tensor:
             return torch.from_numpy(np.load(path, allow_pickle=False))
         tensors = load_file(path) if path.suffix == ".safetensors" else None
     except (SafetensorError, OSError, EOFError, ValueError, TypeError) as error:
-        raise ValueError(f"{field}: cannot read {path}: {error}") from error
+        why = unreadable(path, error, "make it again")
+        raise ValueError(f"{field}: cannot read {why}") from error
     if tensors is not None:
         if key in tensors:
             return tensors[key]

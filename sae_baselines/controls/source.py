@@ -25,6 +25,7 @@ from sae_baselines.compat.folder import (
     saved_config,
 )
 from sae_baselines.errors import UserError, nearest, one_line
+from sae_baselines.files import unreadable
 from sae_baselines.provenance import samples_seen
 
 # Normalisations that SAELens folds into the weights at the end of training.
@@ -131,9 +132,8 @@ def from_folder(folder: Path) -> SAE[Any]:
     except UserError:
         raise
     except ODD_CONTENTS as error:
-        raise UserError(
-            f"{folder}: is not an SAE that SAELens can load: {one_line(error, 200)}"
-        ) from error
+        why = unreadable(folder, error, "save it again")
+        raise UserError(f"{folder}: is not an SAE that SAELens can load: {why}") from error
 
 
 def from_release(release: str, sae_id: str) -> SAE[Any]:

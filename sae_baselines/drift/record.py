@@ -14,7 +14,7 @@ import pandas as pd
 
 from sae_baselines.drift.cosines import EDGES, Drift
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import unreadable, write_atomically
 from sae_baselines.provenance import environment
 
 DRIFT_FILE = "drift.json"
@@ -173,7 +173,7 @@ def read_drift(folder: str | Path) -> DriftLog:
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: is damaged; delete it and track again") from error
+        raise unreadable(path, error, "delete it and track again") from error
     return DriftLog(folder, data, records, counts)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from sae_baselines.baselines import load_covariance, sample_directions
 from sae_baselines.drift.cosines import Drift, drift_of
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import unreadable, write_atomically
 
 START_FILE = "drift_start.safetensors"
 _DETAILS = "training_architecture_details"
@@ -121,9 +121,8 @@ def load_rows(folder: Path) -> Rows:
             decoder = file.get_tensor("decoder")
             encoder = file.get_tensor("encoder") if "encoder" in file.keys() else decoder  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"start: {folder / START_FILE} is damaged; delete it and train again"
-        ) from error
+        why = unreadable(folder / START_FILE, error, "delete it and train again")
+        raise UserError(f"start: {why}") from error
     return Rows(decoder, encoder if facts["has_encoder"] == "True" else None, facts["source"])
 
 
@@ -144,7 +143,7 @@ def saved_sae_rows(folder: Path, source: str) -> Rows:
             decoder = file.get_tensor("W_dec")
             encoder = file.get_tensor("W_enc").T if "W_enc" in names else None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is damaged") from error
+        raise unreadable(path, error, "save it again") from error
     return Rows(decoder, encoder, source)
 
 

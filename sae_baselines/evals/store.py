@@ -158,7 +158,7 @@ class EvalStore:
         """All failures that were not made good."""
         found = []
         for path in sorted(self.folder.glob(f"*/*{_FAILURE}")):
-            failed = json.loads(path.read_text(encoding="utf-8"))
+            failed = read_json(path, "delete it and evaluate again") or {"reason": "unknown"}
             name = path.name.removesuffix(_FAILURE)
             found.append(
                 Failure(path.parent.name, name, failed["reason"], failed.get("facts", {}))

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import keep_links_inside, write_atomically
 from sae_baselines.report.build import Report, report_of_study
 from sae_baselines.report.markdown import inline_html, page_parts, render
 from sae_baselines.stats import Placement, Verdict, to_frame
@@ -47,8 +47,12 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
 
     Returns:
         The files written.
+
+    Raises:
+        UserError: A folder in it is a link that leads out of it.
     """
     folder = Path(folder)
+    keep_links_inside(folder)
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for old in [*figures.glob("*.png"), *figures.glob("*.svg")]:

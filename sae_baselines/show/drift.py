@@ -14,7 +14,7 @@ from sae_baselines.drift.sphere import (
     log_chance_of_best,
 )
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import keep_links_inside, write_atomically
 from sae_baselines.report.drift_plots import drift_figure
 from sae_baselines.study.folder import STUDY_FILE
 from sae_baselines.yaml_text import read_yaml
@@ -49,11 +49,13 @@ def show_drift(
         out: Folder to write to; default: ``drift`` in the run.
 
     Raises:
-        UserError: There is nothing to read or to measure.
+        UserError: There is nothing to read or to measure, or a link leads out of the run.
     """
     run = Path(run)
     logs, notes = _logs(run, None if start is None else Path(start))
     folder = Path(out) if out is not None else run / "drift"
+    if out is None:
+        keep_links_inside(run)
     write_atomically(folder / "drift.csv", drift_table(logs).to_csv(index=False))
     for name, log in logs.items():
         figure = drift_figure(name, log)

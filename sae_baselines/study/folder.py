@@ -84,7 +84,7 @@ class StudyFolder:
             probe.unlink()
         except OSError as error:
             raise UserError(f"out: {self.root} cannot be written: {failed(error)}") from error
-        keep_links_inside(self.root, allowed=(CHECKPOINTS,))
+        keep_links_inside(self.root)
         lock = FileLock(self.root / ".lock")
         try:
             lock.acquire(timeout=0)

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from sae_baselines.drift.sphere import chance_of_best, expected_best_cosine
-from sae_baselines.files import write_atomically
+from sae_baselines.files import keep_links_inside, write_atomically
 from sae_baselines.paper.toy.chance import (
     SimulatedRecovery,
     count_and_chance,
@@ -57,6 +57,7 @@ def write_toy_report(root: str | Path) -> Path:
     """
     results = load_toy(root)
     root = Path(root)
+    keep_links_inside(root)
     for setting, rows in results.rows.groupby("setting"):
         table = rows.drop(columns="setting").to_csv(index=False)
         write_atomically(root / f"results_{setting}.csv", table)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from sae_baselines.files import new_file
 from sae_baselines.paper.vision.picks import Pick, Pictures
 from sae_baselines.report.style import INK, MUTED, drawing
 from sae_baselines.study.patches.latents import PERCENTILES
@@ -56,5 +57,6 @@ def write_figure(root: Path, picks: list[list[Pick]], pictures: Pictures) -> Pat
                     axes = figure.add_axes((x, y, *size))
                     axes.imshow(pictures.close(shot))
                     axes.set_axis_off()
-        figure.savefig(path, dpi=200, metadata={"Software": None})
+        with new_file(path) as scratch:
+            figure.savefig(scratch, dpi=200, metadata={"Software": None})
     return path

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from sae_baselines.files import write_atomically
+from sae_baselines.files import keep_links_inside, write_atomically
 from sae_baselines.paper.vision import table
 from sae_baselines.paper.vision.picks import (
     Pick,
@@ -77,6 +77,7 @@ def write_page(
         UserError: Not a finished vision study, or an unknown name.
     """
     root = Path(root)
+    keep_links_inside(root)
     spec = spec_of_study(root)
     chosen = members_named(spec, panel_named(spec, panel), members)
     source = PatchData(spec, root)

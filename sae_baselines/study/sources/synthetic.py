@@ -7,6 +7,7 @@ from typing import Any
 from sae_lens import SAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 
+from sae_baselines.files import new_folder
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.measure import Cosines, cosine_facts, l0_matches
@@ -45,7 +46,8 @@ class SyntheticSource:
         self.calibration = self.held_out = held_out.batch(0).cpu()
         self.start_folder = folder.root / "starts" / name
         self.facts = {"setting": name}
-        self.model.save(folder.root / "models" / name)
+        with new_folder(folder.root / "models" / name) as scratch:
+            self.model.save(scratch)
 
     def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
         if not isinstance(config, JumpReLUTrainingSAEConfig):

@@ -21,6 +21,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_baselines.controls.source import FOLDED_LATER
 from sae_baselines.errors import UserError
+from sae_baselines.files import new_file
 from sae_baselines.reconstruction import RunningVariance
 from sae_baselines.study.synthetic.recovery import (
     THRESHOLDS,
@@ -55,7 +56,10 @@ class PerFeature:
 
     def save(self, path: str | Path) -> None:
         """Write an npz file."""
-        np.savez_compressed(path, **{f.name: getattr(self, f.name) for f in fields(self)})
+        with new_file(Path(path)) as scratch:
+            np.savez_compressed(
+                scratch, **{f.name: getattr(self, f.name) for f in fields(self)}
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> "PerFeature":
