@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
@@ -30,6 +31,8 @@ SAEBENCH_MODEL = "gpt-4o-mini"
 # The OpenAI client's own number of retries.
 CLIENT_RETRIES = 2
 MDL = "sae_bench.evals.mdl.main"
+# Rows whose active latents are counted at a time.
+_ROWS = 4096
 
 _INSTALL = "install sae-bench==0.6.0"
 _EVALS = "sae_bench.evals"
@@ -156,6 +159,51 @@ def recorded_tokens() -> Iterator[list[torch.Tensor]]:
 
     with patch.object(ActivationsStore, "get_batch_tokens", recording):
         yield batches
+
+
+@dataclass
+class Encoded:
+    """What an SAE encoded, in numbers.
+
+    Attributes:
+        n: Activations, those left out that are 0 throughout: SAEBench's padding.
+        active: Latents active on them, summed.
+    """
+
+    n: int = 0
+    active: int = 0
+
+    def add(self, x: torch.Tensor, latents: torch.Tensor) -> None:
+        if not latents.numel():
+            return
+        latents = latents.detach().to_dense().reshape(-1, latents.shape[-1])
+        tokens = x.detach().reshape(len(latents), -1).any(-1)
+        for rows, part in zip(latents.split(_ROWS), tokens.split(_ROWS), strict=True):
+            self.active += int(torch.count_nonzero(rows, dim=-1)[part].sum())
+        self.n += int(tokens.sum())
+
+    def to_dict(self) -> dict[str, int]:
+        return {"n": self.n, "active": self.active}
+
+
+@contextmanager
+def counted_latents(sae: SAE[Any]) -> Iterator[Encoded]:
+    """Count what SAEs of a class encode while open; every one of them encodes as before.
+
+    All of SAEBench's suites but ``meta_structure``, which reads the decoder alone, go through
+    ``SAE.encode``, on the SAE that they are given.
+    """
+    counted = Encoded()
+    kind: Any = type(sae)
+    encode = kind.encode
+
+    def counting(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        latents = encode(self, x, *args, **kwargs)
+        counted.add(x, latents)
+        return latents
+
+    with patch.object(kind, "encode", counting):
+        yield counted
 
 
 @contextmanager

@@ -55,6 +55,8 @@ class Metric:
             one that was not trained ("random"). Such a metric is no suite's primary one, and
             of a dead SAE it has no value.
         tasks_paired: Whether the tasks of two SAEs are the same (datasets, say, not latents).
+        least: Value without any SAE (the mean activation, ablation), which only a run that
+            failed is worse than; None where there is no such value.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Metric:
     depends: Depends = "other"
     favours: tuple[Favoured, ...] = ()
     tasks_paired: bool = True
+    least: float | None = None
 
     def named(self, name: str) -> "Metric | None":
         """The metric of that name, if this describes it."""
@@ -119,7 +122,7 @@ def explained_variance(
     name: str = "explained_variance", title: str = "", depends: Depends = "reconstruction"
 ) -> Metric:
     """A metric that is an explained variance."""
-    return Metric(name, HIGHER, title, EV, "fraction", depends)
+    return Metric(name, HIGHER, title, EV, "fraction", depends, least=0)
 
 
 def accuracies(title: str, others: Margin | None = None) -> tuple[Metric, ...]:
@@ -159,6 +162,7 @@ OWN: tuple[tuple[str, tuple[Metric, ...]], ...] = (
                 _RECOVERED,
                 "fraction",
                 "reconstruction",
+                least=0,
             ),
             Metric("l0", NEITHER, "Measured L0", unit="latents", depends="latents"),
             Metric("alive", NEITHER, "Live latents", unit="fraction", depends="latents"),
@@ -180,9 +184,9 @@ OWN: tuple[tuple[str, tuple[Metric, ...]], ...] = (
         (
             explained_variance("*explained_variance*", depends="other"),
             Metric("ev", HIGHER, margin=_SHORT),
-            Metric("ce_loss_score", HIGHER, margin=CE),
-            Metric("ce_recovered", HIGHER, margin=_RECOVERED),
-            Metric("kl_div_score", HIGHER, margin=KL),
+            Metric("ce_loss_score", HIGHER, margin=CE, least=0),
+            Metric("ce_recovered", HIGHER, margin=_RECOVERED, least=0),
+            Metric("kl_div_score", HIGHER, margin=KL, least=0),
         ),
     ),
     ("sparse_probing*", (Metric("*accuracy*", margin=_ACCURACY),)),

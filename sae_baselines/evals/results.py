@@ -10,7 +10,7 @@ import pandas as pd
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.errors import UserError
-from sae_baselines.evals.measured import HIGHER, NEITHER, Direction
+from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import DECISIVE
 from sae_baselines.evals.store import EvalStore, Result
@@ -266,7 +266,13 @@ def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
 
 def _rows(result: Result) -> Iterable[dict[str, Any]]:
     versions = versions_text(result.record["versions"], _VERSIONS)
-    for m in get_suite(result.suite).scores(result.payload, result.record["extras"]):
+    measured = list(get_suite(result.suite).scores(result.payload, result.record["extras"]))
+    encoded = result.record.get("encoded") or {}
+    # SAEBench's own number where it has one.
+    if encoded.get("n") and not any(m.metric == "l0" and not m.task for m in measured):
+        l0 = encoded["active"] / encoded["n"]
+        measured.append(Measured("l0", l0, n=encoded["n"], n_of="tokens"))
+    for m in measured:
         yield row(
             result.record["facts"],
             (result.suite, m.metric),

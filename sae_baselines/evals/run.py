@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
+from sae_baselines.compat.saebench import counted_latents
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.doctor import diagnose, require_runnable
 from sae_baselines.evals.measured import not_finite
@@ -360,7 +361,8 @@ class Runner:
         call = self._call(suite, target.name, key, work)
         began = time.monotonic()
         log = self.store.log_file(suite.name, target.name)
-        extras = self._execute(suite, sae, call, models, log)
+        with counted_latents(sae) as encoded:
+            extras = self._execute(suite, sae, call, models, log)
         payload = json.loads(call.expected.read_text(encoding="utf-8"))
         rows = suite.scores(payload, extras.values)
         why = {row.metric: f": {row.missing}" for row in rows if row.missing and not row.task}
@@ -388,6 +390,7 @@ class Runner:
             "command": self.command,
             "weights": target.weights,
             "extras": extras.values,
+            "encoded": encoded.to_dict(),
             "notes": notes,
             "seconds": round(time.monotonic() - began, 1),
             "choice": {**self._choice, "created": now()},

@@ -10,7 +10,7 @@ import numpy as np
 
 from sae_baselines.baselines import CONSTRAINTS
 from sae_baselines.controls import PUBLISHED, TRAINED
-from sae_baselines.evals.registry import is_unchanged
+from sae_baselines.evals.registry import get_suite, is_unchanged, suite_names
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
@@ -77,6 +77,8 @@ def caveats(
         *_not_finite(table),
         *_l0(table),
         *_l0_apart(items),
+        *_l0_unchecked(table, items),
+        *_failed_runs(items),
         *_baselines(table),
         *_controls(table),
         *_explained_variance(table),
@@ -206,6 +208,21 @@ def _l0_apart(items: Sequence[Verdict]) -> Iterable[Caveat]:
     apart = [v for v in items if v.word == "no verdict" and "L0 differs" in v.reason]
     for group, reason in dict.fromkeys(((v.architecture, v.l0), v.reason) for v in apart):
         yield caveat("L0 apart", group=group, reason=reason)
+
+
+def _l0_unchecked(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
+    """Suites that run the language model, evaluated before their L0 was measured."""
+    compared = [s for s in dict.fromkeys(v.suite for v in items) if s in suite_names()]
+    unknown = [s for s in compared if get_suite(s).needs.model and s not in table.suite_l0]
+    if unknown:
+        yield caveat("L0 unchecked", suites=unknown)
+
+
+def _failed_runs(items: Sequence[Verdict]) -> Iterable[Caveat]:
+    reasons = [v.reason for v in items if v.word == "no verdict"]
+    parts = [part for reason in reasons for part in reason.split("; ") if " failed at " in part]
+    if parts:
+        yield caveat("failed run", texts=list(dict.fromkeys(parts)))
 
 
 def _baselines(table: Results) -> Iterable[Caveat]:

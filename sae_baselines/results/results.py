@@ -58,12 +58,14 @@ class Results:
         frame: The rows: the table's columns, task "" for aggregates, and what else it had.
         panels: Panel of (group, member, seed), of every SAE with any row.
         measured_l0: By (panel, member, seed): the rows ``panel/l0``.
+        suite_l0: The same by suite, of all others that measured L0 on their own tokens.
         constraints: Of every member.
     """
 
     frame: pd.DataFrame
     panels: dict[tuple[Group, str, int], str]
     measured_l0: dict[tuple[str, str, int], float]
+    suite_l0: dict[str, dict[tuple[str, str, int], float]]
     constraints: dict[str, str]
 
     @classmethod
@@ -91,7 +93,7 @@ class Results:
         if isinstance(rows, Results):
             return rows
         frame = normalised(rows)
-        results = cls(frame, {}, {}, {})
+        results = cls(frame, {}, {}, {}, {})
         columns = ["panel", "member", "constraint", "architecture", "l0", "seed"]
         for panel, member, constraint, architecture, l0, seed in (
             frame[columns].drop_duplicates().itertuples(index=False, name=None)
@@ -107,13 +109,15 @@ class Results:
                     f"{member} of {architecture} at L0 {l0:g}, seed {seed}, is in two panels: "
                     f"{known} and {panel}"
                 )
-        l0s = frame.loc[(_metric_names(frame) == "/".join(MEASURED_L0)) & (frame["task"] == "")]
-        for panel, member, seed, value in l0s[["panel", "member", "seed", "value"]].itertuples(
-            index=False, name=None
-        ):
-            if (panel, member, seed) in results.measured_l0:
-                raise UserError(f"duplicate row: panel/l0 of {panel}/{member}, seed {seed}")
-            results.measured_l0[panel, member, seed] = value
+        l0s = frame.loc[(frame["metric"] == MEASURED_L0[1]) & (frame["task"] == "")]
+        for suite, panel, member, seed, value in l0s[
+            ["suite", "panel", "member", "seed", "value"]
+        ].itertuples(index=False, name=None):
+            by_sae = results.suite_l0.setdefault(suite, {})
+            if (panel, member, seed) in by_sae:
+                raise UserError(f"duplicate row: {suite}/l0 of {panel}/{member}, seed {seed}")
+            by_sae[panel, member, seed] = value
+        results.measured_l0.update(results.suite_l0.pop(PANEL_SUITE, {}))
         return results
 
     def write(self, path: str | Path) -> None:
@@ -161,6 +165,7 @@ class Results:
             frame,
             panels,
             {sae: l0 for sae, l0 in self.measured_l0.items() if sae in saes},
+            self.suite_l0,
             {member: c for member, c in self.constraints.items() if member in kept},
         )
 

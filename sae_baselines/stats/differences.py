@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -12,7 +11,9 @@ from typing_extensions import Unpack
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import is_null_for
-from sae_baselines.results import L0_TOLERANCE, Group, MetricKey, Results
+from sae_baselines.results import Results
+from sae_baselines.stats.match import Match, named
+from sae_baselines.stats.matched import failures, unmatched
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
 UNPAIRED_SUITES = ("autointerp",)
@@ -96,6 +97,7 @@ class Comparison(Paired):
         crossed: Whether all seeds have the same tasks.
         excluded: Seeds left out, and why.
         failure: Why there is nothing to compare, if there is not (``on_missing="exclude"``).
+        unfit: Why a word would mean nothing although there are numbers.
         caveats: What a reader must know.
     """
 
@@ -107,6 +109,7 @@ class Comparison(Paired):
     crossed: bool = True
     excluded: tuple[Exclusion, ...] = ()
     failure: str | None = None
+    unfit: str | None = None
     caveats: tuple[str, ...] = ()
 
     @property
@@ -117,7 +120,8 @@ class Comparison(Paired):
     @property
     def barred(self) -> str | None:
         """Why nothing may be said of it, if nothing may."""
-        return self.failure or "; ".join(e.reason for e in self.excluded) or None
+        reasons = [*([self.unfit] if self.unfit else []), *(e.reason for e in self.excluded)]
+        return self.failure or "; ".join(reasons) or None
 
 
 def differences(
@@ -146,7 +150,7 @@ def differences(
             describe and are not compared.
         tested: The member to test. Baselines are the others whose constraint is not "trained".
         measured_l0: Measured L0 by (panel, member, seed); default: rows with suite "panel" and
-            metric "l0".
+            metric "l0". Rows ``l0`` of other suites count besides (`stats.matched`).
         metrics: Patterns ``suite/metric`` (fnmatch) to compare; default: all with a direction.
         unpaired_suites: Suites whose tasks belong to one SAE each (AutoInterp's latents): their
             mean is taken first, within each member.
@@ -167,9 +171,9 @@ def differences(
         baselines = table.compared_with(group, tested)
         if tested not in table.present(group):
             known = ", ".join(sorted(table.present(group)))
-            raise UserError(f"{_named(group)} has no member {tested!r}; it has {known}")
+            raise UserError(f"{named(group)} has no member {tested!r}; it has {known}")
         if not baselines:
-            raise UserError(f"{_named(group)} has no baseline to compare {tested!r} with")
+            raise UserError(f"{named(group)} has no baseline to compare {tested!r} with")
         for metric in table.compared(group):
             for baseline in baselines:
                 if is_null_for(table.constraints[baseline], *metric):
@@ -203,59 +207,6 @@ def comparisons_of(
     return list(results)
 
 
-def l0_apart(first: float, second: float) -> float:
-    """|a - b| relative to their mean: the same whichever is called trained."""
-    return abs(first - second) / ((first + second) / 2)
-
-
-@dataclass(frozen=True)
-class Match:
-    """The tested member and another one on one metric."""
-
-    table: Results
-    group: Group
-    metric: MetricKey
-    tested: str
-    other: str
-
-    @property
-    def where(self) -> str:
-        return f"{'/'.join(self.metric)} of {_named(self.group)}"
-
-    @cached_property
-    def cells(self) -> tuple[dict[tuple[int, str], float], ...]:
-        """By (seed, task), of either."""
-        return tuple(
-            self.table.cells(self.group, self.metric, m) for m in (self.tested, self.other)
-        )
-
-    @cached_property
-    def values(self) -> tuple[dict[int, float], ...]:
-        """By seed, ascending, of either."""
-        members = (self.tested, self.other)
-        by_seed = (self.table.values(self.group, self.metric, member) for member in members)
-        return tuple(dict(sorted(values.items())) for values in by_seed)
-
-    def l0(self, member: str, seed: int) -> float | None:
-        """Measured L0, where it was measured and is one."""
-        panel = self.table.panels[self.group, member, seed]
-        l0 = self.table.measured_l0.get((panel, member, seed), math.nan)
-        return l0 if 0 < l0 < math.inf else None
-
-    def without_score(self, which: int) -> str:
-        """Seeds of the tested member (0) or the other (1) without this metric, as text."""
-        seeds = self.table.seeds(self.group, (self.tested, self.other)[which])
-        return ", ".join(str(seed) for seed in seeds if seed not in self.values[which])
-
-
-def too_far(first: float, second: float) -> str | None:
-    """What to say of two measured L0 that are too far apart to be compared."""
-    apart = l0_apart(first, second)
-    if apart <= L0_TOLERANCE:
-        return None
-    return f"({apart:.1%} apart, at most {L0_TOLERANCE:.0%} allowed)"
-
-
 def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
     table, group = match.table, match.group
     sign = table.direction(match.metric)
@@ -268,7 +219,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         return Comparison(
             **pair, seeds=(), trained=empty, other=empty, tasks=(), rows=(), failure=failure
         )
-    excluded = {s: reason for s in match.values[0] if (reason := _excluded(match, s))}
+    excluded = {s: reason for s in match.values[0] if (reason := unmatched(match, s, s))}
     seeds = [seed for seed in match.values[0] if seed not in excluded]
     trained, other = (np.array([values[s] for s in seeds]) for values in match.values)
     tasks, caveats = _tasks(match, seeds, unpaired)
@@ -291,6 +242,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         rows=tuple(rows),
         crossed=crossed,
         excluded=tuple(Exclusion(seed, reason) for seed, reason in excluded.items()),
+        unfit="; ".join(failures(match)) or None,
         caveats=tuple(caveats),
     )
 
@@ -324,19 +276,6 @@ def _failure(match: Match, unpaired: bool) -> str | None:
     return None
 
 
-def _excluded(match: Match, seed: int) -> str | None:
-    """Why a seed must not be compared, if it must not."""
-    l0s = []
-    for member in (match.tested, match.other):
-        l0 = match.l0(member, seed)
-        if l0 is None:
-            return f"no measured L0 of {member} at seed {seed}"
-        l0s.append(l0)
-    far = too_far(*l0s)
-    here = f"{match.tested} {l0s[0]:.4g}, {match.other} {l0s[1]:.4g}"
-    return far and f"L0 differs at seed {seed}: {here} {far}"
-
-
 def _tasks(
     match: Match, seeds: list[int], unpaired: bool
 ) -> tuple[dict[int, list[str]], list[str]]:
@@ -353,10 +292,6 @@ def _tasks(
                 why = "the aggregate is not the mean over tasks, so tasks are not resampled"
                 return {}, [why]
     return tasks, []
-
-
-def _named(group: Group) -> str:
-    return f"{group[0]} at L0 {group[1]:g}"
 
 
 def _shown(cells: Iterable[tuple[int, str]]) -> str:

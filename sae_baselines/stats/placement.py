@@ -15,13 +15,13 @@ from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (
     UNPAIRED_SUITES,
-    Match,
     MeasuredL0,
     OnMetric,
     comparable,
-    too_far,
 )
 from sae_baselines.stats.intervals import Interval, spread
+from sae_baselines.stats.match import Match
+from sae_baselines.stats.matched import failures, unmatched
 from sae_baselines.stats.one_value import Ranked, predicted, ranked
 
 NO_PLACEMENT = "no placement"
@@ -249,20 +249,10 @@ def _failure(match: Match, unpaired: bool) -> str | None:
 
 
 def _unmatched(match: Match) -> str | None:
-    """Why measured L0 forbids a placement, if it does."""
-    (own_seed,) = match.table.seeds(match.group, match.tested)
-    own = match.l0(match.tested, own_seed)
-    if own is None:
-        return f"no measured L0 of {match.tested}"
-    for seed in match.values[1]:
-        l0 = match.l0(match.other, seed)
-        if l0 is None:
-            return f"no measured L0 of {match.other} at seed {seed}"
-        far = too_far(own, l0)
-        if far:
-            theirs = f"{match.other} {l0:.4g} at seed {seed}"
-            return f"L0 differs: {match.tested} {own:.4g}, {theirs} {far}"
-    return None
+    """Why L0 or a failed run forbids a placement, if one does."""
+    (own,) = match.table.seeds(match.group, match.tested)
+    reasons = (unmatched(match, own, seed) for seed in match.values[1])
+    return next(filter(None, reasons), None) or "; ".join(failures(match)) or None
 
 
 def _caveats(match: Match, rank: Ranked, sd: float) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import JumpReLUSAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from sae_baselines.compat import saebench as compat
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.suite import SAEBenchSuite
+from tests.evals.tiny_hub import tiny_sae
 
 
 @pytest.mark.parametrize("name", compat.NAMES)
@@ -87,6 +89,7 @@ def _patches(tmp_path: Path) -> dict[str, tuple[AbstractContextManager[Any], Any
     return {
         "loader": (loader, HookedTransformer, "from_pretrained_no_processing"),
         "tokens": (compat.recorded_tokens(), ActivationsStore, "get_batch_tokens"),
+        "latents": (compat.counted_latents(tiny_sae()), JumpReLUSAE, "encode"),
         "words": (compat.words_in_order(), PreTrainedTokenizerFast, "get_vocab"),
         "folders": (
             compat.absorption_in(tmp_path, tmp_path),
@@ -104,7 +107,9 @@ def _interrupted(patch: AbstractContextManager[Any], patched: Callable[[Any], bo
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", ["loader", "tokens", "words", "folders", "observed", "judge"])
+@pytest.mark.parametrize(
+    "name", ["loader", "tokens", "latents", "words", "folders", "observed", "judge"]
+)
 def test_a_patch_is_undone_whatever_happens(name: str, tmp_path: Path) -> None:
     patch, owner, attribute = _patches(tmp_path)[name]
     before = inspect.getattr_static(owner, attribute)
@@ -136,3 +141,21 @@ def test_a_class_is_given_back_whatever_happens() -> None:
             compat.as_class(instance, Another), lambda _: isinstance(instance, Another)
         )
     assert type(instance) is Other
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
+def test_latents_are_counted_and_left_as_they_are(architecture: str) -> None:
+    sae = tiny_sae(architecture=architecture)
+    x = torch.randn(3, 5, sae.cfg.d_in, generator=torch.Generator().manual_seed(1))
+    x[1, 2:] = 0  # as SAEBench hands over padding
+    before = sae.encode(x)
+    with compat.counted_latents(sae) as encoded:
+        assert torch.equal(sae.encode(x), before)
+        assert torch.equal(sae.encode(x[0, 0]), before[0, 0])
+        sae.encode(x[:0])
+    tokens = (x != 0).any(-1)
+    active = int((before != 0).sum(-1)[tokens].sum()) + int((before[0, 0] != 0).sum())
+    assert encoded.to_dict() == {"n": 12 + 1, "active": active}
+    assert encoded.active > encoded.n
+    sae.encode(x)
+    assert encoded.n == 13, "counting went on"

@@ -335,3 +335,26 @@ def test_a_table_without_the_schema_is_refused(
     change(write_results(tmp_path)).to_csv(tmp_path / "results.csv", index=False)
     with pytest.raises(UserError, match=message):
         load_results(tmp_path)
+
+
+def test_what_a_suite_encodes_is_counted_and_its_scores_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(0))
+    run(tmp_path / "silent", "a", "b")
+    assert "l0" not in set(collect(tmp_path / "silent")["metric"])
+    stock = FakeSuite.run
+
+    def encoding(self: FakeSuite, sae: SAE[Any], call: Any) -> Any:
+        sae.encode(tokens[..., : sae.cfg.d_in])
+        return stock(self, sae, call)
+
+    monkeypatch.setattr(FakeSuite, "run", encoding)
+    run(tmp_path / "counted", "a", "b")
+    assert scores(tmp_path / "counted") == scores(tmp_path / "silent")
+    rows = collect(tmp_path / "counted").query("suite == 'fake' and metric == 'l0'")
+    for name, sae in saes("a", "b").items():
+        (row,) = rows[rows["member"] == name].to_dict("records")
+        active = (sae.encode(tokens[..., : sae.cfg.d_in]) != 0).sum().item()
+        assert row["value"] == active / 14
+        assert (row["n"], row["n_of"], row["direction"], row["task"]) == (14, "tokens", 0, "")

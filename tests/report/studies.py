@@ -69,6 +69,9 @@ def clean(
             for metric, value in (("l0", l0), ("alive", 990)):
                 same = {(m, s): value for m in MEMBERS for s in range(seeds)}
                 found += rows(same, suite="panel", metric=metric, direction=0, **where)
+            for suite in ("core", "absorption", "ravel"):
+                same = {(m, s): 0.9 * l0 for m in MEMBERS for s in range(seeds)}
+                found += rows(same, suite=suite, metric="l0", direction=0, **where)
     frame = pd.DataFrame(found)
     frame["n"], frame["versions"] = 100, VERSIONS
     return frame

@@ -78,11 +78,15 @@ def test_nothing_is_said_of_a_clean_study():
             "1 of 16 SAEs: `batchtopk_l0_32_seed_0/trained`",
         ),
         (
-            lambda f: change(
-                change(f, 36, metric="l0", member="trained"), 36, metric="l0", suite="panel"
-            ),
+            lambda f: change(f, 36, metric="l0", suite="panel"),
             "L0 off target",
             "16 of 16 SAEs",
+        ),
+        (_without(suite="ravel", metric="l0"), "L0 unchecked", "on the tokens of `ravel` is"),
+        (
+            lambda f: change(f, 31.0, metric="l0", suite="ravel", member="frozen_encoder"),
+            "L0 apart",
+            "on the tokens of ravel at seed 0: trained 28.8, frozen_encoder 31 (7.4% apart",
         ),
     ],
 )
@@ -139,6 +143,13 @@ def test_l0_apart_gives_its_reason_once_per_baseline():
     found = _found(frame, context())
     assert [c.kind for c in found] == ["L0 apart"]
     assert "frozen_encoder 31" in found[0].text
+
+
+def test_a_failed_run_is_named_once_with_its_metric():
+    frame = change(clean(), -169.0, metric="explained_variance_paper", member="frozen_encoder")
+    items = verdicts(frame, metrics=PRIMARY, resamples=50)
+    (found,) = [c for c in caveats(Results.of(frame), context(), items, []) if "fail" in c.kind]
+    assert "frozen_encoder failed at seed 0: explained_variance_paper is -169" in found.text
 
 
 def test_an_unknown_l0_is_said():

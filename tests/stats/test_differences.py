@@ -11,7 +11,7 @@ import pytest
 
 from sae_baselines.errors import UserError
 from sae_baselines.stats import Comparison, differences
-from sae_baselines.stats.differences import l0_apart
+from sae_baselines.stats.matched import l0_apart
 from tests.stats.tables import BASELINES, frame, paired, rows
 
 

@@ -40,7 +40,15 @@ class Core(Suite):
         explained_variance(title="Explained variance, SAEBench's formula"),
         explained_variance(PAPER_EV, "Explained variance, the paper's definition"),
         Metric("explained_variance*", unit="fraction", depends="reconstruction"),
-        Metric("kl_div_score", HIGHER, "KL divergence score", KL, "fraction", "reconstruction"),
+        Metric(
+            "kl_div_score",
+            HIGHER,
+            "KL divergence score",
+            KL,
+            "fraction",
+            "reconstruction",
+            least=0,
+        ),
         Metric(
             "kl_div_with_sae",
             LOWER,
@@ -56,6 +64,7 @@ class Core(Suite):
             CE,
             "fraction",
             "reconstruction",
+            least=0,
         ),
         Metric(
             "ce_loss_with_sae",

@@ -1,0 +1,143 @@
+"""L0 on the tokens of each suite, and scores that are those of a failed run."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_baselines.results import L0_TOLERANCE
+from sae_baselines.stats import placements, verdicts
+from sae_baselines.stats.matched import l0_apart
+from tests.stats.tables import frame, paired, rows
+
+NOISE = np.array([0.001, -0.002, 0.0015, -0.0005, 0.0])
+HIGH, LOW = 0.6 + NOISE, np.full(5, 0.5)
+PROBING = "sparse_probing_sae_probes"
+
+
+def scored(suite: str = "core", metric: str = "explained_variance_paper") -> list[Any]:
+    return rows(paired(HIGH, LOW), suite=suite, metric=metric)
+
+
+def on(suite: str, trained: float, other: float) -> list[Any]:
+    """L0 on the tokens of a suite, the same in every seed."""
+    both = paired([trained] * 5, [other] * 5)
+    return rows(both, suite=suite, metric="l0", direction=0)
+
+
+def words(*parts: Any, **options: Any) -> dict[str, tuple[str, str]]:
+    """Word and reason by suite; all members have L0 32 on held-out text."""
+    return {v.suite: (v.word, v.reason) for v in verdicts(frame(*parts), **options)}
+
+
+def test_core_at_an_l0_8_per_cent_apart_loses_its_word() -> None:
+    assert words(scored(), on("core", 30, 31))["core"][0] == "beats"
+    word, reason = words(scored(), on("core", 30, 32.5))["core"]
+    assert word == "no verdict"
+    assert "L0 differs on the tokens of core at seed 0: trained 30, frozen_decoder 32.5" in (
+        reason
+    )
+    assert "8.0% apart, at most 5% allowed" in reason
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["core", PROBING, "ravel", "a_suite_of_somebody"]),
+    st.floats(1, 500),
+    st.floats(0.8, 1.25),
+)
+def test_every_suite_is_held_to_its_own_l0(suite: str, l0: float, ratio: float) -> None:
+    near = l0_apart(l0, l0 * ratio) <= L0_TOLERANCE
+    metrics = [f"{suite}/explained_variance"]
+    table = (scored(suite, "explained_variance"), on(suite, l0, l0 * ratio))
+    for options in ({}, {"metrics": metrics}):
+        assert words(*table, **options)[suite][0] == ("beats" if near else "no verdict")
+
+
+def test_a_suite_without_l0_is_held_to_what_others_measured() -> None:
+    probing = scored(PROBING, "sae_top_1_test_accuracy")
+    assert words(probing)[PROBING][0] == "beats"  # as before there was any
+    word, reason = words(scored(), probing, on("core", 30.7, 24.8))[PROBING]
+    assert word == "no verdict"
+    assert f"on the tokens of core ({PROBING} measured none)" in reason
+    own = on(PROBING, 20, 20.5)
+    assert words(scored(), probing, on("core", 30.7, 24.8), own)[PROBING][0] == "beats"
+
+
+def test_held_out_scores_are_held_to_the_held_out_l0() -> None:
+    panel = scored("panel", "explained_variance")
+    found = words(panel, scored(), on("core", 30.7, 24.8))
+    assert (found["panel"][0], found["core"][0]) == ("beats", "no verdict")
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 0.0])
+def test_an_l0_that_only_one_member_has_is_missing(value: float | None) -> None:
+    table = frame(scored(), on("core", 30, 30))
+    lost = (table.suite == "core") & (table.metric == "l0") & (table.member != "trained")
+    if value is None:
+        table = table[~lost]
+    else:
+        table.loc[lost, "value"] = value
+    (found,) = verdicts(table)
+    assert found.word == "no verdict"
+    assert "no measured L0 of frozen_decoder on the tokens of core at seed 0" in found.reason
+
+
+def test_a_placement_is_held_to_the_suites_l0() -> None:
+    seeds = {("frozen_decoder", s): 0.5 + v for s, v in enumerate(NOISE)}
+
+    def placed(l0: float) -> Any:
+        l0s = {("published", -1): 30.0, **dict.fromkeys(seeds, l0)}
+        values = {("published", -1): 0.7, **seeds}
+        table = frame(rows(values), rows(l0s, metric="l0", direction=0))
+        return placements(table)[0]
+
+    assert placed(31).is_above
+    assert placed(33).word == "no placement"
+    assert "33 at seed 0" in placed(33).reason
+    assert "on the tokens of core" in placed(33).reason
+
+
+def table_with(values: dict[str, float], metric: str) -> pd.DataFrame:
+    """A metric of these members, with a little noise, and probing."""
+    scores = {(m, s): v + d for m, v in values.items() for s, d in enumerate(NOISE)}
+    probing = {key: 0.6 + 0.001 * i for i, key in enumerate(scores)}
+    return frame(
+        rows(scores, metric=metric),
+        rows(probing, suite=PROBING, metric="sae_top_1_test_accuracy"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "who"),
+    [
+        ("explained_variance_paper", {"trained": 0.6, "frozen_decoder": -169}, "no SAE at all"),
+        ("ce_loss_score", {"trained": 0.9, "frozen_decoder": -0.02}, "no SAE at all"),
+        ("kl_div_score", {"trained": -0.1, "frozen_decoder": 0.5}, "no SAE at all"),
+        (
+            "explained_variance_paper",
+            {"trained": 0.6, "frozen_decoder": 0.1, "random": 0.3},
+            "untrained random (0.301)",
+        ),
+    ],
+)
+def test_an_absurd_score_is_a_failure_and_no_score(
+    metric: str, values: dict[str, float], who: str
+) -> None:
+    found = {v.suite: v for v in verdicts(table_with(values, metric)) if v.baseline != "random"}
+    assert found["core"].word == "no verdict"
+    assert "failed at seed 0" in found["core"].reason
+    assert who in found["core"].reason
+    assert "failed" not in found[PROBING].reason
+
+
+def test_a_broken_control_has_not_failed() -> None:
+    table = table_with(
+        {"trained": 0.6, "permuted_decoder": -1.3, "frozen_decoder": 0.4},
+        "explained_variance_paper",
+    )
+    found = {v.baseline: v.word for v in verdicts(table) if v.suite == "core"}
+    assert found == {"permuted_decoder": "beats", "frozen_decoder": "beats"}
