@@ -23,6 +23,7 @@ QUICK: dict[str, Any] = {
     "lr": 3e-3,
     "calibration_tokens": 1024,
     "eval_tokens": 1024,
+    "held_out_spread": 1,
     "ce_tokens": 256,
     "n_checkpoints": 3,
     "device": "cpu",

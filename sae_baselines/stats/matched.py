@@ -75,8 +75,10 @@ def failures(match: Match) -> list[str]:
     an untrained SAE's of the same panel. What is bad by construction has not failed (controls),
     nor is it a panel's run (a published SAE).
     """
-    least = metric_of(*match.metric).least
-    return [] if least is None else [*_failures(match, least)]
+    known = metric_of(*match.metric)
+    if known.least is None or match.table.direction(match.metric) != known.direction:
+        return []
+    return [*_failures(match, known.least)]
 
 
 def _failures(match: Match, least: float) -> Iterable[str]:

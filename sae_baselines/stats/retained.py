@@ -1,5 +1,6 @@
 """Which share of the trained SAE's score does a random baseline retain?"""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,12 +137,11 @@ def _retained(c: Comparison, frozen: Sequence[Comparison], alpha: float) -> Reta
 
 def _reason(c: Comparison) -> str:
     """Why there is no ratio at all, or empty."""
-    if c.barred is not None:
-        return c.barred
-    scale = max(float(np.abs(c.trained).max()), float(np.abs(c.other).max()))
-    if not float(c.trained.mean()) > 1e-6 * scale:
-        return "the trained score is not above 0, so a share of it means nothing"
-    return ""
+    reasons = [c.barred] if c.barred else []
+    scale = max((abs(v) for v in (*c.trained, *c.other)), default=math.nan)
+    if len(c.seeds) and not float(c.trained.mean()) > 1e-6 * scale:
+        reasons.append("the trained score is not above 0, so a share of it means nothing")
+    return "; ".join(reasons)
 
 
 def _less_one(interval: Interval) -> Interval:

@@ -1,6 +1,7 @@
 """Text for a panel: loading it, and keeping some of it out of training."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ _TOKEN_COLUMNS = ("tokens", "input_ids")
 # Of a streamed row of token ids, which is shuffled before the model that knows them is there.
 _NUMBER = "number_of_row"
 _SHUFFLE_BUFFER = 10_000
+# Share of documents that may be held out beyond those that it takes.
+_MOST_HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,9 @@ def _columns(dataset: AnyDataset, spec: DatasetSpec) -> list[str]:
 def split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) -> SplitText:
     """Hold out the first documents that make up the calibration and evaluation tokens.
 
+    With ``held_out_spread`` more of them are held out, to draw these tokens from: as many as
+    there are to spare, and no fewer than it takes.
+
     Args:
         dataset: From `load_text`.
         spec: Says how many tokens are held out.
@@ -196,12 +202,18 @@ def _known_tokens(dataset: AnyDataset, spec: PanelSpec, n_vocab: int | None) -> 
 def _split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) -> SplitText:
     wanted = n_held_out_contexts(spec) * spec.context_size
     tokenizer: Any = getattr(model, "tokenizer", None)
-    total = documents = 0
+    streamed = isinstance(dataset, IterableDataset)
+    most = math.inf if streamed else len(dataset) * _MOST_HELD_OUT
+    total = documents = enough = 0
     for row in dataset:
         documents += 1
         total += _n_tokens(row, tokenizer, spec.context_size)
-        if total >= wanted:
+        if not enough and total >= wanted:
+            enough = documents
+        if enough and (total >= wanted * spec.held_out_spread or documents >= most):
             break
+    else:
+        documents = enough or documents  # a stream with none to spare
     if total < wanted:
         raise UserError(
             f"dataset.path: has {total} tokens, fewer than the {wanted} to hold out; use more "
@@ -211,8 +223,10 @@ def _split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) -
         f"dataset.path: all of its {documents} documents are needed for calibration_tokens "
         "and eval_tokens, none are left to train on; use more text"
     )
-    if isinstance(dataset, IterableDataset):
+    if streamed:
         rest = dataset.skip(documents)
+        if documents > enough and next(iter(rest), None) is None:
+            documents, rest = enough, dataset.skip(enough)
         if next(iter(rest), None) is None:
             raise none_left
         return SplitText(rest, dataset.take(documents), documents)

@@ -1,5 +1,6 @@
 """Activations that no member trains on."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from sae_baselines.study.spec import PanelSpec
 class HeldOut:
     """Held-out activations, in two disjoint random halves of the held-out contexts.
 
-    The split is over contexts, not over documents: neighbouring documents differ in how many
-    latents they need, and thresholds set on a few of them would miss L0 on the next few.
+    The split is over contexts, not over documents: documents differ in how many latents they
+    need, and thresholds set on a few of them would miss L0 on the next few. For the same
+    reason contexts are drawn from more documents than they fill (``held_out_spread``).
 
     Attributes:
         calibration: float32 CPU ``[n, d_in]``; thresholds and covariance come from these.
@@ -182,17 +184,17 @@ def collect_held_out(
     read = checked_activations(store.get_multi_hook_activations, torch.float32)
     special = special_tokens(model, spec)
     n_contexts = n_held_out_contexts(spec)
-    try:
-        rows_of_tokens = [
-            store.get_batch_tokens(1, raise_at_epoch_end=True).cpu() for _ in range(n_contexts)
-        ]
-    except StopIteration:
+    drawn: list[torch.Tensor] = []
+    with contextlib.suppress(StopIteration):
+        while len(drawn) < n_contexts * spec.held_out_spread:
+            drawn.append(store.get_batch_tokens(1, raise_at_epoch_end=True).cpu())
+    if len(drawn) < n_contexts:
         raise UserError(
             "dataset.path: the held-out documents gave fewer tokens than counted; use more text"
-        ) from None
-    contexts = torch.cat(rows_of_tokens)
-    order = torch.randperm(n_contexts, generator=torch.Generator().manual_seed(0))
-    contexts = contexts[order]
+        )
+    contexts = torch.cat(drawn)
+    order = torch.randperm(len(contexts), generator=torch.Generator().manual_seed(0))
+    contexts = contexts[order[:n_contexts]]
 
     batches: list[torch.Tensor] = []
     per_batch = spec.store_batch_size_prompts

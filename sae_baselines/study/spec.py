@@ -420,6 +420,9 @@ class PanelSpec(HookSpec):
         training_tokens: Activations each member is trained on.
         calibration_tokens: Held-out tokens for thresholds and covariance.
         eval_tokens: Further held-out tokens, which EV and L0 are measured on.
+        held_out_spread: How many times the text of these is held out; they are drawn from all
+            of it, since the L0 of a few long documents is not that of others (at most a tenth
+            of a dataset of known length, where that is enough).
         ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
         published: An SAE of somebody else that is measured beside the panels and that their
             controls are made of; `sae-baselines check` writes it.
@@ -448,6 +451,7 @@ class PanelSpec(HookSpec):
 
     calibration_tokens: int = PydanticField(default=65_536, gt=0)
     eval_tokens: int = PydanticField(default=65_536, gt=0)
+    held_out_spread: int = PydanticField(default=8, gt=0, le=1000)
     ce_tokens: int = PydanticField(default=16_384, ge=0)
     published: PublishedSpec | None = None
 
@@ -782,6 +786,9 @@ def spec_from_dict(
     """
     if not isinstance(data, dict):
         raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
+    if stored and kind is PanelSpec:
+        # Its text would be split otherwise than it was.
+        data = {"held_out_spread": _AS_BEFORE["held_out_spread"], **data}
     token = _STORED.set(stored)
     try:
         check_keys(data, kind)
@@ -870,7 +877,7 @@ _NOT_IN_HASH = {
 
 
 # Fields that came later, with the values that are as before.
-_AS_BEFORE = {"encoder_init": "transposed", "published": None}
+_AS_BEFORE = {"encoder_init": "transposed", "published": None, "held_out_spread": 1}
 _MODEL_AS_BEFORE = {"center_writing_weights": False}
 # Where a published SAE was found and what it says of itself change nothing.
 _OF_PUBLISHED = ("weights_sha256", "input_scale")

@@ -17,6 +17,7 @@ from sae_baselines.study.spec import spec_hash
 from tests.benchmarks.studies import BENCHMARKS, unpack_study
 
 FOLDER = BENCHMARKS / "smollm2"
+COV = "frozen_decoder_cov"
 # The columns of the README's tables.
 METRICS = (
     ("panel", "l0", ".1f"),
@@ -96,6 +97,19 @@ def test_verdicts_follow_from_the_table(study: Path) -> None:
             assert mine[column] == theirs[column]
         for column in ("mean_difference", "interval_low", "interval_high", "margin"):
             assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-9)
+
+
+def test_members_apart_in_core_or_failed_get_no_word(study: Path) -> None:
+    """JumpReLU's cov decoder: L0 24.4 to 25.3 where the trained SAE has 30.5 to 30.8."""
+    verdicts = report_of_study(study).verdicts
+    cov = [v for v in verdicts if (v.architecture, v.baseline) == ("jumprelu", COV)]
+    assert [v.word for v in cov] == ["no verdict"] * 4
+    assert all("L0 differs on the tokens of core" in v.reason for v in cov)
+    ev, ce = (next(v for v in cov if v.metric == metric) for _, metric, _ in METRICS[1:4:2])
+    assert "frozen_decoder_cov failed at seed 0: explained_variance_paper is -" in ev.reason
+    assert "worse than no SAE at all (0)" in ce.reason  # -0.02 in one seed
+    # BatchTopK's is near enough, and did not fail.
+    assert "no verdict" not in {v.word for v in verdicts if v.architecture == "batchtopk"}
 
 
 def test_the_reports_headline_is_the_verdicts(study: Path) -> None:

@@ -138,8 +138,8 @@ def test_ten_per_cent_dead_is_not_more_than_ten():
 
 
 def test_l0_apart_gives_its_reason_once_per_baseline():
-    frame = change(clean(), 33.5, metric="l0", member="trained")
-    frame = change(frame, 31.0, metric="l0", member="frozen_encoder")
+    frame = change(clean(), 33.5, metric="l0", suite="panel", member="trained")
+    frame = change(frame, 31.0, metric="l0", suite="panel", member="frozen_encoder")
     found = _found(frame, context())
     assert [c.kind for c in found] == ["L0 apart"]
     assert "frozen_encoder 31" in found[0].text

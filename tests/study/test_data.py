@@ -91,6 +91,40 @@ def test_held_out_documents_are_never_trained_on(
     assert wanted <= sum(n_tokens) < 1.2 * wanted
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_contexts_are_drawn_from_more_documents_than_they_fill(
+    model: Any, model_folder: Path, streaming: bool
+):
+    # Half of the documents are of cats, the others of dogs, and the first ones are very long.
+    rows = [f"{'cat' if i % 2 else 'dog'} " * (1800 if i < 2 else 200) for i in range(600)]
+    data: Dataset | IterableDataset = Dataset.from_dict({"text": rows})
+    narrow, wide = (_spec(model_folder, held_out_spread=n) for n in (1, 4))
+    few = split_text(data, narrow, model).n_held_out
+    if streaming:
+        data = data.to_iterable_dataset()
+    split = split_text(data, wide, model)
+    assert (few, split.n_held_out) == (2, 26)  # to 2,048 and 8,192 of the tokens
+    assert not set(_rows(split.train)[:500]) - set(rows[26:])
+    held_out = collect_held_out(model, split.held_out, wide, 32, "cpu")
+    again = collect_held_out(model, split_text(data, wide, model).held_out, wide, 32, "cpu")
+    assert torch.equal(held_out.calibration, again.calibration)
+    assert len(held_out.calibration) == len(held_out.evaluation) == 1024
+    # Evenly from all of them, where the first 2,048 tokens are a dog's but for the last ones.
+    cats = (held_out.tokens == model.tokenizer.convert_tokens_to_ids("cat")).float().mean()
+    assert 0.1 < float(cats) < 0.9
+
+
+def test_no_more_is_held_out_than_there_is_to_spare(model: Any, model_folder: Path):
+    rows = [f"{i} the cat sat on the mat and then it ran" * 3 for i in range(300)]
+    data = Dataset.from_dict({"text": rows})
+    narrow, wide = (_spec(model_folder, held_out_spread=n) for n in (1, 1000))
+    fewest = split_text(data, narrow, model).n_held_out
+    assert fewest > 30  # more than a tenth already
+    assert split_text(data, wide, model).n_held_out == fewest
+    for part in (data, data.select(range(fewest + 1))):
+        assert split_text(part.to_iterable_dataset(), wide, model).n_held_out == fewest
+
+
 def test_tokenised_rows_count_as_one_context_each(model: Any, model_folder: Path):
     spec = _spec(model_folder)
     rows = torch.randint(3, 20, (300, 128), generator=torch.Generator().manual_seed(0))

@@ -11,6 +11,7 @@ from sae_baselines.study.presets import PAPER_L0S, preset, preset_names
 from sae_baselines.study.spec import (
     json_schema,
     load_spec,
+    spec_difference,
     spec_from_dict,
     spec_hash,
     spec_to_dict,
@@ -161,3 +162,14 @@ def test_an_unknown_preset_names_the_nearest():
 def test_json_schema_names_every_field():
     properties = json_schema()["properties"]
     assert {"hook_name", "l0", "members", "tau"} <= set(properties)
+
+
+def test_a_study_from_before_splits_its_text_as_it_did() -> None:
+    stored = spec_to_dict(spec_from_dict(BASE))
+    del stored["held_out_spread"]
+    spec = spec_from_dict(stored, stored=True)
+    assert spec.held_out_spread == 1
+    fresh = {k: v for k, v in BASE.items() if k != "held_out_spread"}
+    assert spec_from_dict(fresh).held_out_spread > 1
+    assert spec_hash(spec) == spec_hash(spec_from_dict({**BASE, "held_out_spread": 1}))
+    assert spec_difference(stored, spec_to_dict(spec)) == []
