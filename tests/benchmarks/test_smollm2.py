@@ -96,6 +96,10 @@ def test_verdicts_follow_from_the_table(study: Path) -> None:
         for column in ("architecture", "suite", "metric", "baseline", "word"):
             assert mine[column] == theirs[column]
         for column in ("mean_difference", "interval_low", "interval_high", "margin"):
+            if not theirs[column]:  # no seed may be compared
+                assert theirs["word"] == "no verdict"
+                assert not mine[column]
+                continue
             assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-9)
 
 
