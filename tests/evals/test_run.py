@@ -353,8 +353,9 @@ def test_what_a_suite_encodes_is_counted_and_its_scores_are_the_same(
     run(tmp_path / "counted", "a", "b")
     assert scores(tmp_path / "counted") == scores(tmp_path / "silent")
     rows = collect(tmp_path / "counted").query("suite == 'fake' and metric == 'l0'")
+    by_name = rows.set_index("member")
     for name, sae in saes("a", "b").items():
-        (row,) = rows[rows["member"] == name].to_dict("records")
+        row: Any = by_name.loc[name]
         active = (sae.encode(tokens[..., : sae.cfg.d_in]) != 0).sum().item()
         assert row["value"] == active / 14
         assert (row["n"], row["n_of"], row["direction"], row["task"]) == (14, "tokens", 0, "")

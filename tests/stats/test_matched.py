@@ -75,7 +75,7 @@ def test_held_out_scores_are_held_to_the_held_out_l0() -> None:
 
 @pytest.mark.parametrize("value", [None, float("nan"), 0.0])
 def test_an_l0_that_only_one_member_has_is_missing(value: float | None) -> None:
-    table = frame(scored(), on("core", 30, 30))
+    table: Any = frame(scored(), on("core", 30, 30))
     lost = (table.suite == "core") & (table.metric == "l0") & (table.member != "trained")
     if value is None:
         table = table[~lost]
