@@ -94,14 +94,18 @@ def _interrupted(arguments: list[str], number: int) -> NoReturn:
 
 def _one_line(error: Exception) -> str | None:
     """What a person at the command line can act on; None for a fault of the package."""
+    from pydantic import ValidationError
     from safetensors import SafetensorError
 
     from sae_baselines.errors import UserError, one_line
     from sae_baselines.files import failed
     from sae_baselines.paper.demo.packages import AssetError
+    from sae_baselines.study.spec import first_problem
 
     if isinstance(error, UserError | AssetError | SafetensorError):
         return str(error)
+    if isinstance(error, ValidationError):  # of an option that replaces a field
+        return first_problem(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {failed(error)}" if error.filename else failed(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

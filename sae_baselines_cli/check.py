@@ -12,6 +12,8 @@ from sae_baselines_cli.known import (
     CHECK_SEEDS,
     CONSTRAINTS,
     CONTROLS,
+    LARGEST,
+    MOST_SEEDS,
     PANEL_SUITE,
     SUITES,
     TRAINED,
@@ -67,9 +69,9 @@ def check(
         str | None,
         typer.Option(help="Training tokens of each baseline; default: the SAE's, if recorded."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Training seeds of the baselines.", min=1)] = (
-        CHECK_SEEDS
-    ),
+    seeds: Annotated[
+        int, typer.Option(help="Training seeds of the baselines.", min=1, max=MOST_SEEDS)
+    ] = (CHECK_SEEDS),
     members: Annotated[
         str,
         typer.Option(
@@ -95,7 +97,8 @@ def check(
     ] = None,
     hook: Annotated[str | None, typer.Option(help="Hook, if the SAE names none.")] = None,
     context_size: Annotated[
-        int | None, typer.Option(help="Tokens of a context, if not recorded.", min=2)
+        int | None,
+        typer.Option(help="Tokens of a context, if not recorded.", min=2, max=LARGEST),
     ] = None,
     suites: Annotated[
         str | None,
@@ -138,7 +141,7 @@ def check(
         options = CheckOptions(
             tokens=None if tokens is None else whole_number("tokens", tokens),
             seeds=seeds,
-            members=tuple(names_in(members)),
+            members=tuple(names_in(members, "members")),
             architecture=architecture,
             model=model,
             dataset=dataset,
@@ -149,7 +152,7 @@ def check(
     complete = sae_baselines.check(
         where,
         out,
-        suites=None if suites is None else names_in(suites),
+        suites=None if suites is None else names_in(suites, "suites"),
         options=options,
         config=config,
         device=device,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sae_baselines_cli.known import CONTROLS, completing
+from sae_baselines_cli.known import CONTROLS, LARGEST, completing
 from sae_baselines_cli.shared import console, group, say
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def control(
     l0: Annotated[
         float | None, typer.Option(help="L0 of a random control; default: the source's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed.", min=0, max=LARGEST)] = 0,
 ) -> None:
     """Make an SAE without training, from one that is trained: the cheapest null there is.
 

@@ -82,7 +82,7 @@ def evaluate(
 
     done = sae_baselines.evaluate(
         sources,
-        None if suites is None else names_in(suites),
+        None if suites is None else names_in(suites, "suites"),
         out,
         config=config,
         device=device,
@@ -159,7 +159,7 @@ def doctor(
     from sae_baselines.evals.doctor import print_diagnoses
     from sae_baselines.pipeline import examine
 
-    names = None if suites is None else names_in(suites)
+    names = None if suites is None else names_in(suites, "suites")
     diagnoses, judge = examine(source, names, config=config, device=device, model=model)
     print_diagnoses(diagnoses, console)
     if judge is not None:

@@ -18,6 +18,9 @@ PANEL_SUITE = "panel"
 TRAINED = "trained"
 CHECK_MEMBERS = (TRAINED, *CONSTRAINTS, "random", "permuted_decoder", "permuted_pairing")
 CHECK_SEEDS = 5
+MOST_SEEDS = 1000
+# What int64 holds: numbers go through torch and numpy.
+LARGEST = 2**63 - 1
 TOY_SETTINGS = ("constant", "variable")
 LISTS = ("architectures", "presets", "suites", "controls")
 

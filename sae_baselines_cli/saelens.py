@@ -1,8 +1,9 @@
 """`saelens`: SAELens' own training command."""
 
+import argparse
 import runpy
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -43,7 +44,16 @@ def saelens(
         arguments = ["--architecture", architecture, *arguments]
     sys.argv = ["sae_lens.llm_sae_training_runner", *arguments]
     sys.modules.pop("sae_lens.llm_sae_training_runner", None)
+
+    def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
+        del self
+        raise UserError(f"{message}; sae-baselines saelens --help lists them")
+
+    # Of its own it prints two pages of usage before the line that says what is wrong.
+    argparse.ArgumentParser.error = refuse
     try:
         runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
+    except UserError:
+        raise
+    except (ValueError, TypeError, argparse.ArgumentError) as error:
+        raise UserError(one_line(error, 300)) from error

@@ -91,9 +91,33 @@ def ask(question: str, *, err: bool = False) -> str | None:
     return typer.prompt(visible(question), err=err) if sys.stdin.isatty() else None
 
 
-def names_in(listed: str) -> list[str]:
-    """The names of a comma-separated word."""
-    return [name for name in (part.strip() for part in listed.split(",")) if name]
+def names_in(listed: str, option: str) -> list[str]:
+    """The names of a comma-separated word, each once; at least one."""
+    names = dict.fromkeys(part.strip() for part in listed.split(","))
+    names.pop("", None)
+    if not names:
+        raise typer.BadParameter(
+            f"{listed!r} names none; name at least one, or leave it out",
+            param_hint=f"--{option}",
+        )
+    return list(names)
+
+
+# They print what they log, of every retry, of every flawed line and of settings that no user of
+# this command has; what matters of it is in the one line that ends a failed command.
+_PRINTING = ("huggingface_hub", "datasets", "transformers")
+
+
+def _quieten_libraries() -> None:
+    """Leave what libraries log to ``--verbose``: it is still logged, but not printed."""
+    root = logging.getLogger()
+    if not root.handlers:  # else a library makes one that prints
+        root.addHandler(logging.NullHandler())
+    for name in _PRINTING:
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.NullHandler()]
+        # What it prints with is added when it is imported, which it is not yet.
+        vars(logger)["addHandler"] = lambda _: None
 
 
 def log_to_terminal(verbose: bool) -> None:
@@ -105,6 +129,7 @@ def log_to_terminal(verbose: bool) -> None:
     logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False)]
     logger.propagate = False
     if not verbose:
+        _quieten_libraries()
         # Advice of the libraries underneath that a user of this command cannot follow.
         for message in (
             "Dataset is not tokenized",

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_baselines_cli.known import BASES, TOY_SETTINGS, completing
+from sae_baselines_cli.known import BASES, MOST_SEEDS, TOY_SETTINGS, completing
 from sae_baselines_cli.shared import Device, Out, Resume, console, group, print_table, say
 
 app = group()
@@ -23,7 +23,7 @@ def toy(
     resume: Resume = False,
     device: Device = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Train the seeds 0 to N - 1.", min=1)
+        int | None, typer.Option(help="Train the seeds 0 to N - 1.", min=1, max=MOST_SEEDS)
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Training samples.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sae_baselines_cli.known import LARGEST
 from sae_baselines_cli.shared import (
     Device,
     Out,
@@ -83,8 +84,10 @@ def page(
         str | None,
         typer.Option(help="Comma-separated, or 'all'; default: trained and the controls."),
     ] = None,
-    latents: Annotated[int, typer.Option(help="Rare latents of each member.", min=1)] = 12,
-    seed: Annotated[int, typer.Option(help="Chooses the latents.", min=0)] = 0,
+    latents: Annotated[
+        int, typer.Option(help="Rare latents of each member.", min=1, max=10_000)
+    ] = 12,
+    seed: Annotated[int, typer.Option(help="Chooses the latents.", min=0, max=LARGEST)] = 0,
     blind: Annotated[
         bool, typer.Option("--blind", help="Shuffle and hide the names; the key is a file.")
     ] = False,
@@ -98,7 +101,7 @@ def page(
     """
     from sae_baselines.paper.vision.page import write_page
 
-    names = names_in(members) if members else None
+    names = None if members is None else names_in(members, "members")
     _name_files(
         write_page(study, panel=panel, members=names, n_latents=latents, seed=seed, blind=blind)
     )
@@ -124,7 +127,7 @@ def demo(
     from sae_baselines.paper.vision.page import write_page
 
     numbers = [part.strip() for part in seeds.split(",")]
-    if not all(part.isdecimal() for part in numbers):
+    if not all(part.isdecimal() and len(part) < 20 for part in numbers):
         raise UserError(f"seeds: {seeds!r} is not a list of whole numbers, such as 0,1,2")
     spec = vision_demo_spec(
         training_samples=samples, eval_samples=eval_samples, seeds=[*map(int, numbers)]

@@ -223,7 +223,7 @@ def random_members(source: SourceStudy) -> dict[str, str]:
         scheme, tau = member.init_scheme, member.tau
         if kind is not None:
             texts[name] = _words("control", kind=kind)
-        elif member.constraint != TRAINED:
+        elif member.constraint in CONSTRAINTS:
             options = {"tau": source.spec.tau if tau is None else tau}
             drawn = _words("drawn", scheme=scheme)
             texts[name] = CONSTRAINTS[member.constraint].of_directions(drawn, options)

@@ -40,7 +40,8 @@ def check_repo_id(repo: str) -> None:
     except HFValidationError:
         wrong = True
     else:
-        wrong = repo.count("/") != 1
+        # The Hub's own check lets accents and a newline at the end through.
+        wrong = not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", repo)
     if wrong:
         raise UserError(
             f"repo: {repo!r} is not a repo id; use user/repo with letters, digits, - _ . e.g. "

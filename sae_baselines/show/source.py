@@ -12,6 +12,7 @@ from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
+from sae_baselines.baselines import load_covariance
 from sae_baselines.controls.source import load_sae
 from sae_baselines.errors import UserError, nearest
 from sae_baselines.hub.errors import reading_errors
@@ -66,6 +67,13 @@ def show(
     """
     if covariance is not None and not covariance.is_file():
         raise UserError(f"covariance: there is no file {covariance}")
+    if covariance is not None:
+        try:
+            load_covariance(covariance_path=str(covariance))
+        except ValueError as error:
+            raise UserError(
+                str(error).replace("init_covariance_path", "covariance", 1)
+            ) from None
     source, folder = str(source), Path(source)
     if folder.is_dir():
         return _local(folder, covariance)

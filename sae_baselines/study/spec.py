@@ -633,6 +633,8 @@ def validate_members(spec: StudySpec) -> None:
         _validate_length("members", member.name)
         if member.name == PUBLISHED:
             raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
+        if _STORED.get() and not is_known(member):
+            continue  # a plugin's: its name is all that is known of it
         if member.is_control:
             _validate_control(member, _checked_here(spec.architectures))
         elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
@@ -661,6 +663,11 @@ def validate_members(spec: StudySpec) -> None:
                     baseline_name(member.constraint, architecture)
                 except ValueError as error:
                     raise UserError(f"members: {error}") from error
+
+
+def is_known(member: MemberSpec) -> bool:
+    """Whether its constraint or control is registered here; else it is some plugin's."""
+    return member.is_control or member.constraint in (TRAINED, *CONSTRAINTS)
 
 
 def _validate_control(member: MemberSpec, architectures: list[str]) -> None:
@@ -797,14 +804,15 @@ def spec_from_dict(
             import_plugins([str(plugin) for plugin in plugins])
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
-        raise UserError(_first_problem(error, where)) from error
+        raise UserError(f"{where}: {first_problem(error)}") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     finally:
         _STORED.reset(token)
 
 
-def _first_problem(error: ValidationError, where: str) -> str:
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a spec, in one line: field, value, and why."""
     first, *others = error.errors()
     # Of a field that may be several things, the one that came closest.
     same = [first, *(e for e in others if e["loc"][:1] == first["loc"][:1])]
@@ -815,12 +823,12 @@ def _first_problem(error: ValidationError, where: str) -> str:
     if isinstance(cause, UserError):
         # Those of a field inside name it alone.
         inside = location and not str(cause).startswith(f"{location}.")
-        return f"{where}: {location}.{cause}" if inside else f"{where}: {cause}"
+        return f"{location}.{cause}" if inside else str(cause)
     if problem["type"] in ("missing", "missing_argument"):
-        return f"{where}: {location}: is missing"
+        return f"{location}: is missing"
     if not location:
-        return f"{where}: {' '.join(problem['msg'].split())}"
-    return f"{where}: {location}: {shown(problem.get('input'))}: {problem['msg']}"
+        return " ".join(problem["msg"].split())
+    return f"{location}: {shown(problem.get('input'))}: {problem['msg']}"
 
 
 def load_spec(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sae_baselines.errors import UserError
 from sae_baselines.hub import CardOptions, plan_publication
 from sae_baselines.pipeline import evaluate
 from sae_baselines.report import report
@@ -75,3 +76,20 @@ def test_an_architecture_that_only_its_modules_know_is_read_as_it_is(own_study: 
     assert isinstance(spec, PanelSpec)
     assert spec.architectures == ["theirs"]
     assert {m.name for m in spec.member_specs} == {"trained", "frozen_decoder", "random"}
+
+
+def test_a_constraint_that_only_a_plugin_knows_is_reported_by_its_name(own_study: Path):
+    file = own_study / "study.yaml"
+    record = yaml.safe_load(file.read_text())
+    members = [
+        {"constraint": m} if isinstance(m, str) else m for m in record["spec"]["members"]
+    ]
+    (one,) = (m for m in members if m["constraint"] == "frozen_decoder")
+    one.update(constraint="their_constraint", label="frozen_decoder")
+    record["spec"]["members"] = members
+    file.write_text(yaml.safe_dump(record, sort_keys=False))
+    assert "their_constraint" in [m.constraint for m in load_study(own_study)[0].member_specs]
+    show(str(own_study))
+    report(own_study)
+    with pytest.raises(UserError, match="'their_constraint' is unknown"):
+        spec_from_dict(record["spec"])
