@@ -192,7 +192,9 @@ def checked_results(root: str | Path) -> tuple[pd.DataFrame, Checks]:
     root, store = Path(root), EvalStore(root)
     path = root / RESULTS_FILE
     records = {(r["suite"], r["name"]) for r in store.records()}
-    absent = {pair for pair in records if not store.result_file(*pair).exists()}
+    # What a suite of a plugin says, only its plugin can read.
+    unread = {pair for pair in records if pair[0] not in suite_names()}
+    absent = {pair for pair in records if not store.result_file(*pair).exists()} | unread
     if not path.exists() and (absent or not records):
         load_results(root)  # says what to do
     saes = saes_of(root)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -21,6 +22,8 @@ from sae_baselines.evals.registry import DEFAULT_SUITES, check_pattern, get_suit
 from sae_baselines.evals.store import EVALS
 from sae_baselines.files import write_atomically
 from sae_baselines.yaml_text import read_yaml
+
+logger = logging.getLogger("sae_baselines")
 
 # What a score depends on; another version makes another result.
 DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", "transformers")
@@ -232,7 +235,16 @@ def stored_spec(root: str | Path) -> EvalSpec | None:
     path = Path(root) / EVALS / _FILE
     if not path.exists():
         return None
-    return eval_spec_from_dict(read_yaml(path), where=str(path))
+    data = read_yaml(path)
+    suites = data.get("suites") if isinstance(data, dict) else None
+    if isinstance(suites, dict):
+        known = {name: suites[name] for name in suites if name in suite_names()}
+        for name in suites.keys() - known.keys():
+            logger.warning("%s: suite %r is unknown here (of a plugin?); left out", path, name)
+        data = {**data, "suites": known}
+        if not known:
+            return None
+    return eval_spec_from_dict(data, where=str(path))
 
 
 def store_spec(root: str | Path, spec: EvalSpec) -> None:

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from sae_baselines.errors import UserError
+from sae_baselines.evals import registry
+from sae_baselines.evals.results import checked_results
 from sae_baselines.hub import CardOptions, plan_publication
 from sae_baselines.pipeline import evaluate
 from sae_baselines.report import report
@@ -93,3 +95,13 @@ def test_a_constraint_that_only_a_plugin_knows_is_reported_by_its_name(own_study
     report(own_study)
     with pytest.raises(UserError, match="'their_constraint' is unknown"):
         spec_from_dict(record["spec"])
+
+
+def test_scores_of_a_suite_that_only_a_plugin_knows_are_named_as_not_checked(
+    own_study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _evaluate(own_study)
+    monkeypatch.delitem(vars(registry)["_suites"], "meta_structure")
+    _, checks = checked_results(own_study)
+    assert any(name.startswith("meta_structure of ") for name in checks.unverified)
+    report(own_study)
