@@ -143,8 +143,8 @@ def studies(rows: Sequence[Row], n: int) -> list[Sequence[Row]]:
 
 
 def asked(rows: Sequence[Row], roles: Mapping[str, str]) -> list[Verdict]:
-    """The verdicts of one study, one family; the bootstrap plays no part in the words."""
-    return verdicts(results(rows, roles), resamples=100)
+    """The verdicts of one study, one family."""
+    return verdicts(results(rows, roles))
 
 
 def secret(kind: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from scipy import stats
 from scipy.stats import binomtest
 from statsmodels.stats.power import TTestPower
 
@@ -23,20 +24,27 @@ from sae_baselines.provenance import environment
 from sae_baselines.stats import (
     ALPHA,
     Decision,
+    collapsed,
     decide,
-    hierarchical_bootstrap,
     t_interval,
+    tasks_interval,
     tost,
     words,
 )
 from sae_baselines.stats.decision import holm
+from sae_baselines.stats.fitness import dominant
 from sae_baselines.stats.intervals import paired_t
+from sae_baselines.stats.one_value import predicted
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (2, 3, 4, 5, 7, 10)
 N_METRICS = 8
 N_BASELINES = 3
 N_TASKS = 20
+# Panels in one report, each with one baseline.
+N_PANELS = 4
+# Runs that fail, and what they lose, in standard deviations of a difference.
+FAILING, DROP = 0.1, 10.0
 # Okabe and Ito's colours, told apart by every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -62,13 +70,12 @@ class Settings:
     """How much to simulate."""
 
     repeats: int
-    bootstrap_repeats: int
-    resamples: int
+    coverage_repeats: int
     seeds: tuple[int, ...]
 
 
-FULL = Settings(repeats=10_000, bootstrap_repeats=3000, resamples=1000, seeds=SEEDS)
-QUICK = Settings(repeats=60, bootstrap_repeats=40, resamples=200, seeds=(2, 3, 5))
+FULL = Settings(repeats=10_000, coverage_repeats=3000, seeds=SEEDS)
+QUICK = Settings(repeats=60, coverage_repeats=40, seeds=(2, 3, 5))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,17 +96,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         "member_run_noise": NOISE,
         "settings": {
             "repeats": settings.repeats,
-            "bootstrap_repeats": settings.bootstrap_repeats,
-            "bootstrap_resamples": settings.resamples,
+            "coverage_repeats": settings.coverage_repeats,
             "metrics": N_METRICS,
             "baselines": N_BASELINES,
             "tasks": N_TASKS,
+            "panels": N_PANELS,
+            "failing_runs": FAILING,
+            "lost_by_a_failing_run": DROP,
         },
         "rates": "each rate with its 95 % Wilson interval over repeats",
     }
     for name, simulate in (
         ("null", null),
         ("unlike_noise", unlike_noise),
+        ("failing_runs", failing_runs),
+        ("one_sided", one_sided),
+        ("panels", panels),
+        ("prediction", prediction),
         ("ties_in_turn", ties_in_turn),
         ("coverage", coverage),
         ("power", power),
@@ -251,6 +264,112 @@ def unlike_noise(settings: Settings) -> list[dict[str, Any]]:
     return out
 
 
+def failing_runs(settings: Settings) -> list[dict[str, Any]]:
+    """Equal means, but one member fails in a tenth of its runs, and is better in the others.
+
+    "before" is the t test alone. "after" is what is said now: no word where a collapsed seed is
+    named. A false word comes from seeds that show no failure, so that none can be named: what
+    detection prevents is a word on runs of two kinds.
+    """
+    out = []
+    sd = math.sqrt(2)
+    for n in settings.seeds:
+        rng = np.random.default_rng([7, n])
+        shape = (settings.repeats, n)
+        failed = rng.random(shape) < FAILING
+        level = DROP * sd
+        trained = np.where(failed, 0.0, level) + rng.normal(size=shape)
+        baseline = (1 - FAILING) * level + rng.normal(size=shape)
+        mean, p = paired_t(trained - baseline)
+        beats, short = (p <= ALPHA) & (mean > 0), (p <= ALPHA) & (mean < 0)
+        named = np.array(
+            [
+                collapsed(dict(enumerate(a)), dict(enumerate(b)))
+                for a, b in zip(trained, baseline, strict=True)
+            ],
+            dtype=object,
+        )
+        barred = np.array([len(seeds) > 0 for seeds in named])
+        some = failed.any(axis=1)
+        heavy = np.array([dominant(d) is not None for d in trained - baseline])
+        out.append(
+            {
+                "seeds": n,
+                "beats_before": rate(beats),
+                "beats_after": rate(beats & ~barred),
+                # With the members swapped: the baseline fails now and then.
+                "falls_short_before": rate(short),
+                "falls_short_after": rate(short & ~barred),
+                "a_run_failed": rate(some),
+                "failure_named_where_there_is_one": rate(barred[some]),
+                "named_where_there_is_none": rate(barred[~some]),
+                "beats_after_where_a_run_failed": rate((beats & ~barred)[some]),
+                "spread_dominated_by_one_seed": rate(heavy & ~barred),
+            }
+        )
+    return out
+
+
+def one_sided(settings: Settings) -> list[dict[str, Any]]:
+    """No difference in the mean, but differences have a tail to one side: 1 - exponential."""
+    out = []
+    for n in settings.seeds:
+        rng = np.random.default_rng([8, n])
+        d = 1 - rng.exponential(size=(settings.repeats, n))
+        mean, p = paired_t(d)
+        beats, short = (p <= ALPHA) & (mean > 0), (p <= ALPHA) & (mean < 0)
+        heavy = np.array([dominant(row) is not None for row in d])
+        normal = np.array([dominant(row) is not None for row in rng.normal(size=d.shape)])
+        out.append(
+            {
+                "seeds": n,
+                "beats": rate(beats),
+                "beats_without_caveat": rate(beats & ~heavy),
+                "falls_short": rate(short),
+                "spread_dominated_by_one_seed": rate(heavy),
+                "the_same_of_normal_differences": rate(normal),
+            }
+        )
+    return out
+
+
+def panels(settings: Settings) -> list[dict[str, Any]]:
+    """Several panels in one report and no effect: a correction for each, or one for all."""
+    out = []
+    for n in settings.seeds:
+        rng = np.random.default_rng([9, n])
+        d = differences(rng, N_PANELS * settings.repeats, 1, N_METRICS, n)
+        d = d.reshape(settings.repeats, N_PANELS, N_METRICS, n)
+        each = judge(d)
+        study = judge(d.reshape(settings.repeats, 1, N_PANELS * N_METRICS, n))
+        row: dict[str, Any] = {"seeds": n}
+        for name, j in (("each_baseline", each), ("study", study)):
+            row[f"beats_any_corrected_over_{name}"] = rate(j.beats.any(axis=(1, 2)))
+            any_word = (j.beats | j.falls_short).any(axis=(1, 2))
+            row[f"any_word_corrected_over_{name}"] = rate(any_word)
+        out.append(row)
+    return out
+
+
+def prediction(settings: Settings) -> list[dict[str, Any]]:
+    """How often one more run of the same recipe is 'above', p <= 5 %, by the prediction."""
+    out = []
+    for kind in (*NOISE, "exponential"):
+        for n in settings.seeds:
+            rng = np.random.default_rng([10, n, len(kind)])
+            shape = (10 * settings.repeats, n + 1)
+            exponential = kind == "exponential"
+            runs = rng.exponential(size=shape) if exponential else draws(rng, kind, shape)
+            value, others = runs[:, 0], runs[:, 1:]
+            z = (value - others.mean(axis=1)) / others.std(axis=1, ddof=1)
+            p = stats.t.sf(z / math.sqrt(1 + 1 / n), n - 1)
+            one = predicted(float(value[0]), others[0])
+            assert one is not None
+            assert math.isclose(one.p, p[0])
+            out.append({"noise": kind, "seeds": n, "above": rate(p <= ALPHA)})
+    return out
+
+
 def ties_in_turn(settings: Settings) -> list[dict[str, Any]]:
     """The worst case for 'beats random': on each metric another baseline ties.
 
@@ -286,8 +405,8 @@ def coverage(settings: Settings) -> list[dict[str, Any]]:
         for n in settings.seeds:
             rng = np.random.default_rng([3, n, int(task_sd)])
             hits: dict[str, list[bool]] = {}
-            widths: dict[str, list[float]] = {"t": [], "bootstrap": []}
-            for i in range(settings.bootstrap_repeats):
+            widths: dict[str, list[float]] = {"t": [], "over_tasks": []}
+            for _ in range(settings.coverage_repeats):
                 run = rng.normal(size=(2, n, 1))
                 task = task_sd * rng.normal(size=(2, 1, N_TASKS))
                 cells = run + task + rng.normal(size=(2, n, N_TASKS))
@@ -295,9 +414,7 @@ def coverage(settings: Settings) -> list[dict[str, Any]]:
                 truth = {"these_tasks": float((task[0] - task[1]).mean()), "any_tasks": 0.0}
                 found = {
                     "t": t_interval(table.mean(axis=1)),
-                    "bootstrap": hierarchical_bootstrap(
-                        list(table), resamples=settings.resamples, seed=[n, i]
-                    ),
+                    "over_tasks": tasks_interval(list(table)),
                 }
                 for name, interval in found.items():
                     widths[name].append(interval.high - interval.low)
@@ -309,8 +426,8 @@ def coverage(settings: Settings) -> list[dict[str, Any]]:
                     "member_task_sd": task_sd,
                     "seeds": n,
                     **{name: rate(values) for name, values in hits.items()},
-                    "median_width_bootstrap_over_t": float(
-                        np.median(np.divide(widths["bootstrap"], widths["t"]))
+                    "median_width_over_tasks_over_t": float(
+                        np.median(np.divide(widths["over_tasks"], widths["t"]))
                     ),
                 }
             )
@@ -387,7 +504,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
             "consistent_with_at_most_5_percent": bool(row[key]["low"] <= ALPHA),
         }
 
-    covered = record["coverage"]
+    covered, failing = record["coverage"], record["failing_runs"]
     return {
         **{
             f"false_{key}": worst(record["null"], key)
@@ -409,10 +526,34 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "unlike_noise_false_falls_short": worst(record["unlike_noise"], "falls_short"),
         "false_matches_any_of_8": worst(record["equivalence"], "false_at_the_margin_any_of_8"),
         "t_coverage_these_tasks": _range(covered, "t_these_tasks"),
-        "bootstrap_coverage_any_tasks": _range(covered, "bootstrap_any_tasks"),
-        "bootstrap_coverage_these_tasks": _range(covered, "bootstrap_these_tasks"),
-        "verdicts_rest_on": "the t interval: the bootstrap covers too seldom with few seeds",
+        "over_tasks_coverage_any_tasks": _range(covered, "over_tasks_any_tasks"),
+        "over_tasks_coverage_these_tasks": _range(covered, "over_tasks_these_tasks"),
+        "false_beats_with_failing_runs_before": _by_seeds(failing, "beats_before"),
+        "false_beats_with_failing_runs_after": _by_seeds(failing, "beats_after"),
+        "failing_run_named": _by_seeds(failing, "failure_named_where_there_is_one"),
+        "false_beats_one_sided": _by_seeds(record["one_sided"], "beats"),
+        "false_beats_one_sided_without_caveat": _by_seeds(
+            record["one_sided"], "beats_without_caveat"
+        ),
+        "false_word_of_4_panels": _range(
+            record["panels"], "any_word_corrected_over_each_baseline"
+        ),
+        "false_word_of_4_panels_corrected_over_the_study": worst(
+            record["panels"], "any_word_corrected_over_study"
+        ),
+        "prediction_of_normal_scores": _range(_of(record["prediction"], "normal"), "above"),
+        "prediction_of_scores_with_a_long_tail": _range(
+            _of(record["prediction"], "exponential", "skewed"), "above"
+        ),
     }
+
+
+def _by_seeds(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
+    return {str(row["seeds"]): row[key]["rate"] for row in rows}
+
+
+def _of(rows: list[dict[str, Any]], *noise: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["noise"] in noise]
 
 
 def _range(rows: list[dict[str, Any]], key: str) -> list[float]:
@@ -469,9 +610,47 @@ def tables(record: dict[str, Any]) -> str:
         [
             (f"{name}, {text}, task effects {sd:g}", f"{key}_{which}", {"member_task_sd": sd})
             for sd in (0.0, 1.0, 3.0)
-            for name, key in (("t", "t"), ("bootstrap", "bootstrap"))
+            for name, key in (("t", "t"), ("over tasks", "over_tasks"))
             for text, which in (("these tasks", "these_tasks"), ("any tasks", "any_tasks"))
         ],
+    )
+    failing = lines(
+        record["failing_runs"],
+        [
+            (text, key, {})
+            for text, key in (
+                ("false 'beats', before", "beats_before"),
+                ("false 'beats', after", "beats_after"),
+                ("a run failed", "a_run_failed"),
+                ("then it is named", "failure_named_where_there_is_one"),
+                ("named where none failed", "named_where_there_is_none"),
+            )
+        ],
+    )
+    tail = lines(
+        record["one_sided"],
+        [
+            (text, key, {})
+            for text, key in (
+                ("false 'beats'", "beats"),
+                ("false 'beats' without a caveat", "beats_without_caveat"),
+                ("false 'falls short'", "falls_short"),
+                ("spread dominated by one seed", "spread_dominated_by_one_seed"),
+                ("the same, normal differences", "the_same_of_normal_differences"),
+            )
+        ],
+    )
+    several = lines(
+        record["panels"],
+        [
+            (f"{text}, {over}", f"{key}_corrected_over_{name}", {})
+            for text, key in (("'beats'", "beats_any"), ("any word", "any_word"))
+            for over, name in (("each by itself", "each_baseline"), ("study", "study"))
+        ],
+    )
+    placed = lines(
+        record["prediction"],
+        [(f"{kind} scores", "above", {"noise": kind}) for kind in (*NOISE, "exponential")],
     )
     found = lines(
         record["power"],
@@ -503,6 +682,10 @@ def tables(record: dict[str, Any]) -> str:
         f"False words when 'trained' is itself a baseline\n\n{false}\n"
         f"False 'beats random' when another baseline ties on each metric\n\n{ties}\n"
         f"False words where only the baseline has runs that go wrong\n\n{unlike}\n"
+        f"Where trained fails in {FAILING:.0%} of its runs, with equal means\n\n{failing}\n"
+        f"Where differences have a tail to one side, mean 0\n\n{tail}\n"
+        f"Any false word of {N_PANELS} panels\n\n{several}\n"
+        f"One more run of a recipe, prediction p <= {ALPHA:.0%}\n\n{placed}\n"
         f"Coverage of the 95 % intervals\n\n{covered}\n"
         f"Power of 'beats'\n\n{found}\n"
         f"'matches': false with the truth on the margin, right with no difference\n\n{equal}"
@@ -530,11 +713,11 @@ def draw(record: dict[str, Any], stem: Path) -> None:
         rows = [r for r in record["coverage"] if r["member_task_sd"] == sd]
         effects = "strong task effects" if sd else "no task effects"
         _line(cover, rows, "t_these_tasks", i, f"t, these tasks, {effects}")
-        _line(cover, rows, "bootstrap_these_tasks", i + 2, f"bootstrap, these tasks, {effects}")
+        _line(cover, rows, "over_tasks_these_tasks", i + 2, f"over tasks, these, {effects}")
         if sd:
             _line(cover, rows, "t_any_tasks", 4, f"t, any tasks, {effects}", style=":")
-            text = f"bootstrap, any tasks, {effects}"
-            _line(cover, rows, "bootstrap_any_tasks", 5, text, style=":")
+            text = f"over tasks, any, {effects}"
+            _line(cover, rows, "over_tasks_any_tasks", 5, text, style=":")
     cover.axhline(0.95, color="0.4", lw=1, ls="--")
     cover.set(title="b  Coverage of the 95 % intervals", ylim=(None, 1.005))
 

@@ -169,18 +169,31 @@ def doctor(
 
 
 @app.command()
-def report(study: Annotated[Path, typer.Argument(help="Evaluated study folder.")]) -> None:
+def report(
+    study: Annotated[Path, typer.Argument(help="Evaluated study folder.")],
+    correct: Annotated[
+        str | None,
+        typer.Option(
+            help="Correct the verdicts over the metrics of each 'baseline', or over all tests "
+            "of the 'study'; default: as in the panel file's evals.",
+        ),
+    ] = None,
+) -> None:
     """Compare members over seeds, give verdicts, and write report.md, report.html and figures.
 
-    Example: `sae-baselines report studies/demo`
+    Examples:
+
+    - `sae-baselines report studies/demo`
+    - `sae-baselines report studies/demo --correct study`
     """
     import sae_baselines
 
-    print_report(sae_baselines.report(study), study)
+    print_report(sae_baselines.report(study, correct), study)
 
 
 def print_report(built: "Report", study: Path) -> None:
     """Where an SAE falls among random ones, and where the page is."""
-    for line in [*built.placed, *built.against_random]:
-        say(f"{line.architecture}, L0 {line.l0:g}, {line.suite}/{line.metric}: {line.reason}")
+    for line in [*built.placed, *built.against_random, *built.nearly_free]:
+        where = f"{line.architecture}, L0 {line.l0:g}, {line.suite}/{line.metric}"
+        say(f"{line.question}: {where}: {line.reason}")
     say(f"Report: {study / 'report.html'}")

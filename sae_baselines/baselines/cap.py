@@ -9,6 +9,8 @@ from torch import Tensor
 # sitting on the edge of the cap is not rewritten by rounding at every step. Together with
 # the rounding of the projection itself it stays within the promised tau - 1e-6.
 _EDGE_SLACK = 2e-7
+# A row whose cosine is above tau by no more than this counts as held by its cap.
+AT_EDGE = 1e-3
 _ROWS_PER_CHUNK = 4096
 # On a CPU a chunk is read several times, and should stay in a cache.
 _CHUNK_BYTES = {"cpu": 2**22}
@@ -166,3 +168,15 @@ def cosine_to_start(rows: Tensor, start: Tensor) -> Tensor:
         b = b.to(a.device)
         out[chunk] = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
     return out
+
+
+def share_at_edge(rows: Tensor, start: Tensor, tau: float) -> float:
+    """Share of rows that their cap holds: whose cosine with the start is `AT_EDGE` above tau
+    or less.
+
+    Args:
+        rows: Shape ``[d_sae, d_in]``.
+        start: Shape ``[d_sae, d_in]``.
+        tau: Cosine of the cap.
+    """
+    return float((cosine_to_start(rows, start) <= tau + AT_EDGE).double().mean())

@@ -6,11 +6,13 @@ from sae_baselines.controls.kinds import (
     TRAINED,
     ControlKind,
     Depends,
+    Question,
     control_names,
     get_control,
     is_control,
     is_random,
     kind_of,
+    question_of,
     register_control,
 )
 from sae_baselines.controls.make import Control, build_control, check_control, make_control
@@ -22,6 +24,7 @@ __all__ = [
     "Control",
     "ControlKind",
     "Depends",
+    "Question",
     "build_control",
     "check_control",
     "control_names",
@@ -30,5 +33,6 @@ __all__ = [
     "is_random",
     "kind_of",
     "make_control",
+    "question_of",
     "register_control",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sae_lens import SAE
 
+from sae_baselines.baselines.constraint import CONSTRAINTS
 from sae_baselines.errors import UserError, did_you_mean
 
 # What the constraint column says of SAEs that are neither a baseline nor a control: the panel's
@@ -59,6 +60,9 @@ class ControlKind:
     unchanged: tuple[Depends, ...] = ()
     check: Callable[[type[SAE[Any]]], None] | None = None
 
+
+# Who beats a random dictionary need not beat one that was trained within a cap.
+Question = Literal["random", "nearly free"]
 
 CONTROLS: dict[str, ControlKind] = {}
 
@@ -124,6 +128,18 @@ def is_random(constraint: str) -> bool:
     """Whether "beats random" has to beat a member of this constraint: all but broken SAEs."""
     kind = kind_of(constraint)
     return kind is None or kind.untrained
+
+
+def question_of(constraint: str) -> Question | None:
+    """What beating a member of this constraint says something about.
+
+    "random": it has directions that nobody trained. "nearly free": training moved all of it,
+    only not far from a random start (soft-frozen). None: a broken SAE, which is neither.
+    """
+    if not is_random(constraint):
+        return None
+    known = CONSTRAINTS.get(constraint)
+    return "nearly free" if known is not None and known.holds else "random"
 
 
 def generator_of(kind: str, seed: int) -> np.random.Generator:

@@ -66,7 +66,8 @@ class DriftLog:
         records: In the order of training: ``fraction`` (None if unknown), ``step`` (steps
             done, None if unknown), ``total_steps``, ``samples`` seen, ``decoder`` and
             ``encoder`` (`Drift.facts`, or None where there is nothing to compare),
-            ``explained_variance`` and ``l0`` (None if not measured).
+            ``explained_variance`` and ``l0`` (None if not measured), and of our runs
+            ``cap_bound_share``, the share of rows that a cap holds (None without one).
         counts: Per record and side, the histogram.
     """
 

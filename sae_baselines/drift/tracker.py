@@ -19,6 +19,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.baselines import sample_directions
+from sae_baselines.baselines.cap import share_at_edge
 from sae_baselines.compat.training import TrainingStep, around_each_step
 from sae_baselines.drift.cosines import EDGES, Drift
 from sae_baselines.drift.record import (
@@ -204,9 +205,12 @@ class DriftTracker:
         trainer, log = track.trainer, track.log
         sae = trainer.sae
         sides: dict[str, Drift] = {}
-        ev = l0 = None
+        ev = l0 = bound = None
         if not track.start_is_pending:
-            sides = compare(rows_of(sae), _start(sae, log.folder))
+            now, start = rows_of(sae), _start(sae, log.folder)
+            sides = compare(now, start)
+            if (tau := getattr(sae.cfg, "tau", None)) is not None:
+                bound = share_at_edge(now.decoder, start.decoder, tau)
             x = (batch if self._held_out is None else self._held_out).to(sae.device)
             ev, l0, _ = explained_variance(sae, trainer.activation_scaler(x).to(sae.dtype))
         for fraction in fractions:
@@ -218,6 +222,7 @@ class DriftTracker:
                 samples=trainer.n_training_samples,
                 explained_variance=ev,
                 l0=l0,
+                cap_bound_share=bound,
             )
         log.write()
         if trainer.cfg.logger.log_to_wandb and wandb.run is not None:

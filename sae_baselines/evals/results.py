@@ -24,10 +24,12 @@ from sae_baselines.evals.study import (
 from sae_baselines.evals.target import hash_of_folder
 from sae_baselines.files import is_sealed
 from sae_baselines.results import (
+    CAP_BOUND,
     KEY,
     MEASURED_L0,
     PANEL_SUITE,
     RESULTS_FILE,
+    SAME_WEIGHTS,
     check_table,
     checksum_file,
     load_results,
@@ -43,6 +45,7 @@ from sae_baselines.study.folder import (
     StudyFolder,
     read_measurement,
 )
+from sae_baselines.study.identity import CAP_SHARE, WEIGHTS, identity_of
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import MemberSpec
 
@@ -156,9 +159,41 @@ def write_vision_results(
         for metric, name in metrics.items()
         if measured[name] is not None
     ]
+    saes = (
+        (facts_of_member(key, members[key].constraint).to_dict(), folder.member(key), measured)
+        for key, measured in measurements.items()
+    )
     path = folder.root / RESULTS_FILE
-    write_table(table_of(rows), path)
+    write_table(table_of([*rows, *identity_rows(saes, _VISION_VERSIONS)]), path)
     return path
+
+
+def identity_rows(
+    saes: Iterable[tuple[Mapping[str, Any], Path, Mapping[str, Any]]],
+    packages: Iterable[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows that say whose cap held how many rows, and which SAEs have the same weights.
+
+    Args:
+        saes: Per SAE its columns of the table, its folder and its measurement.
+        packages: Whose versions the rows name; None leaves the column out.
+    """
+    rows: list[dict[str, Any]] = []
+    first: dict[str, str] = {}
+    for facts, folder, measured in saes:
+        who = identity_of(folder, measured)
+        used = training_versions(folder)
+        versions = None if packages is None else versions_text(used, packages)
+        share = who[CAP_SHARE]
+        if share is not None:
+            n = measured.get("d_sae")
+            rows.append(row(facts, CAP_BOUND, share, n=n, n_of="latents", versions=versions))
+        if who[WEIGHTS] is None:
+            continue
+        known = first.setdefault(who[WEIGHTS], name := f"{facts['panel']}/{facts['member']}")
+        if known != name:
+            rows.append(row(facts, SAME_WEIGHTS, 1.0, task=known, versions=versions))
+    return rows
 
 
 def current_results(root: str | Path) -> tuple[pd.DataFrame, Checks]:
@@ -251,7 +286,9 @@ def _edited(stored: pd.DataFrame, fresh: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
-    for sae, folder, measured in measurements(root):
+    there = measurements(root)
+    yield from identity_rows(((s.to_dict(), f, m) for s, f, m in there), _VERSIONS)
+    for sae, folder, measured in there:
         versions = versions_text(training_versions(folder), _VERSIONS)
         for metric, direction in _PANEL.items():
             if measured.get(metric) is not None:

@@ -273,12 +273,17 @@ class Runner:
     @property
     def _choice(self) -> dict[str, Any]:
         """What verdicts are to be made of, which changes no score."""
-        return {"primary": self.spec.primary, "margins": dict(self.spec.margins)}
+        spec = self.spec
+        return {
+            "primary": spec.primary,
+            "margins": dict(spec.margins),
+            "correct": spec.correct,
+        }
 
     def _choose(self, found: Result) -> None:
         """A result that is kept is judged as asked now."""
         choice = found.record.get("choice")
-        if choice is None or {k: choice[k] for k in self._choice} != self._choice:
+        if choice is None or {k: choice.get(k) for k in self._choice} != self._choice:
             self.store.amend(found, choice={**self._choice, "created": now()})
 
     def _conditions(self, suite: str) -> dict[str, Any]:

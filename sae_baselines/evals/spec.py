@@ -68,6 +68,9 @@ class EvalSpec:
         shared_gib: Most memory for that.
         primary: Metrics that verdicts are made of, as ``suite/metric``; default: each suite's.
         margins: Equivalence margins by ``suite/metric``, in place of the defaults.
+        correct: What verdicts are corrected over: the metrics of each baseline, architecture
+            and L0 by itself ("baseline"), or all tests of the study together ("study"), which
+            is stricter.
     """
 
     suites: dict[str, dict[str, Any]] = field(
@@ -82,6 +85,7 @@ class EvalSpec:
     shared_gib: float = PydanticField(default=DEFAULT_BYTES / 2**30, ge=0)
     primary: list[str] | None = None
     margins: dict[str, float] = field(default_factory=dict)
+    correct: Literal["baseline", "study"] = "baseline"
 
     def __post_init__(self) -> None:
         if not self.suites:
@@ -291,7 +295,7 @@ def settings_of(root: str | Path, records: Sequence[Mapping[str, Any]]) -> dict[
     choices = [r["choice"] for r in records if "choice" in r]
     if choices:
         last = max(choices, key=lambda choice: choice["created"])
-        found |= {"primary": last["primary"], "margins": last["margins"]}
+        found |= {k: last[k] for k in ("primary", "margins", "correct") if k in last}
     return found
 
 

@@ -28,8 +28,8 @@ __all__ = [
 class _Room(ModuleType):
     """`sae_baselines.report` is this package and, called, its function of the same name."""
 
-    def __call__(self, study: str | Path) -> Report:
-        return report(study)
+    def __call__(self, study: str | Path, correct: str | None = None) -> Report:
+        return report(study, correct)
 
 
 sys.modules[__name__].__class__ = _Room

@@ -14,7 +14,7 @@ from sae_baselines.evals.registry import is_null_for, is_unchanged, metric_of, o
 from sae_baselines.evals.results import current_results
 from sae_baselines.report import paper
 from sae_baselines.report import reference as of_reference
-from sae_baselines.report.caveats import Caveat, caveat, caveats, version_mix
+from sae_baselines.report.caveats import Caveat, caveat, caveats, unfit, version_mix
 from sae_baselines.report.context import ReportContext, study_context
 from sae_baselines.report.markdown import Figure, Section, render, words
 from sae_baselines.report.names import key
@@ -30,6 +30,7 @@ from sae_baselines.stats import (
     Retained,
     Verdict,
     against_random,
+    corrected,
     differences,
     retained,
     verdicts,
@@ -48,7 +49,8 @@ class Report:
         sections: Parts in order.
         figures: All figures.
         verdicts: Per metric and baseline.
-        against_random: Per metric.
+        against_random: Per metric, against random members.
+        nearly_free: Per metric, against members that are trained within a cap.
         retained: Shares.
         caveats: Every reason for caution that applies.
         reference: Where a published SAE falls among every other member's seeds.
@@ -60,6 +62,7 @@ class Report:
     figures: tuple[Figure, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     against_random: tuple[AgainstRandom, ...] = ()
+    nearly_free: tuple[AgainstRandom, ...] = ()
     retained: tuple[Retained, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     reference: Reference | None = None
@@ -75,11 +78,13 @@ class Report:
         return self.reference.placed if self.reference else ()
 
 
-def report_of_study(study: str | Path) -> Report:
+def report_of_study(study: str | Path, correct: str | None = None) -> Report:
     """Build the report of a study from its ``results.csv`` and records.
 
     Args:
         study: Study folder.
+        correct: What verdicts are corrected over, "baseline" or "study"; default: as in the
+            panel file's section ``evals``.
 
     Raises:
         UserError: No study or no results there, or a table that is not what it should be or
@@ -87,7 +92,10 @@ def report_of_study(study: str | Path) -> Report:
     """
     study = Path(study)
     results, checks = current_results(study)
-    return build_report(results, replace(study_context(study), checks=checks))
+    context = replace(study_context(study), checks=checks)
+    if correct is not None:
+        context = replace(context, correct=corrected(correct))
+    return build_report(results, context)
 
 
 def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Report:
@@ -112,15 +120,17 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     metrics, dropped = _primary(every, context)
     compared, more = _compare(table, metrics)
     used, unused = _margins(context, compared)
-    found = verdicts(compared, margins=used)
+    found = verdicts(compared, margins=used, correct=context.correct)
     reference = of_reference.place(every, metrics) if every.has_published else None
     trained = TRAINED in table.constraints.values()
     if reference is not None:
         # Without an SAE trained here nothing can be paired, which is as it was asked for.
         more = [c for c in more if trained or c.kind != _NO_PAIRS]
         more = [*of_reference.unplaced(reference.placements), *more]
-    warned = caveats(every, context, found, [*dropped, *more, *unused])
-    random, shares = against_random(found), retained(compared)
+    warned = caveats(every, context, found, [*unfit(compared), *dropped, *more, *unused])
+    random = against_random(found, "random", context.correct)
+    nearly_free = against_random(found, "nearly free", context.correct)
+    shares = retained(compared)
     drawn = _draw(table, metrics, found, reference)
     parts: list[Section] = []
     if reference is None:
@@ -186,6 +196,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         figures=tuple(f for figures in drawn.values() for f in figures),
         verdicts=tuple(found),
         against_random=tuple(random),
+        nearly_free=tuple(nearly_free),
         retained=tuple(shares),
         caveats=tuple(warned),
         reference=reference,

@@ -16,7 +16,7 @@ from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
 from sae_baselines.report.numbers import number
 from sae_baselines.results import Group, MetricKey, Results, ordered
-from sae_baselines.stats import Verdict
+from sae_baselines.stats import Comparison, Verdict
 from sae_baselines.study.measure import L0_TOLERANCE
 
 # Explained variance, SAEBench's against the paper's definition.
@@ -86,6 +86,15 @@ def caveats(
         *_versions(table, context),
         *_data_order(table, context),
         *_notes(table, context),
+    ]
+
+
+def unfit(compared: Sequence[Comparison]) -> list[Caveat]:
+    """Pairs that are one SAE, caps that never bound and seeds that collapsed."""
+    pairs = ((c.baseline, (c.architecture, c.l0), c.unfit) for c in compared if c.unfit)
+    return [
+        caveat("no verdict", baseline=baseline, group=group, reason=reason)
+        for baseline, group, reason in dict.fromkeys(pairs)
     ]
 
 

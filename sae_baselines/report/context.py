@@ -12,7 +12,7 @@ from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements, published_record
 from sae_baselines.provenance import hardware, versions
 from sae_baselines.redact import data_without_places, without_places
-from sae_baselines.stats import Margin
+from sae_baselines.stats import Correct, Margin
 from sae_baselines.study.spec import spec_to_dict
 
 
@@ -73,6 +73,7 @@ class ReportContext:
         primary: Patterns ``suite/metric`` that verdicts are made of; empty for every metric
             with a direction.
         margins: Equivalence margins in place of the defaults; see `stats.margin_for`.
+        correct: What verdicts are corrected over; see `stats.verdicts`.
         published: What is recorded of the published SAE that the study is built around, as in
             its ``published/record.json``; empty for other studies.
         folder: Study folder as to be typed after ``sae-baselines report``.
@@ -97,6 +98,7 @@ class ReportContext:
     suites: Sequence[str] = ()
     primary: Sequence[str] = ()
     margins: Mapping[str, float | Margin] = field(default_factory=dict)
+    correct: Correct = "baseline"
     published: Mapping[str, Any] = field(default_factory=dict)
     folder: str = "<study>"
     checks: Checks = field(default_factory=Checks)
@@ -138,6 +140,7 @@ def study_context(study: Path) -> ReportContext:
         suites=["panel", *evals.get("suites", {})],
         primary=primary_of(evals),
         margins=evals.get("margins", {}),
+        correct=evals.get("correct", "baseline"),
         published=data_without_places(published_record(study) or {}),
         folder=folder,
     )

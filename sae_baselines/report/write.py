@@ -15,12 +15,13 @@ from sae_baselines.report.markdown import inline_html, page_parts, render
 from sae_baselines.stats import Placement, Verdict, to_frame
 
 
-def report(study: str | Path) -> Report:
+def report(study: str | Path, correct: str | None = None) -> Report:
     """Compare members over seeds, give verdicts, and write the report of a study.
 
     Args:
         study: Evaluated study folder; ``report.md``, ``report.html``, ``verdicts.csv`` and
             ``figures/`` are written to it.
+        correct: As of `report_of_study`.
 
     Raises:
         UserError: No folder, study or results there, or a table that is not what it should be
@@ -29,7 +30,7 @@ def report(study: str | Path) -> Report:
     folder = Path(study)
     if not folder.is_dir():
         raise UserError(f"study: there is no folder {study}")
-    built = report_of_study(folder)
+    built = report_of_study(folder, correct)
     write_report(built, folder)
     return built
 

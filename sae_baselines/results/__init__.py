@@ -11,11 +11,13 @@ from sae_baselines.results.results import (
     ordered,
 )
 from sae_baselines.results.table import (
+    CAP_BOUND,
     COLUMNS,
     KEY,
     MEASURED_L0,
     PANEL_SUITE,
     RESULTS_FILE,
+    SAME_WEIGHTS,
     check_table,
     checksum_file,
     load_results,
@@ -28,6 +30,7 @@ from sae_baselines.results.table import (
 from sae_baselines.study.measure import L0_TOLERANCE
 
 __all__ = [
+    "CAP_BOUND",
     "COLUMNS",
     "KEY",
     "KNOWN_MEMBERS",
@@ -35,6 +38,7 @@ __all__ = [
     "MEASURED_L0",
     "PANEL_SUITE",
     "RESULTS_FILE",
+    "SAME_WEIGHTS",
     "BySeed",
     "Cells",
     "Group",

@@ -16,6 +16,7 @@ from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.results.table import (
     MEASURED_L0,
     PANEL_SUITE,
+    SAME_WEIGHTS,
     load_results,
     normalised,
     write_table,
@@ -25,6 +26,8 @@ Group = tuple[str, float]
 MetricKey = tuple[str, str]
 BySeed = dict[int, float]
 Cells = dict[tuple[int, str], float]
+# Panel and member.
+SAEKey = tuple[str, str]
 
 # Order in tables and figures; members of other names follow, sorted.
 KNOWN_MEMBERS = (
@@ -60,6 +63,7 @@ class Results:
         measured_l0: By (panel, member, seed): the rows ``panel/l0``.
         suite_l0: The same by suite, of all others that measured L0 on their own tokens.
         constraints: Of every member.
+        panel_rows: The rows of suite "panel", whatever metrics are kept.
     """
 
     frame: pd.DataFrame
@@ -67,6 +71,7 @@ class Results:
     measured_l0: dict[tuple[str, str, int], float]
     suite_l0: dict[str, dict[tuple[str, str, int], float]]
     constraints: dict[str, str]
+    panel_rows: pd.DataFrame
 
     @classmethod
     def read(cls, root: str | Path) -> "Results":
@@ -93,7 +98,7 @@ class Results:
         if isinstance(rows, Results):
             return rows
         frame = normalised(rows)
-        results = cls(frame, {}, {}, {}, {})
+        results = cls(frame, {}, {}, {}, {}, frame.loc[frame["suite"] == PANEL_SUITE])
         columns = ["panel", "member", "constraint", "architecture", "l0", "seed"]
         for panel, member, constraint, architecture, l0, seed in (
             frame[columns].drop_duplicates().itertuples(index=False, name=None)
@@ -167,6 +172,7 @@ class Results:
             {sae: l0 for sae, l0 in self.measured_l0.items() if sae in saes},
             self.suite_l0,
             {member: c for member, c in self.constraints.items() if member in kept},
+            self.panel_rows,
         )
 
     @cached_property
@@ -251,6 +257,31 @@ class Results:
             for seed in self.seeds(group, member)
         ]
         return float(np.mean(by_seed)) if by_seed else math.nan
+
+    def of_panel(self, metric: str, group: Group, member: str) -> BySeed:
+        """A number of suite "panel", also where only other metrics are kept."""
+        return {
+            seed: self._panel_values[metric, panel, m]
+            for (g, m, seed), panel in self.panels.items()
+            if (g, m) == (group, member) and (metric, panel, m) in self._panel_values
+        }
+
+    @cached_property
+    def same_weights(self) -> dict[SAEKey, set[SAEKey]]:
+        """Of an SAE, the others that have its weights."""
+        alike: dict[str, set[SAEKey]] = defaultdict(set)
+        rows = self.panel_rows.loc[self.panel_rows["metric"] == SAME_WEIGHTS[1]]
+        columns = rows[["panel", "member", "task"]].itertuples(index=False, name=None)
+        for panel, member, first in columns:
+            other_panel, _, other = first.rpartition("/")
+            alike[first] |= {(panel, member), (other_panel, other)}
+        return {sae: saes - {sae} for saes in alike.values() for sae in saes}
+
+    @cached_property
+    def _panel_values(self) -> dict[tuple[str, str, str], float]:
+        rows = self.panel_rows.loc[self.panel_rows["task"] == ""]
+        columns = rows[["metric", "panel", "member", "value"]]
+        return {(k, p, m): v for k, p, m, v in columns.itertuples(index=False, name=None)}
 
     @cached_property
     def _directions(self) -> dict[MetricKey, int]:

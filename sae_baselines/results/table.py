@@ -53,6 +53,10 @@ RESULTS_FILE = "results.csv"
 PANEL_SUITE = "panel"
 # The row that members are matched by, whatever measured it.
 MEASURED_L0 = (PANEL_SUITE, "l0")
+# Share of decoder rows that the cap of a member holds.
+CAP_BOUND = (PANEL_SUITE, "cap_bound_share")
+# 1, with the task ``panel/member`` of another SAE that has the same weights.
+SAME_WEIGHTS = (PANEL_SUITE, "same_weights")
 
 _TEXT = (
     "panel",

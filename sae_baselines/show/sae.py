@@ -11,20 +11,28 @@ from sae_lens import SAE
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file
 
+from sae_baselines.baselines.cap import share_at_edge
 from sae_baselines.baselines.constraint import CONSTRAINTS, VECTORS
 from sae_baselines.compat.folder import check_tensors, not_finite, saved_config
-from sae_baselines.controls.kinds import kind_of
+from sae_baselines.controls.kinds import TRAINED, kind_of
 from sae_baselines.drift.cosines import drift_of
 from sae_baselines.drift.start import Rows, saved_sae_rows, seeded_rows
 from sae_baselines.errors import UserError
 from sae_baselines.evals.target import constraint_of
 from sae_baselines.files import read_json
 from sae_baselines.provenance import samples_seen
+from sae_baselines.stats.fitness import LEAST_BOUND
 from sae_baselines.study.folder import PROVENANCE_FILE, STUDY_FILE, read_measurement
+from sae_baselines.study.identity import (
+    CAP_SHARE,
+    COVARIANCE_FILE,
+    WEIGHTS,
+    above,
+    identity_of,
+)
 from sae_baselines.study.measure import l0_matches
 from sae_baselines.yaml_text import read_yaml
 
-COVARIANCE_FILE = "init_covariance.safetensors"
 _WHITENED = "covariance_whitening"
 
 
@@ -51,9 +59,10 @@ class SAEDescription:
         source: What was asked about.
         facts: Plain data, None where not recorded: ``architecture`` as exported,
             ``trained_as``, ``base_architecture``, ``constraint`` and ``constraint_words``,
-            ``tau``, ``seed``, ``init_scheme``, ``model``, ``hook``, ``d_in``, ``d_sae``,
-            ``context_size``, ``dataset``, ``tokens_seen``, ``l0_target``, ``l0`` with
-            ``l0_measured`` (on what), ``explained_variance``, ``versions``.
+            ``tau``, ``cap_bound_share`` (of decoder rows that the cap holds), ``seed``,
+            ``init_scheme``, ``model``, ``hook``, ``d_in``, ``d_sae``, ``context_size``,
+            ``dataset``, ``tokens_seen``, ``l0_target``, ``l0`` with ``l0_measured`` (on what),
+            ``explained_variance``, ``versions``.
         start: Where it started, in words; None if that is not known.
         start_unknown: Why not.
         drift: ``facts`` of `sae_baselines.drift.cosines.drift_of` for "decoder" and "encoder".
@@ -122,6 +131,10 @@ def describe_sae(
     start, unknown = _start({**cfg, **details}, facts, folder, covariance)
     drift = None if start is None else _drift(now, start)
     promise = _promise(facts, drift, now.decoder, unknown)
+    warnings = _warnings(facts, promise)
+    if start is not None and facts["tau"] is not None:
+        facts[CAP_SHARE] = share_at_edge(now.decoder, start.decoder, facts["tau"])
+    warnings += _not_another(facts, folder)
     return SAEDescription(
         source=str(source),
         facts=facts,
@@ -129,7 +142,7 @@ def describe_sae(
         start_unknown=unknown,
         drift=drift,
         promise=promise,
-        warnings=[*_odd(surplus, odd), *_warnings(facts, promise)],
+        warnings=[*_odd(surplus, odd), *warnings],
     )
 
 
@@ -329,22 +342,38 @@ def _warnings(facts: Mapping[str, Any], promise: Promise | None) -> list[str]:
     return warnings
 
 
+def _not_another(facts: Mapping[str, Any], folder: Path | None) -> list[str]:
+    """Whether it is an SAE that its panel has under another name, or as good as one."""
+    warnings = []
+    share = facts.get(CAP_SHARE)
+    if share is not None and share < LEAST_BOUND:
+        warnings.append(
+            f"the cap never bound: at the end of training it holds {share:.2%} of the decoder "
+            f"rows, fewer than {LEAST_BOUND:.0%}; no verdict is given against it"
+        )
+    trained = None if folder is None else folder.resolve().parent / TRAINED
+    if folder is not None and trained is not None and folder.resolve() != trained:
+        own, theirs = (
+            identity_of(f, read_measurement(f) or {})[WEIGHTS] for f in (folder, trained)
+        )
+        if own is not None and own == theirs:
+            warnings.append(
+                "it has the weights of its panel's trained SAE: nothing was held or frozen "
+                "that training moved, and no verdict is given against it"
+            )
+    return warnings
+
+
 def _covariance_of(folder: Path) -> Path | None:
     """The covariance that the study around a member keeps."""
-    return _above(folder, COVARIANCE_FILE)
+    return above(folder, COVARIANCE_FILE)
 
 
 def _study_spec(folder: Path) -> dict[str, Any]:
     """The spec of the study around a member; empty if there is none that can be read."""
-    file = _above(folder, STUDY_FILE)
+    file = above(folder, STUDY_FILE)
     try:
         stored = read_yaml(file) if file is not None else {}
         return dict(stored.get("spec", {}))
     except (AttributeError, TypeError, ValueError):
         return {}
-
-
-def _above(folder: Path, name: str) -> Path | None:
-    """A file in one of the folders around a member's."""
-    files = (parent / name for parent in folder.resolve().parents[:4])
-    return next((file for file in files if file.is_file()), None)

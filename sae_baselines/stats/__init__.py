@@ -8,19 +8,30 @@ from sae_baselines.stats.against_random import (
     against_random,
     placed_against_random,
 )
-from sae_baselines.stats.decision import ALPHA, Decision, Word, decide, words
+from sae_baselines.stats.decision import (
+    ALPHA,
+    Correct,
+    Decision,
+    Word,
+    corrected,
+    decide,
+    words,
+)
 from sae_baselines.stats.differences import Comparison, Exclusion, differences
-from sae_baselines.stats.intervals import Interval, hierarchical_bootstrap, t_interval, tost
+from sae_baselines.stats.fitness import LEAST_BOUND, collapsed
+from sae_baselines.stats.intervals import Interval, t_interval, tasks_interval, tost
 from sae_baselines.stats.method import METHOD, Method
 from sae_baselines.stats.placement import Placement, placements
 from sae_baselines.stats.retained import Retained, fieller, retained
-from sae_baselines.stats.verdict import Verdict, to_frame, verdicts
+from sae_baselines.stats.verdict import Verdict, n_families, to_frame, verdicts
 
 __all__ = [
     "ALPHA",
+    "LEAST_BOUND",
     "METHOD",
     "AgainstRandom",
     "Comparison",
+    "Correct",
     "Decision",
     "Exclusion",
     "Interval",
@@ -32,15 +43,18 @@ __all__ = [
     "Verdict",
     "Word",
     "against_random",
+    "collapsed",
+    "corrected",
     "decide",
     "differences",
     "fieller",
-    "hierarchical_bootstrap",
     "margin_for",
+    "n_families",
     "placed_against_random",
     "placements",
     "retained",
     "t_interval",
+    "tasks_interval",
     "to_frame",
     "tost",
     "verdicts",

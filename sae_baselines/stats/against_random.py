@@ -3,10 +3,10 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
-from sae_baselines.controls import PUBLISHED, TRAINED, is_control, is_random
-from sae_baselines.stats.decision import holm
+from sae_baselines.controls import PUBLISHED, TRAINED, Question, is_control, question_of
+from sae_baselines.stats.decision import Correct, holm
 from sae_baselines.stats.differences import OnMetric
 from sae_baselines.stats.placement import Placement
 from sae_baselines.stats.verdict import Verdict
@@ -17,9 +17,10 @@ _Item = TypeVar("_Item", Verdict, Placement)
 
 @dataclass(frozen=True)
 class AgainstRandom(OnMetric):
-    """One metric (`OnMetric`), all baselines; an untrained random SAE counts as one.
+    """One metric (`OnMetric`), all baselines of one question; an untrained random SAE counts.
 
     Attributes:
+        question: "random" (frozen and untrained members) or "nearly free" (soft-frozen).
         beats: Whether the trained SAE beats random; None where a baseline has no verdict.
         reason: Why, in one sentence.
         p: Largest p-value over the baselines; None without a test.
@@ -29,6 +30,7 @@ class AgainstRandom(OnMetric):
         baselines: All of them.
     """
 
+    question: Question
     beats: bool | None
     reason: str
     p: float | None
@@ -40,9 +42,10 @@ class AgainstRandom(OnMetric):
 
 @dataclass(frozen=True)
 class PlacedAgainstRandom(OnMetric):
-    """One metric (`OnMetric`) of the published SAE among all random members.
+    """One metric (`OnMetric`) of the published SAE among all members of one question.
 
     Attributes:
+        question: As of `AgainstRandom`.
         above_all: Whether it is better than every seed of every random member; None where that
             hangs on one that gives no placement.
         reason: Why, in one sentence.
@@ -56,6 +59,7 @@ class PlacedAgainstRandom(OnMetric):
         silent: Those that give no placement.
     """
 
+    question: Question
     above_all: bool | None
     reason: str
     p: float | None
@@ -67,8 +71,14 @@ class PlacedAgainstRandom(OnMetric):
     silent: tuple[str, ...]
 
 
-def against_random(items: Sequence[Verdict]) -> list[AgainstRandom]:
-    """Combine the verdicts on each metric over all baselines.
+def against_random(
+    items: Sequence[Verdict], question: Question = "random", correct: Correct = "baseline"
+) -> list[AgainstRandom]:
+    """Combine the verdicts on each metric over all baselines of one question.
+
+    There are two, and the answers may differ. **random**: frozen decoder, frozen encoder and
+    untrained SAEs, which have a random dictionary or encoder. **nearly free**: soft-frozen
+    members, whose weights are all trained, within a cap around a random start.
 
     Untrained random SAEs are in it: who claims to beat random has to beat those too, and one
     more hurdle can only make the claim harder. Controls that are the trained SAE with something
@@ -85,23 +95,48 @@ def against_random(items: Sequence[Verdict]) -> list[AgainstRandom]:
     the chances to err add up over families. So Holm runs over these largest p-values. Where it
     rejects, every baseline's own verdict is "beats" too, because adjusted p-values only grow
     with raw ones; the reverse can fail, and then `reason` says so.
+
+    Args:
+        items: Verdicts, made with the same ``correct``.
+        question: Which baselines.
+        correct: "baseline": Holm over the metrics of one architecture and L0. "study": over
+            all metrics, architectures and L0s and both questions.
     """
-    by_metric = _by_metric(items)
-    # A metric that only some baselines were tested on stays in the family, unrejected.
-    largest = {
+    if correct == "study":
+        return _of_study(items, question)
+    by_metric = _by_metric(items, question)
+    adjusted = _holm_over_metrics(_largest(by_metric))
+    return [
+        _combine_verdicts(question, key, vs, adjusted.get(key)) for key, vs in by_metric.items()
+    ]
+
+
+def _of_study(items: Sequence[Verdict], question: Question) -> list[AgainstRandom]:
+    """With one correction over both questions, whichever is asked."""
+    of = {q: _by_metric(items, q) for q in get_args(Question)}
+    largest = {(q, *key): p for q, found in of.items() for key, p in _largest(found).items()}
+    adjusted = dict(zip(largest, holm(list(largest.values())).tolist(), strict=True))
+    return [
+        _combine_verdicts(question, key, vs, adjusted.get((question, *key)))
+        for key, vs in of[question].items()
+    ]
+
+
+def _largest(by_metric: Mapping[_Key, Sequence[Verdict]]) -> dict[_Key, float]:
+    """p over the baselines; a metric that only some were tested on stays, unrejected."""
+    return {
         key: max(map(_one_way, vs))
         for key, vs in by_metric.items()
         if any(v.p is not None for v in vs)
     }
-    adjusted = _holm_over_metrics(largest)
-    return [_combine_verdicts(key, vs, adjusted.get(key)) for key, vs in by_metric.items()]
 
 
-def placed_against_random(items: Sequence[Placement]) -> list[PlacedAgainstRandom]:
-    """Combine the placements on each metric over all random members.
+def placed_against_random(
+    items: Sequence[Placement], question: Question = "random"
+) -> list[PlacedAgainstRandom]:
+    """Combine the placements on each metric over all members of one question.
 
-    Random members are the baselines and the controls that nobody trained
-    (`sae_baselines.controls.is_random`). ``trained`` is an SAE like the one placed, permuted
+    Questions are those of `against_random`. ``trained`` is an SAE like the one placed, permuted
     controls are an SAE with something broken: neither is a random SAE.
 
     "Better than one more seed of any of them" is an intersection-union test (Berger 1982): its
@@ -109,21 +144,25 @@ def placed_against_random(items: Sequence[Placement]) -> list[PlacedAgainstRando
     in `against_random`; a metric that lacks a test with some member stays in the family,
     unrejected.
     """
-    by_metric = _by_metric([p for p in items if p.constraint not in (TRAINED, PUBLISHED)])
+    others = [p for p in items if p.constraint not in (TRAINED, PUBLISHED)]
+    by_metric = _by_metric(others, question)
     largest = {
         key: max(_or_one(p.p_prediction) for p in ps)
         for key, ps in by_metric.items()
         if any(p.p_prediction is not None for p in ps)
     }
     adjusted = _holm_over_metrics(largest)
-    return [_combine_placements(key, ps, adjusted.get(key)) for key, ps in by_metric.items()]
+    return [
+        _combine_placements(question, key, ps, adjusted.get(key))
+        for key, ps in by_metric.items()
+    ]
 
 
-def _by_metric(items: Sequence[_Item]) -> dict[_Key, list[_Item]]:
-    """Those about random members, by metric."""
+def _by_metric(items: Sequence[_Item], question: Question) -> dict[_Key, list[_Item]]:
+    """Those that a question is about, by metric."""
     by_metric: dict[_Key, list[_Item]] = defaultdict(list)
     for item in items:
-        if is_random(item.constraint):
+        if question_of(item.constraint) == question:
             by_metric[item.architecture, item.l0, item.suite, item.metric].append(item)
     return by_metric
 
@@ -150,7 +189,7 @@ def _or_one(p: float | None) -> float:
 
 
 def _combine_verdicts(
-    key: _Key, vs: Sequence[Verdict], p_adjusted: float | None
+    question: Question, key: _Key, vs: Sequence[Verdict], p_adjusted: float | None
 ) -> AgainstRandom:
     unbeaten = {v.baseline: v.word for v in vs if v.word != "beats"}
     mute = [v for v in vs if v.p is None]
@@ -159,7 +198,7 @@ def _combine_verdicts(
     if mute:
         p_adjusted = None
         reason = f"{mute[0].word} against {mute[0].baseline}: {mute[0].reason}"
-    elif beats := p_adjusted is not None and p_adjusted <= vs[0].alpha:
+    elif beats := not unbeaten and p_adjusted is not None and p_adjusted <= vs[0].alpha:
         reason = f"beats {_counted(vs)}; the closest is {closest}"
     elif unbeaten:
         words = ", ".join(f"{word} ({baseline})" for baseline, word in unbeaten.items())
@@ -171,6 +210,7 @@ def _combine_verdicts(
         )
     return AgainstRandom(
         *key,
+        question=question,
         beats=beats,
         reason=reason,
         p=None if mute else max(map(_one_way, vs)),
@@ -190,7 +230,7 @@ def _counted(vs: Sequence[Verdict]) -> str:
 
 
 def _combine_placements(
-    key: _Key, ps: Sequence[Placement], p_adjusted: float | None
+    question: Question, key: _Key, ps: Sequence[Placement], p_adjusted: float | None
 ) -> PlacedAgainstRandom:
     mute = [p for p in ps if not p.placed]
     untested = [p for p in ps if p.p_prediction is None]
@@ -214,6 +254,7 @@ def _combine_placements(
         reasons.append(f"no prediction p, as {untested[0].member} has {why}")
     return PlacedAgainstRandom(
         *key,
+        question=question,
         above_all=False if below else None if mute else True,
         reason="; ".join(reasons),
         p=None if untested else max(_or_one(p.p_prediction) for p in ps),

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import is_null_for
 from sae_baselines.results import Results
+from sae_baselines.stats.fitness import remarks, unfit
 from sae_baselines.stats.match import Match, named
 from sae_baselines.stats.matched import failures, unmatched
 
@@ -97,7 +98,7 @@ class Comparison(Paired):
         crossed: Whether all seeds have the same tasks.
         excluded: Seeds left out, and why.
         failure: Why there is nothing to compare, if there is not (``on_missing="exclude"``).
-        unfit: Why a word would mean nothing although there are numbers.
+        unfit: Why a word would mean nothing although there are numbers (`stats.fitness`).
         caveats: What a reader must know.
     """
 
@@ -141,8 +142,8 @@ def differences(
 
     A pair has the same architecture, target L0, suite, metric and seed. Its value per seed is
     the aggregate row (no task) where there is one, else the mean over tasks. Tasks serve the
-    bootstrap, where their mean is that aggregate; a metric whose aggregate is something else
-    (a maximum, say) is compared by its aggregate alone, with a caveat.
+    interval over tasks, where their mean is that aggregate; a metric whose aggregate is
+    something else (a maximum, say) is compared by its aggregate alone, with a caveat.
 
     Args:
         results: Results, or tidy rows: panel, member, constraint, architecture, l0, seed,
@@ -242,8 +243,8 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         rows=tuple(rows),
         crossed=crossed,
         excluded=tuple(Exclusion(seed, reason) for seed, reason in excluded.items()),
-        unfit="; ".join(failures(match)) or None,
-        caveats=tuple(caveats),
+        unfit="; ".join(filter(None, [unfit(match), *failures(match)])) or None,
+        caveats=(*caveats, *remarks(match)),
     )
 
 
@@ -279,18 +280,18 @@ def _failure(match: Match, unpaired: bool) -> str | None:
 def _tasks(
     match: Match, seeds: list[int], unpaired: bool
 ) -> tuple[dict[int, list[str]], list[str]]:
-    """Tasks of each seed to resample; none where they cannot or should not be."""
+    """Tasks of each seed that are paired; none where they cannot or should not be."""
     tasks = {s: sorted(t for seed, t in match.cells[0] if seed == s and t) for s in seeds}
     if unpaired:
-        return {}, ["its tasks are each SAE's own, so only seeds are paired and resampled"]
+        return {}, ["its tasks are each SAE's own, so only seeds are paired"]
     if not any(tasks.values()):
         return {}, []
     for cells, values in zip(match.cells, match.values, strict=True):
         for s in seeds:
             mean = float(np.mean([cells[s, t] for t in tasks[s]])) if tasks[s] else math.nan
             if not abs(mean - values[s]) <= _ROUNDING * max(1, abs(mean)):
-                why = "the aggregate is not the mean over tasks, so tasks are not resampled"
-                return {}, [why]
+                why = "the aggregate is not the mean over tasks"
+                return {}, [f"{why}, so nothing is said of other tasks"]
     return tasks, []
 
 

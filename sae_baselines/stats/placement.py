@@ -19,6 +19,7 @@ from sae_baselines.stats.differences import (
     OnMetric,
     comparable,
 )
+from sae_baselines.stats.fitness import collapses, not_two, remarks
 from sae_baselines.stats.intervals import Interval, spread
 from sae_baselines.stats.match import Match
 from sae_baselines.stats.matched import failures, unmatched
@@ -160,7 +161,8 @@ def placements(
                 failure = _failure(match, metric[0] in unpaired_suites)
                 if on_missing == "error" and failure is not None:
                     raise UserError(failure)
-                placed.append(_place(match, failure or _unmatched(match), alpha))
+                barred = failure or "; ".join(not_two(match)) or _unmatched(match)
+                placed.append(_place(match, barred, alpha))
     return placed
 
 
@@ -256,7 +258,7 @@ def _unmatched(match: Match) -> str | None:
 
 
 def _caveats(match: Match, rank: Ranked, sd: float) -> list[str]:
-    caveats = []
+    caveats = [*collapses(match), *remarks(match)]
     if rank.n == 1:
         caveats.append("one seed has no spread: no prediction p and no normal percentile")
     elif sd == 0:

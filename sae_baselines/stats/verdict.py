@@ -1,6 +1,5 @@
 """Does the trained SAE beat this baseline on this metric, and how sure are we?"""
 
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,7 +12,7 @@ from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.evals.metrics import Margin
 from sae_baselines.evals.registry import margin_for, override_matches
 from sae_baselines.results import Results
-from sae_baselines.stats.decision import ALPHA, Word, decide
+from sae_baselines.stats.decision import ALPHA, Correct, Word, corrected, decide
 from sae_baselines.stats.differences import (
     UNPAIRED_SUITES,
     Comparison,
@@ -21,12 +20,12 @@ from sae_baselines.stats.differences import (
     Paired,
     comparisons_of,
 )
+from sae_baselines.stats.fitness import dominant
 from sae_baselines.stats.intervals import (
-    RESAMPLES,
     Interval,
-    hierarchical_bootstrap,
     spread,
     t_interval,
+    tasks_interval,
 )
 from sae_baselines.stats.method import METHOD
 from sae_baselines.stats.power import seeds_to_differ, seeds_to_match
@@ -54,7 +53,7 @@ class Verdict(Paired):
         mean_difference: Mean over seeds of the oriented difference.
         sd_difference: Its standard deviation over seeds; NaN with fewer than two.
         interval: Paired t interval over seeds, the one the word rests on (before Holm).
-        bootstrap: Hierarchical bootstrap over seeds and tasks.
+        over_tasks: Interval over seeds and tasks: of other tasks of the kind.
         equivalence_interval: (1 - 2 alpha) t interval, to hold against the margin.
         p: Two-sided p-value of no difference; None without a test.
         p_adjusted: After Holm over the metrics of this baseline.
@@ -63,10 +62,11 @@ class Verdict(Paired):
         margin: The equivalence margin used.
         within_margin: Whether the difference is proved smaller than the margin, also where the
             word is beats or falls short.
-        alpha: Chance of a false word in this baseline's family.
-        n_metrics: Metrics in that family.
+        alpha: Chance of a false word in this family.
+        correct: What that family is: "baseline" or "study".
+        n_metrics: Metrics in that family, or tests of the study.
         n_seeds: Seeds compared.
-        n_tasks: Paired tasks that are resampled; 0 for an aggregate alone.
+        n_tasks: Paired tasks; 0 for an aggregate alone.
         seeds_needed: Where inconclusive, seeds for a word with 80 % power; None if more than
             100 or if there is no answer.
         seeds_needed_for: The word that they would give.
@@ -80,7 +80,7 @@ class Verdict(Paired):
     mean_difference: float
     sd_difference: float
     interval: Interval
-    bootstrap: Interval
+    over_tasks: Interval
     equivalence_interval: Interval
     p: float | None
     p_adjusted: float | None
@@ -89,6 +89,7 @@ class Verdict(Paired):
     margin: Margin | None
     within_margin: bool
     alpha: float
+    correct: Correct
     n_metrics: int
     n_seeds: int
     n_tasks: int
@@ -107,8 +108,7 @@ def verdicts(
     unpaired_suites: Collection[str] = UNPAIRED_SUITES,
     on_missing: Literal["error", "exclude"] = "error",
     alpha: float = ALPHA,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    correct: Correct = "baseline",
 ) -> list[Verdict]:
     """A verdict for every architecture, L0, suite, metric and baseline or control.
 
@@ -125,11 +125,12 @@ def verdicts(
         unpaired_suites: See `differences`.
         on_missing: See `differences`.
         alpha: Chance of a false word per family.
-        resamples: Bootstrap replicates.
-        seed: Of the bootstrap.
+        correct: Which metrics are corrected together: those of one baseline, architecture and
+            L0 ("baseline"), or all of the study ("study").
 
     Raises:
-        UserError: As `differences`; a margin for a metric that is not there.
+        UserError: As `differences`; a margin for a metric that is not there; an unknown name
+            in ``correct``.
     """
     comparisons = comparisons_of(
         results,
@@ -142,12 +143,14 @@ def verdicts(
     _check_margins(margins, comparisons)
     margin = [margin_for(c.suite, c.metric, margins) for c in comparisons]
     barred = [_barred(c) for c in comparisons]
-    families: dict[tuple[str, float, str], list[int]] = defaultdict(list)
+    families: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, c in enumerate(comparisons):
         if not barred[i]:
-            families[c.architecture, c.l0, c.baseline].append(i)
+            key = (c.architecture, c.l0, c.baseline) if correct == "baseline" else ()
+            families[key].append(i)
     # What stands in a verdict without a test.
-    tests = [{**_UNTESTED, **word_and_reason} for word_and_reason in barred]
+    family_of = corrected(correct)
+    tests = [{**_UNTESTED, "correct": family_of, **word} for word in barred]
     for family in families.values():
         decisions = decide(
             [comparisons[i].differences for i in family],
@@ -156,10 +159,19 @@ def verdicts(
         )
         for i, decision in zip(family, decisions, strict=True):
             tests[i] |= {**vars(decision), "n_metrics": len(family)}
-    return [
-        _verdict(c, margin[i], tests[i], alpha, resamples, seed)
-        for i, c in enumerate(comparisons)
-    ]
+    return [_verdict(c, margin[i], tests[i], alpha) for i, c in enumerate(comparisons)]
+
+
+def n_families(items: Sequence[Verdict]) -> int:
+    """Families of tests that were corrected each by itself: one under ``correct="study"``.
+
+    Without an effect each has a chance of alpha to give a false word.
+    """
+    tested = [v for v in items if v.p is not None]
+    keys = {
+        (v.architecture, v.l0, v.baseline) if v.correct == "baseline" else () for v in tested
+    }
+    return len(keys)
 
 
 def to_frame(items: Sequence[Any]) -> pd.DataFrame:
@@ -204,12 +216,8 @@ def _verdict(
     margin: Margin | None,
     test: Mapping[str, Any],
     alpha: float,
-    resamples: int,
-    seed: int,
 ) -> Verdict:
     d = c.differences
-    # Of the comparison alone: what else is in the table must not move the interval.
-    key = f"{c.architecture}|{c.l0:g}|{c.suite}|{c.metric}|{c.baseline}"
     verdict = Verdict(
         **c.pair,
         **test,
@@ -218,13 +226,7 @@ def _verdict(
         mean_difference=float(d.mean()) if len(d) else np.nan,
         sd_difference=float(spread(d)) if len(d) > 1 else np.nan,
         interval=t_interval(d, 1 - alpha),
-        bootstrap=hierarchical_bootstrap(
-            c.rows,
-            level=1 - alpha,
-            resamples=resamples,
-            seed=[seed, zlib.crc32(key.encode())],
-            crossed=c.crossed,
-        ),
+        over_tasks=tasks_interval(c.rows, level=1 - alpha, crossed=c.crossed),
         equivalence_interval=t_interval(d, 1 - 2 * alpha),
         margin=margin,
         alpha=alpha,
@@ -240,7 +242,7 @@ def _verdict(
     return replace(
         verdict,
         reason=verdict.reason or _reason(verdict),
-        caveats=(*c.caveats, *_caveats(verdict, d)),
+        caveats=(*c.caveats, *_caveats(verdict, d, c.seeds)),
     )
 
 
@@ -261,6 +263,8 @@ def _needed(v: Verdict) -> tuple[int | None, str | None]:
 
 def _reason(v: Verdict) -> str:
     over = f"over {v.n_metrics} metrics" if v.n_metrics > 1 else "one metric"
+    if v.correct == "study":
+        over = f"over {v.n_metrics} tests of the study"
     holm = f"{METHOD.correction} {over}"
     low, high = v.interval.low, v.interval.high
     span = f"{v.interval.level:.0%} interval [{low:+.4g}, {high:+.4g}]"
@@ -287,7 +291,7 @@ def _reason(v: Verdict) -> str:
     )
 
 
-def _caveats(v: Verdict, d: np.ndarray) -> list[str]:
+def _caveats(v: Verdict, d: np.ndarray, seeds: Sequence[int]) -> list[str]:
     caveats = []
     if len(d) == 2:
         caveats.append("two seeds: the spread rests on one degree of freedom")
@@ -295,11 +299,17 @@ def _caveats(v: Verdict, d: np.ndarray) -> list[str]:
         caveats.append("equal in every seed: check that these are different SAEs")
     if v.p is None:
         return caveats
+    if (i := dominant(d)) is not None:
+        rest = float(np.delete(d, i).std(ddof=1))
+        caveats.append(
+            f"the spread is dominated by seed {seeds[i]}: {v.sd_difference:.3g} with it, "
+            f"{rest:.3g} without; words assume differences that are about normal"
+        )
     if v.margin is None:
         caveats.append("no equivalence margin is set for this metric, so it can never match")
     decided = v.word in ("beats", "falls short")
-    if decided and v.n_tasks and v.bootstrap.low <= 0 <= v.bootstrap.high:
-        caveats.append("holds on these tasks; with tasks resampled the interval includes 0")
+    if decided and v.n_tasks and v.over_tasks.low <= 0 <= v.over_tasks.high:
+        caveats.append("holds on these tasks; over other tasks too the interval includes 0")
     if decided and v.within_margin:
         caveats.append("within the margin")
     if v.word == "matches" and (v.interval.low > 0 or v.interval.high < 0):

@@ -19,6 +19,7 @@ from sae_baselines.baselines import (
 )
 from sae_baselines.baselines.directions import InitScheme
 from sae_baselines.errors import UserError
+from sae_baselines.study.identity import COVARIANCE_FILE
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import TRAINED, MemberSpec, StudySpec, has_integer_k
 
@@ -80,7 +81,7 @@ def prepare_start(spec: StudySpec, calibration: torch.Tensor, folder: Path) -> S
     b_dec = x.mean(dim=0) if spec.b_dec_init == "mean" else torch.zeros(d_in)
     path = None
     if any(m.init_scheme == "cov" for m in spec.member_specs):
-        path = folder / "init_covariance.safetensors"
+        path = folder / COVARIANCE_FILE
         save_covariance(covariance_of(x), path)
     # A copy: a view would keep all of the normalised activations in memory.
     return Start(x[:_THRESHOLD_SAMPLES].clone(), b_dec, path)

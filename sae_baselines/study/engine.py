@@ -38,6 +38,7 @@ from sae_baselines.study.folder import (
     write_measurement,
     write_provenance,
 )
+from sae_baselines.study.identity import identity_of
 from sae_baselines.study.measure import Cosines, cosines_to_start
 from sae_baselines.study.plan import (
     MemberKey,
@@ -484,7 +485,8 @@ class _Work:
                 cosines = cosines_to_start(
                     sae, key.panel.seed, member.init_scheme, self.start.covariance_path
                 )
-        write_measurement(folder, self.source.measure(sae, folder, target, cosines))
+        measured = self.source.measure(sae, folder, target, cosines)
+        write_measurement(folder, {**measured, **identity_of(folder, measured)})
 
 
 def _kinds_of_steps(sae: TrainingSAE[Any]) -> dict[str, Any] | None:

@@ -117,7 +117,12 @@ def test_a_trained_baseline_keeps_its_promise_and_a_changed_one_is_found_out(
     assert (told["seed"], told["init_scheme"]) == (3, "iso")
     assert (told["d_in"], told["d_sae"]) == (D_IN, D_SAE)
     assert told["claim"]["holds"] is True
-    assert told["warnings"] == []
+    if constraint == "soft_frozen_decoder":
+        # So few steps bring no row to its cap.
+        assert told["cap_bound_share"] == 0
+        assert [w.partition(":")[0] for w in told["warnings"]] == ["the cap never bound"]
+    else:
+        assert told["warnings"] == []
     assert told["start"] == "init_seed 3, iso"
 
     side, other = (

@@ -18,7 +18,7 @@ Edit = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def _found(frame: pd.DataFrame, given: ReportContext) -> list[Caveat]:
-    items = verdicts(frame, metrics=PRIMARY[1:], on_missing="exclude", resamples=50)
+    items = verdicts(frame, metrics=PRIMARY[1:], on_missing="exclude")
     return caveats(Results.of(frame), given, items, [])
 
 

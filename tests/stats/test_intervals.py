@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from sae_baselines.stats import hierarchical_bootstrap, t_interval
+from sae_baselines.stats import t_interval, tasks_interval
 from sae_baselines.stats.intervals import Interval, paired_t, spread
 
 SAMPLES = arrays(np.float64, st.integers(2, 12), elements=st.floats(-1, 1, width=32))
@@ -58,67 +58,37 @@ def test_no_spread() -> None:
 def test_one_seed_has_no_interval(n: int) -> None:
     d = np.ones(n)
     assert np.isnan(t_interval(d).low)
-    assert np.isnan(hierarchical_bootstrap([np.ones(4)] * n).high)
+    assert np.isnan(tasks_interval([np.ones(4)] * n).high)
 
 
-def test_bootstrap_over_seeds_alone_against_scipy() -> None:
+def test_without_several_paired_tasks_it_is_the_interval_over_seeds() -> None:
     d = np.random.default_rng(1).normal(size=8)
-    wanted = stats.bootstrap(
-        (d,), np.mean, n_resamples=40_000, method="percentile"
-    ).confidence_interval
-    found = hierarchical_bootstrap([np.array([x]) for x in d], resamples=40_000)
-    assert found.low == pytest.approx(float(wanted.low), abs=0.02)
-    assert found.high == pytest.approx(float(wanted.high), abs=0.02)
+    assert tasks_interval([np.array([x]) for x in d]) == t_interval(d)
+    # Each seed has tasks of its own.
+    own = tasks_interval([np.zeros(3), np.ones(7)], crossed=False)
+    assert own == t_interval(np.array([0.0, 1.0]))
 
 
-def brute(rng: np.random.Generator, table: np.ndarray, crossed: bool) -> float:
-    n, t = table.shape
-    shared = rng.integers(t, size=t)
-    picked = [
-        table[s, shared if crossed else rng.integers(t, size=t)]
-        for s in rng.integers(n, size=n)
-    ]
-    return float(np.mean(picked))
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("k", [2, 20])
+@pytest.mark.parametrize("task_sd", [0.0, 1.0, 3.0])
+def test_the_interval_over_tasks_covers(n: int, k: int, task_sd: float) -> None:
+    rng = np.random.default_rng([n, k, int(task_sd)])
+    hits = []
+    for _ in range(800):
+        table = rng.normal(size=(n, 1)) + task_sd * rng.normal(size=(1, k))
+        table += rng.normal(size=(n, k))
+        found, seeds = tasks_interval(list(table)), t_interval(table.mean(axis=1))
+        hits.append(found.low <= 0 <= found.high)
+        assert found.low <= seeds.low <= seeds.high <= found.high
+    # 0.95 less three standard errors of 800 repeats.
+    assert np.mean(hits) >= 0.927
 
 
-@pytest.mark.parametrize("crossed", [True, False])
-def test_bootstrap_against_a_loop(crossed: bool) -> None:
-    rng = np.random.default_rng(2)
-    table = (
-        rng.normal(size=(5, 1)) * 0.3 + rng.normal(size=(1, 6)) + rng.normal(size=(5, 6)) * 0.3
-    )
-    wanted = np.quantile([brute(rng, table, crossed) for _ in range(8000)], [0.025, 0.975])
-    found = hierarchical_bootstrap(list(table), resamples=20_000, crossed=crossed)
-    np.testing.assert_allclose([found.low, found.high], wanted, atol=0.04)
-
-
-def test_tasks_resampled_jointly_keep_what_they_share() -> None:
-    """Effects of tasks do not average out over seeds that all meet the same tasks."""
+def test_tasks_that_all_seeds_share_do_not_average_out() -> None:
     table = np.tile(np.linspace(-1, 1, 6), (8, 1)) + np.linspace(-0.01, 0.01, 8)[:, None]
-    joint = hierarchical_bootstrap(list(table))
-    apart = hierarchical_bootstrap(list(table), crossed=False)
+    joint, apart = tasks_interval(list(table)), tasks_interval(list(table), crossed=False)
     assert joint.high - joint.low > 2 * (apart.high - apart.low)
-
-
-def test_bootstrap_is_a_function_of_its_seed() -> None:
-    rows = list(np.random.default_rng(0).normal(size=(4, 7)))
-    assert hierarchical_bootstrap(rows, seed=3) == hierarchical_bootstrap(rows, seed=3)
-    assert hierarchical_bootstrap(rows, seed=3) != hierarchical_bootstrap(rows, seed=4)
-
-
-def test_bootstrap_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table with many tasks is resampled in parts that fit in memory."""
-    rows = list(np.random.default_rng(0).normal(size=(3, 50)))
-    whole = hierarchical_bootstrap(rows, resamples=4000)
-    monkeypatch.setattr("sae_baselines.stats.intervals._CELLS", 5000)
-    parts = hierarchical_bootstrap(rows, resamples=4000)
-    assert parts.low == pytest.approx(whole.low, abs=0.05)
-    assert parts.high == pytest.approx(whole.high, abs=0.05)
-
-
-def test_uneven_tasks() -> None:
-    found = hierarchical_bootstrap([np.zeros(3), np.ones(7)], crossed=False)
-    assert (found.low, found.high) == (0.0, 1.0)
 
 
 def test_inside() -> None:

@@ -1,6 +1,6 @@
 """The words."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,8 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from sae_baselines.controls import Question
 from sae_baselines.errors import UserError
-from sae_baselines.stats import METHOD, Verdict, against_random, decide, to_frame, verdicts
+from sae_baselines.stats import (
+    METHOD,
+    Verdict,
+    against_random,
+    decide,
+    n_families,
+    to_frame,
+    verdicts,
+)
+from sae_baselines.stats.decision import holm
 from tests.stats.tables import BASELINES, frame, paired, rows
 
 NOISE = np.array([0.001, -0.002, 0.0015, -0.0005, 0.0])
@@ -28,7 +38,7 @@ def test_beats() -> None:
     assert found.word == "beats"
     assert not found.within_margin
     assert found.interval.low > 0
-    assert found.bootstrap.low > 0
+    assert found.over_tasks == found.interval
     assert found.p == pytest.approx(stats.ttest_1samp(0.1 + NOISE, 0)[1], rel=1e-6)
     assert found.p_adjusted == found.p
     assert found.margin is not None
@@ -42,10 +52,8 @@ def test_beats() -> None:
 def test_the_method_that_texts_print_is_the_one_used() -> None:
     found = judged(0.1 + NOISE)
     assert found.alpha == METHOD.alpha
-    assert found.interval.level == found.bootstrap.level == METHOD.level
+    assert found.interval.level == found.over_tasks.level == METHOD.level
     assert found.equivalence_interval.level == METHOD.equivalence_level
-    assert found.bootstrap == judged(0.1 + NOISE, resamples=METHOD.resamples).bootstrap
-    assert found.bootstrap != judged(0.1 + NOISE, resamples=METHOD.resamples // 2).bootstrap
     assert 1 / (METHOD.seeds_for_ranks + 1) <= METHOD.alpha < 1 / METHOD.seeds_for_ranks
     apart = {"frozen_decoder": 32 * (1 + 0.9 * METHOD.l0_tolerance)}
     table = rows(paired(0.6 + NOISE, np.full(5, 0.5)))
@@ -97,7 +105,7 @@ def test_single_seed_gives_numbers_and_no_verdict() -> None:
     assert found.mean_difference == pytest.approx(0.1)
     assert found.p is found.p_adjusted is found.p_equivalence is None
     assert np.isnan(found.interval.low)
-    assert np.isnan(found.bootstrap.high)
+    assert np.isnan(found.over_tasks.high)
     assert not found.within_margin
 
 
@@ -241,8 +249,8 @@ def test_order_of_rows_does_not_matter(seed: int) -> None:
     assert verdicts(shuffled) == verdicts(table)
 
 
-def test_tasks_enter_the_bootstrap_alone() -> None:
-    """Task effects widen the bootstrap, not the t interval."""
+def test_tasks_enter_one_interval_alone() -> None:
+    """Task effects widen the interval over tasks, not the one that words rest on."""
     effect = dict(zip("abcdef", np.linspace(-0.3, 0.4, 6), strict=True))
     values: dict[tuple[str, int], Any] = {}
     for s in range(5):
@@ -251,7 +259,7 @@ def test_tasks_enter_the_bootstrap_alone() -> None:
     (found,) = verdicts(frame(rows(values)))
     assert found.n_tasks == 6
     assert found.word == "beats"
-    assert found.bootstrap.low < 0 < found.interval.low
+    assert found.over_tasks.low < 0 < found.interval.low
     assert "holds on these tasks" in found.caveats[0]
 
 
@@ -259,13 +267,16 @@ def test_frame_has_everything() -> None:
     found = verdicts(table_of(0, 3, 0.05))
     table = to_frame(found)
     assert len(table) == len(found) == 9
-    assert {"interval_low", "bootstrap_high", "margin", "margin_why", "word"} <= set(table)
+    assert {"interval_low", "over_tasks_high", "margin", "margin_why", "word"} <= set(table)
     assert table.word.tolist() == [v.word for v in found]
     assert table.interval_low.tolist() == [v.interval.low for v in found]
     assert table.margin.isna().sum() == 3
     random = to_frame(against_random(found))
     assert len(random) == 3
-    assert random.baselines[0] == "; ".join(sorted(BASELINES))
+    assert random.baselines[0] == "frozen_decoder; frozen_encoder"
+    assert set(to_frame(against_random(found, "nearly free")).baselines) == {
+        "soft_frozen_decoder"
+    }
 
 
 def test_decide_directly() -> None:
@@ -273,3 +284,41 @@ def test_decide_directly() -> None:
     assert [f.word for f in found] == ["beats", "matches", "falls short"]
     assert found[2].p_equivalence is None
     assert decide([], []) == []
+
+
+def test_one_correction_over_all_families() -> None:
+    """Three baselines of two metrics each: three families of two, or one of six."""
+    values = {
+        (m, s): 0.5 + 0.006 * (m == "trained") + NOISE[(s + 2 * i) % 5]
+        for i, m in enumerate(("trained", *BASELINES))
+        for s in range(5)
+    }
+    parts = [rows(values, metric=m) for m in ("explained_variance", "cossim")]
+    each, study = verdicts(frame(*parts)), verdicts(frame(*parts), correct="study")
+    assert ({v.n_metrics for v in each}, n_families(each)) == ({2}, 3)
+    assert ({v.n_metrics for v in study}, n_families(study)) == ({6}, 1)
+    assert [v.p for v in each] == [v.p for v in study]
+    assert [v.p_adjusted for v in study] == pytest.approx(holm([v.p or 0.0 for v in study]))
+    assert all(
+        (a.p_adjusted or 0) <= (b.p_adjusted or 0) for a, b in zip(each, study, strict=True)
+    )
+    assert "over 6 tests of the study" in study[0].reason
+    # Jointly: both questions, all metrics, one correction, and never more than the words say.
+    answers = [a for q in get_args(Question) for a in against_random(study, q, "study")]
+    largest = [a.p for a in answers]
+    assert [a.p_adjusted for a in answers] == pytest.approx(holm([p or 0.0 for p in largest]))
+    assert all(not a.unbeaten for a in answers if a.beats)
+    with pytest.raises(UserError, match="correct: 'studdy' is unknown; did you mean study"):
+        verdicts(frame(*parts), correct="studdy")  # type: ignore[arg-type]
+
+
+def test_spread_that_one_seed_makes_is_a_caveat_of_that_seed() -> None:
+    found = judged([0.1, 0.101, 0.099, 0.1, 0.16])
+    assert "the spread is dominated by seed 4" in found.caveats[0]
+    assert judged(0.1 + NOISE).caveats == ()
+
+
+def test_few_seeds_leave_a_rate_of_failing_runs_open() -> None:
+    assert [METHOD.failures_unseen(n) for n in (3, 5, 10)] == pytest.approx(
+        [0.632, 0.451, 0.259], abs=1e-3
+    )

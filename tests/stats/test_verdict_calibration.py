@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sae_baselines.stats import METHOD
+
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "benchmarks" / "results" / "verdict_calibration.json"
 
@@ -61,5 +63,23 @@ def test_committed_results_hold() -> None:
         assert claims[claim]["consistent_with_at_most_5_percent"], claim
     low, high = claims["t_coverage_these_tasks"]
     assert 0.93 < low <= high < 0.97
+    assert min(claims["over_tasks_coverage_any_tasks"]) > 0.94
+    assert min(claims["over_tasks_coverage_these_tasks"]) > 0.94
+    assert claims["false_word_of_4_panels_corrected_over_the_study"][
+        "consistent_with_at_most_5_percent"
+    ]
     for row in found["power"]:
         assert row["one_metric"]["rate"] == pytest.approx(row["one_metric_by_theory"], abs=0.05)
+
+
+def test_what_is_printed_of_the_assumption_is_what_was_measured() -> None:
+    claims: dict[str, Any] = json.loads(COMMITTED.read_text())["summary"]
+    failing = claims["false_beats_with_failing_runs_after"]
+    for seeds in ("3", "5", "10"):
+        assert f"{failing[seeds]:.0%} with {seeds}" in METHOD.assumption
+    low, high = (f(claims["false_beats_one_sided"].values()) for f in (min, max))
+    assert METHOD.assumption.endswith(f"{100 * low:.0f} to {high:.0%}")
+    low, high = claims["prediction_of_scores_with_a_long_tail"]
+    assert f"{100 * low:.0f} to {high:.0%}" in METHOD.skewed_prediction
+    # A word on runs of which one is seen to fail is what detection prevents.
+    assert claims["failing_run_named"]["5"] > 0.9

@@ -71,15 +71,17 @@ def build_toy_report(results: ToyResults) -> Report:
     spec = results.spec
     verdicts = toy_verdicts(results)
     random = {setting: against_random(vs) for setting, vs in verdicts.items()}
+    nearly_free = {s: against_random(vs, "nearly free") for s, vs in verdicts.items()}
+    answers = {setting: [*random[setting], *nearly_free[setting]] for setting in verdicts}
     figures = _figures(results)
-    single_seed = all(r.p is None for found in random.values() for r in found)
+    single_seed = len(spec.seeds) == 1
     record = {"spec": results.record["spec"], **results.record}
     seeds = "one training seed" if len(spec.seeds) == 1 else f"{len(spec.seeds)} training seeds"
     sections = (
         Section(
             "answer",
             "Does the trained SAE beat random?",
-            _words("toy_answer.md.j2", random=random, single_seed=single_seed),
+            _words("toy_answer.md.j2", answers=answers, single_seed=single_seed),
         ),
         *(
             Section(setting, f"Setting: {setting}", _setting(results, setting, found))
@@ -112,6 +114,7 @@ def build_toy_report(results: ToyResults) -> Report:
         figures=tuple(figures),
         verdicts=tuple(v for vs in verdicts.values() for v in vs),
         against_random=tuple(r for rs in random.values() for r in rs),
+        nearly_free=tuple(r for rs in nearly_free.values() for r in rs),
     )
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
+from sae_baselines.evals.results import identity_rows
 from sae_baselines.paper.toy.chance import SimulatedRecovery, simulate_recovery
 from sae_baselines.results import MEASURED_L0, row
 from sae_baselines.stats import Verdict, verdicts
@@ -111,6 +112,7 @@ def load_toy(root: str | Path) -> ToyResults:
     spec = record.get("spec") if isinstance(record, dict) else None
     spec = spec_from_dict(spec, str(folder.study_file), ToySpec, stored=True)
     rows: list[dict[str, Any]] = []
+    saes: list[tuple[dict[str, Any], Path, dict[str, Any]]] = []
     frame: list[dict[str, Any]] = []
     features: list[tuple[dict[str, Any], PerFeature]] = []
     sizes: dict[str, tuple[int, int, float]] = {}
@@ -145,6 +147,7 @@ def load_toy(root: str | Path) -> ToyResults:
         rows.append(
             row(who, MEASURED_L0, measured["l0"], n=measured["n_samples"], n_of="samples")
         )
+        saes.append((who, folder.member(key), measured))
         training = {"lr": spec.lr, "samples": spec.training_samples}
         frame.append({**measured, **who, "l0": measured["l0"], **training})
         arrays = PerFeature.load(folder.member(key) / FEATURES_FILE)
@@ -153,7 +156,7 @@ def load_toy(root: str | Path) -> ToyResults:
     return ToyResults(
         spec,
         record,
-        pd.DataFrame(rows),
+        pd.DataFrame([*rows, *identity_rows(saes)]),
         pd.DataFrame(frame),
         features,
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),

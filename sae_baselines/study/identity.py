@@ -1,0 +1,78 @@
+"""Which weights an SAE has, and whether its cap held any of them: what no score shows."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from safetensors import safe_open
+
+from sae_baselines.baselines.cap import AT_EDGE, share_at_edge
+from sae_baselines.compat.folder import saved_config
+from sae_baselines.drift.start import saved_sae_rows, seeded_rows
+from sae_baselines.errors import UserError
+
+COVARIANCE_FILE = "init_covariance.safetensors"
+# Fields of a measurement.
+WEIGHTS, CAP_SHARE = "weights_sha256", "cap_bound_share"
+
+
+def identity_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Hash of the tensors, and the share of decoder rows at the edge of their cap.
+
+    Args:
+        folder: Of the exported SAE.
+        measured: Its measurement, whose own fields count; older ones lack them.
+
+    Returns:
+        `WEIGHTS` and `CAP_SHARE`; None where it is not known, the latter also without a cap.
+    """
+    weights, share = measured.get(WEIGHTS), measured.get(CAP_SHARE)
+    if weights is None and (folder / SAE_WEIGHTS_FILENAME).is_file():
+        weights = _hash_of_tensors(folder / SAE_WEIGHTS_FILENAME)
+    if share is None:
+        share = _cap_share(folder, measured.get("cos_to_start_min"))
+    return {WEIGHTS: weights, CAP_SHARE: share}
+
+
+def _hash_of_tensors(path: Path) -> str:
+    """Of names, types, shapes and bytes: equal for equal tensors, whatever else a file says."""
+    digest = hashlib.sha256()
+    with safe_open(path, framework="pt") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name).contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def above(folder: Path, name: str) -> Path | None:
+    """A file of the study around a member: in one of the folders around the member's."""
+    files = (parent / name for parent in folder.resolve().parents[:4])
+    return next((file for file in files if file.is_file()), None)
+
+
+def _cap_share(folder: Path, least: float | None) -> float | None:
+    try:
+        cfg = saved_config(folder)
+    except UserError:
+        return None  # whoever loads the SAE says so
+    details = dict((cfg.get("metadata") or {}).get("training_architecture_details") or {})
+    tau = details.get("tau")
+    if tau is None:
+        return None
+    if least is not None and least > tau + AT_EDGE:
+        return 0.0
+    if not (folder / SAE_WEIGHTS_FILENAME).is_file():
+        return None
+    covariance = above(folder, COVARIANCE_FILE)
+    files = {"init_activations_path": None, "init_covariance_path": covariance}
+    try:
+        start = seeded_rows({**cfg, **details, **files})
+    except (UserError, ValueError, OSError):
+        return None
+    if start is None:
+        return None
+    return share_at_edge(saved_sae_rows(folder, "").decoder, start.decoder, tau)
