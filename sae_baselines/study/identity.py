@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sae_baselines.baselines.cap import AT_EDGE, share_at_edge
 from sae_baselines.compat.folder import saved_config
@@ -17,6 +18,16 @@ from sae_baselines.errors import UserError
 COVARIANCE_FILE = "init_covariance.safetensors"
 # Fields of a measurement.
 WEIGHTS, CAP_SHARE = "weights_sha256", "cap_bound_share"
+# What damaged weights and configs raise; who needs them says so, here they are not known.
+_DAMAGED = (
+    UserError,
+    SafetensorError,
+    OSError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
 
 
 def identity_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,10 +41,12 @@ def identity_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
         `WEIGHTS` and `CAP_SHARE`; None where it is not known, the latter also without a cap.
     """
     weights, share = measured.get(WEIGHTS), measured.get(CAP_SHARE)
-    if weights is None and (folder / SAE_WEIGHTS_FILENAME).is_file():
-        weights = _hash_of_tensors(folder / SAE_WEIGHTS_FILENAME)
+    if weights is None:
+        with suppress(*_DAMAGED):
+            weights = _hash_of_tensors(folder / SAE_WEIGHTS_FILENAME)
     if share is None:
-        share = _cap_share(folder, measured.get("cos_to_start_min"))
+        with suppress(*_DAMAGED):
+            share = _cap_share(folder, measured.get("cos_to_start_min"))
     return {WEIGHTS: weights, CAP_SHARE: share}
 
 
@@ -65,14 +78,9 @@ def _cap_share(folder: Path, least: float | None) -> float | None:
         return None
     if least is not None and least > tau + AT_EDGE:
         return 0.0
-    if not (folder / SAE_WEIGHTS_FILENAME).is_file():
-        return None
     covariance = above(folder, COVARIANCE_FILE)
     files = {"init_activations_path": None, "init_covariance_path": covariance}
-    try:
-        start = seeded_rows({**cfg, **details, **files})
-    except (UserError, ValueError, OSError):
-        return None
+    start = seeded_rows({**cfg, **details, **files})
     if start is None:
         return None
     return share_at_edge(saved_sae_rows(folder, "").decoder, start.decoder, tau)
