@@ -193,7 +193,8 @@ def report(
 
 def print_report(built: "Report", study: Path) -> None:
     """Where an SAE falls among random ones, and where the page is."""
-    for line in [*built.placed, *built.against_random, *built.nearly_free]:
+    placed = (*built.placed, *(built.reference.nearly_free if built.reference else ()))
+    for line in [*placed, *built.answers]:
         where = f"{line.architecture}, L0 {line.l0:g}, {line.suite}/{line.metric}"
         say(f"{line.question}: {where}: {line.reason}")
     say(f"Report: {study / 'report.html'}")

@@ -24,7 +24,7 @@ from sae_baselines.yaml_text import read_yaml
 _OTHER_KINDS = {"images": "vision train", "settings": "toy"}
 # They tell how the report was made (paths as typed, machine), not what it says.
 _HOW = {
-    "report.md": r"^## (For a sceptic|Provenance)\n.*?(?=^## |\Z)",
+    "report.md": r"^<a id=\"(sceptic|provenance)\"></a>\n.*?(?=^<a id=|\Z)",
     "report.html": r'^<section id="(sceptic|provenance)">.*?^</section>',
 }
 

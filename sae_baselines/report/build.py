@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ from sae_baselines.stats import (
 )
 
 _NO_PAIRS = "nothing to compare"
+Closest = dict[AgainstRandom, tuple[Verdict, Retained | None]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Report:
     retained: tuple[Retained, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     reference: Reference | None = None
+
+    @property
+    def answers(self) -> tuple[AgainstRandom, ...]:
+        """Per metric and question: is random beaten, and what is nearly free?"""
+        return (*self.against_random, *self.nearly_free)
 
     @property
     def placements(self) -> tuple[Placement, ...]:
@@ -131,7 +138,9 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     random = against_random(found, "random", context.correct)
     nearly_free = against_random(found, "nearly free", context.correct)
     shares = retained(compared)
-    drawn = _draw(table, metrics, found, reference)
+    answers = [*random, *nearly_free]
+    closest = _closest(answers, found, shares)
+    drawn, answered = _draw(table, metrics, found, reference, closest)
     parts: list[Section] = []
     if reference is None:
         title, lede = f"Does it beat random? {context.study}", _lede(table, context)
@@ -144,7 +153,15 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         text = of_reference.section(reference, context, drawn["published"])
         parts.append(Section("published", heading, text))
     if reference is None or trained:
-        text = render("answer.md.j2", random=random, verdicts=found)
+        text = render(
+            "answer.md.j2",
+            answers=answers,
+            verdicts=found,
+            closest=closest,
+            drawn=answered,
+            caveats=warned,
+            correct=context.correct,
+        )
         parts.append(Section("answer", f"Does the {which} beat random?", text))
     text = render("caveat_list.md.j2", caveats=warned)
     parts.append(Section("caveats", "Caveats that apply", text))
@@ -160,6 +177,9 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     if found:
         text = render("verdicts.md.j2", verdicts=found, drawn=drawn["differences"])
         parts.append(Section("verdicts", "Differences and verdicts", text))
+    if answers:
+        text = render("joint.md.j2", answers=answers)
+        parts.append(Section("joint", "Against all baselines of a question at once", text))
     with_controls = table if reference is None else reference.table
     if with_controls.controls:
         text = render(
@@ -270,12 +290,27 @@ def _margins(
     return used, [caveat("unused margin", pattern=p) for p in unused]
 
 
+def _closest(
+    answers: Sequence[AgainstRandom], found: Sequence[Verdict], shares: Sequence[Retained]
+) -> Closest:
+    """With each answer what decides it: the closest baseline's verdict and its share."""
+
+    def pair(of: Verdict | Retained) -> tuple[Any, ...]:
+        return (of.architecture, of.l0, of.suite, of.metric, of.baseline)
+
+    verdict, share = {pair(v): v for v in found}, {pair(r): r for r in shares}
+    keys = [(i, (i.architecture, i.l0, i.suite, i.metric, i.closest)) for i in answers]
+    return {item: (verdict[key], share.get(key)) for item, key in keys}
+
+
 def _draw(
     table: Results,
     metrics: Sequence[MetricKey],
     found: Sequence[Verdict],
     reference: Reference | None,
-) -> dict[str, list[Figure]]:
+    closest: Closest,
+) -> tuple[dict[str, list[Figure]], dict[Group, Figure]]:
+    """Figures by section, and those of the answer by group."""
     # matplotlib takes a second to import and is needed nowhere else.
     from sae_baselines.report import plots, style  # noqa: PLC0415
 
@@ -284,12 +319,14 @@ def _draw(
         if reference is not None:
             strips = of_reference.strips(reference, metrics)
             scores = of_reference.not_in_strips(reference, metrics)
+        answered = plots.answer_figures(closest, table.members)
         return {
             "published": strips,
             "scores": plots.score_figures(table, scores),
             "differences": plots.forest_figures(found, table.members),
             "distributions": plots.distribution_figures(table),
-        }
+            "answer": list(answered.values()),
+        }, answered
 
 
 def _lede(table: Results, context: ReportContext) -> str:

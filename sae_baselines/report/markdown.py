@@ -260,6 +260,10 @@ _FILTERS: dict[str, Callable[..., Any]] = {
         grouped(items, lambda item: (_group(item), _metric(item))).values()
     ),
     "by_suite": lambda metrics: list(grouped(metrics, lambda metric: metric[0]).items()),
+    "by_family": lambda items: list(
+        grouped(items, lambda item: (_group(item), item.question)).items()
+    ),
+    "by_question": lambda items: list(grouped(items, lambda item: item.question).items()),
     "by_word": lambda items: list(grouped(items, lambda item: item.word).items()),
     "having": _having,
     "packages": lambda versions: list(dict.fromkeys(p for v in versions.values() for p in v)),
@@ -278,6 +282,9 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "arrow": names.arrow,
     "group": lambda of: named(_group(of)),
     "against": _against,
+    "answer": lambda item: {True: f"beats {item.question}", False: "not shown"}.get(
+        item.beats, "no verdict"
+    ),
     # Numbers.
     "fmt": format,
     "number": numbers.number,

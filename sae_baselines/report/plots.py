@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from sae_baselines.controls import TRAINED, is_control, is_random
 from sae_baselines.report import axes, style
 from sae_baselines.report.markdown import Figure
 from sae_baselines.report.names import arrow, better, title
-from sae_baselines.report.numbers import number
+from sae_baselines.report.numbers import MISSING, number
 from sae_baselines.results import Group, MetricKey, Results
-from sae_baselines.stats import Verdict
+from sae_baselines.stats import AgainstRandom, Retained, Verdict
 
 _TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
 _STEPS = [1, 2, 2.5, 5, 10]
@@ -73,6 +80,21 @@ def placed_figures(
             not_placed = left_out.get(metric, ())
             out.append(_by_member(table, metric, group, limits, value, not_placed))
     return out
+
+
+def answer_figures(
+    items: Mapping[AgainstRandom, tuple[Verdict, Retained | None]], members: list[str]
+) -> dict[Group, Figure]:
+    """Per group, each metric's difference from the closest baseline, and what that retains.
+
+    Args:
+        items: Per metric and question, with the closest baseline's verdict and share.
+        members: All, so that one looks the same in every figure.
+    """
+    by_group: dict[Group, dict[MetricKey, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for item, (v, share) in items.items():
+        by_group[v.architecture, v.l0][v.suite, v.metric].append((item, v, share))
+    return {group: _answer(group, found, members) for group, found in by_group.items()}
 
 
 def forest_figures(items: Sequence[Verdict], members: list[str]) -> list[Figure]:
@@ -292,6 +314,90 @@ def _forest(vs: list[Verdict], members: list[str], limits: tuple[float, float]) 
         _name((first.suite, first.metric), "differences", first.architecture),
         " ".join(parts) + _far(far),
     )
+
+
+# Inches: of a metric's heading, each of its rows and its ticks; of the columns, and below all.
+_HEADING, _ROW, _TICKS, _TOP, _LEGEND = 0.22, 0.19, 0.27, 0.28, 0.2
+_DIFFERENCE, _SHARE = (0.84, 1.62), (2.72, 0.84)
+
+
+def _answer(
+    group: Group,
+    by_metric: Mapping[MetricKey, Sequence[tuple[AgainstRandom, Verdict, Retained | None]]],
+    members: list[str],
+) -> Figure:
+    every = [item for rows in by_metric.values() for item in rows]
+    controls = {v.baseline for _, v, _ in every if is_control(v.constraint)}
+    looks = style.looks(members, controls)
+    shown = [m for m in members if any(v.baseline == m for _, v, _ in every)]
+    lines = math.ceil(len(shown) / 2)
+    height = _TOP + _LEGEND * lines + 0.1
+    height += sum(_HEADING + _ROW * len(rows) + _TICKS for rows in by_metric.values())
+    fig = Canvas(figsize=(style.WIDTH, height))
+
+    def at(x: float, y: float, width: float, tall: float) -> Axes:
+        """Axes in inches, from the left and from the top."""
+        shares = (x / style.WIDTH, 1 - (y + tall) / height)
+        return fig.add_axes((*shares, width / style.WIDTH, tall / height))
+
+    def label(x: float, y: float, text: str, **how: Any) -> None:
+        fig.text(x / style.WIDTH, 1 - y / height, text, va="top", **how)
+
+    label(_DIFFERENCE[0], 0.04, "difference, right: better", color=style.MUTED, fontsize=8.5)
+    label(_SHARE[0], 0.04, "retained", color=style.MUTED, fontsize=8.5)
+    top = _TOP
+    for (suite, metric), rows in by_metric.items():
+        name = f"{title(suite, metric)} {arrow(rows[0][1].direction)}"
+        label(0.05, top, textwrap.shorten(name, 52, placeholder=" ..."), weight="bold")
+        top += _HEADING
+        tall = _ROW * len(rows)
+        left, right = (at(x, top, width, tall) for x, width in (_DIFFERENCE, _SHARE))
+        top += tall + _TICKS
+        differences, shares = [], []
+        for y, (_, v, share) in enumerate(rows):
+            look = looks[v.baseline]
+            ends = (v.interval.low, v.interval.high)
+            differences.append(_dot(left, y, v.mean_difference, ends, look))
+            ends = (share.interval.low, share.interval.high) if share else (math.nan, math.nan)
+            shares.append(_dot(right, y, share.share if share else math.nan, ends, look))
+        left.set_xlim(*axes.limits(differences, [0.0]))
+        right.set_xlim(*axes.limits(shares, [1.0]))
+        if margin := rows[0][1].margin:
+            ends = (-margin.value, margin.value)
+            left.axvspan(*ends, color=style.SHADE, linewidth=0, zorder=0)
+        left.axvline(0, color=style.MUTED, linewidth=0.9, zorder=1)
+        right.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=":", zorder=1)
+        _member_rows(left, [item.question for item, _, _ in rows])
+        _member_rows(right, [""] * len(rows))
+        left.xaxis.set_major_locator(MaxNLocator(3, steps=_STEPS))
+        right.xaxis.set_major_locator(MaxNLocator(2, steps=_STEPS))
+        right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g}%"))
+    handles = [
+        Line2D([], [], color=looks[m].colour, marker=looks[m].marker, label=m) for m in shown
+    ]
+    below = {"loc": "lower left", "ncols": 2, "handlelength": 1.4, "columnspacing": 1.0}
+    fig.legend(handles=handles, bbox_to_anchor=(0, 0), **below)
+    level = f"{every[0][1].interval.level:.0%}"
+    caption = (
+        f"{group[0]}, L0 {group[1]:g}: the trained SAE and the closest baseline. Left: by how "
+        f"much the trained SAE is better, {level} interval, an axis per metric; shaded: the "
+        "margin. Right: the baseline's score as a share of the trained SAE's."
+    )
+    return style.finish(fig, _name(("answer", group[0]), f"l0_{group[1]:g}"), caption)
+
+
+def _dot(
+    ax: Axes, y: int, value: float, ends: tuple[float, float], look: style.Look
+) -> tuple[float, ...]:
+    """A value with its interval, where there are these; what was drawn."""
+    if not math.isfinite(value):
+        ax.text(0.02, y, MISSING, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+        return ()
+    ax.plot([value], [y], color=look.colour, marker=look.marker, linestyle="none", zorder=3)
+    if not all(map(math.isfinite, ends)):
+        return (value,)
+    ax.plot(ends, [y, y], color=look.colour, zorder=2)
+    return (value, *ends)
 
 
 def _off_axis(

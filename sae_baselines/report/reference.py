@@ -30,6 +30,7 @@ class Reference:
         groups: Architecture and L0 that it is placed at: one.
         placements: Where it falls.
         placed: The same against all random members.
+        nearly_free: And against all that are trained within a cap.
     """
 
     table: Results
@@ -37,6 +38,7 @@ class Reference:
     groups: tuple[Group, ...]
     placements: tuple[Placement, ...]
     placed: tuple[PlacedAgainstRandom, ...]
+    nearly_free: tuple[PlacedAgainstRandom, ...]
 
     @property
     def n_seeds(self) -> int:
@@ -78,6 +80,7 @@ def place(table: Results, metrics: Sequence[MetricKey]) -> Reference:
         groups=tuple(g for g in table.groups if PUBLISHED in table.present(g)),
         placements=tuple(found),
         placed=tuple(placed_against_random(found)),
+        nearly_free=tuple(placed_against_random(found, "nearly free")),
     )
 
 
@@ -150,7 +153,7 @@ def section(reference: Reference, context: ReportContext, drawn: Sequence[Figure
         others=reference.others,
         groups=reference.groups,
         placements=reference.placements,
-        placed=reference.placed,
+        answers=(*reference.placed, *reference.nearly_free),
         own=[p for p in reference.placements if p.constraint == TRAINED],
         facts=_facts(reference, context),
         most_seeds=max((p.n_seeds for p in reference.placements if p.placed), default=0),

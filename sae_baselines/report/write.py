@@ -14,6 +14,9 @@ from sae_baselines.report.build import Report, report_of_study
 from sae_baselines.report.markdown import inline_html, page_parts, render
 from sae_baselines.stats import Placement, Verdict, to_frame
 
+# Sections of report.md that are open; the others are folded below them.
+FIRST = ("published", "answer", "caveats")
+
 
 def report(study: str | Path, correct: str | None = None) -> Report:
     """Compare members over seeds, give verdicts, and write the report of a study.
@@ -92,7 +95,7 @@ def to_html(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """The same in Markdown; figures by relative path."""
-    return render("report.md.j2", report=report)
+    return render("report.md.j2", report=report, FIRST=FIRST)
 
 
 def to_csv(report: Report) -> str:

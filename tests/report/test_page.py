@@ -80,8 +80,8 @@ def test_every_figure_is_on_the_page(report: Report, page: Node):
     captions = [n.all("figcaption")[0].text for n in page.all("figure")]
     assert len(page.all("svg")) == len(report.figures) == len(captions)
     assert all(caption for caption in captions)
-    # One of scores and one of differences per metric, one of distributions.
-    assert len(report.figures) == 2 * len(_PRIMARY) + 1
+    # One of scores and one of differences per metric, one of distributions and the answer's.
+    assert len(report.figures) == 2 * len(_PRIMARY) + 2
 
 
 def test_figures_follow_light_and_dark(report: Report, html: str):
@@ -245,7 +245,7 @@ def test_bytes_are_the_same_in_another_process_and_style(tmp_path: Path):
         for p in (tmp_path / "b").rglob("*")
         if p.is_file()
     }
-    assert len(first) == 3 + 2 * 4
+    assert len(first) == 3 + 2 * 5
     assert first == second
 
 

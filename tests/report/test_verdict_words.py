@@ -80,17 +80,71 @@ def test_markdown_table_has_the_same_words(report: Report, expected: list[Verdic
 
 def test_headline_says_random_is_beaten_only_where_it_is(page: Node, expected: list[Verdict]):
     shown = cells(page.section("answer"))
-    found = {row["metric"]: row["against all baselines"] for row in shown}
+    found = {(row["metric"][:-2], row["heading"].split(" ")[3]): row["answer"] for row in shown}
     assert found == {
-        "Explained variance, the paper's definition": "beats random",
-        "Absorption fraction": "beats random",
-        "RAVEL disentanglement": "beats random",
+        ("Explained variance, the paper's definition", "random"): "beats random",
+        ("Absorption fraction", "random"): "beats random",
+        ("RAVEL disentanglement", "random"): "beats random",
+        ("Explained variance, the paper's definition", "nearly"): "beats nearly free",
+        ("Absorption fraction", "nearly"): "not shown",
+        ("RAVEL disentanglement", "nearly"): "not shown",
     }
     assert [a.beats for a in against_random(expected)].count(True) == 3
     # Only the soft-frozen decoder, which is nearly free, is not beaten on two of them.
     assert [a.beats for a in against_random(expected, "nearly free")].count(True) == 1
-    (sentence,) = page.section("answer").all("li")
-    assert "beats random on 3 of 3 metrics" in sentence.text
+    random, nearly_free = (item.text for item in page.section("answer").all("li"))
+    assert "beats random on 3 of 3 metrics" in random
+    assert "beats what is nearly free on 1 of 3 metrics; not shown on 2" in nearly_free
+
+
+def test_the_first_screen_has_effects_and_families(report: Report, page: Node):
+    """Before any link or fold: both answers, a figure and the sizes, in page and text."""
+    (figure,) = page.section("answer").all("figure")
+    assert figure.all("figcaption")[0].attributes["id"] == "answer-batchtopk-l0_32-caption"
+    drawn = [text.text for text in figure.all("text")]
+    for word in ("random", "nearly free", "retained", "frozen_encoder", "soft_frozen_decoder"):
+        assert word in drawn
+    expected = {(v.suite, v.metric, v.baseline): v for v in report.verdicts}
+    shares = {(r.suite, r.metric, r.baseline): r.share for r in retained(clean())}
+    shown = cells(page.section("answer"))
+    for row, item in zip(shown, report.answers, strict=True):
+        key = (item.suite, item.metric, item.closest)
+        mean, low, high = (
+            float(part.strip("[],")) for part in row["difference, 95%"].split(" ")
+        )
+        v = expected[key]
+        assert (mean, low, high) == pytest.approx(
+            (v.mean_difference, v.interval.low, v.interval.high), abs=6e-4
+        )
+        assert row["retained"] == f"{100 * shares[key]:.1f}%"
+    assert "6 answers in 2 families" in page.section("answer").text
+    assert "with 2 it is up to 4.9%" in page.section("answer").text
+    main = next(n for n in page.all("main"))
+    order = [n.attributes.get("id", n.tag) for n in main.children if isinstance(n, Node)]
+    assert order[:3] == ["answer", "nav", "caveats"]
+    text = to_markdown(report)
+    top = text[: text.index("<details>")]
+    assert len(top.splitlines()) < 60
+    assert "figures/answer-batchtopk-l0_32.png" in top
+    assert top.index("beats random") < top.index("| metric |") < top.index("## Caveats")
+
+
+def test_one_correction_over_the_study_is_one_family():
+    one = build_report(clean(l0s=(16, 32)), context(correct="study"))
+    told = parse(to_html(one)).section("answer").text
+    assert "12 answers in 1 family: Holm's correction runs over all" in told
+    four = parse(to_html(build_report(clean(l0s=(16, 32)), context()))).section("answer").text
+    assert "12 answers in 4 families" in four
+    assert "with 4 it is up to 9.6%" in four
+
+
+def test_caveats_are_counted_where_the_answer_is():
+    report = build_report(clean(seeds=2), context())
+    section = parse(to_html(report)).section("answer")
+    grave = [c for c in report.caveats if c.kind != "note"]
+    (link,) = section.all("a")
+    assert link.attributes["href"] == "#caveats"
+    assert link.text.startswith(f"{len(grave)} caveat")
 
 
 def test_words_used_are_explained_and_no_others(page: Node):
