@@ -147,7 +147,7 @@ def test_l0_apart_gives_its_reason_once_per_baseline():
 
 def test_a_failed_run_is_named_once_with_its_metric():
     frame = change(clean(), -169.0, metric="explained_variance_paper", member="frozen_encoder")
-    items = verdicts(frame, metrics=PRIMARY, resamples=50)
+    items = verdicts(frame, metrics=PRIMARY)
     (found,) = [c for c in caveats(Results.of(frame), context(), items, []) if "fail" in c.kind]
     assert "frozen_encoder failed at seed 0: explained_variance_paper is -169" in found.text
 
