@@ -91,7 +91,12 @@ def caveats(
 
 def unfit(compared: Sequence[Comparison]) -> list[Caveat]:
     """Pairs that are one SAE, caps that never bound and seeds that collapsed."""
-    pairs = ((c.baseline, (c.architecture, c.l0), c.unfit) for c in compared if c.unfit)
+    pairs = (
+        (c.baseline, (c.architecture, c.l0), part)
+        for c in compared
+        for part in (c.unfit or "").split("; ")
+        if part and " failed at seed " not in part  # a caveat of its own
+    )
     return [
         caveat("no verdict", baseline=baseline, group=group, reason=reason)
         for baseline, group, reason in dict.fromkeys(pairs)

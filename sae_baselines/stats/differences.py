@@ -14,7 +14,7 @@ from sae_baselines.evals.registry import is_null_for
 from sae_baselines.results import Results
 from sae_baselines.stats.fitness import remarks, unfit
 from sae_baselines.stats.match import Match, named
-from sae_baselines.stats.matched import failures, unmatched
+from sae_baselines.stats.matched import unmatched
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
 UNPAIRED_SUITES = ("autointerp",)
@@ -243,7 +243,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         rows=tuple(rows),
         crossed=crossed,
         excluded=tuple(Exclusion(seed, reason) for seed, reason in excluded.items()),
-        unfit="; ".join(filter(None, [unfit(match), *failures(match)])) or None,
+        unfit=unfit(match),
         caveats=(*caveats, *remarks(match)),
     )
 

@@ -18,6 +18,7 @@ from sae_baselines.controls import question_of
 from sae_baselines.results import BySeed
 from sae_baselines.stats.intervals import spread
 from sae_baselines.stats.match import Match
+from sae_baselines.stats.matched import failures
 
 # 1 %: what fewer rows than that can do to a mean over latents is within the noise of seeds, and
 # a word would be about something else than the cap.
@@ -34,7 +35,7 @@ _HEALTH = ("explained_variance", "alive")
 
 def unfit(match: Match) -> str | None:
     """Why a word about this pair would mean nothing, if it would."""
-    return "; ".join([*not_two(match), *collapses(match)]) or None
+    return "; ".join([*not_two(match), *collapses(match), *failures(match)]) or None
 
 
 def not_two(match: Match) -> list[str]:

@@ -49,7 +49,9 @@ def test_a_twin_that_is_the_trained_sae_gets_no_verdict(twin: str) -> None:
     results.loc[results.member == twin, "value"] = results.loc[
         results.member == "trained", "value"
     ].to_numpy()
-    assert {v.word for v in verdicts(results)} == {"beats", "matches"}
+    # On explained variance, members below an untrained one are failures.
+    results["metric"] = results["metric"].replace("explained_variance", "cossim")
+    assert {v.word for v in verdicts(results)} == {"beats", "inconclusive"}
     found = verdicts(with_rows(results, *(same(twin, s, "trained") for s in SEEDS)))
     by_baseline = {v.baseline: v for v in found}
     assert by_baseline["frozen_decoder"].word == "beats"
