@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -513,3 +514,39 @@ def test_an_endpoint_that_does_not_answer_is_reported(monkeypatch: pytest.Monkey
     assert "does not think" in str(check_endpoint(timeout=5))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     assert "does not answer" in str(check_endpoint(timeout=5))
+
+
+@pytest.mark.parametrize(
+    ("scored", "asked", "has_score"),
+    [
+        (3, 6, False),  # half of them
+        (1, 1, False),
+        (4, 4, False),  # fewer than five are no mean
+        (5, 6, True),
+        (149, 200, False),
+        (150, 200, True),
+    ],
+)
+def test_a_mean_needs_enough_latents_and_enough_of_those_asked_for(
+    scored: int, asked: int, has_score: bool
+):
+    payload = {
+        "eval_result_metrics": {
+            "autointerp": {"autointerp_score": 0.9, "autointerp_std_dev": 0.0}
+        },
+        "eval_result_unstructured": {str(i): {"score": 0.9} for i in range(scored)},
+        "eval_config": {
+            "n_top_ex_for_scoring": 2,
+            "n_random_ex_for_scoring": 10,
+            "n_iw_sampled_ex_for_scoring": 2,
+        },
+    }
+    extras = {"n_requested": asked, "null_floor": 0.7, "n_null_scored": scored}
+    rows = {
+        row.metric: row for row in AutoInterp().rows(payload, extras) if not row.task
+    }
+    for metric in ("autointerp_score", "null_floor"):
+        assert math.isfinite(rows[metric].value) == has_score, metric
+    missing = rows["autointerp_score"].missing
+    assert bool(missing) != has_score
+    assert has_score or f"{scored} of {asked}" in missing
