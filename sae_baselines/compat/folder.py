@@ -123,7 +123,7 @@ def check_tensors(folder: Path, cfg: Mapping[str, Any]) -> list[str]:
         with safe_open(path, framework="pt") as file:
             shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: has no {path.name}") from error
+        raise UserError(f"{folder}: is not an SAE: it has no {path.name}") from error
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: is damaged, so this is not an SAE that SAELens can load: "

@@ -114,10 +114,11 @@ def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:
             if not (folder / str(name)).is_file():
                 raise UserError(f"model.name: {folder / str(name)} is missing; {again}")
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.name: {folder} has no config.json; {again}")
+        raise UserError(f"model.name: cannot load {folder}: it has no config.json; {again}")
     if tokenizer and not any(p for name in _TOKENIZERS for p in folder.glob(name)):
         raise UserError(
-            f"model.name: {folder} has no tokenizer (tokenizer.json or the like); {again}"
+            f"model.name: cannot load {folder}: it has no tokenizer (tokenizer.json or the "
+            f"like); {again}"
         )
 
 

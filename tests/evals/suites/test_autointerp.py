@@ -542,9 +542,7 @@ def test_a_mean_needs_enough_latents_and_enough_of_those_asked_for(
         },
     }
     extras = {"n_requested": asked, "null_floor": 0.7, "n_null_scored": scored}
-    rows = {
-        row.metric: row for row in AutoInterp().rows(payload, extras) if not row.task
-    }
+    rows = {row.metric: row for row in AutoInterp().rows(payload, extras) if not row.task}
     for metric in ("autointerp_score", "null_floor"):
         assert math.isfinite(rows[metric].value) == has_score, metric
     missing = rows["autointerp_score"].missing
