@@ -63,10 +63,6 @@ def new_file(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-# Where a JSON file keeps the checksum of the rest of it.
-SEAL = "checksum"
-
-
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either there in full or not at all.
 
@@ -193,7 +189,7 @@ def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps({**body, SEAL: checksum_of(body)}, indent=2))
 
 
-def checksum_of(body: Mapping[str, Any]) -> str:
+def checksum_of(body: Any) -> str:
     """SHA-256 of plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,12 @@ def hash_of_weights(sae: SAE[Any]) -> str:
 
 def add_weights(digest: Any, sae: SAE[Any]) -> None:
     """Add every weight, with its name, shape and dtype, to a hash of hashlib."""
-    for name, value in sorted(sae.state_dict().items()):
+    add_tensors(digest, sorted(sae.state_dict().items()))
+
+
+def add_tensors(digest: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """The same of tensors as they come, one in memory at a time."""
+    for name, value in tensors:
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(flat.view(torch.uint8).numpy().data)

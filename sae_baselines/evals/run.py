@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import hashlib
 import json
 import logging
 import os
@@ -44,6 +43,7 @@ from sae_baselines.evals.store import (
 )
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
+from sae_baselines.files import checksum_of
 from sae_baselines.home import own_key
 from sae_baselines.progress import progress
 from sae_baselines.provenance import environment, now, versions
@@ -347,7 +347,7 @@ class Runner:
             # Of this user's own making, since some of it is pickled.
             "owner": own_key(),
         }
-        return _hash(data)[:16]
+        return checksum_of(data)[:16]
 
     def _warm_up(self, suite: Suite, like: Target, models: LanguageModels, key: str) -> None:
         marker = self.store.cache(suite.name, key) / "warm"
@@ -411,7 +411,7 @@ class Runner:
         """Scratch that an interrupted run of the same SAE and settings continues in."""
         work = self.store.work(suite.name, target.name)
         owner = work / "owner"
-        mine = f"{_hash([self._settings(suite.name), own_key()])} {target.weights}"
+        mine = f"{checksum_of([self._settings(suite.name), own_key()])} {target.weights}"
         if work.exists() and (not owner.exists() or owner.read_text() != mine):
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
@@ -468,10 +468,6 @@ class Runner:
         self._has_run(suite.name)
         self.failures.append(Failure(suite.name, target.name, reason, facts))
         logger.error("%s %s failed: %s (log: %s)", suite.name, target.name, reason, log)
-
-
-def _hash(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.evals.models import DEFAULT_BYTES
 from sae_baselines.evals.registry import DEFAULT_SUITES, check_pattern, get_suite, suite_names
 from sae_baselines.evals.store import EVALS
-from sae_baselines.files import write_atomically
+from sae_baselines.files import checksum_of, write_atomically
 from sae_baselines.yaml_text import read_yaml
 
 logger = logging.getLogger("sae_baselines")
@@ -227,7 +226,7 @@ def settings_hash(
         "versions": versions,
         "conditions": conditions,
     }
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+    return checksum_of(data)[:16]
 
 
 def stored_spec(root: str | Path) -> EvalSpec | None:

@@ -6,28 +6,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from sae_baselines.baselines.cap import AT_EDGE, share_at_edge
-from sae_baselines.compat.folder import saved_config
+from sae_baselines.compat.folder import ODD_CONTENTS, saved_config
+from sae_baselines.controls.source import add_tensors
 from sae_baselines.drift.start import saved_sae_rows, seeded_rows
-from sae_baselines.errors import UserError
 
 COVARIANCE_FILE = "init_covariance.safetensors"
 # Fields of a measurement.
 WEIGHTS, CAP_SHARE = "weights_sha256", "cap_bound_share"
-# What damaged weights and configs raise; who needs them says so, here they are not known.
-_DAMAGED = (
-    UserError,
-    SafetensorError,
-    OSError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-)
 
 
 def identity_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,11 +30,12 @@ def identity_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
         `WEIGHTS` and `CAP_SHARE`; None where it is not known, the latter also without a cap.
     """
     weights, share = measured.get(WEIGHTS), measured.get(CAP_SHARE)
+    # Who needs damaged weights and configs says so; here they are not known.
     if weights is None:
-        with suppress(*_DAMAGED):
+        with suppress(*ODD_CONTENTS):
             weights = _hash_of_tensors(folder / SAE_WEIGHTS_FILENAME)
     if share is None:
-        with suppress(*_DAMAGED):
+        with suppress(*ODD_CONTENTS):
             share = _cap_share(folder, measured.get("cos_to_start_min"))
     return {WEIGHTS: weights, CAP_SHARE: share}
 
@@ -54,10 +44,7 @@ def _hash_of_tensors(path: Path) -> str:
     """Of names, types, shapes and bytes: equal for equal tensors, whatever else a file says."""
     digest = hashlib.sha256()
     with safe_open(path, framework="pt") as file:
-        for name in sorted(file.keys()):
-            tensor = file.get_tensor(name).contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
+        add_tensors(digest, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
     return digest.hexdigest()
 
 
@@ -68,10 +55,7 @@ def above(folder: Path, name: str) -> Path | None:
 
 
 def _cap_share(folder: Path, least: float | None) -> float | None:
-    try:
-        cfg = saved_config(folder)
-    except UserError:
-        return None  # whoever loads the SAE says so
+    cfg = saved_config(folder)
     details = dict((cfg.get("metadata") or {}).get("training_architecture_details") or {})
     tau = details.get("tau")
     if tau is None:

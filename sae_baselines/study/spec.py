@@ -1,8 +1,6 @@
 """What a study trains: a typed spec, read from and written to YAML."""
 
-import hashlib
 import importlib
-import json
 import re
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
@@ -37,6 +35,7 @@ from sae_baselines.controls import (
 )
 from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.files import checksum_of
 from sae_baselines.study.memory import check_memory
 from sae_baselines.study.plan import PanelKey, Pass
 from sae_baselines.study.values import check_keys, check_values, flaw_of_option, shown
@@ -897,7 +896,7 @@ def spec_hash(spec: Any) -> str:
     if data.get("published"):
         data["published"] = {k: data["published"][k] for k in _OF_PUBLISHED}
     data = _as_before(data)
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return checksum_of(data)
 
 
 def _as_before(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """SAEBench's MDL suite, which does not run as shipped."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from sae_baselines.compat.saebench import mdl_defects, runnable_mdl
 from sae_baselines.evals.measured import LOWER, Measured
 from sae_baselines.evals.metrics import Metric
 from sae_baselines.evals.suite import Extras, SAEBenchSuite, Subject, SuiteCall
+from sae_baselines.study.memory import memory_of
 
 # Context that SAEs are usually trained on; the SAE's own decides.
 _USUAL_CONTEXT = 128
@@ -70,7 +70,7 @@ class Mdl(SAEBenchSuite):
         size = options["sae_batch_size"]
         # Activations, a copy of them, and which are positive.
         needed = 3 * 4 * size**2 * _USUAL_CONTEXT * subject.d_sae
-        there = _memory(subject.device)
+        there = memory_of(subject.device)
         if there is not None and needed > there:
             yield (
                 f"sae_batch_size: {size} needs about {needed / 1e9:.0f} GB for "
@@ -129,13 +129,3 @@ class Mdl(SAEBenchSuite):
     def _rows(self, result: Mapping[str, Any], task: str) -> list[Measured]:
         names = ("description_length", "mse_loss", "within_threshold")
         return [self.number(name, float(result[name]), task) for name in names]
-
-
-def _memory(device: str) -> int | None:
-    """Bytes of the device, where they can be told."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[1] if torch.cuda.is_available() else None
-    names: Mapping[str, int] = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

