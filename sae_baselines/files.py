@@ -1,17 +1,23 @@
 """Files that are there in full or not at all, what is wrong with one, and links."""
 
+import csv
 import errno
 import functools
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from sae_baselines.errors import UserError, one_line
 
@@ -28,6 +34,12 @@ _OF_DISKS = (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT
 _OF_DEVICES = re.compile(r"(?i)\bdevice|cuda|pin_memory|\bmps\b|\bhip\b|accelerator|backend")
 _OF_MEMORY = re.compile(r"(?i)out of memory|allocate memory|not enough memory")
 _CHUNK = 1 << 22
+# What libraries raise on files that are cut, of another kind or unreadable.
+ODD_FILES = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError),
+    *(RuntimeError, MemoryError, SafetensorError, zipfile.BadZipFile, zlib.error),
+    *(lzma.LZMAError, csv.Error),
+)
 
 
 def is_junk(name: str) -> bool:
@@ -146,8 +158,31 @@ def sha256_of(path: Path) -> str:
     return _sha256(path.resolve(), state.st_size, state.st_mtime_ns)
 
 
-def flaw_of(path: Path) -> str | None:
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: It is no JSON, or has a key twice, of which nobody knows which counts.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name[:80]!r} is there twice; keep one")
+        found[name] = value
+    return found
+
+
+def flaw_of(path: Path, ours: bool = True) -> str | None:
     """What is wrong with a JSON or safetensors file, at the price of its header; else None.
+
+    Args:
+        path: The file.
+        ours: It has to be a mapping with each key once, as this package and SAELens write it;
+            other libraries' files may be anything that they read.
 
     Raises:
         OSError: It cannot be read, which says nothing of what is in it.
@@ -164,10 +199,10 @@ def flaw_of(path: Path) -> str | None:
                 return f"cut short at {size:,} bytes"
             text = file.read(length)
     try:
-        told = json.loads(text)
+        told = parse_json(text) if ours else json.loads(text)
     except (ValueError, RecursionError) as error:
         return f"not JSON: {one_line(error)}" if size else "empty"
-    if not isinstance(told, dict):
+    if not isinstance(told, dict) and (ours or path.suffix != ".json"):
         return "no mapping"
     if path.suffix != ".safetensors":
         return None
@@ -196,7 +231,7 @@ def checksum_of(body: Any) -> str:
 
 def is_sealed(path: Path) -> bool:
     """Whether a JSON file holds its own checksum; those of older versions do not."""
-    return SEAL in json.loads(path.read_text(encoding="utf-8"))
+    return SEAL in parse_json(path.read_text(encoding="utf-8"))
 
 
 def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, Any] | None:
@@ -207,7 +242,7 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, 
             ``remedy`` says what to do then.
     """
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise TypeError("no mapping")
     except FileNotFoundError:
@@ -219,6 +254,28 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, 
             f"{path}: was changed after it was written (its checksum is another); {remedy}"
         )
     return data
+
+
+def check_kinds(
+    path: Path, data: Mapping[str, Any], kinds: Mapping[str, Any], remedy: str
+) -> None:
+    """Refuse a file that lacks a field, or whose field is of another kind.
+
+    Args:
+        path: The file.
+        data: What it holds.
+        kinds: What has to be in it, and as what `isinstance` knows it.
+        remedy: What to do then.
+
+    Raises:
+        UserError: Names the field.
+    """
+    for name, kind in kinds.items():
+        if name not in data:
+            raise UserError(f"{path}: has no {name}; {remedy}")
+        if not isinstance(data[name], kind):
+            kind = getattr(kind, "__name__", kind)
+            raise UserError(f"{path}: {name}: {data[name]!r:.80} is no {kind}; {remedy}")
 
 
 def unreadable(
@@ -267,6 +324,25 @@ def unreadable(
     if flaw is None and by_torch and _OF_DEVICES.search(said):
         return UserError(f"device: {where} cannot be loaded there ({said}); the file is whole")
     return UserError(f"{where}: is damaged ({flaw or said}); {remedy}")
+
+
+@contextmanager
+def reading(path: Path, remedy: str = "delete it and run again") -> Iterator[None]:
+    """Say what is wrong with a file where the block cannot read it; see `unreadable`.
+
+    Args:
+        path: What is read.
+        remedy: What to do if it is damaged.
+
+    Raises:
+        UserError: It could not be read.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ODD_FILES as error:
+        raise unreadable(path, error, remedy) from error
 
 
 def failed(error: OSError) -> str:

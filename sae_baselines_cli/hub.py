@@ -61,11 +61,12 @@ def publish(
     """
     from sae_baselines.errors import UserError
     from sae_baselines.hub.card import CardOptions
-    from sae_baselines.hub.ids import check_license, check_repo_id
+    from sae_baselines.hub.ids import check_license, check_repo_id, check_revision
     from sae_baselines.hub.plan import plan_publication
     from sae_baselines.hub.upload import publish as upload
 
     check_repo_id(repo)
+    check_revision(revision)
     license = license or ask("Licence of these SAEs (the Hub's id, e.g. mit)")
     if license is None:
         raise UserError(

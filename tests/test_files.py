@@ -98,6 +98,15 @@ def test_json_that_is_none_is_damaged(content: bytes, tmp_path: Path):
         read_json(path, "make it again")
 
 
+def test_a_key_twice_is_refused_by_name_in_what_is_ours(tmp_path: Path):
+    path = tmp_path / "x.json"
+    path.write_text('{"l0": 1, "spec": {"seed": 0, "seed": 1}}')
+    with pytest.raises(UserError, match=r"x\.json: is damaged \(.*'seed' is there twice"):
+        read_json(path)
+    assert flaw_of(path) == "not JSON: the key 'seed' is there twice; keep one"
+    assert flaw_of(path, ours=False) is None  # some tokenizer's
+
+
 @pytest.mark.parametrize(
     ("name", "junk"),
     [

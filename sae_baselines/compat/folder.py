@@ -1,6 +1,5 @@
 """A SAELens folder as it is on disk: its config by SAELens' own conversion, and its tensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from sae_baselines.compat.saes import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.files import failed, parse_json, unreadable
 
 # What SAELens' loaders turn into other tensors, or leave out.
 _CONVERTED = {"log_threshold": "threshold"}
@@ -59,11 +59,11 @@ def saved_config(folder: Path, name: str = SAE_CFG_FILENAME) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
+        cfg = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {failed(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged") from error
+        raise UserError(f"{path}: is damaged ({one_line(error, 200)})") from error
     if not isinstance(cfg, dict):
         raise UserError(f"{path}: is a {_kind(cfg)}, not the fields of a config")
     return _as_saelens_reads(cfg, path) if name == SAE_CFG_FILENAME else cfg
@@ -125,10 +125,8 @@ def check_tensors(folder: Path, cfg: Mapping[str, Any]) -> list[str]:
     except FileNotFoundError as error:
         raise UserError(f"{folder}: is not an SAE: it has no {path.name}") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: is damaged, so this is not an SAE that SAELens can load: "
-            f"{one_line(error, 200)}"
-        ) from error
+        why = unreadable(path, error, "save it again")
+        raise UserError(f"{folder}: is not an SAE that SAELens can load: {why}") from error
     shapes = {
         _CONVERTED.get(k) or k: v for k, v in shapes.items() if not k.startswith(_LEFT_OUT)
     }

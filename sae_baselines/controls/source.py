@@ -4,11 +4,14 @@ import difflib
 import hashlib
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 from sae_lens import SAE
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
@@ -26,7 +29,7 @@ from sae_baselines.compat.folder import (
     saved_config,
 )
 from sae_baselines.errors import UserError, nearest, one_line
-from sae_baselines.files import unreadable
+from sae_baselines.files import failed, flaw_of, unreadable
 from sae_baselines.provenance import samples_seen
 
 # Normalisations that SAELens folds into the weights at the end of training.
@@ -157,12 +160,29 @@ def from_release(release: str, sae_id: str) -> SAE[Any]:
         raise UserError(f"sae: {release!r} is no release that SAELens knows; {hint}")
     try:
         sae = SAE.from_pretrained(release, sae_id, device="cpu")
-    except ODD_CONTENTS as error:
-        raise UserError(
-            f"sae: {release}:{sae_id} cannot be loaded: {one_line(error, 300)}"
-        ) from error
+    except Exception as error:  # each of SAELens' loaders has its own
+        repo = known[release].repo_id if release in known else release
+        why = _flaw_in_cache(repo) or one_line(error, 300) or type(error).__name__
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            why = f"{error.filename}: {failed(error)}"
+        raise UserError(f"sae: {release}:{sae_id} cannot be loaded: {why}") from error
     check_fields(sae.cfg.to_dict(), f"sae: {release}:{sae_id}")
     return sae
+
+
+def _flaw_in_cache(repo: str) -> str | None:
+    """Which file of a repository is damaged where the Hub's client keeps it, if one is."""
+    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
+    for path in (
+        p for p in sorted(cache.rglob("*.*")) if p.suffix in (".json", ".safetensors")
+    ):
+        with suppress(OSError):
+            if (flaw := flaw_of(path, ours=False)) is not None:
+                return (
+                    f"{path.resolve()} is damaged ({flaw}); delete it and run again, which "
+                    "fetches it"
+                )
+    return None
 
 
 def hash_of_weights(sae: SAE[Any]) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from sae_baselines.drift.cosines import EDGES, Drift
 from sae_baselines.errors import UserError
-from sae_baselines.files import unreadable, write_atomically
+from sae_baselines.files import parse_json, reading, write_atomically
 from sae_baselines.provenance import environment
 
 DRIFT_FILE = "drift.json"
@@ -158,8 +158,8 @@ def read_drift(folder: str | Path) -> DriftLog:
     path = folder / DRIFT_FILE
     if not path.is_file():
         raise UserError(f"drift: {folder} has no {DRIFT_FILE}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "delete it and track again"):
+        data = parse_json(path.read_text(encoding="utf-8"))
         if data.pop("format") != _FORMAT:
             raise UserError(f"{path}: written by another version; track again")
         records = data.pop("records")
@@ -171,10 +171,6 @@ def read_drift(folder: str | Path) -> DriftLog:
                     # One more is what a run killed between the two files leaves.
                     if index < len(records):
                         counts[index][side] = row
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise unreadable(path, error, "delete it and track again") from error
     return DriftLog(folder, data, records, counts)
 
 

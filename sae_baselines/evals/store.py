@@ -17,13 +17,34 @@ from sae_lens import SAE
 
 from sae_baselines.controls.source import add_weights
 from sae_baselines.errors import UserError
-from sae_baselines.files import read_json, write_atomically, write_sealed
+from sae_baselines.files import (
+    check_kinds,
+    parse_json,
+    read_json,
+    reading,
+    unreadable,
+    write_atomically,
+    write_sealed,
+)
 
 EVALS = "evals"
 _RESULT = "_custom_sae_eval_results.json"
 _RECORD = ".record.json"
 _FAILURE = ".failed.json"
 _COMPLETE = "complete"
+_AGAIN = "delete it and evaluate again"
+_RECORDED = {
+    **dict.fromkeys(("suite", "name", "created"), str),
+    **dict.fromkeys(("facts", "versions", "hardware"), dict),
+    "notes": list,
+}
+# What rows are made of besides.
+_OF_ROWS = {"settings": str, "weights": str, "extras": dict}
+_FACTS: dict[str, Any] = {
+    **dict.fromkeys(("panel", "member", "constraint", "architecture"), str),
+    "l0": int | float | None,
+    "seed": int,
+}
 
 
 @dataclass(frozen=True)
@@ -122,23 +143,23 @@ class EvalStore:
             UserError: SAEBench's file is not the one that was recorded, or the record was
                 edited.
         """
-        path = self.record_file(suite, name)
-        record = read_json(path)
+        path, file = self.record_file(suite, name), self.result_file(suite, name)
+        record = _record(path)
         if record is None:
             return None
+        check_kinds(path, record, _OF_ROWS, _AGAIN)
+        check_kinds(path, record["facts"], _FACTS, _AGAIN)
+        remedy = f"delete {path.name} beside it and evaluate again"
         try:
-            data = self.result_file(suite, name).read_bytes()
+            data = file.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"{file}: is missing; {remedy}") from error
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read with its result ({error}); delete it and evaluate "
-                "again"
-            ) from error
+            raise unreadable(file, error, remedy) from error
         if hashlib.sha256(data).hexdigest() != record.get("sha256"):
-            raise UserError(
-                f"{self.result_file(suite, name)}: was changed after it was written; delete "
-                f"{path.name} beside it and evaluate again"
-            )
-        return Result(suite, name, json.loads(data), record)
+            raise UserError(f"{file}: was changed after it was written; {remedy}")
+        with reading(file, remedy):
+            return Result(suite, name, parse_json(data), record)
 
     def results(self) -> list[Result]:
         """All finished results, by suite and name."""
@@ -151,14 +172,16 @@ class EvalStore:
 
     def records(self) -> list[dict[str, Any]]:
         """Records alone, by suite and name; SAEBench's files may be somewhere else."""
-        found = (read_json(path) for path in sorted(self.folder.glob(f"*/*{_RECORD}")))
+        found = (_record(path) for path in sorted(self.folder.glob(f"*/*{_RECORD}")))
         return [record for record in found if record is not None]
 
     def failures(self) -> list[Failure]:
         """All failures that were not made good."""
         found = []
         for path in sorted(self.folder.glob(f"*/*{_FAILURE}")):
-            failed = read_json(path, "delete it and evaluate again") or {"reason": "unknown"}
+            failed = read_json(path, _AGAIN) or {"reason": "unknown"}
+            check_kinds(path, failed, {"reason": str}, _AGAIN)
+            check_kinds(path, {"facts": {}, **failed}, {"facts": dict}, _AGAIN)
             name = path.name.removesuffix(_FAILURE)
             found.append(
                 Failure(path.parent.name, name, failed["reason"], failed.get("facts", {}))
@@ -169,6 +192,19 @@ class EvalStore:
         """Remove caches and scratch."""
         for name in (".cache", ".work"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What is recorded of a result, with everything that is read of it later."""
+    record = read_json(path, _AGAIN)
+    if record is not None:
+        check_kinds(path, record, _RECORDED, _AGAIN)
+        named = path.parent.name, path.name.removesuffix(_RECORD)
+        if (record["suite"], record["name"]) != named:
+            raise UserError(
+                f"{path}: is the record of {record['suite']} of {record['name']}; {_AGAIN}"
+            )
+    return record
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The members of a study as targets."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,9 +151,7 @@ def local_model_of(study: str | Path) -> Path | None:
 def _model_name(study: str | Path, key: MemberKey) -> str | None:
     """Language model in a member's own config."""
     path = StudyFolder(study).member(key) / SAE_CFG_FILENAME
-    if not path.exists():
-        return None
-    return json.loads(path.read_text(encoding="utf-8")).get("metadata", {}).get("model_name")
+    return ((read_json(path) or {}).get("metadata") or {}).get("model_name")
 
 
 def saes_of(study: str | Path) -> dict[str, tuple[Facts, Path]]:
@@ -192,8 +189,8 @@ def training_versions(folder: Path) -> dict[str, str]:
     """Package versions a member was trained with."""
     path = folder / PROVENANCE_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("versions", {})
-    except (OSError, ValueError):
+        return (read_json(path) or {}).get("versions", {})
+    except UserError:
         return {}
 
 

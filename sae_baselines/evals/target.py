@@ -17,6 +17,8 @@ from sae_baselines.baselines import SEEDED, parse_name
 from sae_baselines.controls import is_control
 from sae_baselines.controls.source import add_weights, from_folder, load_sae
 from sae_baselines.errors import UserError
+from sae_baselines.files import unreadable
+from sae_baselines.study.values import is_number
 
 # What the results table calls an SAE whose origin is not recorded in it.
 UNKNOWN = "unknown"
@@ -102,14 +104,16 @@ def facts_of(name: str, sae: SAE[Any]) -> Facts:
     architecture = str(getattr(metadata, "training_architecture", None) or "")
     control = str(details.get("control") or "")
     trained = constraint_of(str(details.get("architecture") or architecture))
+    l0: Any = details.get("l0_target")
+    seed: Any = details.get("init_seed")
     return Facts(
         panel=str(details.get("panel") or ""),
         # As it was called here: two SAEs may be the same member of two panels.
         member=name,
         constraint=control if is_control(control) else trained,
         architecture=str(details.get("base_architecture") or sae.cfg.architecture()),
-        l0=float(details.get("l0_target", math.nan)),
-        seed=int(details.get("init_seed", -1)),
+        l0=float(l0) if is_number(l0) else math.nan,
+        seed=int(seed) if is_number(seed) else -1,
     )
 
 
@@ -161,7 +165,7 @@ def hash_of_folder(folder: Path) -> str:
         try:
             digest.update((folder / name).read_bytes())
         except OSError as error:
-            raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from error
+            raise unreadable(folder / name, error) from error
     return digest.hexdigest()
 
 

@@ -26,6 +26,7 @@ _IDS = """
     llama3.3 llama4 grok2-community gemma unknown other
 """
 HUB_LICENSES = tuple(_IDS.split())
+_LINK = re.compile(r"https?://[!-~]+\.[!-~]+|LICEN[CS]E(\.(md|txt))?")
 _FILE = re.compile(r"\.(parquet|jsonl?|csv|tsv|txt|arrow|gz|zst)$", re.IGNORECASE)
 
 
@@ -35,17 +36,24 @@ def check_repo_id(repo: str) -> None:
     Raises:
         UserError: Otherwise.
     """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        wrong = True
-    else:
-        # The Hub's own check lets accents and a newline at the end through.
-        wrong = not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", repo)
-    if wrong:
+    if not _is_id(repo):
         raise UserError(
             f"repo: {repo!r} is not a repo id; use user/repo with letters, digits, - _ . e.g. "
             "alice/pythia-baselines"
+        )
+
+
+def check_revision(revision: str) -> None:
+    """Raise unless it can be the name of a branch, as git has them.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    part = r"(?!.*\.lock(/|\Z))[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*"
+    if len(revision) > 200 or not re.fullmatch(rf"{part}(/{part})*", revision):
+        raise UserError(
+            f"revision: {revision[:80]!r} is no name of a branch; use letters, digits, - _ . / "
+            "e.g. main"
         )
 
 
@@ -82,7 +90,9 @@ def _is_id(name: str, least: int = 1) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return least <= name.count("/") <= 1
+    # The Hub's own check lets accents and a newline at the end through.
+    plain = re.fullmatch(r"[A-Za-z0-9._/-]+", name) is not None
+    return plain and least <= name.count("/") <= 1
 
 
 def check_license(license: str, name: str | None, link: str | None) -> None:
@@ -111,6 +121,11 @@ def check_license(license: str, name: str | None, link: str | None) -> None:
             raise UserError(
                 f"license-name: {name!r}: use lower case letters, digits and . - _, e.g. "
                 "my-license-1.0"
+            )
+        if not _LINK.fullmatch(link):
+            raise UserError(
+                f"license-link: {link!r} is no address; use https://..., or LICENSE for the "
+                "file of that name in the repo"
             )
     elif name or link:
         raise UserError(

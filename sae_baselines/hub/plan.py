@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from sae_baselines.errors import UserError
 from sae_baselines.evals.results import RESULTS_FILE
 from sae_baselines.hub.card import CardOptions, make_card
-from sae_baselines.hub.ids import check_license, check_repo_id
+from sae_baselines.hub.ids import check_license, check_repo_id, check_revision
 from sae_baselines.hub.layout import (
     CARD_FILE,
     MEMBER_FILES,
@@ -40,6 +40,7 @@ def plan_publication(
             missing or stale; a file leads outside the study or holds a secret.
     """
     check_repo_id(repo)
+    check_revision(revision)
     check_license(options.license, options.license_name, options.license_link)
     root = Path(study)
     source = read_source(root)

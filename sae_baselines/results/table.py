@@ -29,7 +29,7 @@ from typing import Any
 import pandas as pd
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import reading, write_atomically
 
 COLUMNS = (
     "panel",
@@ -50,6 +50,7 @@ COLUMNS = (
 # What a table must have to be compared; the others say where a value is from.
 COMPARED = COLUMNS[:-3]
 RESULTS_FILE = "results.csv"
+_AGAIN = "run sae-baselines eval, which writes it again"
 PANEL_SUITE = "panel"
 # The row that members are matched by, whatever measured it.
 MEASURED_L0 = (PANEL_SUITE, "l0")
@@ -157,7 +158,9 @@ def _check_checksum(path: Path) -> None:
         return
     # Line endings are git's.
     found = hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
-    if kept.read_text(encoding="utf-8").split()[:1] != [found]:
+    with reading(kept):
+        stored = kept.read_text(encoding="utf-8").split()[:1]
+    if stored != [found]:
         raise UserError(
             f"results: {path} was changed after it was written (its checksum is another); run "
             f"sae-baselines eval to write it again, or delete {kept.name} to take it as it is"
@@ -167,10 +170,13 @@ def _check_checksum(path: Path) -> None:
 def load_results(root: str | Path) -> pd.DataFrame:
     """``results.csv`` of a study (or the CSV itself), checked against schema and checksum.
 
+    The CSV may be compressed, with the ending that says how (``.csv.gz``).
+
     Raises:
         UserError: No such file, it does not have the schema, or it was edited.
     """
-    path = Path(root) if str(root).endswith(".csv") else Path(root) / RESULTS_FILE
+    is_table = str(root).endswith(".csv") or Path(root).is_file()
+    path = Path(root) if is_table else Path(root) / RESULTS_FILE
     if not path.exists():
         raise UserError(f"results: {path} is not there; run sae-baselines eval first")
     table = read_table(path)
@@ -185,7 +191,7 @@ def read_table(path: Path) -> pd.DataFrame:
         UserError: It does not have the schema.
     """
     types: dict[str, Any] = dict.fromkeys(_TEXT, "string")
-    try:
+    with reading(path, _AGAIN):
         reader: Any = pd.read_csv
         table = reader(
             path,
@@ -193,16 +199,19 @@ def read_table(path: Path) -> pd.DataFrame:
             keep_default_na=False,
             na_values={"value": [""], "l0": [""], "n": [""]},
             float_precision="round_trip",
+            index_col=False,
         )
-    except (ValueError, OSError) as error:
-        raise UserError(f"results: {path} cannot be read: {error}") from error
     if "n_of" not in table and "n" in table:
         # A table of before there was this column.
         table.insert(list(table.columns).index("n") + 1, "n_of", "")
     for column in _TEXT:
         if column in table:
             table[column] = table[column].astype(object)
-    return check_table(table)
+    try:
+        return check_table(table)
+    except UserError as error:
+        said = str(error).removeprefix("results: ")
+        raise UserError(f"results: {path}: {said}; {_AGAIN}") from error
 
 
 def check_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -212,9 +221,11 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
         UserError: The first thing that is wrong.
     """
     if tuple(table.columns) != COLUMNS:
-        raise UserError(f"results: columns are {', '.join(table.columns)}; see the schema")
-    table = table.astype(_NUMBERS)
-    table["n"] = table["n"].astype("Int64")
+        names = ", ".join(map(str, table.columns))[:200]
+        raise UserError(f"results: columns are {names}, and should be {', '.join(COLUMNS)}")
+    for column in (*_NUMBERS, "n"):
+        _refuse_no_numbers(table[column], whole=column not in ("value", "l0"))
+    table = table.astype({**_NUMBERS, "n": "Int64"})
     for column in _TEXT:
         if column not in _MAY_BE_EMPTY and bool((table[column] == "").any()):
             raise UserError(f"results: an empty {column}")
@@ -223,6 +234,21 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
         raise UserError(f"results: direction {odd[0]} is none of 1, -1, 0")
     check_rows(table)
     return table
+
+
+def _refuse_no_numbers(cells: Any, whole: bool) -> None:
+    to_numeric: Any = pd.to_numeric
+    numbers = to_numeric(cells, errors="coerce").astype("float64")
+    wrong = numbers.isna() & cells.notna()
+    if whole:
+        wrong |= numbers.mod(1).fillna(1 if cells.name != "n" else 0) != 0
+        wrong |= numbers.abs() >= 2**63
+    if bool(wrong.any()):
+        row = int(wrong.to_numpy().argmax())
+        kind = "whole number" if whole else "number"
+        raise UserError(
+            f"results: {cells.name} of row {row + 1} is {cells.iloc[row]!r}, no {kind}"
+        )
 
 
 def check_rows(table: pd.DataFrame) -> None:

@@ -37,6 +37,8 @@ _NUMBER = "number_of_row"
 _SHUFFLE_BUFFER = 10_000
 # Share of documents that may be held out beyond those that it takes.
 _MOST_HELD_OUT = 0.1
+# Passes over the text that are worth a word: a few are common.
+_REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -232,11 +234,24 @@ def _split_text(dataset: AnyDataset, spec: PanelSpec, model: HookedRootModule) -
         return SplitText(rest, dataset.take(documents), documents)
     if len(dataset) == documents:
         raise none_left
+    _say_repeats(spec, len(dataset) - documents, total / documents)
     return SplitText(
         dataset.select(range(documents, len(dataset))),
         dataset.select(range(documents)),
         documents,
     )
+
+
+def _say_repeats(spec: PanelSpec, documents: int, each: float) -> None:
+    """SAELens begins again at the end of the text, as often as it takes."""
+    # An estimate: documents to train on are as long as those held out.
+    times = spec.training_tokens / (documents * each)
+    if times > _REPEATS:
+        logger.warning(
+            "training_tokens: %s are about %s times what dataset.path has (%s documents of "
+            "about %s tokens): the same text is read again and again; use fewer, or more text",
+            *(f"{n:,.0f}" for n in (spec.training_tokens, times, documents, each)),
+        )
 
 
 def n_held_out_contexts(spec: PanelSpec) -> int:

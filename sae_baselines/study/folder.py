@@ -18,6 +18,7 @@ from sae_baselines.files import (
     failed,
     flaw_of,
     is_junk,
+    is_sealed,
     keep_links_inside,
     new_folder,
     read_json,
@@ -27,6 +28,7 @@ from sae_baselines.files import (
     write_sealed,
 )
 from sae_baselines.provenance import environment
+from sae_baselines.study.identity import WEIGHTS
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import (
     PanelSpec,
@@ -35,6 +37,7 @@ from sae_baselines.study.spec import (
     spec_hash,
     spec_to_dict,
 )
+from sae_baselines.study.values import is_number, shown
 from sae_baselines.yaml_text import parse_yaml
 
 logger = logging.getLogger("sae_baselines")
@@ -253,6 +256,23 @@ def write_provenance(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 _AGAIN = "run sae-baselines train --resume, which makes it again"
+# Of a file that is written with the measurement.
+MEASURE_AGAIN = (
+    f"delete {MEASUREMENT_FILE} beside it and run with --resume, which measures again"
+)
+# Numbers of every measurement, and of its kind, which the first of them tells: of synthetic
+# features, of photographs, of text.
+_MEASURED = ("l0", "l0_target", "d_sae")
+_KINDS = (
+    ("ev", "n_samples", "n_features", "true_l0", "dead"),
+    ("n_patches", "n_photographs", "explained_variance", "dead", "rare"),
+    ("explained_variance", "n_tokens"),
+)
+# null where nobody knows, or where there is none.
+_NULL = {
+    "n_patches": ("rare_patches", "rare_photographs", "rare_on_one_photograph"),
+    "explained_variance": ("alive", "cos_to_start_mean", "cos_to_start_min", "ce_recovered"),
+}
 
 
 def write_measurement(folder: Path, result: Mapping[str, Any]) -> None:
@@ -277,7 +297,32 @@ def read_measurement(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: The file is damaged, or is not what was measured.
     """
-    return read_json(folder / MEASUREMENT_FILE, _AGAIN)
+    path = folder / MEASUREMENT_FILE
+    measured = read_json(path, _AGAIN)
+    # What has its checksum is as it was measured; older files have none.
+    if measured is not None and not is_sealed(path) and (flaw := _flaw_of(measured)):
+        raise UserError(f"{path}: {flaw}; {_AGAIN}")
+    return measured
+
+
+def _flaw_of(measured: Mapping[str, Any]) -> str | None:
+    kind = next((names for names in _KINDS if names[0] in measured), _KINDS[-1])
+    needed, null = (*_MEASURED, *kind), _NULL.get(kind[0], ())
+    for name in ("l0_matches", *needed, *null):
+        if name not in measured:
+            return f"has no {name}"
+    for name, value in measured.items():
+        if name == "l0_matches":
+            fits, what = isinstance(value, bool), "neither true nor false"
+        elif name == WEIGHTS:
+            fits, what = isinstance(value, str | None), "no hash"
+        else:
+            none = value is None and name not in needed
+            curve = isinstance(value, list) and name not in (*needed, *null)
+            fits, what = none or curve or is_number(value), "no number"
+        if not fits:
+            return f"{name}: {shown(value)} is {what}"
+    return None
 
 
 def flaw_of_measurement(folder: Path) -> str | None:

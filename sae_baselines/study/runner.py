@@ -16,7 +16,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_baselines.compat.training import OpenRunner, progress_each_step
 from sae_baselines.errors import UserError
-from sae_baselines.files import is_junk, read_json, remove, write_atomically
+from sae_baselines.files import is_junk, parse_json, read_json, remove, write_atomically
 from sae_baselines.study.held_out import checked_activations
 
 logger = logging.getLogger("sae_baselines")
@@ -98,8 +98,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     found = []
     for marker in folder.glob(f"*/{COMPLETE}"):
         try:
-            samples = int(json.loads(marker.read_text())["n_training_samples"])
-        except (OSError, ValueError, KeyError):
+            samples = int(parse_json(marker.read_text())["n_training_samples"])
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         if (marker.parent / RUNNER_CFG_FILENAME).exists():
             found.append((samples, marker.parent))

@@ -1,6 +1,5 @@
 """A panel's controls: made after training, from the panel's own trained member."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from sae_baselines.controls import Control, build_control
 from sae_baselines.controls.latents import firing_rates
 from sae_baselines.controls.source import source_of
 from sae_baselines.errors import UserError
+from sae_baselines.files import parse_json
 from sae_baselines.provenance import environment
 from sae_baselines.study.folder import PROVENANCE_FILE, StudyFolder, write_provenance
 from sae_baselines.study.plan import MemberKey, PanelKey, controls_of, members_of
@@ -109,7 +109,7 @@ def _trained(spec: StudySpec, panel: PanelKey) -> MemberKey:
 def _source_of_control(folder: Path) -> str | None:
     """Hash of the weights that a finished control was made from."""
     try:
-        provenance: dict[str, Any] = json.loads((folder / PROVENANCE_FILE).read_text())
+        provenance: dict[str, Any] = parse_json((folder / PROVENANCE_FILE).read_text())
         return provenance["source"]["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

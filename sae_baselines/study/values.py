@@ -92,6 +92,13 @@ def _flaw(value: Any, empty: bool = False) -> str | None:
     return None
 
 
+def is_number(value: Any) -> bool:
+    """Whether plain data is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -LARGEST <= value <= LARGEST  # nan is not
+
+
 def flaw_of_option(value: Any) -> str | None:
     """Why a value is none for an option of a SAELens config; None if it may be one."""
     for item in value if isinstance(value, list | tuple) else (value,):

@@ -159,6 +159,10 @@ ODD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "dtype": (lambda f: folder_of(f, {**GOOD, "dtype": "float33"}), r"cfg\.json: makes no SAE"),
     "deep": (lambda f: folder_of(f, "[" * 100_000), r"cfg\.json: is damaged"),
+    "twice": (
+        lambda f: folder_of(f, f'{{"d_in": 99, {json.dumps(GOOD)[1:]}'),
+        r"cfg\.json: is damaged \(the key 'd_in' is there twice",
+    ),
     "latin": (
         lambda f: (folder_of(f, GOOD) / "cfg.json").write_bytes(b'{"a": "\xe9"}'),
         r"cfg\.json: is damaged",

@@ -55,6 +55,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         # All digits are in the table.
         score = 0.5 + i / 64 + i**2 / 1024 + (0.25 if key.member == "trained" else 0)
         measured = {"explained_variance": score, "l0": 6.0, "n_tokens": 64, "d_sae": 128}
+        unknown = ("alive", "cos_to_start_mean", "cos_to_start_min", "ce_recovered")
+        measured |= {"l0_target": 6.0, "l0_matches": True}
+        measured |= dict.fromkeys(unknown)
         write_sealed(folder.member(key) / "measurement.json", measured)
     for i, target in enumerate(study_targets(tmp_path)):
         record = {"suite": "fake", "name": target.name, "facts": target.facts.to_dict()}

@@ -10,7 +10,13 @@ import yaml
 from sae_baselines.errors import UserError
 from sae_baselines.files import write_sealed
 from sae_baselines.hub import CardOptions, Publication, plan_publication
-from sae_baselines.hub.ids import check_license, check_repo_id, hub_dataset, hub_model
+from sae_baselines.hub.ids import (
+    check_license,
+    check_repo_id,
+    check_revision,
+    hub_dataset,
+    hub_model,
+)
 from sae_baselines.study.folder import STUDY_FILE
 from tests.hub.conftest import REPO
 from tests.loopback_hub import WRITER
@@ -157,9 +163,24 @@ def test_licences():
         (("other", None, "LICENSE"), "needs --license-name and --license-link"),
         (("other", "My License", "LICENSE"), "use lower case letters"),
         (("mit", "x", None), "belong to --license other"),
+        (("other", "x", "nourl"), "license-link: 'nourl' is no address"),
+        (("other", "x", "https://a.b/c\nx"), "is no address"),
+        (("other", "x", "javascript:alert(1)"), "is no address"),
     ):
         with pytest.raises(UserError, match=words):
             check_license(*arguments)
+    check_license("other", "x", "https://example.org/licence?v=1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a\nb", "a\n", "a b", "-x", "a..b", ".a", "a.", "a/", "a//b", "é", "x.lock", "@{"],
+)
+def test_what_git_takes_for_no_branch_is_refused(name: str):
+    with pytest.raises(UserError, match=r"revision: .* is no name of a branch"):
+        plan_publication("nowhere", REPO, name, CardOptions("mit"))
+    for good in ("main", "v1.0", "feature/x-2.b_c", "refs/pr/1"):
+        check_revision(good)
 
 
 def test_names_on_the_hub_are_known_or_left_out():

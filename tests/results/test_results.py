@@ -156,3 +156,50 @@ def test_a_table_of_before_n_of_is_read(tmp_path: Path) -> None:
     assert list(table["n_of"]) == ["tokens", ""]
     table.drop(columns="n_of").to_csv(tmp_path / "results.csv", index=False)
     assert load_results(tmp_path).equals(table.assign(n_of=""))
+
+
+GOOD = table_of(
+    [
+        row(
+            {**dict.fromkeys(COLUMNS[:4], "a"), "l0": 8.0, "seed": 0},
+            ("core", "x"),
+            0.5,
+            versions="v",
+        )
+    ]
+)
+CSV = GOOD.to_csv(index=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is damaged .*No columns"),
+        (b"\x89PNG\xff\xfe\0\0", "is damaged"),
+        (CSV.encode("utf-16"), "is damaged"),
+        (b"a,b\n1,2\n", "columns are a, b, and should be panel, member"),
+        (CSV.replace(",0.5,", ",x,").encode(), "value of row 1 is 'x', no number"),
+        (CSV.replace(",8.0,0,", ",8.0,0.5,").encode(), "seed of row 1 is .*0.5.*, no whole"),
+        (CSV.replace(",8.0,0,", ",8.0,,").encode(), "seed of row 1 is .*, no whole"),
+        (CSV.replace(",8.0,0,", ",many,0,").encode(), "l0 of row 1 is 'many', no number"),
+        (CSV.replace(",x,0,", ",x,0.5,").encode(), "direction of row 1 is .*0.5"),
+        (CSV.replace(",x,0,", f",x,{2**70},").encode(), "direction of row 1 is "),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_a_table_that_is_none_is_one_line(content: bytes | None, words: str, tmp_path: Path):
+    path = tmp_path / "results.csv"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"results\.csv: {words}") as said:
+        load_results(tmp_path)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("ending", ["gz", "xz", "bz2", "zip"])
+def test_a_compressed_table_is_read_or_said_to_be_cut(ending: str, tmp_path: Path):
+    path = tmp_path / f"results.csv.{ending}"
+    GOOD.to_csv(path, index=False)
+    assert load_results(path).equals(GOOD)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"results\.csv\..*: is damaged"):
+        load_results(path)

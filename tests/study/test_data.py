@@ -157,6 +157,19 @@ def test_rows_without_text_are_dropped():
     assert _rows(load_text(DatasetSpec(path="memory", shuffle_seed=None), data)) == ["x", "y"]
 
 
+def test_text_that_is_read_many_times_over_is_said_before_training(
+    model: Any, model_folder: Path, caplog: pytest.LogCaptureFixture
+):
+    # 276 documents of about 30 tokens are left to train on.
+    data = Dataset.from_dict({"text": ["the cat sat on the mat " * 5] * 350})
+    split_text(data, _spec(model_folder, training_tokens=40_000), model)
+    assert caplog.messages == []
+    split_text(data, _spec(model_folder, training_tokens=10**15), model)
+    (said,) = caplog.messages
+    assert said.startswith("training_tokens: 1,000,000,000,000,000 are about 1")
+    assert "documents of about 28 tokens" in said
+
+
 def test_too_little_text_is_refused(model: Any, model_folder: Path):
     with pytest.raises(UserError, match="fewer than the 2048 to hold out"):
         split_text(Dataset.from_dict({"text": ["the cat"] * 5}), _spec(model_folder), model)

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from sae_baselines.errors import UserError
 from sae_baselines.study import PanelSpec, StudyResult, train_study
-from sae_baselines.study.folder import load_study
+from sae_baselines.study.folder import flaw_of_measurement, load_study, read_measurement
 from sae_baselines.study.spec import spec_from_dict
 from tests.tiny_model import tiny_panel
 
@@ -30,6 +30,34 @@ def study(
 def copy(study: tuple[PanelSpec, StudyResult], tmp_path: Path) -> Path:
     shutil.copytree(study[1].folder, tmp_path / "study")
     return tmp_path / "study"
+
+
+MEASURED = {
+    **{"explained_variance": 0.5, "l0": 6.1, "l0_target": 6.0, "l0_matches": True},
+    **{"alive": 30, "d_sae": 32, "n_tokens": 1024, "weights_sha256": "ab", "ce_recovered": 0.9},
+    **{"cos_to_start_mean": None, "cos_to_start_min": None},
+}
+
+
+def test_a_measurement_without_checksum_has_what_is_read_of_it(tmp_path: Path):
+    path = tmp_path / "measurement.json"
+    path.write_text(json.dumps(MEASURED))
+    assert read_measurement(tmp_path) == MEASURED
+    toy = {k: MEASURED[k] for k in ("l0", "l0_target", "l0_matches", "d_sae")}
+    toy |= {"ev": 0.5, "n_samples": 9, "n_features": 3, "true_l0": 1, "dead": 0, "curve": [1]}
+    path.write_text(json.dumps(toy))
+    assert read_measurement(tmp_path) == toy
+    for good in (MEASURED, toy):
+        for name in good.keys() - {"weights_sha256", "curve"}:
+            path.write_text(json.dumps({k: v for k, v in good.items() if k != name}))
+            with pytest.raises(UserError, match=r"measurement\.json: has no .*--resume"):
+                read_measurement(tmp_path)
+            for odd in ("x", float("nan"), [1.0], {}, 10**400):
+                path.write_text(json.dumps({**good, name: odd}))
+                with pytest.raises(UserError, match=rf"measurement\.json: {name}: .*--resume"):
+                    read_measurement(tmp_path)
+    # Not finished, so that training makes it again.
+    assert "measurement.json" in (flaw_of_measurement(tmp_path) or "")
 
 
 def _files(root: Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """A finished synthetic study, read from its folder: tidy rows, arrays, chance, verdicts."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals.results import identity_rows
+from sae_baselines.files import parse_json, reading
 from sae_baselines.paper.toy.chance import SimulatedRecovery, simulate_recovery
 from sae_baselines.results import MEASURED_L0, row
 from sae_baselines.stats import Verdict, verdicts
-from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.folder import MEASUREMENT_FILE, STUDY_FILE, StudyFolder
 from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.study.synthetic.measure import FEATURES_FILE, PerFeature
@@ -23,6 +23,8 @@ from sae_baselines.yaml_text import read_yaml
 # What the paper compares, EV and its recovery count, and the continuous form of the latter: a
 # count that is 0 or all in every seed has no spread to test.
 PRIMARY = ("explained_variance", "recovered_share", "mean_best_cosine")
+# A setting's model is written when any of its SAEs is worked on.
+_MODEL_AGAIN = f"delete {MEASUREMENT_FILE} of one of its SAEs and run with --resume"
 # Random dictionaries per setting, beside the closed form.
 _DRAWS = 20
 
@@ -125,7 +127,8 @@ def load_toy(root: str | Path) -> ToyResults:
         assert isinstance(key.panel, ToyPanelKey)
         setting = key.panel.setting
         weights = folder.root / "models" / setting / "synthetic_model_config.json"
-        d_in = int(json.loads(weights.read_text())["hidden_dim"])
+        with reading(weights, _MODEL_AGAIN):
+            d_in = int(parse_json(weights.read_text())["hidden_dim"])
         sizes[setting] = (d_in, measured["n_features"], measured["true_l0"])
         who = {
             "setting": setting,
@@ -152,7 +155,10 @@ def load_toy(root: str | Path) -> ToyResults:
         frame.append({**measured, **who, "l0": measured["l0"], **training})
         arrays = PerFeature.load(folder.member(key) / FEATURES_FILE)
         features.append(({**who, "n_samples": measured["n_samples"]}, arrays))
-    curves = [pd.read_csv(path) for path in sorted((folder.root / "curves").glob("*.csv"))]
+    curves = []
+    for path in sorted((folder.root / "curves").glob("*.csv")):
+        with reading(path, "delete it, which leaves its curve out"):
+            curves.append(pd.read_csv(path))
     return ToyResults(
         spec,
         record,
@@ -166,10 +172,10 @@ def load_toy(root: str | Path) -> ToyResults:
 
 
 def _chance(model: Path, spec: ToySpec) -> SimulatedRecovery:
-    weights = load_file(model / "synthetic_model.safetensors")
-    return simulate_recovery(
-        weights["feature_vectors"], spec.d_sae, seed=spec.model_seed, draws=_DRAWS
-    )
+    path = model / "synthetic_model.safetensors"
+    with reading(path, _MODEL_AGAIN):
+        features = load_file(path)["feature_vectors"]
+    return simulate_recovery(features, spec.d_sae, seed=spec.model_seed, draws=_DRAWS)
 
 
 def toy_verdicts(results: ToyResults) -> dict[str, list[Verdict]]:

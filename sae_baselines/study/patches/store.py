@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import write_atomically
+from sae_baselines.files import parse_json, write_atomically
 from sae_baselines.progress import progress
 from sae_baselines.study.patches.images import Crop, CropLoader, Photographs, Split, plan_crops
 from sae_baselines.study.patches.patches import PatchModel
@@ -90,11 +90,11 @@ class ActivationFile:
 
     def _done(self) -> int:
         try:
-            note = json.loads(self._note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return 0
-        same = note.get("made_for") == self.made_for and self.path.exists()
-        return int(note["crops"]) if same else 0
+            note = parse_json(self._note.read_text(encoding="utf-8"))
+            same = note["made_for"] == self.made_for and self.path.exists()
+            return int(note["crops"]) if same else 0
+        except (OSError, ValueError, LookupError, TypeError):
+            return 0  # it is made again
 
     def has(self, crops: int) -> bool:
         """Whether so many crops are there."""

@@ -1,6 +1,5 @@
 """What a reference is, from its weights, its config and the files beside it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from sae_baselines.controls.source import (
     refuse_not_finite,
 )
 from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.files import ODD_FILES, parse_json, unreadable
 from sae_baselines.provenance import samples_seen
 
 # How SAELens marks, in a config's metadata, what an inference SAE was trained as.
@@ -193,9 +193,12 @@ def _runner_config(source: str, where: Mapping[str, Any]) -> tuple[dict[str, Any
                 f"the Hub could not be asked whether a {RUNNER_CFG_FILENAME} lies beside it"
             ]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"sae: {RUNNER_CFG_FILENAME} beside it cannot be read") from error
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except ODD_FILES as error:
+        why = unreadable(path, error, "save it again")
+        raise UserError(
+            f"sae: {RUNNER_CFG_FILENAME} beside it cannot be read: {why}"
+        ) from error
     return (found if isinstance(found, dict) else {}), []
 
 

@@ -14,10 +14,10 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from safetensors.torch import load_file, save
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import read_json, write_atomically
+from sae_baselines.files import read_json, reading, write_atomically
 from sae_baselines.reconstruction import explained_variance
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
-from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.folder import MEASURE_AGAIN, STUDY_FILE, StudyFolder
 from sae_baselines.study.measure import Cosines, Measurement, cosine_facts
 from sae_baselines.study.patches.images import (
     Crop,
@@ -255,10 +255,11 @@ class PatchSource:
 
 def firing_of(folder: Path) -> Firing:
     """The firing of a measured member."""
-    stored = load_file(folder / FIRING_FILE)
-    return Firing(
-        stored["count"],
-        stored["photographs"],
-        int(stored["n_patches"]),
-        int(stored["n_photographs"]),
-    )
+    with reading(folder / FIRING_FILE, MEASURE_AGAIN):
+        stored = load_file(folder / FIRING_FILE)
+        return Firing(
+            stored["count"],
+            stored["photographs"],
+            int(stored["n_patches"]),
+            int(stored["n_photographs"]),
+        )

@@ -10,7 +10,7 @@ import torch
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.synthetic import SyntheticModel
 
-from sae_baselines.files import unreadable, write_atomically
+from sae_baselines.files import reading, write_atomically
 from sae_baselines.reconstruction import explained_variance
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.stream import StreamTraining
@@ -52,11 +52,10 @@ class Curve:
         self.steps = snapshot_steps(training.steps, n_snapshots)
         self.rows: list[dict[str, Any]] = []
         if path.exists():
-            try:
+            with reading(path, "delete it"):
                 self.rows = pd.read_csv(path).to_dict("records")
-                list(map(_owner, self.rows))
-            except (OSError, ValueError, KeyError) as error:
-                raise unreadable(path, error, "delete it") from error
+                for row in self.rows:
+                    _owner(row), int(row["step"])
 
     @torch.no_grad()
     def watch(self, step: int, saes: dict[str, TrainingSAE[Any]]) -> None:

@@ -21,8 +21,9 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_baselines.controls.source import FOLDED_LATER
 from sae_baselines.errors import UserError
-from sae_baselines.files import new_file
+from sae_baselines.files import new_file, reading
 from sae_baselines.reconstruction import RunningVariance
+from sae_baselines.study.folder import MEASURE_AGAIN
 from sae_baselines.study.synthetic.recovery import (
     THRESHOLDS,
     best_cosine,
@@ -64,7 +65,7 @@ class PerFeature:
     @classmethod
     def load(cls, path: str | Path) -> "PerFeature":
         """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as stored:
+        with reading(Path(path), MEASURE_AGAIN), np.load(path, allow_pickle=False) as stored:
             return cls(**{f.name: stored[f.name] for f in fields(cls)})
 
 
