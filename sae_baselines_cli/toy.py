@@ -39,6 +39,13 @@ def toy(
             help="Only this architecture (repeatable).", autocompletion=completing(BASES)
         ),
     ] = None,
+    correct: Annotated[
+        str,
+        typer.Option(
+            help="Correct the verdicts over the metrics of each 'baseline' of a setting, or "
+            "over all tests of the 'study'."
+        ),
+    ] = "baseline",
     show: Annotated[
         bool, typer.Option("--show", help="Print the study file and stop.")
     ] = False,
@@ -53,6 +60,7 @@ def toy(
 
     - `sae-baselines toy --quick`
     - `sae-baselines toy --seeds 3 --samples 4000000`
+    - `sae-baselines toy --seeds 3 --resume --correct study`
     - `sae-baselines toy --setting constant --architecture topk --lr 0.001`
     - `sae-baselines toy --show > toy.yaml`, edit, `sae-baselines toy toy.yaml`
     """
@@ -80,11 +88,14 @@ def toy(
     if show:
         typer.echo(spec_to_yaml(spec), nl=False)
         return
+    from sae_baselines.stats import corrected
+
+    corrected(correct)
     folder = train_study(spec, out or Path("studies") / spec.name, resume=resume).folder
     from sae_baselines.paper.toy.report import write_toy_report
     from sae_baselines.paper.toy.results import load_toy
 
-    page = write_toy_report(folder)
+    page = write_toy_report(folder, correct)
     results = load_toy(folder)
     for name in spec.settings:
         console.print()

@@ -233,7 +233,7 @@ def checked_results(root: str | Path) -> tuple[pd.DataFrame, Checks]:
     if not path.exists() and (absent or not records):
         load_results(root)  # says what to do
     saes = saes_of(root)
-    measured = [folder for _, folder in saes.values() if read_measurement(folder)]
+    measured = {n: folder for n, (_, folder) in saes.items() if read_measurement(folder)}
     if records and not absent:
         fresh = collect(root)
     else:
@@ -243,24 +243,32 @@ def checked_results(root: str | Path) -> tuple[pd.DataFrame, Checks]:
         there = {n: f for n, f in here.items() if (f / SAE_WEIGHTS_FILENAME).exists()}
         fresh = _table(root, results, {name: hash_of_folder(f) for name, f in there.items()})
     files = [
-        *(f / MEASUREMENT_FILE for f in measured),
+        *(f / MEASUREMENT_FILE for f in measured.values()),
         *(store.record_file(*p) for p in records),
     ]
     unsealed = sum(not is_sealed(file) for file in files)
     stored = read_table(path) if path.exists() else fresh
     names = {(facts.panel, facts.member): name for name, (facts, _) in saes.items()}
-    columns = zip(*(stored[column] for column in ("suite", "panel", "member")), strict=True)
-    whose = [(suite, names.get((p, m), f"{p}.{m}")) for suite, p, m in columns]
-    # Where there are records at all, a result counts only with one.
-    unvouched = {
-        pair
-        for pair in whose
-        if (not measured if pair[0] == PANEL_SUITE else not records or pair in absent)
-    }
-    if not unvouched:
+    columns = ("suite", "panel", "member", "metric", "task")
+    whose, only_here = [], []
+    for suite, panel, member, metric, task in zip(*(stored[c] for c in columns), strict=True):
+        saes_of_row = [(panel, member)]
+        if (suite, metric) == SAME_WEIGHTS:
+            saes_of_row.append(tuple(task.rsplit("/", 1)))
+        named = [names.get(sae, ".".join(sae)) for sae in saes_of_row]
+        lost = (name for name in named if name not in measured)
+        whose.append((suite, next(lost, named[0])))
+        # Where there are records at all, a result counts only with one.
+        only_here.append(
+            whose[-1][1] not in measured
+            if suite == PANEL_SUITE
+            else not records or whose[-1] in absent
+        )
+    if not any(only_here):
         return fresh, Checks(unsealed=unsealed)
     load_results(root)  # its numbers count, so it must be as it was written
-    kept = stored.loc[[pair in unvouched for pair in whose]]
+    unvouched = {pair for pair, here in zip(whose, only_here, strict=True) if here}
+    kept = stored.loc[only_here]
     table = _sorted(check_table(pd.concat([fresh, kept], ignore_index=True)))
     return table, Checks(
         unverified=tuple(f"{suite} of {name}" for suite, name in sorted(unvouched)),

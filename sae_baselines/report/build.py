@@ -128,7 +128,9 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     compared, more = _compare(table, metrics)
     used, unused = _margins(context, compared)
     found = verdicts(compared, margins=used, correct=context.correct)
-    reference = of_reference.place(every, metrics) if every.has_published else None
+    reference = None
+    if every.has_published:
+        reference = of_reference.place(every, metrics, context.correct)
     trained = TRAINED in table.constraints.values()
     if reference is not None:
         # Without an SAE trained here nothing can be paired, which is as it was asked for.
@@ -178,7 +180,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         text = render("verdicts.md.j2", verdicts=found, drawn=drawn["differences"])
         parts.append(Section("verdicts", "Differences and verdicts", text))
     if answers:
-        text = render("joint.md.j2", answers=answers)
+        text = render("joint.md.j2", answers=answers, correct=context.correct)
         parts.append(Section("joint", "Against all baselines of a question at once", text))
     with_controls = table if reference is None else reference.table
     if with_controls.controls:
@@ -242,6 +244,9 @@ def _primary(table: Results, context: ReportContext) -> tuple[list[MetricKey], l
             facts = {"pattern": pattern, "described": bool(hits)}
             dropped.append(caveat("missing", "primary_without_rows", **facts))
         chosen.update(dict.fromkeys(usable))
+    for_nothing = [key(*m) for m in chosen if context.evals and metric_of(*m).favours]
+    if for_nothing:
+        dropped.append(caveat("for nothing", names=for_nothing))
     return list(chosen), dropped
 
 

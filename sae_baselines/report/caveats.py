@@ -16,7 +16,7 @@ from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
 from sae_baselines.report.numbers import number
 from sae_baselines.results import Group, MetricKey, Results, ordered
-from sae_baselines.stats import Comparison, Verdict
+from sae_baselines.stats import METHOD, Comparison, Verdict
 from sae_baselines.study.measure import L0_TOLERANCE
 
 # Explained variance, SAEBench's against the paper's definition.
@@ -92,10 +92,10 @@ def caveats(
 def unfit(compared: Sequence[Comparison]) -> list[Caveat]:
     """Pairs that are one SAE, caps that never bound and seeds that collapsed."""
     pairs = (
-        (c.baseline, (c.architecture, c.l0), part)
+        (c.baseline, (c.architecture, c.l0), bar.reason)
         for c in compared
-        for part in (c.unfit or "").split("; ")
-        if part and " failed at seed " not in part  # a caveat of its own
+        for bar in c.unfit
+        if bar.kind != "failed run"  # a caveat of its own
     )
     return [
         caveat("no verdict", baseline=baseline, group=group, reason=reason)
@@ -154,7 +154,7 @@ def _seeds(items: Sequence[Verdict]) -> Iterable[Caveat]:
     if any(v.word == "single seed" for v in items):
         yield caveat("single seed")
     if any(v.n_seeds == 2 for v in items):
-        yield caveat("two seeds")
+        yield caveat("two seeds", why=METHOD.two_seeds)
 
 
 def _failures(context: ReportContext) -> Iterable[Caveat]:
@@ -219,9 +219,16 @@ def _l0(table: Results) -> Iterable[Caveat]:
 
 def _l0_apart(items: Sequence[Verdict]) -> Iterable[Caveat]:
     """From the verdicts themselves, so that both say the same."""
-    apart = [v for v in items if v.word == "no verdict" and "L0 differs" in v.reason]
-    for group, reason in dict.fromkeys(((v.architecture, v.l0), v.reason) for v in apart):
-        yield caveat("L0 apart", group=group, reason=reason)
+    for kind, what in (("L0 apart", "apart"), ("L0 unmeasured", "not known")):
+        texts = (((v.architecture, v.l0), _reasons(v, kind)) for v in items)
+        for group, reasons in dict.fromkeys(texts):
+            if reasons:
+                text = "; ".join(reasons)
+                yield caveat(kind, "l0_apart", group=group, reason=text, what=what)
+
+
+def _reasons(v: Verdict, kind: str) -> tuple[str, ...]:
+    return tuple(bar.reason for bar in v.bars if bar.kind == kind)
 
 
 def _l0_unchecked(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
@@ -233,17 +240,20 @@ def _l0_unchecked(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
 
 
 def _failed_runs(items: Sequence[Verdict]) -> Iterable[Caveat]:
-    reasons = [v.reason for v in items if v.word == "no verdict"]
-    parts = [part for reason in reasons for part in reason.split("; ") if " failed at " in part]
-    if parts:
-        yield caveat("failed run", texts=list(dict.fromkeys(parts)))
+    texts = dict.fromkeys(text for v in items for text in _reasons(v, "failed run"))
+    if texts:
+        yield caveat("failed run", texts=list(texts))
 
 
 def _baselines(table: Results) -> Iterable[Caveat]:
-    here = set(table.constraints.values())
-    absent = [c for c in CONSTRAINTS if c not in here]
-    if absent:
-        yield caveat("baselines absent", names=absent)
+    lacking: dict[tuple[str, ...], list[Group]] = defaultdict(list)
+    for group in table.groups:
+        here = {table.constraints[member] for member in table.present(group)}
+        lacking[tuple(c for c in CONSTRAINTS if c not in here)].append(group)
+    for absent, groups in lacking.items():
+        if absent:
+            some = groups if len(lacking) > 1 else []
+            yield caveat("baselines absent", names=absent, groups=some)
 
 
 def _controls(table: Results) -> Iterable[Caveat]:

@@ -12,6 +12,7 @@ from sae_baselines.report.names import key, title
 from sae_baselines.report.numbers import MISSING, number
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import (
+    Correct,
     PlacedAgainstRandom,
     Placement,
     placed_against_random,
@@ -60,12 +61,13 @@ def for_pairing(table: Results) -> Results:
     return others.only(members=[m for m in others.members if is_random(others.constraints[m])])
 
 
-def place(table: Results, metrics: Sequence[MetricKey]) -> Reference:
+def place(table: Results, metrics: Sequence[MetricKey], correct: Correct) -> Reference:
     """Where it falls, in the order of metrics and members.
 
     Args:
         table: All rows.
         metrics: Suites and metrics to place it on.
+        correct: As of `placed_against_random`.
     """
     found: list[Placement] = []
     if metrics:
@@ -79,8 +81,8 @@ def place(table: Results, metrics: Sequence[MetricKey]) -> Reference:
         others=_others(table),
         groups=tuple(g for g in table.groups if PUBLISHED in table.present(g)),
         placements=tuple(found),
-        placed=tuple(placed_against_random(found)),
-        nearly_free=tuple(placed_against_random(found, "nearly free")),
+        placed=tuple(placed_against_random(found, "random", correct)),
+        nearly_free=tuple(placed_against_random(found, "nearly free", correct)),
     )
 
 

@@ -261,9 +261,9 @@ class Results:
     def of_panel(self, metric: str, group: Group, member: str) -> BySeed:
         """A number of suite "panel", also where only other metrics are kept."""
         return {
-            seed: self._panel_values[metric, panel, m]
+            seed: self._panel_values[metric, panel, m, seed]
             for (g, m, seed), panel in self.panels.items()
-            if (g, m) == (group, member) and (metric, panel, m) in self._panel_values
+            if (g, m) == (group, member) and (metric, panel, m, seed) in self._panel_values
         }
 
     @cached_property
@@ -278,10 +278,10 @@ class Results:
         return {sae: saes - {sae} for saes in alike.values() for sae in saes}
 
     @cached_property
-    def _panel_values(self) -> dict[tuple[str, str, str], float]:
+    def _panel_values(self) -> dict[tuple[str, str, str, int], float]:
         rows = self.panel_rows.loc[self.panel_rows["task"] == ""]
-        columns = rows[["metric", "panel", "member", "value"]]
-        return {(k, p, m): v for k, p, m, v in columns.itertuples(index=False, name=None)}
+        columns = rows[["metric", "panel", "member", "seed", "value"]]
+        return {tuple(key): v for *key, v in columns.itertuples(index=False, name=None)}
 
     @cached_property
     def _directions(self) -> dict[MetricKey, int]:

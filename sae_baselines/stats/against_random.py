@@ -1,9 +1,10 @@
 """Against random as such: verdicts and placements combined over all random members."""
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import Any, TypeVar
 
 from sae_baselines.controls import PUBLISHED, TRAINED, Question, is_control, question_of
 from sae_baselines.stats.decision import Correct, holm
@@ -102,37 +103,19 @@ def against_random(
         correct: "baseline": Holm over the metrics of one architecture and L0. "study": over
             all metrics, architectures and L0s and both questions.
     """
-    if correct == "study":
-        return _of_study(items, question)
-    by_metric = _by_metric(items, question)
-    adjusted = _holm_over_metrics(_largest(by_metric))
     return [
-        _combine_verdicts(question, key, vs, adjusted.get(key)) for key, vs in by_metric.items()
+        _combine_verdicts(question, key, vs, p)
+        for key, vs, p in _adjusted(items, question, correct, _p_of_verdicts)
     ]
 
 
-def _of_study(items: Sequence[Verdict], question: Question) -> list[AgainstRandom]:
-    """With one correction over both questions, whichever is asked."""
-    of = {q: _by_metric(items, q) for q in get_args(Question)}
-    largest = {(q, *key): p for q, found in of.items() for key, p in _largest(found).items()}
-    adjusted = dict(zip(largest, holm(list(largest.values())).tolist(), strict=True))
-    return [
-        _combine_verdicts(question, key, vs, adjusted.get((question, *key)))
-        for key, vs in of[question].items()
-    ]
-
-
-def _largest(by_metric: Mapping[_Key, Sequence[Verdict]]) -> dict[_Key, float]:
-    """p over the baselines; a metric that only some were tested on stays, unrejected."""
-    return {
-        key: max(map(_one_way, vs))
-        for key, vs in by_metric.items()
-        if any(v.p is not None for v in vs)
-    }
+def _p_of_verdicts(vs: Sequence[Verdict]) -> float | None:
+    """Over the baselines; a metric that only some were tested on stays, unrejected."""
+    return max(map(_one_way, vs)) if any(v.p is not None for v in vs) else None
 
 
 def placed_against_random(
-    items: Sequence[Placement], question: Question = "random"
+    items: Sequence[Placement], question: Question = "random", correct: Correct = "baseline"
 ) -> list[PlacedAgainstRandom]:
     """Combine the placements on each metric over all members of one question.
 
@@ -140,43 +123,51 @@ def placed_against_random(
     controls are an SAE with something broken: neither is a random SAE.
 
     "Better than one more seed of any of them" is an intersection-union test (Berger 1982): its
-    p-value is the largest of theirs. Holm runs over the metrics of one architecture and L0, as
-    in `against_random`; a metric that lacks a test with some member stays in the family,
+    p-value is the largest of theirs. Holm runs over metrics as in `against_random`, whose
+    ``correct`` this is; a metric that lacks a test with some member stays in the family,
     unrejected.
     """
     others = [p for p in items if p.constraint not in (TRAINED, PUBLISHED)]
-    by_metric = _by_metric(others, question)
-    largest = {
-        key: max(_or_one(p.p_prediction) for p in ps)
-        for key, ps in by_metric.items()
-        if any(p.p_prediction is not None for p in ps)
-    }
-    adjusted = _holm_over_metrics(largest)
     return [
-        _combine_placements(question, key, ps, adjusted.get(key))
-        for key, ps in by_metric.items()
+        _combine_placements(question, key, ps, p)
+        for key, ps, p in _adjusted(others, question, correct, _p_of_placements)
     ]
 
 
-def _by_metric(items: Sequence[_Item], question: Question) -> dict[_Key, list[_Item]]:
-    """Those that a question is about, by metric."""
-    by_metric: dict[_Key, list[_Item]] = defaultdict(list)
+def _p_of_placements(ps: Sequence[Placement]) -> float | None:
+    some = any(p.p_prediction is not None for p in ps)
+    return max(_or_one(p.p_prediction) for p in ps) if some else None
+
+
+def _adjusted(
+    items: Sequence[_Item],
+    question: Question,
+    correct: Correct,
+    largest: Callable[[Sequence[_Item]], float | None],
+) -> Iterator[tuple[_Key, list[_Item], float | None]]:
+    """The metrics of a question, with their items and the largest p after Holm.
+
+    A family is one architecture, L0 and question; or all, whichever is asked.
+    """
+    families: dict[tuple[Any, ...], dict[tuple[Question, _Key], float]] = defaultdict(dict)
+    by_metric: dict[tuple[Question, _Key], list[_Item]] = defaultdict(list)
     for item in items:
-        if question_of(item.constraint) == question:
-            by_metric[item.architecture, item.l0, item.suite, item.metric].append(item)
-    return by_metric
-
-
-def _holm_over_metrics(p: Mapping[_Key, float]) -> dict[_Key, float]:
-    """Adjusted p-values; a family is one architecture and L0."""
-    families: dict[tuple[str, float], list[_Key]] = defaultdict(list)
-    for key in p:
-        families[key[:2]].append(key)
-    return {
-        key: float(adjusted)
-        for keys in families.values()
-        for key, adjusted in zip(keys, holm([p[key] for key in keys]), strict=True)
+        of = question_of(item.constraint)
+        if of is not None:
+            key = (item.architecture, item.l0, item.suite, item.metric)
+            by_metric[of, key].append(item)
+    for (of, key), some in by_metric.items():
+        p = largest(some)
+        if p is not None:
+            families[() if correct == "study" else (of, *key[:2])][of, key] = p
+    adjusted = {
+        which: float(p)
+        for family in families.values()
+        for which, p in zip(family, holm(list(family.values())), strict=True)
     }
+    for (of, key), some in by_metric.items():
+        if of == question:
+            yield key, some, adjusted.get((of, key))
 
 
 def _one_way(v: Verdict) -> float:
@@ -193,7 +184,8 @@ def _combine_verdicts(
 ) -> AgainstRandom:
     unbeaten = {v.baseline: v.word for v in vs if v.word != "beats"}
     mute = [v for v in vs if v.p is None]
-    closest = min(vs, key=lambda v: v.mean_difference).baseline
+    # Last, one that has no difference.
+    closest = min(vs, key=lambda v: (math.isnan(v.mean_difference), v.mean_difference)).baseline
     beats: bool | None = None
     if mute:
         p_adjusted = None

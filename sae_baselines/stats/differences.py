@@ -13,7 +13,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import is_null_for
 from sae_baselines.results import Results
 from sae_baselines.stats.fitness import remarks, unfit
-from sae_baselines.stats.match import Match, named
+from sae_baselines.stats.match import Bar, Match, named
 from sae_baselines.stats.matched import unmatched
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
@@ -78,11 +78,16 @@ class Exclusion:
 
     Attributes:
         seed: Training seed.
-        reason: Why, in words.
+        bar: Why.
     """
 
     seed: int
-    reason: str
+    bar: Bar
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return self.bar.reason
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class Comparison(Paired):
         crossed: Whether all seeds have the same tasks.
         excluded: Seeds left out, and why.
         failure: Why there is nothing to compare, if there is not (``on_missing="exclude"``).
-        unfit: Why a word would mean nothing although there are numbers (`stats.fitness`).
+        unfit: Why a word would mean nothing although there are numbers (`stats.fitness`):
+            kind and reason of each.
         caveats: What a reader must know.
     """
 
@@ -110,7 +116,7 @@ class Comparison(Paired):
     crossed: bool = True
     excluded: tuple[Exclusion, ...] = ()
     failure: str | None = None
-    unfit: str | None = None
+    unfit: tuple[Bar, ...] = ()
     caveats: tuple[str, ...] = ()
 
     @property
@@ -121,8 +127,12 @@ class Comparison(Paired):
     @property
     def barred(self) -> str | None:
         """Why nothing may be said of it, if nothing may."""
-        reasons = [*([self.unfit] if self.unfit else []), *(e.reason for e in self.excluded)]
-        return self.failure or "; ".join(reasons) or None
+        return self.failure or "; ".join(bar.reason for bar in self.bars) or None
+
+    @property
+    def bars(self) -> tuple[Bar, ...]:
+        """All that forbids a word although there are numbers."""
+        return (*self.unfit, *(e.bar for e in self.excluded))
 
 
 def differences(
@@ -220,7 +230,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         return Comparison(
             **pair, seeds=(), trained=empty, other=empty, tasks=(), rows=(), failure=failure
         )
-    excluded = {s: reason for s in match.values[0] if (reason := unmatched(match, s, s))}
+    excluded = {s: bar for s in match.values[0] if (bar := unmatched(match, s, s))}
     seeds = [seed for seed in match.values[0] if seed not in excluded]
     trained, other = (np.array([values[s] for s in seeds]) for values in match.values)
     tasks, caveats = _tasks(match, seeds, unpaired)
@@ -228,7 +238,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
     rows = [np.array([sign * (cells[s, t] - others[s, t]) for t in tasks[s]]) for s in tasks]
     if not tasks:
         rows = [np.array([sign * (a - b)]) for a, b in zip(trained, other, strict=True)]
-    crossed = len({tuple(names) for names in tasks.values()}) <= 1
+    crossed = _same(tasks)
     if not crossed:
         caveats.append("seeds were scored on different tasks")
     absent = match.without_score(0)
@@ -242,7 +252,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         tasks=tuple(sorted({task for names in tasks.values() for task in names})),
         rows=tuple(rows),
         crossed=crossed,
-        excluded=tuple(Exclusion(seed, reason) for seed, reason in excluded.items()),
+        excluded=tuple(Exclusion(seed, bar) for seed, bar in excluded.items()),
         unfit=unfit(match),
         caveats=(*caveats, *remarks(match)),
     )
@@ -286,6 +296,10 @@ def _tasks(
         return {}, ["its tasks are each SAE's own, so only seeds are paired"]
     if not any(tasks.values()):
         return {}, []
+    every = [task for names in tasks.values() for task in names]
+    if not _same(tasks) and len(set(every)) < len(every):
+        # Tasks that only some seeds share are neither theirs alone nor common to all.
+        return {}, ["seeds were scored on different tasks, so nothing is said of other tasks"]
     for cells, values in zip(match.cells, match.values, strict=True):
         for s in seeds:
             mean = float(np.mean([cells[s, t] for t in tasks[s]])) if tasks[s] else math.nan
@@ -293,6 +307,10 @@ def _tasks(
                 why = "the aggregate is not the mean over tasks"
                 return {}, [f"{why}, so nothing is said of other tasks"]
     return tasks, []
+
+
+def _same(tasks: Mapping[int, Sequence[str]]) -> bool:
+    return len({tuple(names) for names in tasks.values()}) <= 1
 
 
 def _shown(cells: Iterable[tuple[int, str]]) -> str:

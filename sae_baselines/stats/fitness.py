@@ -17,7 +17,7 @@ from scipy import stats
 from sae_baselines.controls import question_of
 from sae_baselines.results import BySeed
 from sae_baselines.stats.intervals import spread
-from sae_baselines.stats.match import Match
+from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures
 
 # 1 %: what fewer rows than that can do to a mean over latents is within the noise of seeds, and
@@ -33,18 +33,18 @@ _DOMINANT = 0.05
 _HEALTH = ("explained_variance", "alive")
 
 
-def unfit(match: Match) -> str | None:
+def unfit(match: Match) -> tuple[Bar, ...]:
     """Why a word about this pair would mean nothing, if it would."""
-    return "; ".join([*not_two(match), *collapses(match), *failures(match)]) or None
+    return (*not_two(match), *collapses(match), *failures(match))
 
 
-def not_two(match: Match) -> list[str]:
+def not_two(match: Match) -> list[Bar]:
     """Why these are not two SAEs with seeds that are replicates, if they are not."""
     same = _same(match)
-    reasons = [same] if same else _unbound(match)
+    bars = [same] if same else _unbound(match)
     for member in (match.tested, match.other):
-        reasons += _copies(match, member)
-    return reasons
+        bars += _copies(match, member)
+    return bars
 
 
 def remarks(match: Match) -> list[str]:
@@ -128,7 +128,7 @@ def _saes(match: Match, member: str) -> dict[int, tuple[str, str]]:
     return {seed: (table.panels[group, member, seed], member) for seed in seeds}
 
 
-def _same(match: Match) -> str | None:
+def _same(match: Match) -> Bar | None:
     known = match.table.same_weights
     tested = set(_saes(match, match.tested).values())
     equal = [
@@ -138,23 +138,26 @@ def _same(match: Match) -> str | None:
         return None
     held = question_of(match.table.constraints[match.other]) == "nearly free"
     why = "the cap never bound: " if held else ""
-    return f"{why}{match.other} has the weights of {match.tested} at {_named(equal)}"
+    return Bar(
+        "one SAE", f"{why}{match.other} has the weights of {match.tested} at {_named(equal)}"
+    )
 
 
-def _unbound(match: Match) -> list[str]:
+def _unbound(match: Match) -> list[Bar]:
     shares = match.table.of_panel("cap_bound_share", match.group, match.other)
     free = {seed: share for seed, share in shares.items() if share < LEAST_BOUND}
     if not free:
         return []
     most = max(free.values())
-    return [
+    reason = (
         f"the cap never bound: at the end of training it holds {most:.2%} of the rows of "
         f"{match.other} at most at {_named(free)}, fewer than {LEAST_BOUND:.0%}, which could "
         "move no mean over latents"
-    ]
+    )
+    return [Bar("cap never bound", reason)]
 
 
-def _copies(match: Match, member: str) -> list[str]:
+def _copies(match: Match, member: str) -> list[Bar]:
     saes, known = _saes(match, member), match.table.same_weights
     equal = [
         seed
@@ -163,18 +166,19 @@ def _copies(match: Match, member: str) -> list[str]:
     ]
     if not equal:
         return []
-    return [f"{member} has the same weights at {_named(equal)}: copies, not replicates"]
+    reason = f"{member} has the same weights at {_named(equal)}: copies, not replicates"
+    return [Bar("copies", reason)]
 
 
-def collapses(match: Match) -> list[str]:
-    """Seeds of either member that collapsed, each in a clause."""
+def collapses(match: Match) -> list[Bar]:
+    """Seeds of either member that collapsed."""
     table, group = match.table, match.group
     sign = table.direction(match.metric)
     pairs = [("this metric", *match.values, sign)]
     for name in _HEALTH:
         both = [table.of_panel(name, group, m) for m in (match.tested, match.other)]
         pairs.append((f"panel/{name}", both[0], both[1], 1))
-    found: dict[str, None] = {}
+    found: dict[Bar, None] = {}
     for what, tested, other, s in pairs:
         for member, own, partner in (
             (match.tested, tested, other),
@@ -186,7 +190,7 @@ def collapses(match: Match) -> list[str]:
                     f"seed {seed} of {member} collapsed: {what} is {own[seed]:.4g}, where its "
                     f"other seeds have {rest:.4g}"
                 )
-                found[text] = None
+                found[Bar("collapsed seed", text)] = None
     return list(found)
 
 

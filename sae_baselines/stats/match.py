@@ -3,8 +3,32 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results
+
+BarKind = Literal[
+    "one SAE",
+    "cap never bound",
+    "copies",
+    "collapsed seed",
+    "failed run",
+    "L0 apart",
+    "L0 unknown",
+    "L0 unmeasured",
+]
+
+
+class Bar(NamedTuple):
+    """Why nothing may be said of a pair.
+
+    Attributes:
+        kind: Which rule.
+        reason: What it found, in words.
+    """
+
+    kind: BarKind
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,13 @@ So a comparison needs within the tolerance, seed by seed:
 from collections.abc import Iterable, Iterator
 
 from sae_baselines.controls import PUBLISHED, is_control, kind_of
+from sae_baselines.evals.measured import LOWER
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.results import L0_TOLERANCE, PANEL_SUITE
-from sae_baselines.stats.match import Match
+from sae_baselines.stats.match import Bar, Match
+
+# The panel's, which is below 0 where a reconstruction is worse than the mean activation.
+_EV = "explained_variance"
 
 
 def l0_apart(first: float, second: float) -> float:
@@ -23,7 +27,7 @@ def l0_apart(first: float, second: float) -> float:
     return abs(first - second) / ((first + second) / 2)
 
 
-def unmatched(match: Match, own: int, other: int) -> str | None:
+def unmatched(match: Match, own: int, other: int) -> Bar | None:
     """Why L0 forbids to compare two SAEs, if it does.
 
     Args:
@@ -36,15 +40,17 @@ def unmatched(match: Match, own: int, other: int) -> str | None:
         l0s = [match.l0(member, seed, suite) for member, seed in saes]
         for (member, seed), l0 in zip(saes, l0s, strict=True):
             if l0 is None:
-                return f"no measured L0 of {member}{on}{_at(seed)}"
+                kind = "L0 unmeasured" if on else "L0 unknown"
+                return Bar(kind, f"no measured L0 of {member}{on}{_at(seed)}")
         first, second = (l0 for l0 in l0s if l0 is not None)
         apart = l0_apart(first, second)
         if apart > L0_TOLERANCE:
             both = own == other
-            return (
+            return Bar(
+                "L0 apart",
                 f"L0 differs{on}{_at(own) if both else ''}: {match.tested} {first:.4g}, "
                 f"{match.other} {second:.4g}{'' if both else _at(other)} "
-                f"({apart:.1%} apart, at most {L0_TOLERANCE:.0%} allowed)"
+                f"({apart:.1%} apart, at most {L0_TOLERANCE:.0%} allowed)",
             )
     return None
 
@@ -68,20 +74,26 @@ def _at(seed: int) -> str:
     return f" at seed {seed}" if seed >= 0 else ""
 
 
-def failures(match: Match) -> list[str]:
-    """Scores of either member that are those of a run that failed, each in a clause.
+def failures(match: Match) -> list[Bar]:
+    """Scores of either member that are those of a run that failed.
 
     So is a reconstruction worse than without an SAE (the mean activation, or ablation), or than
     an untrained SAE's of the same panel. What is bad by construction has not failed (controls),
     nor is it a panel's run (a published SAE).
+
+    What is known of an error or a loss without an SAE is that it is worse: it is that of a run
+    that failed where an untrained SAE has less, or where the panel's explained variance is.
     """
     known = metric_of(*match.metric)
-    if known.least is None or match.table.direction(match.metric) != known.direction:
+    least = known.least
+    if match.table.direction(match.metric) != known.direction:
         return []
-    return [*_failures(match, known.least)]
+    if least is None and (known.depends, known.direction) != ("reconstruction", LOWER):
+        return []
+    return [Bar("failed run", text) for text in _failures(match, least)]
 
 
-def _failures(match: Match, least: float) -> Iterable[str]:
+def _failures(match: Match, least: float | None) -> Iterable[str]:
     table, group, metric = match.table, match.group, match.metric
     sign = table.direction(metric)
     untrained = {}
@@ -93,13 +105,16 @@ def _failures(match: Match, least: float) -> Iterable[str]:
         constraint = table.constraints[member]
         if is_control(constraint) or constraint == PUBLISHED:
             continue
+        explained = {} if least is not None else table.of_panel(_EV, group, member)
         for seed, value in values.items():
-            floors = {"no SAE at all": least}
+            floors = {} if least is None else {"no SAE at all": least}
             floors |= {f"untrained {m}": by[seed] for m, by in untrained.items() if seed in by}
-            for what, floor in floors.items():
-                if sign * (value - floor) < 0:
-                    yield (
-                        f"{member} failed at seed {seed}: {metric[1]} is {value:.4g}, worse "
-                        f"than {what} ({floor:.4g})"
-                    )
-                    break
+            worse = [
+                f"{metric[1]} is {value:.4g}, worse than {what} ({floor:.4g})"
+                for what, floor in floors.items()
+                if sign * (value - floor) < 0
+            ]
+            if (ev := explained.get(seed, 0.0)) < 0:
+                worse.append(f"{PANEL_SUITE}/{_EV} is {ev:.4g}, worse than no SAE at all (0)")
+            if worse:
+                yield f"{member} failed at seed {seed}: {worse[0]}"

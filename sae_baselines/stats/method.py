@@ -70,6 +70,15 @@ class Method:
         return 1 - self.alpha ** (1 / n)
 
     @property
+    def two_seeds(self) -> str:
+        """What two seeds leave open."""
+        return (
+            "two seeds: the spread rests on one degree of freedom, and a run that failed "
+            "cannot be told from one that did not; two good ones leave failure rates of up to "
+            f"{self.failures_unseen(2):.0%} open"
+        )
+
+    @property
     def seeds_for_ranks(self) -> int:
         """Fewest seeds with which ranks alone can give p <= alpha."""
         return seeds_for(self.alpha)

@@ -1,7 +1,7 @@
 """Where one published SAE falls among the seeds of every other member."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +21,9 @@ from sae_baselines.stats.differences import (
 )
 from sae_baselines.stats.fitness import collapses, not_two, remarks
 from sae_baselines.stats.intervals import Interval, spread
-from sae_baselines.stats.match import Match
+from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures, unmatched
+from sae_baselines.stats.method import METHOD
 from sae_baselines.stats.one_value import Ranked, predicted, ranked
 
 NO_PLACEMENT = "no placement"
@@ -161,7 +162,7 @@ def placements(
                 failure = _failure(match, metric[0] in unpaired_suites)
                 if on_missing == "error" and failure is not None:
                     raise UserError(failure)
-                barred = failure or "; ".join(not_two(match)) or _unmatched(match)
+                barred = failure or _joined(not_two(match)) or _unmatched(match)
                 placed.append(_place(match, barred, alpha))
     return placed
 
@@ -253,12 +254,16 @@ def _failure(match: Match, unpaired: bool) -> str | None:
 def _unmatched(match: Match) -> str | None:
     """Why L0 or a failed run forbids a placement, if one does."""
     (own,) = match.table.seeds(match.group, match.tested)
-    reasons = (unmatched(match, own, seed) for seed in match.values[1])
-    return next(filter(None, reasons), None) or "; ".join(failures(match)) or None
+    bars = filter(None, (unmatched(match, own, seed) for seed in match.values[1]))
+    return _joined(next(([bar] for bar in bars), failures(match)))
+
+
+def _joined(bars: Iterable[Bar]) -> str | None:
+    return "; ".join(bar.reason for bar in bars) or None
 
 
 def _caveats(match: Match, rank: Ranked, sd: float) -> list[str]:
-    caveats = [*collapses(match), *remarks(match)]
+    caveats = [*(bar.reason for bar in collapses(match)), *remarks(match)]
     if rank.n == 1:
         caveats.append("one seed has no spread: no prediction p and no normal percentile")
     elif sd == 0:
@@ -267,7 +272,7 @@ def _caveats(match: Match, rank: Ranked, sd: float) -> list[str]:
             "replicates, or a score with few values; no p and no interval"
         )
     elif rank.n == 2:
-        caveats.append("two seeds: the spread rests on one degree of freedom")
+        caveats.append(METHOD.two_seeds)
     if rank.equal:
         caveats.append(
             f"equal to {rank.equal} of {rank.n} seeds, which count half in the share"

@@ -27,6 +27,7 @@ from sae_baselines.stats.intervals import (
     t_interval,
     tasks_interval,
 )
+from sae_baselines.stats.match import Bar
 from sae_baselines.stats.method import METHOD
 from sae_baselines.stats.power import seeds_to_differ, seeds_to_match
 
@@ -71,6 +72,7 @@ class Verdict(Paired):
             100 or if there is no answer.
         seeds_needed_for: The word that they would give.
         caveats: What a reader must know.
+        bars: Kind and reason of all that forbids a word; their reasons are in ``reason``.
     """
 
     word: Word
@@ -96,6 +98,7 @@ class Verdict(Paired):
     seeds_needed: int | None
     seeds_needed_for: str | None
     caveats: tuple[str, ...]
+    bars: tuple[Bar, ...] = ()
 
 
 def verdicts(
@@ -188,6 +191,8 @@ def _flat(item: Any) -> dict[str, Any]:
         elif field.name == "margin":
             row["margin"] = None if value is None else value.value
             row["margin_why"] = None if value is None else value.why
+        elif field.name == "bars":
+            continue  # in the reason
         elif isinstance(value, tuple):
             row[field.name] = "; ".join(value)
         else:
@@ -235,6 +240,7 @@ def _verdict(
         seeds_needed=None,
         seeds_needed_for=None,
         caveats=c.caveats,
+        bars=c.bars,
     )
     if verdict.word == "inconclusive":
         needed, goal = _needed(verdict)
@@ -294,7 +300,7 @@ def _reason(v: Verdict) -> str:
 def _caveats(v: Verdict, d: np.ndarray, seeds: Sequence[int]) -> list[str]:
     caveats = []
     if len(d) == 2:
-        caveats.append("two seeds: the spread rests on one degree of freedom")
+        caveats.append(METHOD.two_seeds)
     if len(d) > 1 and not d.any():
         caveats.append("equal in every seed: check that these are different SAEs")
     if v.p is None:

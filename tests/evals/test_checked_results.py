@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,25 @@ def test_sealed_json_is_read_back_whatever_the_order_of_its_keys(
     path.write_text(json.dumps({**text, "more": 1}))
     with pytest.raises(UserError, match="was changed after it was written"):
         read_json(path)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_measurement_that_is_not_there_is_named_and_kept(
+    study: Path, evaluated: bool
+) -> None:
+    """Its rows used to go, and results.csv was written again without them."""
+    if evaluated:
+        EvalStore(study).result_file("fake", named(1)).unlink()
+    else:
+        shutil.rmtree(study / "evals")
+        write_results(study)
+    before, stored = (study / "results.csv").read_bytes(), load_results(study)
+    (study / "panels" / f"{PANEL}0" / "trained" / "measurement.json").unlink()
+    table, checks = current_results(study)
+    lost = [name for name in checks.unverified if name.startswith("panel ")]
+    assert lost == [f"panel of {named(0)}"]
+    assert (study / "results.csv").read_bytes() == before
+    # Also that it is the same SAE as others, which are there.
+    key = ["metric", "panel", "member", "task"]
+    both = stored[stored["suite"] == "panel"].merge(table, on=["suite", *key])
+    assert len(both) == (stored["suite"] == "panel").sum()

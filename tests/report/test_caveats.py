@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sae_baselines.report import Failure, Note, ReportContext
-from sae_baselines.report.caveats import Caveat, caveats
+from sae_baselines.report import Failure, Note, ReportContext, build_report
+from sae_baselines.report.caveats import Caveat, caveats, unfit
 from sae_baselines.results import Results
-from sae_baselines.stats import verdicts
+from sae_baselines.stats import differences, verdicts
 from tests.report.studies import MEMBERS, PRIMARY, VERSIONS, change, clean, context
+from tests.stats.tables import frame as frame_of
 from tests.stats.tables import rows
 
 Edit = Callable[[pd.DataFrame], pd.DataFrame]
@@ -206,3 +207,47 @@ def test_a_note_of_many_saes_says_how_many_and_of_what():
 def test_a_note_does_not_name_its_suite_twice():
     assert _texts([Note("mdl", "", "mdl: bits are estimates")]) == ["`mdl`: bits are estimates"]
     assert _texts([Note("core", "", "mdl: odd")]) == ["`core`: mdl: odd"]
+
+
+def test_why_there_is_no_word_is_kind_and_reason() -> None:
+    """A member may be called as it likes: no text is taken apart."""
+    odd = "a; b failed at seed 9: L0 differs"
+    values = {("trained", s): 0.8 + 0.001 * s for s in range(4)} | {("trained", 1): 0.05}
+    values |= {(odd, s): 0.6 - 0.001 * s for s in range(4)}
+    table = frame_of(rows(values)).replace({"constraint": {odd: "frozen_decoder"}})
+    (found,) = verdicts(table)
+    assert [bar.kind for bar in found.bars] == ["collapsed seed"]
+    assert found.bars[0].reason == found.reason
+    said = caveats(Results.of(table), context(), [found], unfit(differences(table)))
+    kinds = {c.kind for c in said}
+    assert "no verdict" in kinds
+    assert not {"failed run", "L0 apart"} & kinds
+
+
+def test_an_l0_that_a_suite_did_not_measure_is_said():
+    gone = _without(metric="l0", suite="ravel", member="frozen_encoder", seed=2)
+    (found,) = _found(gone(clean()), context())
+    assert found.kind == "L0 unmeasured"
+    assert "no measured L0 of frozen_encoder on the tokens of ravel at seed 2" in found.text
+
+
+def test_a_baseline_that_one_panel_lacks_is_said_of_it():
+    frame = clean().assign(architecture="topk", panel="topk_" + clean()["panel"])
+    both = pd.concat([clean(), _without(member="frozen_encoder")(frame)])
+    (found,) = _found(both, context())
+    assert found.kind == "baselines absent"
+    assert "has no `frozen_encoder` in topk, L0 32" in found.text
+
+
+def test_two_seeds_say_what_they_cannot_show():
+    (found,) = _found(clean(2), context())
+    assert "a run that failed cannot be told from one that did not" in found.text
+    assert "78% open" in found.text
+
+
+def test_a_metric_that_is_good_for_nothing_is_named():
+    frame = _frac_alive(0.99)(clean())
+    asked = context(primary=["core/frac_alive"], evals={"suites": {"core": {}}})
+    (found,) = [c for c in build_report(frame, asked).caveats if c.kind == "for nothing"]
+    assert "`core/frac_alive`" in found.text
+    assert not [c for c in build_report(clean(), context()).caveats if c.kind == "for nothing"]

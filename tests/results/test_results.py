@@ -203,3 +203,11 @@ def test_a_compressed_table_is_read_or_said_to_be_cut(ending: str, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"results\.csv\..*: is damaged"):
         load_results(path)
+
+
+def test_numbers_of_a_panel_are_of_a_seed() -> None:
+    """Where one panel holds several seeds, as in tables made by hand."""
+    table = frame(rows({("trained", s): 0.5 + s for s in range(3)}, suite="panel"))
+    table["panel"] = "all"
+    found = Results.of(table).of_panel("explained_variance", ("batchtopk", 32.0), "trained")
+    assert found == {0: 0.5, 1: 1.5, 2: 2.5}

@@ -97,3 +97,12 @@ def test_never_says_more_than_the_verdicts(seed: int, shift: float) -> None:
             assert "does not survive" in f.reason
         else:
             assert f.unbeaten
+
+
+def test_the_closest_is_one_that_has_a_difference() -> None:
+    values = {("trained", s): 0.9 for s in range(4)}
+    values |= {("frozen_decoder", 0): 0.5}
+    values |= {("frozen_encoder", s): 0.5 + NOISE[s] for s in range(4)}
+    (found,) = against_random(verdicts(frame(rows(values)), on_missing="exclude"))
+    assert found.beats is None
+    assert found.closest == "frozen_encoder"

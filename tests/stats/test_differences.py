@@ -253,3 +253,16 @@ def test_missing_may_be_excluded_but_is_told() -> None:
     assert bad.seeds == ()
     assert good.failure is None
     assert good.seeds == (0, 1)
+
+
+def test_tasks_that_only_some_seeds_share_say_nothing_of_others() -> None:
+    """Their interval would cover 40 to 90 %, as if each seed had tasks of its own."""
+    effect = dict(zip("abcde", np.linspace(-0.3, 0.4, 5), strict=True))
+    values: dict[tuple[str, int], Any] = {}
+    for s in range(5):
+        tasks = {t: e for t, e in effect.items() if s or t != "e"}
+        values["trained", s] = {t: 0.5 + e + 0.001 * s for t, e in tasks.items()}
+        values["frozen_decoder", s] = dict.fromkeys(tasks, 0.5)
+    (found,) = differences(frame(rows(values)))
+    assert found.tasks == ()
+    assert "different tasks, so nothing is said of other tasks" in found.caveats[0]

@@ -145,3 +145,21 @@ def test_a_broken_control_has_not_failed() -> None:
     )
     found = {v.baseline: v.word for v in verdicts(table) if v.suite == "core"}
     assert found == {"permuted_decoder": "beats", "frozen_decoder": "beats"}
+
+
+@pytest.mark.parametrize("known_by", ["untrained control", "panel"])
+def test_a_failed_run_has_no_error_to_compare_either(known_by: str) -> None:
+    """Where lower is better there is no value of "no SAE": others show that the run failed."""
+    values = {"trained": 0.1, "frozen_decoder": 1e6, "random": 0.5}
+    ev = {("trained", s): 0.8 for s in range(5)} | {("frozen_decoder", s): -3 for s in range(5)}
+    if known_by == "panel":
+        del values["random"]
+    scores = {(m, s): v * (1 + d) for m, v in values.items() for s, d in enumerate(NOISE)}
+    more = rows(ev, suite="panel") if known_by == "panel" else []
+    table = frame(rows(scores, metric="mse", direction=-1), more)
+    found = {v.baseline: v for v in verdicts(table, metrics=["core/*"])}
+    assert found["frozen_decoder"].word == "no verdict"
+    assert "frozen_decoder failed at seed 0: " in found["frozen_decoder"].reason
+    assert {bar.kind for bar in found["frozen_decoder"].bars} == {"failed run"}
+    if known_by != "panel":
+        assert found["random"].word == "beats"

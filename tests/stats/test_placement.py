@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from sae_baselines.controls import Question
 from sae_baselines.errors import UserError
 from sae_baselines.stats import (
+    Correct,
     Placement,
     differences,
     placed_against_random,
@@ -458,3 +460,22 @@ def test_the_correction_keeps_its_word():
             p.append(max(f.p for f in found if f is not None))
         errors += bool(min(holm(p)) <= 0.05)
     assert errors / studies <= 0.05
+
+
+def test_one_correction_over_both_questions() -> None:
+    parts = []
+    for i, metric in enumerate(("explained_variance", "cossim")):
+        values = {("published", -1): 0.7}
+        for j, member in enumerate(("frozen_decoder", "soft_frozen_decoder")):
+            values |= {(member, s): 0.6 + 0.03 * i + 0.02 * j * s + 0.01 * s for s in range(4)}
+        parts.append(rows(values, metric=metric))
+    found = placements(frame(*parts))
+    each, study = (
+        [p for q in get_args(Question) for p in placed_against_random(found, q, correct)]
+        for correct in get_args(Correct)
+    )
+    assert [p.p for p in each] == [p.p for p in study]
+    assert [p.p_adjusted for p in study] == pytest.approx(holm([p.p or 0.0 for p in study]))
+    assert any(
+        (a.p_adjusted or 0) < (b.p_adjusted or 0) for a, b in zip(each, study, strict=True)
+    )

@@ -322,3 +322,5 @@ def test_few_seeds_leave_a_rate_of_failing_runs_open() -> None:
     assert [METHOD.failures_unseen(n) for n in (3, 5, 10)] == pytest.approx(
         [0.632, 0.451, 0.259], abs=1e-3
     )
+    assert judged([0.1, 0.2]).caveats[0] == METHOD.two_seeds
+    assert f"up to {METHOD.failures_unseen(2):.0%} open" in METHOD.two_seeds

@@ -22,13 +22,14 @@ from sae_baselines.paper.toy.results import (
     PAPER_RECOVERED,
     ToyResults,
     load_toy,
+    toy_answers,
     toy_verdicts,
 )
 from sae_baselines.report.build import Report
 from sae_baselines.report.markdown import Figure, Section, render
 from sae_baselines.report.numbers import mean_sd
 from sae_baselines.report.write import write_report
-from sae_baselines.stats import Verdict, against_random
+from sae_baselines.stats import Correct, Verdict, corrected
 from sae_baselines.study.folder import STUDY_FILE
 from sae_baselines.study.measure import L0_TOLERANCE
 from sae_baselines.study.synthetic.recovery import RECOVERED_ABOVE
@@ -41,20 +42,23 @@ _AFTER = ("recovered_one_to_one", "mean_best_cosine", "mcc", "cos_to_start_mean"
 _COUNTS = ("dead", "recovered", "recovered_one_to_one")
 
 
-def write_toy_report(root: str | Path) -> Path:
+def write_toy_report(root: str | Path, correct: str = "baseline") -> Path:
     """Write a table per setting, curves.csv, verdicts.csv, report.md, report.html and figures.
 
     The tables (results_<setting>.csv) are tidy, as the project's statistics read them.
 
     Args:
         root: Study folder.
+        correct: What verdicts are corrected over: the metrics of each baseline, setting and
+            architecture ("baseline"), or all of the study ("study").
 
     Returns:
         The page.
 
     Raises:
-        UserError: As `load_toy`.
+        UserError: As `load_toy`; an unknown name in ``correct``.
     """
+    family = corrected(correct)
     results = load_toy(root)
     root = Path(root)
     keep_links_inside(root)
@@ -62,16 +66,16 @@ def write_toy_report(root: str | Path) -> Path:
         table = rows.drop(columns="setting").to_csv(index=False)
         write_atomically(root / f"results_{setting}.csv", table)
     write_atomically(root / CURVES_FILE, results.curves.to_csv(index=False))
-    write_report(build_toy_report(results), root)
+    write_report(build_toy_report(results, family), root)
     return root / "report.html"
 
 
-def build_toy_report(results: ToyResults) -> Report:
+def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Report:
     """Everything in the report, as data."""
     spec = results.spec
-    verdicts = toy_verdicts(results)
-    random = {setting: against_random(vs) for setting, vs in verdicts.items()}
-    nearly_free = {s: against_random(vs, "nearly free") for s, vs in verdicts.items()}
+    verdicts = toy_verdicts(results, correct)
+    random = toy_answers(verdicts, "random", correct)
+    nearly_free = toy_answers(verdicts, "nearly free", correct)
     answers = {setting: [*random[setting], *nearly_free[setting]] for setting in verdicts}
     figures = _figures(results)
     single_seed = len(spec.seeds) == 1
@@ -81,7 +85,9 @@ def build_toy_report(results: ToyResults) -> Report:
         Section(
             "answer",
             "Does the trained SAE beat random?",
-            _words("toy_answer.md.j2", answers=answers, single_seed=single_seed),
+            _words(
+                "toy_answer.md.j2", answers=answers, single_seed=single_seed, correct=correct
+            ),
         ),
         *(
             Section(setting, f"Setting: {setting}", _setting(results, setting, found))

@@ -1,5 +1,6 @@
 """A finished synthetic study, read from its folder: tidy rows, arrays, chance, verdicts."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,20 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import load_file
 
+from sae_baselines.controls import Question
 from sae_baselines.errors import UserError
 from sae_baselines.evals.results import identity_rows
 from sae_baselines.files import parse_json, reading
 from sae_baselines.paper.toy.chance import SimulatedRecovery, simulate_recovery
-from sae_baselines.results import MEASURED_L0, row
-from sae_baselines.stats import Verdict, verdicts
+from sae_baselines.results import PANEL_SUITE, row
+from sae_baselines.stats import (
+    AgainstRandom,
+    Correct,
+    Verdict,
+    against_random,
+    differences,
+    verdicts,
+)
 from sae_baselines.study.folder import MEASUREMENT_FILE, STUDY_FILE, StudyFolder
 from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import spec_from_dict
@@ -139,17 +148,20 @@ def load_toy(root: str | Path) -> ToyResults:
             "l0": key.panel.l0,
             "seed": key.panel.seed,
         }
+        counted = {"n": measured["n_samples"], "n_of": "samples"}
         for name, metric, direction in _METRICS:
             if name not in measured:
                 continue  # a control has no start to be compared with
-            suite, n = f"toy_{setting}", measured["n_samples"]
-            counted = {"n": n, "n_of": "samples"}
+            suite = f"toy_{setting}"
             rows.append(
                 row(who, (suite, metric), measured[name], direction=direction, **counted)
             )
-        rows.append(
-            row(who, MEASURED_L0, measured["l0"], n=measured["n_samples"], n_of="samples")
-        )
+        # By these members are matched and collapsed ones found.
+        alive = spec.d_sae - measured["dead"]
+        panel = {"l0": measured["l0"], "explained_variance": measured["ev"], "alive": alive}
+        rows += [
+            row(who, (PANEL_SUITE, name), value, **counted) for name, value in panel.items()
+        ]
         saes.append((who, folder.member(key), measured))
         training = {"lr": spec.lr, "samples": spec.training_samples}
         frame.append({**measured, **who, "l0": measured["l0"], **training})
@@ -178,14 +190,35 @@ def _chance(model: Path, spec: ToySpec) -> SimulatedRecovery:
     return simulate_recovery(features, spec.d_sae, seed=spec.model_seed, draws=_DRAWS)
 
 
-def toy_verdicts(results: ToyResults) -> dict[str, list[Verdict]]:
-    """Verdicts per setting, on `PRIMARY`."""
+def toy_verdicts(
+    results: ToyResults, correct: Correct = "baseline"
+) -> dict[str, list[Verdict]]:
+    """Verdicts per setting, on `PRIMARY`.
+
+    Args:
+        results: Of the study.
+        correct: As of `stats.verdicts`; the study is all settings.
+    """
     if len(results.spec.member_specs) == 1:
         return {setting: [] for setting in results.spec.settings}
-    return {
-        setting: verdicts(
+    compared = {
+        setting: differences(
             results.rows.loc[results.rows["setting"] == setting].drop(columns="setting"),
             metrics=[f"toy_{setting}/{metric}" for metric in PRIMARY],
         )
         for setting in results.spec.settings
     }
+    if correct == "study":
+        found = iter(verdicts([c for cs in compared.values() for c in cs], correct=correct))
+        return {setting: [next(found) for _ in cs] for setting, cs in compared.items()}
+    return {setting: verdicts(cs) for setting, cs in compared.items()}
+
+
+def toy_answers(
+    found: Mapping[str, Sequence[Verdict]], question: Question, correct: Correct
+) -> dict[str, list[AgainstRandom]]:
+    """Per setting, `toy_verdicts` against all baselines of a question."""
+    if correct == "baseline":
+        return {setting: against_random(vs, question) for setting, vs in found.items()}
+    every = against_random([v for vs in found.values() for v in vs], question, correct)
+    return {setting: [a for a in every if a.suite == f"toy_{setting}"] for setting in found}
