@@ -256,26 +256,47 @@ def read_json(path: Path, remedy: str = "delete it and run again") -> dict[str, 
     return data
 
 
-def check_kinds(
-    path: Path, data: Mapping[str, Any], kinds: Mapping[str, Any], remedy: str
-) -> None:
-    """Refuse a file that lacks a field, or whose field is of another kind.
+def check_shape(path: Path, data: Any, shape: Any, remedy: str) -> None:
+    """Refuse a file whose data are of another shape than what reads them takes.
 
     Args:
         path: The file.
         data: What it holds.
-        kinds: What has to be in it, and as what `isinstance` knows it.
+        shape: A type, or a union of some; ``[shape]`` for a list; ``{name: shape}`` for a
+            mapping with at least these, where ``name?`` may be missing or null;
+            ``{str: shape}`` for one of any names.
         remedy: What to do then.
 
     Raises:
-        UserError: Names the field.
+        UserError: Names the first field.
     """
-    for name, kind in kinds.items():
-        if name not in data:
-            raise UserError(f"{path}: has no {name}; {remedy}")
-        if not isinstance(data[name], kind):
-            kind = getattr(kind, "__name__", kind)
-            raise UserError(f"{path}: {name}: {data[name]!r:.80} is no {kind}; {remedy}")
+    if (flaw := _misfit(data, shape, "")) is not None:
+        raise UserError(f"{path}: {flaw}; {remedy}")
+
+
+def _misfit(value: Any, shape: Any, where: str) -> str | None:
+    kind: Any = type(shape) if isinstance(shape, list | dict) else shape
+    of: Any = type(value)
+    if not isinstance(value, kind) or (of is bool and kind is not bool):
+        kind = {dict: "mapping", str: "text"}.get(kind, getattr(kind, "__name__", kind))
+        return f"{where or 'it'}: {value!r:.80} is no {kind}"
+    shapes: dict[Any, Any] = {}
+    if isinstance(shape, list):
+        value = dict(enumerate(value))
+        shapes = dict.fromkeys(value, shape[0])
+    elif isinstance(shape, dict):
+        shapes = dict.fromkeys(value, shape[str]) if str in shape else shape
+    for name, inner in shapes.items():
+        if str(name).endswith("?") and name not in value:
+            name = name[:-1]
+            if value.get(name) is None:
+                continue
+        inside = f"{where}.{name}" if where else str(name)
+        if name not in value:
+            return f"has no {inside}"
+        if (flaw := _misfit(value[name], inner, inside)) is not None:
+            return flaw
+    return None
 
 
 def unreadable(
@@ -309,6 +330,8 @@ def unreadable(
             where = file
             break
     said = one_line(error, 200) or type(error).__name__
+    if isinstance(error, KeyError):
+        said = f"it has no {said}"
     if isinstance(error, FileNotFoundError) and path.is_dir():
         failure, flaw = None, f"a file is missing: {said}"
     if failure is not None:

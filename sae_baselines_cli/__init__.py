@@ -26,7 +26,14 @@ from sae_baselines_cli import (
     vision,
 )
 from sae_baselines_cli.interruptions import Interruptions, what_is_kept
-from sae_baselines_cli.shared import console, errors, fail, group, log_to_terminal
+from sae_baselines_cli.shared import (
+    console,
+    errors,
+    fail,
+    group,
+    log_to_terminal,
+    open_streams,
+)
 
 NAME = "sae-baselines"
 
@@ -65,6 +72,7 @@ def _main(
 def main() -> None:
     """Entry point: one line and exit code 1 for bad input, 128 + its number for a signal."""
     # Completion scripts are named after this, however the command was started.
+    open_streams()
     sys.argv[0] = str(Path(sys.argv[0]).with_name(NAME))
     arguments = sys.argv[1:]
     with Interruptions() as interruptions:

@@ -1,6 +1,7 @@
 """What the commands share: one console, one log, one way to fail, one set of options."""
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -44,7 +45,7 @@ class _Console(Console):
 
 
 # Redirected output is not cut to the 80 columns rich would assume.
-console = _Console(width=None if sys.stdout.isatty() else 140)
+console = _Console(width=None if sys.stdout and sys.stdout.isatty() else 140)
 errors = _Console(stderr=True)
 
 # Exit code: some evaluations failed; the others are there.
@@ -67,6 +68,19 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show SAEBench's own ou
 def group(**options: Any) -> typer.Typer:
     """A group of commands."""
     return typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False, **options)
+
+
+def open_streams() -> None:
+    """Have somewhere to print to, whatever is closed and whatever cannot be written there."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # It also takes the number, which the next file that is opened would have else.
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode, errors="replace"))  # noqa: SIM115
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
+            # Of lines and names that ASCII has not, the rest is printed.
+            stream.reconfigure(errors="replace")
 
 
 def say(line: str) -> None:

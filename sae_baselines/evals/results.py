@@ -22,7 +22,7 @@ from sae_baselines.evals.study import (
     training_versions,
 )
 from sae_baselines.evals.target import hash_of_folder
-from sae_baselines.files import is_sealed
+from sae_baselines.files import is_sealed, reading
 from sae_baselines.results import (
     CAP_BOUND,
     KEY,
@@ -122,7 +122,11 @@ def _table(root: Path, results: list[Result], hashes: Mapping[str, str] | None) 
         rows.extend(_panel_rows(root))
         _check_weights(root, results, hashes)
     for result in results:
-        rows.extend(_rows(result))
+        store = EvalStore(root)
+        record = store.record_file(result.suite, result.name)
+        path = store.result_file(result.suite, result.name)
+        with reading(path, f"delete {record.name} beside it and evaluate again"):
+            rows.extend(_rows(result))
     return _sorted(table_of(rows))
 
 

@@ -239,7 +239,9 @@ def stored_spec(root: str | Path) -> EvalSpec | None:
     if not path.exists():
         return None
     data = read_yaml(path)
-    suites = data.get("suites") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds no settings; delete it and evaluate again")
+    suites = data.get("suites")
     if isinstance(suites, dict):
         known = {name: suites[name] for name in suites if name in suite_names()}
         for name in suites.keys() - known.keys():

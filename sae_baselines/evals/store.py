@@ -18,7 +18,7 @@ from sae_lens import SAE
 from sae_baselines.controls.source import add_weights
 from sae_baselines.errors import UserError
 from sae_baselines.files import (
-    check_kinds,
+    check_shape,
     parse_json,
     read_json,
     reading,
@@ -33,18 +33,22 @@ _RECORD = ".record.json"
 _FAILURE = ".failed.json"
 _COMPLETE = "complete"
 _AGAIN = "delete it and evaluate again"
+# What is read of a record, and of what rows are made besides.
 _RECORDED = {
     **dict.fromkeys(("suite", "name", "created"), str),
-    **dict.fromkeys(("facts", "versions", "hardware"), dict),
-    "notes": list,
+    **{"facts": dict, "versions": {str: str}, "hardware": dict, "notes": [str]},
+    **{"options?": dict, "command?": str},
+    "choice?": {"created": str, "primary?": [str], "margins?": dict, "correct?": str},
 }
-# What rows are made of besides.
-_OF_ROWS = {"settings": str, "weights": str, "extras": dict}
-_FACTS: dict[str, Any] = {
-    **dict.fromkeys(("panel", "member", "constraint", "architecture"), str),
-    "l0": int | float | None,
-    "seed": int,
+_OF_ROWS = {
+    **{"settings": str, "weights": str, "extras": dict},
+    "facts": {
+        **dict.fromkeys(("panel", "member", "constraint", "architecture"), str),
+        **{"l0?": int | float, "seed": int},
+    },
+    "encoded?": {"n": int, "active": int | float},
 }
+_FAILED = {"reason": str, "facts?": dict}
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,7 @@ class EvalStore:
         record = _record(path)
         if record is None:
             return None
-        check_kinds(path, record, _OF_ROWS, _AGAIN)
-        check_kinds(path, record["facts"], _FACTS, _AGAIN)
+        check_shape(path, record, _OF_ROWS, _AGAIN)
         remedy = f"delete {path.name} beside it and evaluate again"
         try:
             data = file.read_bytes()
@@ -180,11 +183,10 @@ class EvalStore:
         found = []
         for path in sorted(self.folder.glob(f"*/*{_FAILURE}")):
             failed = read_json(path, _AGAIN) or {"reason": "unknown"}
-            check_kinds(path, failed, {"reason": str}, _AGAIN)
-            check_kinds(path, {"facts": {}, **failed}, {"facts": dict}, _AGAIN)
+            check_shape(path, failed, _FAILED, _AGAIN)
             name = path.name.removesuffix(_FAILURE)
             found.append(
-                Failure(path.parent.name, name, failed["reason"], failed.get("facts", {}))
+                Failure(path.parent.name, name, failed["reason"], failed.get("facts") or {})
             )
         return found
 
@@ -198,7 +200,7 @@ def _record(path: Path) -> dict[str, Any] | None:
     """What is recorded of a result, with everything that is read of it later."""
     record = read_json(path, _AGAIN)
     if record is not None:
-        check_kinds(path, record, _RECORDED, _AGAIN)
+        check_shape(path, record, _RECORDED, _AGAIN)
         named = path.parent.name, path.name.removesuffix(_RECORD)
         if (record["suite"], record["name"]) != named:
             raise UserError(

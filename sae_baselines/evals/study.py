@@ -189,9 +189,10 @@ def training_versions(folder: Path) -> dict[str, str]:
     """Package versions a member was trained with."""
     path = folder / PROVENANCE_FILE
     try:
-        return (read_json(path) or {}).get("versions", {})
+        found = (read_json(path) or {}).get("versions")
     except UserError:
-        return {}
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def targets_of(sources: Sequence[str | Path]) -> list[Target]:

@@ -14,6 +14,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_
 
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import (
+    check_shape,
     checksum_of,
     failed,
     flaw_of,
@@ -22,6 +23,7 @@ from sae_baselines.files import (
     keep_links_inside,
     new_folder,
     read_json,
+    reading,
     sha256_of,
     unreadable,
     write_atomically,
@@ -49,6 +51,8 @@ CHECKPOINTS = "checkpoints"
 # Field of provenance.json: name to SHA-256 of the files that verdicts rest on.
 CHECKSUMS = "sha256"
 _WEIGHTS = (SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME)
+# What is read of study.yaml.
+_STUDY = {"spec": dict, "spec_hash?": str, "versions?": {str: str}, "hardware?": dict}
 
 
 class StudyFolder:
@@ -155,6 +159,7 @@ class StudyFolder:
     def _check_same(self, spec: Any) -> None:
         try:
             stored = parse_yaml(self.study_file.read_bytes())
+            check_shape(self.study_file, stored, _STUDY, "")
             stored_spec, stored_hash = stored["spec"], stored["spec_hash"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             damage = unreadable(
@@ -232,7 +237,10 @@ def flaw_of_export(folder: Path, weights: tuple[str, ...] = _WEIGHTS) -> str | N
         if flaw is not None:
             return f"{name} is damaged ({flaw})"
     try:
-        recorded = (read_json(folder / PROVENANCE_FILE) or {}).get(CHECKSUMS, {})
+        provenance = read_json(folder / PROVENANCE_FILE) or {}
+        shape = {f"{CHECKSUMS}?": {str: str}, "versions?": {str: str}}
+        check_shape(folder / PROVENANCE_FILE, provenance, shape, _AGAIN)
+        recorded = provenance.get(CHECKSUMS) or {}
         now = _checksums(folder, weights)
         changed = [name for name in now if recorded.get(name, now[name]) != now[name]]
     except OSError as error:
@@ -356,9 +364,8 @@ def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
         raise UserError(
             f"study: {study} has no {STUDY_FILE}; train one with sae-baselines train"
         )
-    try:
+    with reading(path, again):
         record = parse_yaml(path.read_bytes())
+        check_shape(path, record, _STUDY, again)
         spec = record.pop("spec")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreadable(path, error, again) from error
     return spec_from_dict(spec, where=str(path), stored=True), record

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import unicodedata
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -73,3 +74,19 @@ def test_what_is_our_own_keeps_its_colour():
     )
     console.print("ours", style="red")
     assert console.file.getvalue() == "\x1b[31mours\x1b[0m\n"  # type: ignore[attr-defined]
+
+
+def test_closed_streams_and_an_ascii_terminal_can_be_printed_to(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    for name, stream in (("stdin", None), ("stdout", None), ("stderr", ascii_only)):
+        monkeypatch.setattr(sys, name, stream)
+    shared.open_streams()
+    shared.say("lost")
+    shared.fail("na\u00efve \udcff")
+    assert sys.stdin.read() == ""
+    ascii_only.seek(0)
+    assert ascii_only.read() == "error: na?ve ?\n"
+    for stream in (sys.stdin, sys.stdout):
+        stream.close()

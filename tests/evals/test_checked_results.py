@@ -86,6 +86,23 @@ def edit_result(study: Path) -> None:
     edit(EvalStore(study).result_file("fake", named(0)), "0.5625", "0.9375")
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"score": "x"}', '{"score": 1, "score": 2}'])
+def test_a_result_that_its_suite_cannot_read_is_one_line(study: Path, content: str) -> None:
+    store = EvalStore(study)
+    (result := store.result_file("fake", named(0))).write_text(content)
+    record = json.loads((path := store.record_file("fake", named(0))).read_text())
+    record["sha256"] = hashlib.sha256(content.encode()).hexdigest()
+    write_sealed(path, record)
+    with pytest.raises(UserError, match=rf"{result.name}: is damaged .* delete {path.name}"):
+        checked_results(study)
+
+
+def test_settings_that_are_empty_are_none_and_not_the_defaults(study: Path) -> None:
+    (study / "evals" / "evals.yaml").write_text("")
+    with pytest.raises(UserError, match=r"evals\.yaml: holds no settings; delete it"):
+        report_of_study(study)
+
+
 def edit_record(study: Path) -> None:
     edit(EvalStore(study).record_file("fake", named(0)), '"seed": 0', '"seed": 1')
 

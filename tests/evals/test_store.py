@@ -42,6 +42,27 @@ def test_a_result_that_cannot_be_read_says_why(store: EvalStore):
             store.load("core", "a")
 
 
+ODD: dict[str, Any] = {
+    **{"versions.torch": 3, "notes.0": 3, "encoded": 3, "encoded.n": "x", "choice": {}},
+    **{"choice.primary": 3, "command": 3, "facts.l0": "x", "facts.seed": True},
+}
+
+
+@pytest.mark.parametrize("where", ODD)
+def test_what_is_in_a_record_is_what_reads_it_takes(where: str, store: EvalStore):
+    path = store.record_file("core", "a")
+    record = {k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}
+    record |= {"encoded": {"n": 2, "active": 8}, "choice": {"created": "2026"}, "notes": ["a"]}
+    path.write_text(json.dumps({**record, "facts": {**FACTS, "l0": 4}}))
+    assert store.load("core", "a") is not None
+    *table, name = where.split(".")
+    inside = record[table[0]] if table else record
+    inside[0 if name == "0" else name] = ODD[where]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"a\.record\.json: (has no )?{where}.*; delete it"):
+        store.load("core", "a")
+
+
 @pytest.mark.parametrize("field", [*RECORD, "facts.seed"])
 def test_a_record_without_what_is_read_of_it_is_named(field: str, store: EvalStore):
     path = store.record_file("core", "a")
@@ -54,13 +75,13 @@ def test_a_record_without_what_is_read_of_it_is_named(field: str, store: EvalSto
         if odd is not None:
             table[name] = "x" if name == "seed" else 3
         path.write_text(json.dumps(record))
-        with pytest.raises(UserError, match=rf"a\.record\.json: (has no )?{name}.*delete it"):
+        with pytest.raises(UserError, match=rf"a\.record\.json: (has no )?{field}.*delete it"):
             store.load("core", "a")
 
 
 def test_a_record_of_another_and_a_failure_without_reason(store: EvalStore):
     store.fail("core", "a", {"reason": 3})
-    with pytest.raises(UserError, match=r"a\.failed\.json: reason: 3 is no str; delete it"):
+    with pytest.raises(UserError, match=r"a\.failed\.json: reason: 3 is no text; delete it"):
         store.failures()
     path = store.record_file("core", "b")
     path.write_text(json.dumps(RECORD))
