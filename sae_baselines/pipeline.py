@@ -37,6 +37,7 @@ from sae_baselines.evals.spec import has_eval_spec, store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
+from sae_baselines.files import new_folder
 from sae_baselines.report import Report, report
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.engine import resolve_device
@@ -435,5 +436,6 @@ def control(
         except ValueError as error:
             raise UserError(str(error)) from error
     made = make_control(source, kind, seed=seed, activations=activations, l0=l0)
-    made.save(folder)
+    with new_folder(folder.resolve()) as scratch:
+        made.save(scratch)
     return made

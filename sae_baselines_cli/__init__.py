@@ -75,15 +75,19 @@ def main() -> None:
     open_streams()
     sys.argv[0] = str(Path(sys.argv[0]).with_name(NAME))
     arguments = sys.argv[1:]
-    with Interruptions() as interruptions:
+    with Interruptions(arguments) as interruptions:
         try:
             app(prog_name=NAME)
         except (KeyboardInterrupt, SystemExit) as stopped:
-            # Typer makes exit code 130 of an interruption.
-            if isinstance(stopped, SystemExit) and stopped.code != 130:
+            # Typer makes exit code 130 of an interruption; what came to its end has 0.
+            code = 130 if isinstance(stopped, KeyboardInterrupt) else stopped.code
+            if not code or (code != 130 and interruptions.number is None):
                 raise
             _interrupted(arguments, interruptions.number or signal.SIGINT)
         except Exception as error:
+            # Libraries make many things of an interruption, and of its stopping their children.
+            if interruptions.number is not None:
+                _interrupted(arguments, interruptions.number)
             from sae_baselines.study.runner import InterruptedTrainingError
 
             if isinstance(error, InterruptedTrainingError):

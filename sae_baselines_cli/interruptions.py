@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -24,16 +25,29 @@ _KEPT = {
     "drift": "records are kept, its table and figures may be old ones; write them again",
     "saelens": "what SAELens saved is kept; see its --resume_from_checkpoint",
 }
+_NOTHING = "nothing was changed; start again"
+_AGAIN = (
+    "finished scores are kept; the same command makes all of them again, without --force only "
+    "those that are missing"
+)
+# While SAELens runs its own command, it is another.
+_set = signal.signal
+# Of what was asked for with these, nothing is left.
+_LOOKING = {"--dry-run", "--show"}
 
 
 class Interruptions:
     """Turn signals into `KeyboardInterrupt`, and remember which it was.
 
+    Args:
+        arguments: Of the command.
+
     Attributes:
         number: Of the signal that came; None before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
+        self.arguments = arguments
         self.number: int | None = None
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -51,21 +65,41 @@ class Interruptions:
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.number is None and os.getpid() == self._process:
+        mine = os.getpid() == self._process
+        importing = mine and _imports(frame)
+        if mine and self.number is None and not importing:
             self.number = number
             raise KeyboardInterrupt
         # Asked again, or a child that its parent stops: at once.
-        signal.signal(number, signal.SIG_DFL)
+        if mine:
+            # The work may have put its own in place of sys.stderr.
+            with suppress(OSError):
+                os.write(2, f"\n{what_is_kept(self.arguments, number)}\n".encode())
+        if importing:
+            os._exit(128 + number)
+        _set(number, signal.SIG_DFL)
         signal.raise_signal(number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, where an exception is swallowed by some libraries and
+    ends others with a segmentation fault. Nothing is half done then that a kill would spoil."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def what_is_kept(arguments: Sequence[str], number: int) -> str:
     """What an interrupted command leaves, and the command that goes on from there."""
     words = [argument for argument in arguments if not argument.startswith("-")]
     names = (" ".join(words[:2]), *words[:1])
-    known = [_KEPT[name] for name in names if name in _KEPT]
-    kept = known[0] if known else "nothing was changed; start again"
+    kept = next((_KEPT[name] for name in names if name in _KEPT), _NOTHING)
+    if words[:1] == ["eval"] and "--force" in arguments:
+        kept = _AGAIN
+    if _LOOKING & set(arguments):
+        kept = _NOTHING
     resume = ["--resume"] if kept is _TRAINED and "--resume" not in arguments else []
     command = shlex.join(["sae-baselines", *arguments, *resume])
     return f"interrupted ({signal.Signals(number).name}): {kept}: {command}"

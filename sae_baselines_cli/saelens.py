@@ -31,6 +31,8 @@ def saelens(
 
     Example: `sae-baselines saelens --architecture frozen_decoder --d_in 512 --d_sae 8192 ...`
     """
+    from unittest.mock import patch
+
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
     import sae_baselines  # noqa: F401  (registers the baselines)
@@ -52,7 +54,9 @@ def saelens(
     # Of its own it prints two pages of usage before the line that says what is wrong.
     argparse.ArgumentParser.error = refuse
     try:
-        runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
+        # It has handlers of its own, which forget which signal it was; ours it answers alike.
+        with patch("signal.signal"):
+            runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
     except UserError:
         raise
     except (ValueError, TypeError, argparse.ArgumentError) as error:

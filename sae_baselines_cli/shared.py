@@ -102,7 +102,12 @@ def fail(message: str) -> None:
 
 def ask(question: str, *, err: bool = False) -> str | None:
     """What is typed in answer to a question; None where nobody sits at a terminal."""
-    return typer.prompt(visible(question), err=err) if sys.stdin.isatty() else None
+    try:
+        return typer.prompt(visible(question), err=err) if sys.stdin.isatty() else None
+    except typer.Abort as stopped:  # which it makes of the end of input too
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def names_in(listed: str, option: str) -> list[str]:

@@ -225,9 +225,12 @@ class SignalsBetweenSteps:
                     self._previous[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        # In or after the last step no batch is asked for: whoever called us is told now.
+        if self.asked is not None and kind is None:
+            signal.raise_signal(self.asked)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is None:
