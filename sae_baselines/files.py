@@ -104,6 +104,14 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def own_file(path: Path) -> Path:
+    """A path to open for writing or appending: its folder is made, a link there taken away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():
+        path.unlink()
+    return path
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder; of a link, the link alone."""
     if path.is_dir() and not path.is_symlink():
@@ -116,8 +124,8 @@ def keep_links_inside(root: Path, allowed: Collection[str] = ("checkpoints",)) -
     """Refuse a folder with a linked folder that leads out of it.
 
     What is written or deleted through such a link is somebody else's. The folder may itself
-    be a link. Linked files are safe: they are replaced, not written through. Names with a dot
-    are searched no further: evaluations link their data sets there.
+    be a link. Linked files are safe: they are replaced, not written through. Folders whose
+    names begin with a dot are searched one level deep: evaluations link their data sets there.
 
     Args:
         root: The folder.
@@ -139,7 +147,8 @@ def keep_links_inside(root: Path, allowed: Collection[str] = ("checkpoints",)) -
                 f"{path}: is a link out of {root}, to {path.resolve()}; nothing is written or "
                 "deleted there, so put a folder in its place"
             )
-        names[:] = [n for n in names if not n.startswith(".") and n not in allowed]
+        if Path(folder) != root and Path(folder).name.startswith("."):
+            names.clear()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -179,6 +179,9 @@ def test_nothing_is_written_or_deleted_through_a_link(tmp_path: Path):
         ("panels/p/m", "../../../elsewhere", True),
         ("figures", "hop", True),  # a chain: hop leads out
         ("evals/.cache", "../../elsewhere", True),
+        ("evals/.cache/core", "../../../elsewhere", True),
+        ("evals/.work/core", "../../../elsewhere", True),
+        ("checkpoints/drift_pass_0", "../../elsewhere", True),
         ("figures", "panels", False),
         ("checkpoints", "../elsewhere", False),
         ("evals/.work/core/data", "../../../../elsewhere", False),  # a suite's own

@@ -7,6 +7,7 @@ put back what they found, whatever happens. tests/compat has one contract test p
 import ast
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.errors import UserError
+from sae_baselines.files import own_file
 
 # SAEBench's own judge, fixed in its source.
 SAEBENCH_MODEL = "gpt-4o-mini"
@@ -166,34 +168,56 @@ class Encoded:
     """What an SAE encoded, in numbers.
 
     Attributes:
+        journal: File with a line a batch. What an interrupted run encoded is counted with what
+            is encoded when it goes on; a batch that is encoded anew counts once.
         n: Activations, those left out that are 0 throughout: SAEBench's padding.
         active: Latents active on them, summed.
+        finite: Whether all latents were numbers.
     """
 
+    journal: Path | None = None
     n: int = 0
     active: int = 0
+    finite: bool = True
+
+    def __post_init__(self) -> None:
+        there = self.journal is not None and self.journal.exists()
+        lines = self.journal.read_text().splitlines() if self.journal and there else []
+        self._before = Counter(lines)
+        for line in lines:
+            n, active, _ = line.split()
+            self.n, self.active = self.n + int(n), self.active + int(active)
 
     def add(self, x: torch.Tensor, latents: torch.Tensor) -> None:
         if not latents.numel():
             return
         latents = latents.detach().to_dense().reshape(-1, latents.shape[-1])
         tokens = x.detach().reshape(len(latents), -1).any(-1)
+        n, active = int(tokens.sum()), 0
         for rows, part in zip(latents.split(_ROWS), tokens.split(_ROWS), strict=True):
-            self.active += int(torch.count_nonzero(rows, dim=-1)[part].sum())
-        self.n += int(tokens.sum())
+            active += int(torch.count_nonzero(rows, dim=-1)[part].sum())
+            self.finite &= bool(rows.isfinite().all())
+        line = f"{n} {active} {float(x.sum(dtype=torch.float64))!r}"
+        if self._before[line]:
+            self._before[line] -= 1
+            return
+        self.n, self.active = self.n + n, self.active + active
+        if self.journal is not None:
+            with own_file(self.journal).open("a") as file:
+                file.write(f"{line}\n")
 
     def to_dict(self) -> dict[str, int]:
         return {"n": self.n, "active": self.active}
 
 
 @contextmanager
-def counted_latents(sae: SAE[Any]) -> Iterator[Encoded]:
+def counted_latents(sae: SAE[Any], journal: Path | None = None) -> Iterator[Encoded]:
     """Count what SAEs of a class encode while open; every one of them encodes as before.
 
     All of SAEBench's suites but ``meta_structure``, which reads the decoder alone, go through
     ``SAE.encode``, on the SAE that they are given.
     """
-    counted = Encoded()
+    counted = Encoded(journal)
     kind: Any = type(sae)
     encode = kind.encode
 

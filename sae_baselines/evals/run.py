@@ -43,7 +43,7 @@ from sae_baselines.evals.store import (
 )
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 from sae_baselines.evals.target import Target, prepare, target_of
-from sae_baselines.files import checksum_of
+from sae_baselines.files import checksum_of, keep_links_inside, own_file
 from sae_baselines.home import own_key
 from sae_baselines.progress import progress
 from sae_baselines.provenance import environment, now, versions
@@ -125,6 +125,7 @@ def prepared(
     command: str | None,
 ) -> "Runner":
     """Everything that `evaluate` refuses is refused here, before anything is written."""
+    keep_links_inside(Path(out))
     stored_spec(out)
     _check_names(targets)
     device = resolve_device(spec.device)
@@ -366,8 +367,12 @@ class Runner:
         call = self._call(suite, target.name, key, work)
         began = time.monotonic()
         log = self.store.log_file(suite.name, target.name)
-        with counted_latents(sae) as encoded:
+        with counted_latents(sae, work / "encoded") as encoded:
             extras = self._execute(suite, sae, call, models, log)
+        if not encoded.finite:
+            raise RuntimeError("latents of it are not finite numbers")
+        # Only where it encoded anything.
+        extras.values.update({"fired": encoded.active > 0} if encoded.n else {})
         payload = json.loads(call.expected.read_text(encoding="utf-8"))
         rows = suite.scores(payload, extras.values)
         why = {row.metric: f": {row.missing}" for row in rows if row.missing and not row.task}
@@ -446,11 +451,8 @@ class Runner:
             _chdir(call.work),
             models.answering(),
             _seeded(call.seed),
-            _watched(sae) as fired,
         ):
             extras = suite.run(sae, call)
-        # Only where it encoded anything.
-        extras.values.update({"fired": any(fired)} if fired else {})
         if not call.expected.exists():
             raise RuntimeError("SAEBench wrote no result")
         return extras
@@ -459,8 +461,7 @@ class Runner:
         reason = f"{type(error).__name__}: {one_line(error, 500)}"
         trace = "".join(traceback.format_exception(error))
         log = self.store.log_file(suite.name, target.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
+        with own_file(log).open("a", encoding="utf-8") as file:
             file.write(trace)
         facts = target.facts.to_dict()
         failure = {"reason": reason, "facts": facts, **environment()}
@@ -490,22 +491,6 @@ def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:
         sae.W_dec.copy_(rows)
         sae.W_enc.copy_(rows.T)
     return sae.to(subject.device).eval()
-
-
-@contextlib.contextmanager
-def _watched(sae: SAE[Any]) -> Iterator[set[bool]]:
-    """Whether any latent fired, of every batch that was encoded."""
-    fired: set[bool] = set()
-
-    def look(_module: Any, _inputs: Any, latents: torch.Tensor) -> None:
-        if True not in fired:
-            fired.add(bool((latents != 0).any()))
-
-    handle = sae.hook_sae_acts_post.register_forward_hook(look)
-    try:
-        yield fired
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
@@ -540,9 +525,8 @@ def _output_to(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        path.open("w", encoding="utf-8") as file,
+        own_file(path).open("w", encoding="utf-8") as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):

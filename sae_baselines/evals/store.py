@@ -121,12 +121,9 @@ class EvalStore:
     def keep(self, suite: str, name: str, produced: Path, record: dict[str, Any]) -> None:
         """Take over SAEBench's file, then write its record."""
         target = self.result_file(suite, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
         self.record_file(suite, name).unlink(missing_ok=True)
         data = produced.read_bytes()
-        scratch = target.with_name(f".{target.name}.new")
-        scratch.write_bytes(data)
-        scratch.replace(target)
+        write_atomically(target, data)
         complete = {**record, "sha256": hashlib.sha256(data).hexdigest()}
         write_sealed(self.record_file(suite, name), complete)
         self.failure_file(suite, name).unlink(missing_ok=True)

@@ -359,3 +359,74 @@ def test_what_a_suite_encodes_is_counted_and_its_scores_are_the_same(
         active = (sae.encode(tokens[..., : sae.cfg.d_in]) != 0).sum().item()
         assert row["value"] == active / 14
         assert (row["n"], row["n_of"], row["direction"], row["task"]) == (14, "tokens", 0, "")
+
+
+def test_what_an_interrupted_run_encoded_is_counted_once_with_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = torch.randn(6, 7, 64, generator=torch.Generator().manual_seed(0))
+    stock, killed = FakeSuite.run, []
+
+    def encoding(self: FakeSuite, sae: SAE[Any], call: Any) -> Any:
+        if call.name == "a":
+            file = call.work / "parts"  # finished ones, as sae-probes keeps its datasets
+            for part in range(int(file.read_text()) if file.exists() else 0, 3):
+                sae.encode(tokens[2 * part])
+                sae.encode(tokens[2 * part])  # twice is what the suite does
+                if killed == [part]:
+                    killed.append("stop")
+                    raise KeyboardInterrupt
+                sae.encode(tokens[2 * part + 1])
+                file.write_text(str(part + 1))
+        return stock(self, sae, call)
+
+    monkeypatch.setattr(FakeSuite, "run", encoding)
+    run(tmp_path / "whole", "a")
+    killed.append(1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "resumed", "a")
+    run(tmp_path / "resumed", "a")
+    assert killed == [1, "stop"]
+    counts = [EvalStore(tmp_path / f).records()[0]["encoded"] for f in ("whole", "resumed")]
+    assert counts[0] == counts[1]
+    assert counts[0]["n"] == 9 * 7
+
+
+def test_latents_that_are_not_numbers_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are finite may overflow: SAEBench's SCR gave such an SAE a good score."""
+    stock = FakeSuite.run
+
+    def encoding(self: FakeSuite, sae: SAE[Any], call: Any) -> Any:
+        sae.encode(torch.full((3, sae.cfg.d_in), 4.0))
+        return stock(self, sae, call)
+
+    monkeypatch.setattr(FakeSuite, "run", encoding)
+    given = dict(saes("a", "b"))
+    with torch.no_grad():
+        given["b"].W_enc.fill_(3e38)
+    report = evaluate(given, {"fake": {}}, tmp_path)
+    (failure,) = report.failures
+    assert (failure.name, "not finite numbers" in failure.reason) == ("b", True)
+    assert set(scores(tmp_path)) == {"a"}
+
+
+def test_no_file_is_written_through_a_link(tmp_path: Path) -> None:
+    (mine := tmp_path / "mine").write_text("mine")
+    store = EvalStore(tmp_path / "out")
+    for file in (
+        store.log_file("fake", "a"),
+        store.log_file("fake", "b"),
+        store.result_file("fake", "a"),
+        store.failure_file("fake", "b"),
+        store.result_file("fake", "a").with_name(f".{store.result_file('fake', 'a').name}.new"),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.symlink_to(mine)
+    run(tmp_path / "out", "a", "b", fail_on="b")
+    assert mine.read_text() == "mine"
+    assert "it broke" in store.log_file("fake", "b").read_text()
+    (tmp_path / "out" / "evals" / ".work" / "other").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is a link out of"):
+        run(tmp_path / "out", "a")

@@ -42,7 +42,8 @@ class Ravel(SAEBenchSuite):
     metrics = (
         Metric(primary[0], HIGHER, "RAVEL disentanglement", _MARGIN, "fraction", "edits"),
         Metric("cause_score", HIGHER, "RAVEL cause", _MARGIN, "fraction", "edits"),
-        # An edit without effect leaves everything else as it is.
+        # An edit without effect leaves everything else as it is; a dead SAE's are all the same,
+        # since SAEBench puts what it decodes in place of what it read.
         Metric(
             "isolation_score",
             HIGHER,

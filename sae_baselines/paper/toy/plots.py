@@ -36,6 +36,7 @@ from matplotlib.ticker import (
 
 from sae_baselines.drift.sphere import quantile_of_best_cosine
 from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.files import own_file
 from sae_baselines.paper.toy.chance import chance_curve, reachable_curve
 from sae_baselines.report.style import INK, MUTED, PAPER, SHADE, Look, drawing, looks
 from sae_baselines.results import ordered
@@ -84,8 +85,6 @@ class Drawn:
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``name.png`` and ``name.pdf``; equal figures give equal bytes."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         nothing: dict[str, Any] = {
             "png": {"Software": None},
             "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
@@ -94,7 +93,7 @@ class Drawn:
         # Font type 42: text in a PDF stays text.
         with drawing(), matplotlib.rc_context({"pdf.fonttype": 42}):
             for ending, metadata in nothing.items():
-                paths.append(folder / f"{self.name}.{ending}")
+                paths.append(own_file(Path(folder, f"{self.name}.{ending}")))
                 self.canvas.savefig(paths[-1], dpi=200, metadata=metadata)
         return paths
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import parse_json, write_atomically
+from sae_baselines.files import own_file, parse_json, write_atomically
 from sae_baselines.progress import progress
 from sae_baselines.study.patches.images import Crop, CropLoader, Photographs, Split, plan_crops
 from sae_baselines.study.patches.patches import PatchModel
@@ -63,8 +63,7 @@ def crops_of(spec: VisionSpec, split: Split, n_patches: int) -> dict[str, list[C
 
 def write_crops(path: Path, crops: dict[str, list[Crop]], names: Sequence[str]) -> None:
     """Record which part of which photograph every crop is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with own_file(path).open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["part", "photograph", "scale", "x", "y"])
         for part, cuts in crops.items():
