@@ -20,9 +20,13 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_baselines.baselines import sample_directions
+from sae_baselines.baselines.cap import AT_EDGE
 from sae_baselines.baselines.frozen_decoder import FrozenDecoderMixin
 from sae_baselines.errors import UserError
+from sae_baselines.evals import write_results
+from sae_baselines.stats import Verdict, verdicts
 from sae_baselines.study import StudyResult, train_study
+from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.runner import complete_checkpoints
 from sae_baselines.study.sources import text as text_source
@@ -117,6 +121,55 @@ def test_members_keep_their_constraint_against_the_seeded_start(
         torch.testing.assert_close(columns("frozen_encoder"), start, atol=1e-6, rtol=0)
         assert (rows("trained") * start).sum(1).min() < 0.8
         assert (columns("frozen_decoder") * start).sum(1).min() < 0.99
+
+
+def test_training_itself_writes_how_many_rows_the_cap_held(
+    study: tuple[PanelSpec, StudyResult],
+):
+    spec, result = study
+    hashes = []
+    for key in result.measurements:
+        folder = StudyFolder(result.folder).member(key)
+        weights = load_file(folder / "sae_weights.safetensors")
+        written = json.loads((folder / "measurement.json").read_text())
+        share = None
+        if key.member == "soft_frozen_decoder":
+            start = sample_directions(128, 32, seed=key.panel.seed).double()
+            rows = torch.nn.functional.normalize(weights["W_dec"].double(), dim=1)
+            share = int(((rows * start).sum(1) <= spec.tau + AT_EDGE).sum()) / 128
+            assert share > 0.01
+        assert written["cap_bound_share"] == share
+        hashes.append(written["weights_sha256"])
+    assert len(set(hashes)) == len(hashes) == 10
+    assert "the cap never bound" not in _verdicts(result, "soft_frozen_decoder")[0].reason
+
+
+def test_a_cap_that_never_binds_and_one_sae_under_two_names_are_written_down(
+    model_folder: Path, text: Dataset, tmp_path: Path
+):
+    twin = {"constraint": "soft_frozen_decoder", "label": "twin"}
+    members = ["trained", "soft_frozen_decoder", twin]
+    free = {"members": members, "tau": -0.99, "seeds": [0, 1], "drift": [1.0]}
+    result = train_study(_spec(model_folder, **free), tmp_path, dataset=text)
+    of_seed: dict[int, set[str]] = {}
+    for key in result.measurements:
+        folder = StudyFolder(result.folder).member(key)
+        written = json.loads((folder / "measurement.json").read_text())
+        held = None if key.member == "trained" else 0.0
+        assert written["cap_bound_share"] == held
+        drift = json.loads((folder / "drift.json").read_text())
+        assert drift["records"][-1]["cap_bound_share"] == held
+        of_seed.setdefault(key.panel.seed, set()).add(written["weights_sha256"])
+    assert {seed: len(hashes) for seed, hashes in of_seed.items()} == {0: 2, 1: 2}
+    (verdict,) = _verdicts(result, "soft_frozen_decoder")
+    assert verdict.word == "no verdict"
+    assert verdict.reason.startswith("the cap never bound")
+    assert any("has the weights of twin" in caveat for caveat in verdict.caveats)
+
+
+def _verdicts(result: StudyResult, member: str) -> list[Verdict]:
+    found = verdicts(write_results(result.folder), metrics=["panel/explained_variance"])
+    return [v for v in found if v.baseline == member]
 
 
 def test_the_trained_sae_explains_most_and_soft_frozen_more_than_frozen(
