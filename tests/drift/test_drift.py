@@ -429,6 +429,9 @@ def test_weights_that_are_loaded_in_the_wait_are_the_start_of_the_records(tmp_pa
         train(sae, 8, stream(), batch=8)
     waiting, end = read_drift(tmp_path).records
     assert waiting["decoder"] is None
+    assert torch.equal(
+        sae.W_dec, rows["W_dec"]
+    )  # not drawn over when the wait would have ended
     assert end["decoder"]["quantiles"]["0"] == pytest.approx(1.0, abs=1e-6)
     assert end["encoder"]["quantiles"]["0"] < 1 - 1e-6
 
