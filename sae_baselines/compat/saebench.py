@@ -172,7 +172,7 @@ class Encoded:
             is encoded when it goes on; a batch that is encoded anew counts once.
         n: Activations, those left out that are 0 throughout: SAEBench's padding.
         active: Latents active on them, summed.
-        finite: Whether all latents were numbers.
+        finite: Whether all latents were numbers, and small enough to compute with.
     """
 
     journal: Path | None = None
@@ -196,7 +196,7 @@ class Encoded:
         n, active = int(tokens.sum()), 0
         for rows, part in zip(latents.split(_ROWS), tokens.split(_ROWS), strict=True):
             active += int(torch.count_nonzero(rows, dim=-1)[part].sum())
-            self.finite &= bool(rows.isfinite().all())
+            self.finite &= bool(rows.float().square().sum().isfinite())
         line = f"{n} {active} {float(x.sum(dtype=torch.float64))!r}"
         if self._before[line]:
             self._before[line] -= 1

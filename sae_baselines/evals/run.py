@@ -370,7 +370,7 @@ class Runner:
         with counted_latents(sae, work / "encoded") as encoded:
             extras = self._execute(suite, sae, call, models, log)
         if not encoded.finite:
-            raise RuntimeError("latents of it are not finite numbers")
+            raise RuntimeError("its latents are not finite, or overflow where they are squared")
         # Only where it encoded anything.
         extras.values.update({"fired": encoded.active > 0} if encoded.n else {})
         payload = json.loads(call.expected.read_text(encoding="utf-8"))

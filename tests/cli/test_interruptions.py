@@ -210,7 +210,11 @@ def test_what_libraries_make_of_a_signal_is_an_interruption(
 
     monkeypatch.setattr(typer, "prompt", prompt)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    for work in (crash, lambda **_: shared.ask("Licence")):
+
+    def asked(**_: object) -> None:
+        shared.ask("Licence")
+
+    for work in (crash, asked):
         assert stop(["publish", "s", "me/repo"], work, monkeypatch) == 130
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith("interrupted (SIGINT): what was uploaded stays")
