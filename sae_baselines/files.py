@@ -217,9 +217,9 @@ def flaw_of(path: Path, ours: bool = True) -> str | None:
         return None
     try:
         ends = [entry["data_offsets"][1] for name, entry in told.items() if name[:2] != "__"]
+        whole = 8 + length + max(ends, default=0)
     except (KeyError, TypeError, IndexError):
         return "no table of tensors"
-    whole = 8 + length + max(ends, default=0)
     return None if size == whole else f"{size:,} bytes long and not {whole:,}"
 
 

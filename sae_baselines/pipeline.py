@@ -244,7 +244,7 @@ def _settings(
 ) -> EvalSpec:
     spec = load_eval_spec(config) if config is not None else None
     if spec is None and root is not None:
-        spec = stored_spec(root)
+        spec = stored_spec(root, to_run=suites is None)
     spec = spec or eval_spec_from_dict({})
     if suites is not None:
         spec = spec.only(suite_names() if list(suites) == ["all"] else list(suites))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml import AliasEvent, MarkedYAMLError, Node, ScalarNode
+from yaml import AliasEvent, MappingNode, MarkedYAMLError, Node, ScalarNode
 
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import failed
@@ -98,7 +98,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
-        for key, _ in node.value:
+        # Of what is only called a mapping PyYAML says so itself.
+        for key, _ in node.value if isinstance(node, MappingNode) else ():
             if not isinstance(key, ScalarNode):
                 raise _problem("a list or a mapping as a key; use text", key)
             line = key.start_mark.line + 1

@@ -1,6 +1,7 @@
 """Files: whole or not there, what is said of one that cannot be read, and links."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def test_a_file_cut_short_is_damaged(left: int | str, weights: Path):
         said = str(unreadable(path, RuntimeError("device"), "delete it and train again"))
         assert said.startswith(f"{weights}: is damaged (")
         assert said.endswith("; delete it and train again")
+
+
+@pytest.mark.parametrize("ends", ["xy", [0, None], [0, [1]], {"1": 2}, ["a", "b"], "x"])
+def test_a_table_of_tensors_that_is_none_is_damaged(ends: object, tmp_path: Path):
+    header = json.dumps({"a": {"data_offsets": [0, 4]}, "b": {"data_offsets": ends}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert flaw_of(path) == "no table of tensors"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 5000])
@@ -229,15 +238,23 @@ def test_checkpoints_on_another_disk_work_and_what_is_not_ours_stays(tmp_path: P
     assert checkpoints.is_symlink()
 
 
-@pytest.mark.parametrize("what", ["pass", "checkpoint", "stranger"])
+@pytest.mark.parametrize("what", ["pass", "checkpoint", "stranger", "drift", "drift inside"])
 def test_a_folder_of_checkpoints_that_is_not_ours_is_refused(what: str, tmp_path: Path):
     home = tmp_path / "home"
     (home / "4096").mkdir(parents=True)
     (home / "4096" / "letter").write_text("mine")
     folder = tmp_path / "checkpoints" / "pass_0"
     folder.parent.mkdir()
+    drift = folder.with_name("drift_pass_0")
     if what == "pass":
         folder.symlink_to(home)
+    elif what == "drift":
+        folder.mkdir()
+        drift.symlink_to(home)
+    elif what == "drift inside":
+        folder.mkdir()
+        drift.mkdir()
+        (drift / "trained").symlink_to(home)
     else:
         folder.mkdir()
         name = "4096" if what == "checkpoint" else "photographs"
@@ -249,6 +266,22 @@ def test_a_folder_of_checkpoints_that_is_not_ours_is_refused(what: str, tmp_path
         with pytest.raises(UserError, match=r"is a link to|is not a checkpoint"):
             deed(folder, "a")
     assert (home / "4096" / "letter").read_text() == "mine"
+
+
+def test_checkpoints_on_a_disk_that_is_gone_say_so(tmp_path: Path):
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "purged")
+    with pytest.raises(UserError, match=r"checkpoints is a link to .*purged, which is not the"):
+        claim_checkpoints(tmp_path / "checkpoints" / "pass_0", "a")
+
+
+def test_a_lock_is_never_a_link(tmp_path: Path):
+    (tmp_path / "letter").write_text("mine")
+    study = StudyFolder(tmp_path / "study")
+    study.root.mkdir()
+    (study.root / ".lock").symlink_to(tmp_path / "letter")
+    with study.locked():
+        assert not (study.root / ".lock").is_symlink()
+    assert (tmp_path / "letter").read_text() == "mine"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

@@ -32,8 +32,9 @@ for _names, _tables, _types in (
     ("init_activations_path init_covariance_path", ("", _DETAILS), (str,)),
     ("init_scheme", ("",), (str,)),
     ("init_seed", ("", _OURS, _DETAILS), (int,)),
-    ("samples_seen tokens_seen", (_OURS,), (int,)),
-    ("training_tokens hook_head_index", ("metadata",), (int,)),
+    ("samples_seen tokens_seen", (_OURS,), (int, float)),  # 5e8 is one
+    ("training_tokens", ("metadata",), (int, float)),
+    ("hook_head_index", ("metadata",), (int,)),
     ("l0", ("metadata",), (int, float)),
     ("l0_target", (_OURS,), (int, float)),
     ("tau encoder_init_scale", ("", _DETAILS), (int, float)),

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from sae_lens import ActivationsStore, MultiSAETrainingRunner
+from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME as STORE_STATE
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training import activation_scaler, multi_sae_trainer
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.files import unreadable
@@ -61,7 +63,7 @@ def weights_only() -> Iterator[None]:
         torch.load = original
 
 
-def _carefully(load: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+def _carefully(load: Callable[[Any, Any], Any]) -> Callable[[Any, Any], None]:
     """A method that loads from a checkpoint, unpickling nothing and naming what is damaged."""
 
     @functools.wraps(load)
@@ -91,8 +93,14 @@ def load_checkpoint(trainer: MultiSAETrainer, folder: Path) -> None:
 def careful_resuming() -> Iterator[None]:
     """The same for what SAELens' runner loads by itself."""
     originals = (MultiSAETrainer.load_checkpoint, ActivationsStore.load_from_checkpoint)
+
+    def load_store(store: ActivationsStore, path: str | Path) -> None:
+        # It also reads the data on, whose flaws are not the checkpoint's.
+        _carefully(lambda _, folder: load_file(Path(folder) / STORE_STATE))(store, path)
+        originals[1](store, path)
+
     MultiSAETrainer.load_checkpoint = _carefully(originals[0])  # type: ignore[method-assign]
-    ActivationsStore.load_from_checkpoint = _carefully(originals[1])  # type: ignore[method-assign]
+    ActivationsStore.load_from_checkpoint = load_store  # type: ignore[method-assign]
     try:
         yield
     finally:

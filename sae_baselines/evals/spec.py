@@ -229,38 +229,57 @@ def settings_hash(
     return checksum_of(data)[:16]
 
 
-def stored_spec(root: str | Path) -> EvalSpec | None:
+def stored_spec(root: str | Path, *, to_run: bool = False) -> EvalSpec | None:
     """Settings of the last evaluation in a folder, or None.
 
+    Args:
+        root: The folder.
+        to_run: Its suites will run: others must not take their place.
+
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or no suite of it is known that should run.
     """
     path = Path(root) / EVALS / _FILE
     if not path.exists():
         return None
-    data = read_yaml(path)
+    data, unknown = read_yaml(path), _unknown_suites(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no settings; delete it and evaluate again")
-    suites = data.get("suites")
-    if isinstance(suites, dict):
-        known = {name: suites[name] for name in suites if name in suite_names()}
-        for name in suites.keys() - known.keys():
-            logger.warning("%s: suite %r is unknown here (of a plugin?); left out", path, name)
+    for name in unknown:
+        logger.warning("%s: suite %r is unknown here (of a plugin?); left out", path, name)
+    if unknown:
+        known = {n: options for n, options in data["suites"].items() if n not in unknown}
         data = {**data, "suites": known}
+        if not known and to_run:
+            raise UserError(
+                f"{path}: suites: {', '.join(unknown)}: unknown here; name others with "
+                "--suites, or import the study's plugins with --allow-plugins"
+            )
         if not known:
             return None
     return eval_spec_from_dict(data, where=str(path))
 
 
+def _unknown_suites(path: Path) -> dict[str, Any]:
+    """Options of the suites in stored settings that only a plugin knows."""
+    data = read_yaml(path) if path.exists() else None
+    suites = data.get("suites") if isinstance(data, dict) else None
+    known = suite_names()
+    named = suites.items() if isinstance(suites, dict) else ()
+    return {name: options for name, options in named if name not in known}
+
+
 def store_spec(root: str | Path, spec: EvalSpec) -> None:
-    """Keep settings; suites evaluated before under a call that left them out stay listed."""
+    """Keep settings; suites evaluated before under a call that left them out stay listed, and
+    so do those that are unknown here."""
+    path = Path(root) / EVALS / _FILE
     before = stored_spec(root)
     if before is not None:
         spec = dataclasses.replace(spec, suites={**before.suites, **spec.suites})
     # The device is the machine's, not the study's.
     data = eval_spec_to_dict(dataclasses.replace(spec, device="auto"))
-    text = yaml.safe_dump(data, sort_keys=False)
-    write_atomically(Path(root) / EVALS / _FILE, text)
+    data["suites"] = {**_unknown_suites(path), **data["suites"]}
+    write_atomically(path, yaml.safe_dump(data, sort_keys=False))
 
 
 # What a record says of how its scores were made.

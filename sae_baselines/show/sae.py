@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -353,9 +354,11 @@ def _not_another(facts: Mapping[str, Any], folder: Path | None) -> list[str]:
         )
     trained = None if folder is None else folder.resolve().parent / TRAINED
     if folder is not None and trained is not None and folder.resolve() != trained:
-        own, theirs = (
-            identity_of(f, read_measurement(f) or {})[WEIGHTS] for f in (folder, trained)
-        )
+        own, theirs = None, None
+        with suppress(UserError):  # a neighbour that is damaged is no fault of this one
+            own, theirs = (
+                identity_of(f, read_measurement(f) or {})[WEIGHTS] for f in (folder, trained)
+            )
         if own is not None and own == theirs:
             warnings.append(
                 "it has the weights of its panel's trained SAE: nothing was held or frozen "

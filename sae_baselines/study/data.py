@@ -80,6 +80,7 @@ def _load_text(spec: DatasetSpec, dataset: Any) -> AnyDataset:
                 f"dataset.split: {spec.split!r} is unknown; there are {', '.join(dataset)}"
             )
         dataset = dataset[spec.split]
+    dataset = dataset.with_format(None)  # rows are text or lists here, not tensors
     columns = _columns(dataset, spec)
     if not set(columns) & set(_TOKEN_COLUMNS):
         if spec.text_column not in columns:

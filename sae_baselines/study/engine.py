@@ -49,7 +49,12 @@ from sae_baselines.study.plan import (
     trained_of,
 )
 from sae_baselines.study.reference.member import keep_published
-from sae_baselines.study.runner import assert_finite, clear_checkpoints, remove_empty
+from sae_baselines.study.runner import (
+    assert_finite,
+    clear_checkpoints,
+    drift_of,
+    remove_empty,
+)
 from sae_baselines.study.spec import PUBLISHED, StudySpec, spec_hash
 from sae_baselines.study.untrained import make_controls
 
@@ -82,7 +87,7 @@ class PassRun:
     @property
     def drift(self) -> Path:
         """Where drift is recorded until members have folders; kept when a pass is resumed."""
-        return self.checkpoints.parent / f"drift_{self.this_pass.name}"
+        return drift_of(self.checkpoints)
 
     def build(self, device: str) -> dict[str, TrainingSAE[Any]]:
         """SAEs by the members' names, with the common b_dec."""
@@ -336,7 +341,7 @@ def resolve_device(device: str) -> str:
             raise RuntimeError("there is one CPU, cpu")
         float(torch.ones(1, dtype=torch.float64, device=place))  # "meta" has no numbers
     except Exception as error:  # each backend has its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"device: {device!r} cannot be used: {reason}; use auto, cpu or cuda"
         ) from error
@@ -409,7 +414,6 @@ class _Work:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         clear_checkpoints(checkpoints, spec_hash(spec))
-        remove(run.drift)
         return list(members)
 
     def _export(self, key: MemberKey, trained: Trained, run: PassRun, seconds: float) -> None:

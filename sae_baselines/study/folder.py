@@ -92,7 +92,9 @@ class StudyFolder:
         except OSError as error:
             raise UserError(f"out: {self.root} cannot be written: {failed(error)}") from error
         keep_links_inside(self.root)
-        lock = FileLock(self.root / ".lock")
+        if (path := self.root / ".lock").is_symlink():
+            path.unlink()  # older versions of filelock empty what it leads to
+        lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -128,7 +130,9 @@ class StudyFolder:
         strangers = [
             p.name
             for p in self.root.iterdir()
-            if not p.name.startswith(".") and not is_junk(p.name)
+            if not p.name.startswith(".")
+            and not is_junk(p.name)
+            and not (p == self.checkpoints and p.is_symlink())  # to a bigger disk
         ]
         if strangers and not self._is_of(spec):
             raise UserError(

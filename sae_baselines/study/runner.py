@@ -16,7 +16,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_baselines.compat.training import OpenRunner, progress_each_step
 from sae_baselines.errors import UserError
-from sae_baselines.files import is_junk, parse_json, read_json, remove, write_atomically
+from sae_baselines.files import is_junk, read_json, remove, write_atomically
 from sae_baselines.study.held_out import checked_activations
 
 logger = logging.getLogger("sae_baselines")
@@ -94,16 +94,27 @@ def complete_checkpoint(
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints of a pass, oldest first; cut-short ones are not among them."""
+    """Finished checkpoints of a pass, oldest first; cut-short ones are not among them.
+
+    Raises:
+        UserError: One cannot be read, whatever is in it: it must not be taken for cut short.
+    """
     found = []
     for marker in folder.glob(f"*/{COMPLETE}"):
         try:
-            samples = int(parse_json(marker.read_text())["n_training_samples"])
-        except (OSError, ValueError, KeyError, TypeError):
+            samples = int((read_json(marker) or {})["n_training_samples"])
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error.__cause__, OSError):
+                raise
             continue
         if (marker.parent / RUNNER_CFG_FILENAME).exists():
             found.append((samples, marker.parent))
     return [path for _, path in sorted(found)]
+
+
+def drift_of(checkpoints: Path) -> Path:
+    """Where the drift of a pass is recorded until its members have folders."""
+    return checkpoints.with_name(f"drift_{checkpoints.name}")
 
 
 def claim_checkpoints(folder: Path, spec_hash: str) -> list[Path]:
@@ -116,7 +127,13 @@ def claim_checkpoints(folder: Path, spec_hash: str) -> list[Path]:
         UserError: It is a link, is of another study, or holds what is not a checkpoint; so
             that nothing is written or deleted that is not of this study.
     """
-    for path in (folder, *(folder.glob("*") if folder.is_dir() else ())):
+    disk, drift = folder.parent, drift_of(folder)
+    if disk.is_symlink() and not disk.exists():
+        raise UserError(
+            f"out: {disk} is a link to {disk.readlink()}, which is not there; make that "
+            "folder, or delete the link"
+        )
+    for path in (folder, *folder.glob("*"), drift, *drift.rglob("*")):
         if path.is_symlink():
             raise UserError(
                 f"out: {path} is a link to {path.resolve()}; nothing is written or deleted "
@@ -142,16 +159,16 @@ def claim_checkpoints(folder: Path, spec_hash: str) -> list[Path]:
 
 
 def clear_checkpoints(folder: Path, spec_hash: str) -> None:
-    """Delete a pass's checkpoints and their folder.
+    """Delete a pass's checkpoints, their folder and its drift, which members have by now.
 
     Raises:
         UserError: As `claim_checkpoints`.
     """
-    if not folder.exists() and not folder.is_symlink():
-        return
-    for checkpoint in claim_checkpoints(folder, spec_hash):
-        remove(checkpoint)
-    remove_empty(folder, OWNER)
+    if folder.exists() or folder.is_symlink():
+        for checkpoint in claim_checkpoints(folder, spec_hash):
+            remove(checkpoint)
+        remove_empty(folder, OWNER)
+    remove(drift_of(folder))
 
 
 def remove_empty(folder: Path, *own: str) -> None:

@@ -3,7 +3,6 @@
 import importlib
 import re
 from abc import ABC, abstractmethod
-from contextvars import ContextVar
 from dataclasses import field, fields
 from functools import cache
 from pathlib import Path
@@ -38,7 +37,13 @@ from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.files import checksum_of
 from sae_baselines.study.memory import check_memory
 from sae_baselines.study.plan import PanelKey, Pass
-from sae_baselines.study.values import check_keys, check_values, flaw_of_option, shown
+from sae_baselines.study.values import (
+    STORED,
+    check_keys,
+    check_values,
+    flaw_of_option,
+    shown,
+)
 from sae_baselines.yaml_text import read_yaml
 
 # Normalisations of each activation by itself, undone after decoding.
@@ -466,7 +471,7 @@ class PanelSpec(HookSpec):
             )
         ends = [p for p in self.seqpos_slice[:2] if p is not None]
         beyond = [p for p in ends if abs(p) > self.context_size]
-        if beyond and not _STORED.get():
+        if beyond and not STORED.get():
             raise UserError(
                 f"seqpos_slice: {self.seqpos_slice}: {beyond[0]} is beyond context_size, "
                 f"{self.context_size}"
@@ -523,15 +528,9 @@ def import_plugins(modules: list[str]) -> None:
             raise UserError(f"plugins: cannot import {module!r}: {one_line(error)}") from error
 
 
-# While a stored spec is read: it was checked when its study began, and the plugins that it
-# names are not imported (a downloaded study would run its own code), so architectures may be
-# unknown.
-_STORED: ContextVar[bool] = ContextVar("_STORED", default=False)
-
-
 def _checked_here(architectures: list[str]) -> list[str]:
     """Those that can be checked: all, or of a stored spec those that are known."""
-    if not _STORED.get():
+    if not STORED.get():
         return architectures
     return [a for a in architectures if a in base_architectures()]
 
@@ -550,7 +549,7 @@ def validate_name(name: str) -> None:
 
 
 def _validate_length(field: str, name: str) -> None:
-    if len(name.encode()) > _LONGEST_NAME and not _STORED.get():
+    if len(name.encode()) > _LONGEST_NAME and not STORED.get():
         raise UserError(
             f"{field}: {shown(name, 40)} names a folder and has {len(name):,} characters; use "
             f"at most {_LONGEST_NAME}"
@@ -619,8 +618,8 @@ def validate_members(spec: StudySpec) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     names = [m.name for m in spec.member_specs]
-    # They name folders, and some disks know no capitals.
-    if len({name.casefold() for name in names}) != len(names):
+    # They name folders, and some disks know no capitals; a study that is there is on another.
+    if len(set(names) if STORED.get() else {n.casefold() for n in names}) != len(names):
         raise UserError(f"members: {', '.join(names)}: names repeat; give one a label")
     if spec.reference is None and TRAINED not in [m.constraint for m in spec.member_specs]:
         raise UserError("members: 'trained' is missing; a panel compares it with its baselines")
@@ -632,7 +631,7 @@ def validate_members(spec: StudySpec) -> None:
         _validate_length("members", member.name)
         if member.name == PUBLISHED:
             raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
-        if _STORED.get() and not is_known(member):
+        if STORED.get() and not is_known(member):
             continue  # a plugin's: its name is all that is known of it
         if member.is_control:
             _validate_control(member, _checked_here(spec.architectures))
@@ -795,7 +794,7 @@ def spec_from_dict(
     if stored and kind is PanelSpec:
         # Its text would be split otherwise than it was.
         data = {"held_out_spread": _AS_BEFORE["held_out_spread"], **data}
-    token = _STORED.set(stored)
+    token = STORED.set(stored)
     try:
         check_keys(data, kind)
         plugins = data.get("plugins")
@@ -807,7 +806,7 @@ def spec_from_dict(
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     finally:
-        _STORED.reset(token)
+        STORED.reset(token)
 
 
 def first_problem(error: ValidationError) -> str:
@@ -912,8 +911,13 @@ def _without(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Names of the fields that differ and matter, for an error message."""
+    """Names of the fields that differ and matter, for an error message; what a field that is
+    not in the first stands for, since nobody could find it there."""
     a, b = _as_before(a), _as_before(b)
-    return sorted(
+    differing = sorted(
         k for k in a.keys() | b.keys() if k not in _NOT_IN_HASH and a.get(k) != b.get(k)
     )
+    return [
+        f"{k}, which is {_AS_BEFORE[k]} there" if k in _AS_BEFORE and k not in a else k
+        for k in differing
+    ]

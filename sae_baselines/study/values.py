@@ -1,9 +1,10 @@
 """What no field of any spec may hold: names of no field, numbers of no use, strange text."""
 
 import dataclasses
-import math
 import types
+import unicodedata
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from sae_baselines.errors import UserError, did_you_mean
@@ -11,6 +12,10 @@ from sae_baselines.errors import UserError, did_you_mean
 # Seeds, counts and sizes go through int64 on their way (torch, numpy, tables).
 LARGEST = 2**63 - 1
 _LONGEST = 1000
+# While a stored spec is read: it was checked, by what was known then, when its study began, and
+# the plugins that it names are not imported (a downloaded study would run its own code), so
+# architectures may be unknown.
+STORED: ContextVar[bool] = ContextVar("STORED", default=False)
 
 
 def shown(value: Any, limit: int = 80) -> str:
@@ -79,14 +84,17 @@ def _flaw(value: Any, empty: bool = False) -> str | None:
     if isinstance(value, str):
         if not value.strip() and not empty:
             return "is empty; say what it is, or leave the field out"
+        if empty or STORED.get():  # prose, or checked by what was known then
+            value = " ".join(value.split())
+        if STORED.get():
+            value = value[:_LONGEST]
         if len(value) > _LONGEST:
             return f"has {len(value):,} characters; use at most {_LONGEST:,}"
-        if not value.isprintable():
+        # Not `isprintable`, which refuses the spaces of other languages and many an emoji.
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
             return "has a character that cannot be printed; take it out"
     elif isinstance(value, int) and abs(value) > LARGEST:
         return "is too large; use less than 2^63"
-    elif isinstance(value, float) and not math.isfinite(value):
-        return "is not a finite number"
     elif isinstance(value, list | tuple):
         return next((flaw for item in value if (flaw := _flaw(item))), None)
     return None

@@ -288,3 +288,12 @@ def test_any_value_of_any_field_is_shown_or_refused_in_one_line(
     except UserError as error:
         line = str(error)
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("tokens", [500_000_000, 5e8])
+def test_a_count_may_be_written_as_a_float(tokens: float, tmp_path: Path) -> None:
+    metadata: Any = GOOD["metadata"]
+    metadata = {**metadata, "training_tokens": tokens}
+    folder = folder_of(tmp_path, {**GOOD, "metadata": metadata})
+    describe_sae(folder)
+    assert read_reference(str(folder)).training_tokens == 500_000_000

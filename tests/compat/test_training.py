@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import MultiSAETrainingRunner
+from sae_lens import ActivationsStore, MultiSAETrainingRunner
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import save_file
 
 from sae_baselines.compat import training
 from sae_baselines.compat.training import OpenRunner, TrainingStep, around_each_step
@@ -159,3 +160,16 @@ def test_half_a_file_of_a_checkpoint_is_named(name: str, junk: bool, tmp_path: P
         training.load_checkpoint(together, tmp_path)
     assert f"delete {tmp_path} and run with --resume" in str(it.value)
     assert "\n" not in str(it.value)
+
+
+def test_flaws_of_the_data_that_is_read_on_are_not_the_checkpoints(tmp_path: Path) -> None:
+    save_file({"n_dataset_processed": torch.tensor(3)}, tmp_path / training.STORE_STATE)
+    store: Any = object.__new__(ActivationsStore)
+    store.n_dataset_processed = 0
+    store.iterable_sequences = map(int, ["not a number"])
+    with training.careful_resuming():
+        with pytest.raises(ValueError, match="invalid literal"):
+            store.load_from_checkpoint(tmp_path)
+        (tmp_path / training.STORE_STATE).write_bytes(b"half")
+        with pytest.raises(UserError, match=r"out: checkpoint .* is damaged"):
+            store.load_from_checkpoint(tmp_path)

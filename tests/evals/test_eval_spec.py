@@ -15,7 +15,7 @@ from sae_baselines.evals import EvalSpec, eval_spec_from_dict, evaluate, suite_n
 from sae_baselines.evals import registry as suites
 from sae_baselines.evals.measured import HIGHER
 from sae_baselines.evals.metrics import Metric
-from sae_baselines.evals.spec import settings_hash, settings_of
+from sae_baselines.evals.spec import settings_hash, settings_of, store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.spec import load_spec
@@ -192,3 +192,19 @@ def test_settings_are_those_that_scores_came_from(
     (record,) = EvalStore(tmp_path).records()
     assert record["seed"] == 1
     assert EvalStore(tmp_path).load("fake", "a") is not None
+
+
+def test_a_suite_of_a_plugin_is_kept_and_no_other_runs_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "evals" / "evals.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump({"suites": {"theirs": {"x": 1}}}))
+    assert stored_spec(tmp_path) is None  # for a report
+    with pytest.raises(UserError, match=r"theirs: unknown here; .*--allow-plugins"):
+        stored_spec(tmp_path, to_run=True)
+    store_spec(tmp_path, eval_spec_from_dict({"suites": ["core"]}))
+    stored = yaml.safe_load(path.read_text())["suites"]
+    assert list(stored) == ["theirs", "core"]
+    assert stored["theirs"] == {"x": 1}
+    kept = stored_spec(tmp_path, to_run=True)
+    assert kept is not None
+    assert list(kept.suites) == ["core"]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_baselines.baselines.cap import share_at_edge
+from sae_baselines.show.sae import describe_sae
 from sae_baselines.study.identity import CAP_SHARE, WEIGHTS, identity_of
 from tests.helpers import make_sae
 
@@ -83,3 +84,12 @@ def test_damaged_and_missing_files_are_not_known(member: Path, name: str) -> Non
         # A study without its weights still says that the cap never bound.
         measured = {"cos_to_start_min": 0.93}
         assert identity_of(member, measured) == {WEIGHTS: None, CAP_SHARE: 0.0}
+
+
+def test_a_damaged_neighbour_is_no_fault_of_an_sae(member: Path) -> None:
+    twin = member.parent / "twin"
+    shutil.copytree(member, twin)
+    if member.name != "trained":
+        shutil.copytree(member, member.parent / "trained")
+    (member.parent / "trained" / "measurement.json").write_text("{")
+    describe_sae(twin)

@@ -9,7 +9,12 @@ from datasets import Dataset
 
 from sae_baselines.errors import UserError
 from sae_baselines.study import PanelSpec, StudyResult, train_study
-from sae_baselines.study.folder import flaw_of_measurement, load_study, read_measurement
+from sae_baselines.study.folder import (
+    StudyFolder,
+    flaw_of_measurement,
+    load_study,
+    read_measurement,
+)
 from sae_baselines.study.spec import spec_from_dict
 from tests.tiny_model import tiny_panel
 
@@ -143,5 +148,16 @@ def test_checkpoints_of_a_run_that_died_before_it_cleaned_up_go(
     left = copy / "checkpoints" / "pass_0" / "5120"
     left.mkdir(parents=True)
     (left.parent / ".DS_Store").touch()
+    (copy / "checkpoints" / "drift_pass_0" / "trained").mkdir(parents=True)
     train_study(study[0], copy)
     assert not (copy / "checkpoints").exists()
+
+
+def test_checkpoints_may_lead_to_another_disk_before_a_study_begins(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    folder = StudyFolder(tmp_path / "study")
+    folder.root.mkdir()
+    folder.checkpoints.symlink_to(tmp_path / "disk")
+    spec = spec_from_dict(tiny_panel(Path("model")))
+    folder.open(spec, resume=False)
+    assert folder.study_file.exists()

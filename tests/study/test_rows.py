@@ -126,3 +126,21 @@ def test_token_ids_in_memory_are_held_against_the_model(model: Any, model_folder
     data = Dataset.from_dict({"tokens": [ROW] * 90 + [[23] * 40]})
     with pytest.raises(UserError, match="row 91: tokens: has the token id 23, and"):
         split_text(load_text(spec.dataset, data), spec, model)
+
+
+def test_one_character_of_a_page_makes_no_utf_16():
+    # As many a crawled page has.
+    data: Any = load_text(DatasetSpec(path="x"), Dataset.from_dict({"text": [f"{GOOD}\0"]}))
+    assert list(data) == [{"text": f"{GOOD}\0"}]
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", None])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_token_ids_may_come_as_tensors(
+    kind: str | None, streamed: bool, model: Any, model_folder: Path
+):
+    data: Any = Dataset.from_dict({"tokens": [ROW] * 90})
+    data = (data.to_iterable_dataset() if streamed else data).with_format(kind)
+    spec = spec_from_dict(tiny_panel(model_folder))
+    train: Any = split_text(load_text(spec.dataset, data), spec, model).train
+    assert {tuple(row["tokens"]) for row in train} == {tuple(ROW)}

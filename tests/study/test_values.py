@@ -92,6 +92,29 @@ def test_no_text_may_be_empty_or_hold_what_cannot_be_printed(kind: Any, data: An
             assert name.split(".")[0] in _refused(_with(data, name, value), kind)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/data/My\N{NO-BREAK SPACE}Drive", "/data/\N{IDEOGRAPHIC SPACE}a", "/a\u200d\U0001f525"],
+)
+def test_spaces_and_signs_of_other_languages_are_text(path: str):
+    assert spec_from_dict(_with(PANEL, "dataset.path", path)).dataset.path == path
+
+
+def test_prose_may_have_lines_and_what_is_stored_stays_readable():
+    licence = "Photographs: A.\nCC BY 4.0\n"
+    data = _with(VISION, "images.licence", licence)
+    assert spec_from_dict(data, kind=VisionSpec).images.licence == licence
+    before = {**_with(PANEL, "dataset.path", "x" * 2000), "members": ["trained", "a", "A"]}
+    before["members"] = [
+        "trained",
+        *({"constraint": "frozen_decoder", "label": n} for n in "aA"),
+    ]
+    assert spec_from_dict(before, stored=True).dataset.path == "x" * 2000
+    for path in ("a\0b", "\x1b[31m", "\ud800"):
+        with pytest.raises(UserError, match=r"dataset\.path"):
+            spec_from_dict(_with(PANEL, "dataset.path", path), stored=True)
+
+
 @pytest.mark.parametrize(("kind", "data"), KINDS, ids=lambda k: getattr(k, "__name__", ""))
 def test_a_wrong_name_is_named_itself_at_every_depth(kind: Any, data: Any):
     places = {name.rpartition(".")[0] for name, _ in _fields(kind)}

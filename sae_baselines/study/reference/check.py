@@ -80,6 +80,9 @@ def prepare_check(
     folder = Path(out) if out is not None else Path("studies") / study_name(reference)
     stored = _stored(folder, reference)
     if stored is not None and stored.published is not None:
+        # As its text was split, which older versions did otherwise.
+        kept = {"held_out_spread": stored.held_out_spread, **options.overrides}
+        options = dataclasses.replace(options, overrides=kept)
         recipe = recipe_of(reference, options, _answers_of(stored))
         l0 = float(stored.published.facts["l0_measured"])
         spec = spec_at(recipe, reference, l0, stored.published.input_scale)

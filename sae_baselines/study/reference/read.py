@@ -210,8 +210,8 @@ def _tokens(metadata: Mapping[str, Any], runner: Mapping[str, Any]) -> int | Non
         metadata.get("training_tokens"),
     ]
     for value in known:
-        if isinstance(value, int) and value > 0:
-            return value
+        if isinstance(value, int | float) and value > 0 and float(value).is_integer():
+            return int(value)
     return None
 
 

@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sae_baselines.errors import UserError
-from sae_baselines.study.patches.images import open_photographs, split_photographs
+from sae_baselines.study.patches.images import Crop, open_photographs, split_photographs
 from sae_baselines.study.patches.norms import norms_of, within
 from sae_baselines.study.patches.patches import PatchModel
 from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.patches.store import ActivationFile, PatchStream, crops_of, row_norms
+from sae_baselines.study.patches.store import (
+    ActivationFile,
+    PatchStream,
+    crops_of,
+    row_norms,
+    write_crops,
+)
 from tests.study.patches.tiny import D_IN, N_PATCHES
 
 
@@ -130,3 +136,12 @@ def test_outliers_are_found_and_left_out():
         np.flatnonzero(expected > 5 * np.median(expected)).tolist()
     )
     assert len(within(expected, None)) == 900
+
+
+def test_the_list_of_crops_is_not_written_through_a_link(tmp_path: Path):
+    (tmp_path / "letter").write_text("mine")
+    (tmp_path / "crops.csv").symlink_to(tmp_path / "letter")
+    write_crops(tmp_path / "crops.csv", {"train": [Crop(0, 0.5, 0.25, 0.0)]}, ["a.jpg"])
+    assert (tmp_path / "letter").read_text() == "mine"
+    lines = (tmp_path / "crops.csv").read_text().splitlines()
+    assert lines == ["part,photograph,scale,x,y", "train,a.jpg,0.5,0.25,0.0"]

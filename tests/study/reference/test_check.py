@@ -1,5 +1,6 @@
 """SAEs of many kinds, checked: measured as stock SAELens runs them, with twins around them."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from sae_baselines.evals import load_results, study_targets, write_results
 from sae_baselines.show import StudyMembers, show
 from sae_baselines.study import PanelSpec, train_study
 from sae_baselines.study.data import load_text
+from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.held_out import study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.reference.check import prepare_check
@@ -69,6 +71,26 @@ def checked(
     train_study(prepared.spec, prepared.folder, resume=True, model=prepared.model)
     measured = json.loads((prepared.folder / "published" / "measurement.json").read_text())
     return prepared.spec, measured, prepared.folder
+
+
+def test_a_study_of_an_older_version_is_gone_on_with(
+    tmp_path: Path, activations: Read, options: Callable[..., CheckOptions]
+) -> None:
+    make_published(activations(HOOK)).save_model(tmp_path / "theirs")
+    study = StudyFolder(tmp_path / "study")
+    old = prepare_check(str(tmp_path / "theirs"), options({"held_out_spread": 1}), study.root)
+    with study.locked():
+        study.open(old.spec, resume=False)
+    stored = study.study_file.read_text()
+    assert "held_out_spread: 1\n" in stored
+    study.study_file.write_text(stored.replace("  held_out_spread: 1\n", ""))
+    now = options()
+    overrides = {k: v for k, v in now.overrides.items() if k != "held_out_spread"}
+    now = dataclasses.replace(now, overrides=overrides)
+    again = prepare_check(str(tmp_path / "theirs"), now, study.root)
+    study.open(again.spec, resume=True)
+    with pytest.raises(UserError, match="held_out_spread, which is 1 there"):
+        study.open(dataclasses.replace(again.spec, held_out_spread=8), resume=True)
 
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
