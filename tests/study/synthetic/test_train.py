@@ -77,6 +77,10 @@ def test_every_member_is_there_at_its_l0(study: Path) -> None:
     for row in results.frame.to_dict("records"):
         assert row["l0"] == pytest.approx(3, rel=0.05), row["panel"]
         assert np.isfinite(row["ev"])
+    # A seed whose run collapsed is known by these, whatever metric is compared.
+    panel = results.rows.loc[results.rows["suite"] == "panel"]
+    counts = panel["metric"].value_counts()
+    assert counts["explained_variance"] == counts["alive"] == counts["l0"] == 2 * 4 * 4
 
 
 def test_members_share_their_start_and_frozen_parts_keep_it(study: Path) -> None:
