@@ -57,6 +57,9 @@ class Metric:
         tasks_paired: Whether the tasks of two SAEs are the same (datasets, say, not latents).
         least: Value without any SAE (the mean activation, ablation), which only a run that
             failed is worse than; None where there is no such value.
+        rounded: Metrics of the suite that are means in the dtype of the language model, which
+            bfloat16 rounds to steps that verdicts can hang on: the one that this follows
+            from, and those whose difference (or which alone) it is divided by.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Metric:
     favours: tuple[Favoured, ...] = ()
     tasks_paired: bool = True
     least: float | None = None
+    rounded: tuple[str, ...] = ()
 
     def named(self, name: str) -> "Metric | None":
         """The metric of that name, if this describes it."""
@@ -119,10 +123,13 @@ PROBES = Margin(
 
 
 def explained_variance(
-    name: str = "explained_variance", title: str = "", depends: Depends = "reconstruction"
+    name: str = "explained_variance",
+    title: str = "",
+    depends: Depends = "reconstruction",
+    rounded: tuple[str, ...] = (),
 ) -> Metric:
     """A metric that is an explained variance."""
-    return Metric(name, HIGHER, title, EV, "fraction", depends, least=0)
+    return Metric(name, HIGHER, title, EV, "fraction", depends, least=0, rounded=rounded)
 
 
 def accuracies(title: str, others: Margin | None = None) -> tuple[Metric, ...]:

@@ -21,6 +21,8 @@ from sae_baselines.study.measure import L0_TOLERANCE
 
 # Explained variance, SAEBench's against the paper's definition.
 EV_TOLERANCE = 0.02
+# Cross-entropy recovered, SAEBench's against the panel's.
+CE_TOLERANCE = 0.02
 # A control's score against the trained SAE's, where they are the same but for rounding.
 UNCHANGED_TOLERANCE = 1e-3
 # Latents of a member that fire on no evaluation token.
@@ -78,10 +80,12 @@ def caveats(
         *_l0(table),
         *_l0_apart(items),
         *_l0_unchecked(table, items),
+        *_rounding(items),
         *_failed_runs(items),
         *_baselines(table),
         *_controls(table),
         *_explained_variance(table),
+        *_cross_entropy(table, context),
         *_dead(table, context),
         *_versions(table, context),
         *_data_order(table, context),
@@ -239,6 +243,19 @@ def _l0_unchecked(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
         yield caveat("L0 unchecked", suites=unknown)
 
 
+def _rounding(items: Sequence[Verdict]) -> Iterable[Caveat]:
+    """Scores that are means in half precision, and what that leaves undecided."""
+    steps: dict[MetricKey, list[Verdict]] = defaultdict(list)
+    for v in items:
+        if v.step:
+            steps[v.suite, v.metric].append(v)
+    for metric, vs in steps.items():
+        margin = next((v.margin.value for v in vs if v.margin), None)
+        undecided = [f"{v.baseline} of {v.architecture}" for v in vs if _reasons(v, "rounded")]
+        step = max(v.step for v in vs)
+        yield caveat("rounding", metric=metric, step=step, margin=margin, names=undecided)
+
+
 def _failed_runs(items: Sequence[Verdict]) -> Iterable[Caveat]:
     texts = dict.fromkeys(text for v in items for text in _reasons(v, "failed run"))
     if texts:
@@ -283,30 +300,48 @@ def _controls(table: Results) -> Iterable[Caveat]:
 
 
 def _explained_variance(table: Results) -> Iterable[Caveat]:
-    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    pairs, lonely = _pairs(table, _SAEBENCH_EV, _PAPER_EV)
+    if apart := _apart(pairs, EV_TOLERANCE):
+        yield caveat("EV disagreement", tolerance=EV_TOLERANCE, **apart)
+    if lonely:
+        yield caveat("EV unchecked", n=lonely)
+
+
+def _cross_entropy(table: Results, context: ReportContext) -> Iterable[Caveat]:
+    """Two numbers of what cross-entropy an SAE leaves, which need not order SAEs alike."""
+    pairs, _ = _pairs(table, ("core", "ce_loss_score"), ("panel", "ce_recovered"))
+    positions = list(context.spec.get("seqpos_slice") or [None])
+    if apart := _apart(pairs, CE_TOLERANCE):
+        some = positions if any(p is not None for p in positions) else None
+        yield caveat("CE disagreement", tolerance=CE_TOLERANCE, positions=some, **apart)
+
+
+_Pairs = dict[str, list[tuple[float, float]]]
+
+
+def _pairs(table: Results, theirs: MetricKey, ours: MetricKey) -> tuple[_Pairs, int]:
+    """By member, two metrics of the same SAEs; and how many SAEs have the first alone."""
+    pairs: _Pairs = defaultdict(list)
     lonely = 0
     for group in table.groups:
-        for member in table.present(group, _SAEBENCH_EV):
-            own = table.values(group, _PAPER_EV, member)
-            for seed, value in table.values(group, _SAEBENCH_EV, member).items():
+        for member in table.present(group, theirs):
+            own = table.values(group, ours, member)
+            for seed, value in table.values(group, theirs, member).items():
                 if seed in own:
                     pairs[member].append((value, own[seed]))
                 else:
                     lonely += 1
+    return pairs, lonely
+
+
+def _apart(pairs: _Pairs, tolerance: float) -> dict[str, Any] | None:
+    """How many pairs are further apart, and the means by member; None if none is."""
     apart = [abs(a - b) for ps in pairs.values() for a, b in ps if math.isfinite(a - b)]
-    n = sum(gap > EV_TOLERANCE for gap in apart)
-    if n:
-        means = [(m, *np.array(pairs[m]).mean(axis=0)) for m in ordered(pairs)]
-        yield caveat(
-            "EV disagreement",
-            tolerance=EV_TOLERANCE,
-            n=n,
-            total=len(apart),
-            most=max(apart),
-            means=means,
-        )
-    if lonely:
-        yield caveat("EV unchecked", n=lonely)
+    n = sum(gap > tolerance for gap in apart)
+    if not n:
+        return None
+    means = [(m, *np.array(pairs[m]).mean(axis=0)) for m in ordered(pairs)]
+    return {"n": n, "total": len(apart), "most": max(apart), "means": means}
 
 
 def _dead(table: Results, context: ReportContext) -> Iterable[Caveat]:

@@ -63,7 +63,7 @@ class Results:
         measured_l0: By (panel, member, seed): the rows ``panel/l0``.
         suite_l0: The same by suite, of all others that measured L0 on their own tokens.
         constraints: Of every member.
-        panel_rows: The rows of suite "panel", whatever metrics are kept.
+        every: All rows of the table that these are of, whatever is kept.
     """
 
     frame: pd.DataFrame
@@ -71,7 +71,7 @@ class Results:
     measured_l0: dict[tuple[str, str, int], float]
     suite_l0: dict[str, dict[tuple[str, str, int], float]]
     constraints: dict[str, str]
-    panel_rows: pd.DataFrame
+    every: pd.DataFrame
 
     @classmethod
     def read(cls, root: str | Path) -> "Results":
@@ -98,7 +98,7 @@ class Results:
         if isinstance(rows, Results):
             return rows
         frame = normalised(rows)
-        results = cls(frame, {}, {}, {}, {}, frame.loc[frame["suite"] == PANEL_SUITE])
+        results = cls(frame, {}, {}, {}, {}, frame)
         columns = ["panel", "member", "constraint", "architecture", "l0", "seed"]
         for panel, member, constraint, architecture, l0, seed in (
             frame[columns].drop_duplicates().itertuples(index=False, name=None)
@@ -172,7 +172,7 @@ class Results:
             {sae: l0 for sae, l0 in self.measured_l0.items() if sae in saes},
             self.suite_l0,
             {member: c for member, c in self.constraints.items() if member in kept},
-            self.panel_rows,
+            self.every,
         )
 
     @cached_property
@@ -260,17 +260,25 @@ class Results:
 
     def of_panel(self, metric: str, group: Group, member: str) -> BySeed:
         """A number of suite "panel", also where only other metrics are kept."""
+        return self.aggregates((PANEL_SUITE, metric), group, member)
+
+    def aggregates(self, metric: MetricKey, group: Group, member: str) -> BySeed:
+        """By seed, also where only other metrics are kept."""
+        known = self._aggregates.get((*metric, member), {})
         return {
-            seed: self._panel_values[metric, panel, m, seed]
+            seed: known[panel, seed]
             for (g, m, seed), panel in self.panels.items()
-            if (g, m) == (group, member) and (metric, panel, m, seed) in self._panel_values
+            if (g, m) == (group, member) and (panel, seed) in known
         }
 
     @cached_property
     def same_weights(self) -> dict[SAEKey, set[SAEKey]]:
         """Of an SAE, the others that have its weights."""
         alike: dict[str, set[SAEKey]] = defaultdict(set)
-        rows = self.panel_rows.loc[self.panel_rows["metric"] == SAME_WEIGHTS[1]]
+        every = self.every
+        rows = every.loc[
+            (every["suite"] == SAME_WEIGHTS[0]) & (every["metric"] == SAME_WEIGHTS[1])
+        ]
         columns = rows[["panel", "member", "task"]].itertuples(index=False, name=None)
         for panel, member, first in columns:
             other_panel, _, other = first.rpartition("/")
@@ -278,10 +286,13 @@ class Results:
         return {sae: saes - {sae} for saes in alike.values() for sae in saes}
 
     @cached_property
-    def _panel_values(self) -> dict[tuple[str, str, str, int], float]:
-        rows = self.panel_rows.loc[self.panel_rows["task"] == ""]
-        columns = rows[["metric", "panel", "member", "seed", "value"]]
-        return {tuple(key): v for *key, v in columns.itertuples(index=False, name=None)}
+    def _aggregates(self) -> dict[tuple[str, str, str], dict[tuple[str, int], float]]:
+        rows = self.every.loc[self.every["task"] == ""]
+        columns = rows[["suite", "metric", "member", "panel", "seed", "value"]]
+        found: dict[tuple[str, str, str], dict[tuple[str, int], float]] = defaultdict(dict)
+        for suite, metric, member, *sae, value in columns.itertuples(index=False, name=None):
+            found[suite, metric, member][sae[0], sae[1]] = value
+        return dict(found)
 
     @cached_property
     def _directions(self) -> dict[MetricKey, int]:

@@ -111,7 +111,7 @@ def against_random(
 
 def _p_of_verdicts(vs: Sequence[Verdict]) -> float | None:
     """Over the baselines; a metric that only some were tested on stays, unrejected."""
-    return max(map(_one_way, vs)) if any(v.p is not None for v in vs) else None
+    return max(map(_one_way, vs)) if any(v.n_metrics for v in vs) else None
 
 
 def placed_against_random(

@@ -29,6 +29,7 @@ import numpy as np
 
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.stats.intervals import paired_t, tost
+from sae_baselines.stats.rounding import farther, is_coarse, nearer
 
 ALPHA = 0.05
 
@@ -76,6 +77,7 @@ def decide(
     differences: Sequence[np.ndarray],
     margins: Sequence[float | None],
     alpha: float = ALPHA,
+    steps: Sequence[float] = (),
 ) -> list[Decision]:
     """Decide one family.
 
@@ -83,12 +85,21 @@ def decide(
         differences: Per metric, oriented differences per seed, ``[n_seeds >= 2]`` each.
         margins: Per metric, the equivalence margin or None.
         alpha: Chance of a false word.
+        steps: Per metric, of how scores are rounded (`stats.rounding`); default: not at all.
+            Where the spread is of that size, a word has to hold whatever was rounded away.
     """
-    tests = [paired_t(d) for d in differences]
+    coarse = [
+        step if is_coarse(d, step) else 0.0
+        for d, step in zip(differences, steps or [0.0] * len(differences), strict=True)
+    ]
+    tests = [
+        paired_t(nearer(d, step) if step else d)
+        for d, step in zip(differences, coarse, strict=True)
+    ]
     means, p = ([float(test[i]) for test in tests] for i in (0, 1))
     same = [
-        None if margin is None else float(tost(d, margin))
-        for d, margin in zip(differences, margins, strict=True)
+        None if margin is None else float(tost(farther(d, step) if step else d, margin))
+        for d, margin, step in zip(differences, margins, coarse, strict=True)
     ]
     return words(means, p, same, alpha)
 

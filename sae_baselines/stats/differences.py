@@ -15,6 +15,7 @@ from sae_baselines.results import Results
 from sae_baselines.stats.fitness import remarks, unfit
 from sae_baselines.stats.match import Bar, Match, named
 from sae_baselines.stats.matched import unmatched
+from sae_baselines.stats.rounding import step_of
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
 UNPAIRED_SUITES = ("autointerp",)
@@ -105,6 +106,7 @@ class Comparison(Paired):
         failure: Why there is nothing to compare, if there is not (``on_missing="exclude"``).
         unfit: Why a word would mean nothing although there are numbers (`stats.fitness`):
             kind and reason of each.
+        step: How far off rounding can put a difference; 0 where scores are not rounded.
         caveats: What a reader must know.
     """
 
@@ -117,6 +119,7 @@ class Comparison(Paired):
     excluded: tuple[Exclusion, ...] = ()
     failure: str | None = None
     unfit: tuple[Bar, ...] = ()
+    step: float = 0.0
     caveats: tuple[str, ...] = ()
 
     @property
@@ -254,6 +257,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         crossed=crossed,
         excluded=tuple(Exclusion(seed, bar) for seed, bar in excluded.items()),
         unfit=unfit(match),
+        step=step_of(match),
         caveats=(*caveats, *remarks(match)),
     )
 

@@ -16,6 +16,7 @@ BarKind = Literal[
     "L0 apart",
     "L0 unknown",
     "L0 unmeasured",
+    "rounded",
 ]
 
 

@@ -59,7 +59,7 @@ class Predicted:
     interval: Interval
 
 
-def ranked(value: float, others: np.ndarray, level: float = 0.95) -> Ranked:
+def ranked(value: float, others: np.ndarray, level: float = 0.95, step: float = 0.0) -> Ranked:
     """Ranks alone; larger is better.
 
     - share: mid-ranks (Kendall, *Biometrika* 33, 1945): a tie counts half.
@@ -77,9 +77,10 @@ def ranked(value: float, others: np.ndarray, level: float = 0.95) -> Ranked:
         value: The one value.
         others: ``[n]``, n >= 1.
         level: Coverage.
+        step: Neighbouring values are so far apart by rounding, and tie.
     """
     n = len(others)
-    close = _ROUNDING * np.maximum(np.abs(others), abs(value))
+    close = np.maximum(_ROUNDING * np.maximum(np.abs(others), abs(value)), 1.001 * step)
     tied = np.abs(others - value) <= close
     equal = int(tied.sum())
     below = int(((others < value) & ~tied).sum())

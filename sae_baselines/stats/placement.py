@@ -25,6 +25,7 @@ from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures, unmatched
 from sae_baselines.stats.method import METHOD
 from sae_baselines.stats.one_value import Ranked, predicted, ranked
+from sae_baselines.stats.rounding import FINE, is_coarse, moved, step_of
 
 NO_PLACEMENT = "no placement"
 WITHIN = "within"
@@ -173,15 +174,21 @@ def _place(match: Match, barred: str | None, alpha: float) -> Placement:
     value = next(iter(match.values[0].values()), math.nan)
     null = np.array(list(match.values[1].values()))
     rank = normal = None
+    step = step_of(match)
     if barred is None:
-        rank = ranked(sign * value, sign * null, 1 - alpha)
-        normal = predicted(sign * value, sign * null, 1 - alpha)
+        rank = ranked(sign * value, sign * null, 1 - alpha, step)
+        drawn, at = sign * null, sign * value
+        if is_coarse(drawn, step):
+            apart = at - float(drawn.mean())
+            at -= math.copysign(min(step, abs(apart)), apart)
+            drawn = moved(drawn, 0.0, step)
+        normal = predicted(at, drawn, 1 - alpha)
     # A score that failed leaves no mean of the others.
     whole = null if len(null) and np.isfinite(null).all() else np.array([math.nan])
     sd = float(spread(whole)) if len(whole) > 1 else math.nan
     none = Interval(math.nan, math.nan, 1 - alpha)
     # Copies are no replicates: what counts seeds would count one seed n times.
-    counted = rank if sd != 0 else None
+    counted = rank if sd != 0 or step else None
     return Placement(
         *group,
         *match.metric,
@@ -208,7 +215,7 @@ def _place(match: Match, barred: str | None, alpha: float) -> Placement:
         published_l0=table.l0(group, match.tested),
         member_l0=table.l0(group, member),
         alpha=alpha,
-        caveats=() if rank is None else tuple(_caveats(match, rank, sd)),
+        caveats=() if rank is None else tuple(_caveats(match, rank, sd, step)),
     )
 
 
@@ -262,10 +269,15 @@ def _joined(bars: Iterable[Bar]) -> str | None:
     return "; ".join(bar.reason for bar in bars) or None
 
 
-def _caveats(match: Match, rank: Ranked, sd: float) -> list[str]:
+def _caveats(match: Match, rank: Ranked, sd: float, step: float) -> list[str]:
     caveats = [*(bar.reason for bar in collapses(match)), *remarks(match)]
     if rank.n == 1:
         caveats.append("one seed has no spread: no prediction p and no normal percentile")
+    elif step and sd < FINE * step:
+        caveats.append(
+            f"scores come in steps of {step:.2g} (means in half precision), which is about the "
+            "spread of the seeds: values one step apart tie, and p allows for a step"
+        )
     elif sd == 0:
         caveats.append(
             f"all {rank.n} seeds have the same value to the last digit: copies, not "

@@ -30,6 +30,7 @@ from sae_baselines.stats.intervals import (
 from sae_baselines.stats.match import Bar
 from sae_baselines.stats.method import METHOD
 from sae_baselines.stats.power import seeds_to_differ, seeds_to_match
+from sae_baselines.stats.rounding import is_coarse, moved
 
 _UNTESTED: dict[str, Any] = {
     **dict.fromkeys(("p", "p_adjusted", "p_equivalence", "p_equivalence_adjusted")),
@@ -37,6 +38,10 @@ _UNTESTED: dict[str, Any] = {
     "within_margin": False,
     "n_metrics": 0,
 }
+
+
+# A seed so far from others that are equal but for rounding stands out whatever it hides.
+_STEPS_APART = 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Verdict(Paired):
             word is beats or falls short.
         alpha: Chance of a false word in this family.
         correct: What that family is: "baseline" or "study".
-        n_metrics: Metrics in that family, or tests of the study.
+        n_metrics: Metrics in that family, or tests of the study; 0 where nothing was tested.
         n_seeds: Seeds compared.
         n_tasks: Paired tasks; 0 for an aggregate alone.
         seeds_needed: Where inconclusive, seeds for a word with 80 % power; None if more than
@@ -73,6 +78,7 @@ class Verdict(Paired):
         seeds_needed_for: The word that they would give.
         caveats: What a reader must know.
         bars: Kind and reason of all that forbids a word; their reasons are in ``reason``.
+        step: How far off rounding to half precision can put a difference; 0 for not at all.
     """
 
     word: Word
@@ -99,6 +105,7 @@ class Verdict(Paired):
     seeds_needed_for: str | None
     caveats: tuple[str, ...]
     bars: tuple[Bar, ...] = ()
+    step: float = 0.0
 
 
 def verdicts(
@@ -159,9 +166,16 @@ def verdicts(
             [comparisons[i].differences for i in family],
             [None if (m := margin[i]) is None else m.value for i in family],
             alpha,
+            [comparisons[i].step for i in family],
         )
         for i, decision in zip(family, decisions, strict=True):
-            tests[i] |= {**vars(decision), "n_metrics": len(family)}
+            c = comparisons[i]
+            if decision.word == "inconclusive" and is_coarse(c.differences, c.step):
+                bar = Bar("rounded", _rounded(c))
+                tests[i] |= {"word": "no verdict", "reason": bar.reason, "bars": (bar,)}
+            else:
+                tests[i] |= vars(decision)
+            tests[i]["n_metrics"] = len(family)
     return [_verdict(c, margin[i], tests[i], alpha) for i, c in enumerate(comparisons)]
 
 
@@ -170,7 +184,7 @@ def n_families(items: Sequence[Verdict]) -> int:
 
     Without an effect each has a chance of alpha to give a false word.
     """
-    tested = [v for v in items if v.p is not None]
+    tested = [v for v in items if v.n_metrics]
     keys = {
         (v.architecture, v.l0, v.baseline) if v.correct == "baseline" else () for v in tested
     }
@@ -207,7 +221,7 @@ def _barred(c: Comparison) -> dict[str, str]:
     if len(c.seeds) == 1:
         return {"word": "single seed", "reason": "one seed gives numbers, not a verdict"}
     d = c.differences
-    if spread(d) > 0 or d[0] == 0:
+    if spread(d) > 0 or d[0] == 0 or c.step:
         return {}
     return {
         "word": "no verdict",
@@ -223,16 +237,27 @@ def _verdict(
     alpha: float,
 ) -> Verdict:
     d = c.differences
+    coarse = is_coarse(d, c.step)
+
+    def interval(level: float) -> Interval:
+        if not coarse:
+            return t_interval(d, level)
+        low, high = (t_interval(moved(d, by, c.step), level) for by in (-c.step, c.step))
+        return Interval(low.low, high.high, level)
+
     verdict = Verdict(
         **c.pair,
-        **test,
+        **{"bars": c.bars, **test},
         trained=float(c.trained.mean()) if len(d) else np.nan,
         other=float(c.other.mean()) if len(d) else np.nan,
         mean_difference=float(d.mean()) if len(d) else np.nan,
         sd_difference=float(spread(d)) if len(d) > 1 else np.nan,
-        interval=t_interval(d, 1 - alpha),
-        over_tasks=tasks_interval(c.rows, level=1 - alpha, crossed=c.crossed),
-        equivalence_interval=t_interval(d, 1 - 2 * alpha),
+        interval=interval(1 - alpha),
+        # Scores that are rounded have no tasks.
+        over_tasks=interval(1 - alpha)
+        if coarse
+        else tasks_interval(c.rows, level=1 - alpha, crossed=c.crossed),
+        equivalence_interval=interval(1 - 2 * alpha),
         margin=margin,
         alpha=alpha,
         n_seeds=len(d),
@@ -240,7 +265,7 @@ def _verdict(
         seeds_needed=None,
         seeds_needed_for=None,
         caveats=c.caveats,
-        bars=c.bars,
+        step=c.step,
     )
     if verdict.word == "inconclusive":
         needed, goal = _needed(verdict)
@@ -248,7 +273,17 @@ def _verdict(
     return replace(
         verdict,
         reason=verdict.reason or _reason(verdict),
-        caveats=(*c.caveats, *_caveats(verdict, d, c.seeds)),
+        caveats=(*c.caveats, *_caveats(verdict, c)),
+    )
+
+
+def _rounded(c: Comparison) -> str:
+    """What rounding leaves of a difference, in words."""
+    return (
+        f"rounding decides: {c.suite}/{c.metric} comes in steps of {c.step:.2g} (a mean in "
+        f"half precision), and the difference is {c.differences.mean():.2g} with a standard "
+        f"deviation of {spread(c.differences):.2g} over seeds; evaluate again with llm_dtype: "
+        "float32"
     )
 
 
@@ -297,16 +332,28 @@ def _reason(v: Verdict) -> str:
     )
 
 
-def _caveats(v: Verdict, d: np.ndarray, seeds: Sequence[int]) -> list[str]:
-    caveats = []
+def _caveats(v: Verdict, c: Comparison) -> list[str]:
+    d, seeds, caveats = c.differences, c.seeds, []
     if len(d) == 2:
         caveats.append(METHOD.two_seeds)
-    if len(d) > 1 and not d.any():
+    if v.p is not None and is_coarse(d, c.step):
+        caveats.append(
+            f"scores come in steps of {c.step:.2g} (means in half precision), and the spread "
+            f"over seeds is {v.sd_difference:.2g}: intervals and tests allow for a step either "
+            "way"
+        )
+    if len(d) > 1 and not d.any() and not c.step:
         caveats.append("equal in every seed: check that these are different SAEs")
     if v.p is None:
         return caveats
     if (i := dominant(d)) is not None:
-        rest = float(np.delete(d, i).std(ddof=1))
+        others = np.delete(d, i)
+        rest = float(others.std(ddof=1))
+        # What varies by less than a step varies by an unknown amount.
+        if rest < c.step and abs(d[i] - others.mean()) < _STEPS_APART * c.step:
+            i = None
+    if i is not None:
+        rest = max(rest, c.step)
         caveats.append(
             f"the spread is dominated by seed {seeds[i]}: {v.sd_difference:.3g} with it, "
             f"{rest:.3g} without; words assume differences that are about normal"

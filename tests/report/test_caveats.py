@@ -132,6 +132,33 @@ def test_ev_just_inside_the_tolerance_is_no_disagreement():
         assert [c.kind for c in _found(moved, context())] == kinds
 
 
+@pytest.mark.parametrize(("given", "says"), [([2, None], "alone (`2:`)"), ([None], "texts")])
+def test_two_cross_entropies_that_disagree_are_told(given: list[int | None], says: str):
+    level = {(m, s): 0.9 - 0.1 * i for i, m in enumerate(MEMBERS) for s in range(4)}
+    theirs = pd.DataFrame(rows(level, metric="ce_loss_score"))
+    for shift, n in ((0.0199, 0), (0.0201, 16)):
+        ours = {sae: value + shift for sae, value in level.items()}
+        own = pd.DataFrame(rows(ours, suite="panel", metric="ce_recovered"))
+        frame = pd.concat([clean(), theirs, own]).fillna({"versions": VERSIONS})
+        found = caveats(Results.of(frame), context(spec={"seqpos_slice": given}), [], [])
+        assert [c.kind for c in found] == ["CE disagreement"] * (n > 0)
+        if n:
+            assert "for 16 of 16 SAEs" in found[0].text
+            assert says in found[0].text
+            assert "`frozen_encoder` 0.600 against 0.620" in found[0].text
+
+
+def test_scores_in_steps_are_told_with_what_they_leave_undecided():
+    ev = {("trained", s): 0.5 + 2**-7 * (s % 2) for s in range(4)}
+    ev |= {("frozen_decoder", s): 0.5 for s in range(4)}
+    found = verdicts(frame_of(rows(ev)))
+    all_of_them = caveats(Results.of(frame_of(rows(ev))), context(), found, [])
+    (told,) = [c for c in all_of_them if c.kind == "rounding"]
+    assert "`core/explained_variance` is made of means" in told.text
+    assert "steps of up to 0.0039" in told.text
+    assert "no verdict, against `frozen_decoder of batchtopk`" in told.text
+
+
 def test_ten_per_cent_dead_is_not_more_than_ten():
     assert _found(change(clean(), 900, metric="alive"), context()) == []
     found = _found(change(clean(), 899, metric="alive"), context())

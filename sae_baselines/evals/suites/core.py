@@ -37,7 +37,9 @@ class Core(Suite):
     summary = "reconstruction, cross-entropy and KL with the SAE spliced in, sparsity"
     primary = (PAPER_EV, "ce_loss_score")
     metrics = (
-        explained_variance(title="Explained variance, SAEBench's formula"),
+        explained_variance(
+            title="Explained variance, SAEBench's formula", rounded=("explained_variance",)
+        ),
         explained_variance(PAPER_EV, "Explained variance, the paper's definition"),
         Metric("explained_variance*", unit="fraction", depends="reconstruction"),
         Metric(
@@ -48,6 +50,7 @@ class Core(Suite):
             "fraction",
             "reconstruction",
             least=0,
+            rounded=("kl_div_with_sae", "kl_div_with_ablation"),
         ),
         Metric(
             "kl_div_with_sae",
@@ -56,6 +59,7 @@ class Core(Suite):
             None,
             "nats",
             "reconstruction",
+            rounded=("kl_div_with_sae",),
         ),
         Metric(
             "ce_loss_score",
@@ -65,6 +69,7 @@ class Core(Suite):
             "fraction",
             "reconstruction",
             least=0,
+            rounded=("ce_loss_with_sae", "ce_loss_with_ablation", "ce_loss_without_sae"),
         ),
         Metric(
             "ce_loss_with_sae",
@@ -73,9 +78,10 @@ class Core(Suite):
             None,
             "nats",
             "reconstruction",
+            rounded=("ce_loss_with_sae",),
         ),
-        Metric("mse", LOWER, depends="reconstruction"),
-        Metric("cossim", HIGHER, depends="reconstruction"),
+        Metric("mse", LOWER, depends="reconstruction", rounded=("mse",)),
+        Metric("cossim", HIGHER, depends="reconstruction", rounded=("cossim",)),
         Metric("frac_alive", HIGHER, unit="fraction", depends="latents", favours=("random",)),
         Metric("l0", unit="latents", depends="latents"),
     )
