@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sae_baselines.evals.doctor import (
     diagnose,
     require_possible,
     require_runnable,
+    say_if_silent,
 )
 from sae_baselines.evals.endpoint import check_endpoint
 from sae_baselines.evals.registry import get_suite
@@ -101,6 +103,7 @@ def train(
         spec = dataclasses.replace(spec, device=device)
     folder = Path(out or Path("studies") / spec.name)
     evals = load_eval_spec(file) if file is not None and has_eval_spec(file) else None
+    say_if_silent((spec.model.name, spec.dataset.path))
     if evals is not None:
         _require_possible(spec, evals)
     result = train_study(spec, folder, resume=resume)
@@ -335,6 +338,9 @@ def check(
     if device is not None:
         spec = dataclasses.replace(spec, device=device)
         evals = dataclasses.replace(evals, device=device)
+    say_if_silent((spec.model.name, spec.dataset.path))
+    # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
+    import_module("sae_baselines.report.plots")
     if suites is not None and list(suites) == [PANEL_SUITE]:
         train_study(spec, root, resume=True, model=model)
         write_results(root)

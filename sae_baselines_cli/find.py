@@ -176,6 +176,8 @@ def _lines(sae: "SAEDescription") -> Iterator[tuple[str, Any]]:
                 f"median {q['0.5']:.4f} (unrelated directions: 0 +- "
                 f"{known['d_in'] ** -0.5:.3f})",
             )
+    share = known.get("cap_bound_share")
+    yield "on its cap", (share is not None and f"{share:.1%} of the decoder rows") or None
     if sae.promise is not None:
         soft = known["constraint"].startswith("soft")
         words = {None: "not checked: {}", True: "yes ({})", False: "NO ({})"}

@@ -17,7 +17,7 @@ _KEPT = {
     "toy": _TRAINED,
     "vision train": _TRAINED,
     "vision demo": _TRAINED,
-    "check": f"finished members, the last checkpoint and finished scores are kept; {_SAME}",
+    "check": f"what is finished is kept (members, the last checkpoint, scores); {_SAME}",
     "eval": f"finished scores are kept; {_SAME}",
     "publish": f"what was uploaded stays in the repo; {_SAME}",
     "report": "scores are kept, the report may be half an old one; write it again",

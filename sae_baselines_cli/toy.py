@@ -91,10 +91,11 @@ def toy(
     from sae_baselines.stats import corrected
 
     corrected(correct)
-    folder = train_study(spec, out or Path("studies") / spec.name, resume=resume).folder
+    # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     from sae_baselines.paper.toy.report import write_toy_report
     from sae_baselines.paper.toy.results import load_toy
 
+    folder = train_study(spec, out or Path("studies") / spec.name, resume=resume).folder
     page = write_toy_report(folder, correct)
     results = load_toy(folder)
     for name in spec.settings:

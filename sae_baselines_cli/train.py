@@ -42,7 +42,8 @@ def train(panel: Panel, out: Out = None, resume: Resume = False, device: Device 
     - `sae-baselines train panel.yaml`
     - `sae-baselines train panel.yaml --out studies/first --resume`
     """
-    import sae_baselines
+    # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
+    import sae_baselines.study.table
 
     _print_study(sae_baselines.train(panel, out, resume=resume, device=device))
 
@@ -74,7 +75,7 @@ def demo(
     - `sae-baselines demo --resume`
     - `sae-baselines demo --model EleutherAI/pythia-70m-deduped --dataset NeelNanda/pile-10k`
     """
-    import sae_baselines
+    import sae_baselines.study.table
     from sae_baselines.paper.demo.specs import demo_spec
 
     spec = demo_spec(model=model, dataset=dataset, hook_name=hook, training_tokens=tokens)

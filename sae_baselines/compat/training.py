@@ -113,7 +113,8 @@ def progress_each_step() -> Iterator[None]:
     bars: list[Any] = []
 
     def bar(*args: Any, **options: Any) -> Any:
-        bars.append(progress(*args, **options))
+        # What SAELens counts as "it": tokens, or patches, or samples.
+        bars.append(progress(*args, **{"unit": "activation", **options}))
         return bars[-1]
 
     def update(trainer: MultiSAETrainer, outputs: Any, bar: Any, *_: Any) -> None:

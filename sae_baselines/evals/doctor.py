@@ -1,6 +1,7 @@
 """Which suites can run here, and why the others cannot, before an hour is spent."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -36,6 +37,8 @@ from sae_baselines.evals.versions import (
 
 Options = Mapping[str, Mapping[str, Any]]
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT = 1.5
 _OPENAI = "https://api.openai.com/v1"
 # Repositories whose licence has to be accepted before the Hub gives the weights away.
@@ -61,11 +64,13 @@ class Diagnosis:
         suite: Its name.
         problems: Why it cannot run here, each with its remedy; empty if it can.
         warnings: What may go wrong, or could not be checked.
+        unchecked: Whether it hangs on what could not be looked at: its data, its model.
     """
 
     suite: str
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    unchecked: bool = False
 
     @property
     def ok(self) -> bool:
@@ -148,10 +153,12 @@ def print_diagnoses(diagnoses: Sequence[Diagnosis], console: Console) -> None:
     notes = [text for text, times in said.items() if times > 1]
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("suite", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("here", no_wrap=True)
     table.add_column("why", overflow="fold")
     for d in diagnoses:
         word = Text("ok", style="green") if d.ok else Text("cannot run", style="red")
+        if d.ok and d.unchecked:
+            word = Text("not checked", style="yellow")
         reasons = [(t, "red") for t in d.problems] + [(t, "yellow") for t in d.warnings]
         # Text, since reasons hold square brackets, which are markup in a str.
         own = [Text(t, style=style) for t, style in reasons if t not in notes]
@@ -201,8 +208,10 @@ class _Machine:
                     "these SAEs read a model whose writing weights are centred "
                     "(center_writing_weights), and this suite reads it as it is; use core"
                 )
-        warnings += self._reach(need, options or given)
-        return Diagnosis(suite.name, tuple(dict.fromkeys(problems)), tuple(warnings))
+        unseen = self._reach(need, options or given)
+        warnings += unseen
+        unchecked = bool(unseen) or self.subject is None
+        return Diagnosis(suite.name, tuple(dict.fromkeys(problems)), tuple(warnings), unchecked)
 
     @cached_property
     def versions(self) -> list[VersionProblem]:
@@ -310,6 +319,28 @@ class _Machine:
         if need.judge and not list(endpoint_problems()) and self.judge_silence is not None:
             found.append(f"the judge's address does not answer ({self.judge_silence})")
         return found
+
+
+def say_if_silent(names: Iterable[str]) -> None:
+    """Say at once that the Hub, which these are asked of, gives no sign of life.
+
+    Its clients try again for minutes, without a word, before they give up.
+
+    Args:
+        names: Of models and datasets; those that are here are not asked for.
+    """
+    wanted = [name for name in dict.fromkeys(names) if not Path(name).exists()]
+    if not wanted or constants.HF_HUB_OFFLINE:
+        return
+    silence = _silence(constants.ENDPOINT, TIMEOUT)
+    if silence is not None:
+        logger.warning(
+            "%s does not answer (%s) and is asked for %s, again and again for minutes; with "
+            "HF_HUB_OFFLINE=1 what is cached is used, or refused, at once",
+            constants.ENDPOINT,
+            silence,
+            " and ".join(wanted),
+        )
 
 
 def hub_name(subject: Subject) -> str:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -95,6 +96,10 @@ def _unread(error: Exception, near: str) -> str | None:
     if isinstance(error, OfflineModeIsEnabled):
         remedy = near or "unset it, or name a local folder"
         return f"is not a folder here, and HF_HUB_OFFLINE keeps it from the Hub; {remedy}"
+    if isinstance(error, LocalEntryNotFoundError):
+        # Of an address that did not answer too, although its class is that of an answer.
+        remedy = near or "check the network, or name a local folder"
+        return f"is neither here nor cached, and {constants.ENDPOINT} does not answer; {remedy}"
     if isinstance(error, HfHubHTTPError):
         return f"the Hub answers {one_line(error, 200)}"
     # huggingface_hub changed from requests to httpx; both name their errors alike.

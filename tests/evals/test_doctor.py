@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import logging
 import shutil
 import socket
 import sys
@@ -23,7 +24,13 @@ from safetensors.torch import save_file
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import versions
-from sae_baselines.evals.doctor import Diagnosis, diagnose, model_parameters, print_diagnoses
+from sae_baselines.evals.doctor import (
+    Diagnosis,
+    diagnose,
+    model_parameters,
+    print_diagnoses,
+    say_if_silent,
+)
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.suite import Subject
 
@@ -477,6 +484,34 @@ def test_reasons_are_printed_as_they_are_and_common_ones_once() -> None:
         ["mdl", "ok", "see 2"],
     ]
     assert text.splitlines()[-2:] == [f"1  {common}", "2  slow"]
+
+
+def test_what_nobody_looked_at_is_not_called_ok() -> None:
+    unseen = Diagnosis("mdl", warnings=("no answer",), unchecked=True)
+    text = printed([unseen, Diagnosis("scr", ("no GPU",), unchecked=True)])
+    assert "mdl   │ not checked │ no answer" in text
+    assert "cannot run" in text
+    assert all(d.unchecked for d in diagnose(None, ["core", "tpp"], timeout=0.01))
+
+
+def test_a_silent_hub_is_said_once_before_its_client_tries_for_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+    silent: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("sae_baselines"), "propagate", True)
+    monkeypatch.setattr(constants, "ENDPOINT", silent)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    say_if_silent([str(tmp_path)])
+    assert not caplog.records
+    say_if_silent([str(tmp_path), "org/model", "org/text"])
+    (record,) = caplog.records
+    assert f"{silent} does not answer" in record.getMessage()
+    assert "asked for org/model and org/text" in record.getMessage()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    say_if_silent(["org/model"])
+    assert len(caplog.records) == 1
 
 
 def test_what_can_run_is_said_to() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from huggingface_hub.errors import XetRefreshTokenError
+from huggingface_hub.errors import LocalEntryNotFoundError, XetRefreshTokenError
 
 import sae_baselines_cli as cli
 from sae_baselines.errors import UserError
 from sae_baselines.hub import Publication, publish, upload
-from sae_baselines.hub.errors import explained
+from sae_baselines.hub.errors import explained, reading_errors
 from sae_baselines.redact import redacted, redacted_logs
 from tests.hub.conftest import REPO
 from tests.loopback_hub import READER, WRITER, Hub
@@ -36,6 +36,16 @@ def stopped(planned: Publication, **options: Any) -> str:
     assert error.value.__cause__ is None
     assert error.value.__suppress_context__ or error.value.__context__ is None
     return message
+
+
+def test_an_address_that_gave_no_answer_is_not_said_to_answer():
+    words = "An error happened while trying to locate the file on the Hub" + " and so on" * 20
+    with pytest.raises(UserError) as error, reading_errors("release", ""):
+        raise LocalEntryNotFoundError(words)
+    assert str(error.value) == (
+        f"release: is neither here nor cached, and {huggingface_hub.constants.ENDPOINT} does "
+        "not answer; check the network, or name a local folder"
+    )
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_two_cross_entropies_that_disagree_are_told(given: list[int | None], say
 
 
 def test_scores_in_steps_are_told_with_what_they_leave_undecided():
-    ev = {("trained", s): 0.5 + 2**-7 * (s % 2) for s in range(4)}
+    ev = {("trained", s): 0.5 + 2**-6 * (s % 2) for s in range(4)}
     ev |= {("frozen_decoder", s): 0.5 for s in range(4)}
     found = verdicts(frame_of(rows(ev)))
     all_of_them = caveats(Results.of(frame_of(rows(ev))), context(), found, [])
