@@ -245,9 +245,10 @@ def _verdict(
         low, high = (t_interval(moved(d, by, c.step), level) for by in (-c.step, c.step))
         return Interval(low.low, high.high, level)
 
+    told: dict[str, Any] = {"bars": c.bars, **test}
     verdict = Verdict(
         **c.pair,
-        **{"bars": c.bars, **test},
+        **told,
         trained=float(c.trained.mean()) if len(d) else np.nan,
         other=float(c.other.mean()) if len(d) else np.nan,
         mean_difference=float(d.mean()) if len(d) else np.nan,

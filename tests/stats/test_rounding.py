@@ -80,7 +80,7 @@ def test_rounding_alone_makes_no_word():
         losses = middle + rng.normal(0, 0.0005, (2, 5)) + [[-apart / 2], [apart / 2]]
         d = np.subtract(*half(losses))
         if d.std() > 0:
-            blind += paired_t(d)[1] <= 0.05
+            blind += float(paired_t(d)[1]) <= 0.05
         aware += decide([d], [None], steps=[1 / 64])[0].word != "inconclusive"
     # The rounded differences alone, whose mean is ten times the true one, would often decide.
     assert blind > 20
