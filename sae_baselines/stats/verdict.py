@@ -347,13 +347,12 @@ def _caveats(v: Verdict, c: Comparison) -> list[str]:
         caveats.append("equal in every seed: check that these are different SAEs")
     if v.p is None:
         return caveats
-    if (i := dominant(d)) is not None:
-        others = np.delete(d, i)
-        rest = float(others.std(ddof=1))
-        # What varies by less than a step varies by an unknown amount.
-        if rest < c.step and abs(d[i] - others.mean()) < _STEPS_APART * c.step:
-            i = None
-    if i is not None:
+    i = dominant(d)
+    others = d if i is None else np.delete(d, i)
+    rest = float(others.std(ddof=1))
+    # What varies by less than a step varies by an unknown amount.
+    far = i is not None and abs(d[i] - others.mean()) >= _STEPS_APART * c.step
+    if i is not None and (far or rest >= c.step):
         rest = max(rest, c.step)
         caveats.append(
             f"the spread is dominated by seed {seeds[i]}: {v.sd_difference:.3g} with it, "
