@@ -222,7 +222,7 @@ def _cells(sae: "SAEDescription", folder: Path) -> Iterator[str]:
     yield "/".join(above[1:])  # below panels; a reference is of none
     yield name
     yield _or(facts["seed"])
-    yield "-" if facts["l0"] is None else f"{facts['l0']:.4g} ({_or(facts['l0_target'])})"
+    yield "-" if facts["l0"] is None else f"{facts['l0']:#.4g} ({_or(facts['l0_target'])})"
     ev = facts["explained_variance"]
     yield "-" if ev is None else f"{ev:.3f}"
     if decoder and decoder["n"]:

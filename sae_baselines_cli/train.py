@@ -66,8 +66,9 @@ def demo(
 ) -> None:
     """A real check on a real language model, in minutes on two CPU cores.
 
-    Trains a BatchTopK SAE and its three random twins on SmolLM2-135M reading English
-    Wikipedia. Model and text come from package registries through pip; no account, no GPU.
+    Trains a BatchTopK SAE on SmolLM2-135M reading English Wikipedia, and beside it a frozen
+    decoder, a frozen encoder and a soft-frozen decoder, which stays near a random start.
+    Model and text come from package registries through pip; no account, no GPU.
 
     Examples:
 

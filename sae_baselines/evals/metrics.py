@@ -54,6 +54,7 @@ class Metric:
         favours: Who gets a good value for nothing: an SAE without a latent that fires ("dead"),
             one that was not trained ("random"). Such a metric is no suite's primary one, and
             of a dead SAE it has no value.
+        chance: What a guess scores, where that is known.
         tasks_paired: Whether the tasks of two SAEs are the same (datasets, say, not latents).
         least: Value without any SAE (the mean activation, ablation), which only a run that
             failed is worse than; None where there is no such value.
@@ -69,6 +70,7 @@ class Metric:
     unit: Unit = ""
     depends: Depends = "other"
     favours: tuple[Favoured, ...] = ()
+    chance: float | None = None
     tasks_paired: bool = True
     least: float | None = None
     rounded: tuple[str, ...] = ()
@@ -140,16 +142,18 @@ def accuracies(title: str, others: Margin | None = None) -> tuple[Metric, ...]:
         others: Margin of what is not an accuracy.
     """
 
-    def probes(name: str, words: str, margin: Margin | None) -> Metric:
+    def probes(name: str, words: str, margin: Margin | None, guess: bool = True) -> Metric:
         named = f"{title}, top-{{}} {words}" if words else ""
-        return Metric(name, HIGHER, named, margin, "fraction", "latents")
+        # SAEBench and sae-probes test each class against as many examples of others.
+        chance = 0.5 if guess else None
+        return Metric(name, HIGHER, named, margin, "fraction", "latents", chance=chance)
 
     return (
         probes("sae_top_*_test_accuracy", "accuracy", _ACCURACY),
         probes("sae_top_*_test_auc", "AUC", others),
-        probes("sae_top_*_test_f1", "F1", others),
+        probes("sae_top_*_test_f1", "F1", others, guess=False),
         probes("sae_*accuracy", "", _ACCURACY),
-        probes("sae_*", "", others),
+        probes("sae_*", "", others, guess=False),
         probes("class_sae_*accuracy", "", _ACCURACY),
         # The language model's own probes are there for comparison.
         Metric("*", unit="fraction", depends="latents"),

@@ -9,13 +9,14 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from sae_baselines.baselines import CONSTRAINTS
-from sae_baselines.controls import TRAINED, is_control, is_random, kind_of
+from sae_baselines.controls import TRAINED, is_control, kind_of, question_of
 from sae_baselines.errors import UserError
 from sae_baselines.hub.ids import hub_dataset, hub_model
 from sae_baselines.hub.layout import FIGURES, Manifest, text_sha256_of
 from sae_baselines.hub.source import SourceStudy
 from sae_baselines.redact import without_places
 from sae_baselines.report import reference as of_reference
+from sae_baselines.report.caveats import single_seeds
 from sae_baselines.report.markdown import grouped, render, without_marks, words
 from sae_baselines.study.plan import MemberKey
 
@@ -114,7 +115,7 @@ def _told(
     reference, titles = spec.published, {s.id: s.title for s in report.sections}
     published = ""
     if report.reference is not None:
-        published = of_reference.section(report.reference, source.context, [])
+        published = of_reference.section(report.reference, source.context, [], {})
     suites = table.frame.groupby("suite", sort=False)["metric"].nunique().to_dict()
     positions = ":".join("" if p is None else str(p) for p in spec.seqpos_slice)
     return {
@@ -138,6 +139,8 @@ def _told(
         "left_out": source.left_out,
         "question": titles["published" if reference is not None else "answer"],
         "published": published,
+        "singles": single_seeds(table, report.verdicts),
+        "drawn": [f for f in report.figures if f.name.startswith("answer-")],
         "second_question": titles.get("answer")
         if reference is not None and report.against_random
         else None,
@@ -187,11 +190,11 @@ def _measured(source: SourceStudy, key: MemberKey) -> tuple[float, float]:
 
 
 def warning(source: SourceStudy) -> str:
-    """How many SAEs are random by design, and how many are broken."""
+    """How many SAEs are random by design, nearly free (held near a random start), or broken."""
     constraints = [member.constraint for member in source.members.values()]
-    made = [c for c in constraints if c != TRAINED]
-    random = sum(map(is_random, made))
-    return _words("warning", random=random, broken=len(made) - random, total=len(constraints))
+    asked = [question_of(c) for c in constraints if c != TRAINED]
+    made = {q or "broken": asked.count(q) for q in ("random", "nearly free", None)}
+    return _words("warning", made=made, total=len(constraints))
 
 
 def controls(source: SourceStudy) -> list[str]:

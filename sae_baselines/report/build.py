@@ -15,7 +15,16 @@ from sae_baselines.evals.registry import is_null_for, is_unchanged, metric_of, o
 from sae_baselines.evals.results import current_results
 from sae_baselines.report import paper
 from sae_baselines.report import reference as of_reference
-from sae_baselines.report.caveats import Caveat, caveat, caveats, unfit, version_mix
+from sae_baselines.report.caveats import (
+    DEAD_SHARE,
+    Caveat,
+    caveat,
+    caveats,
+    dead_shares,
+    single_seeds,
+    unfit,
+    version_mix,
+)
 from sae_baselines.report.context import ReportContext, study_context
 from sae_baselines.report.markdown import Figure, Section, render, words
 from sae_baselines.report.names import key
@@ -38,6 +47,7 @@ from sae_baselines.stats import (
 )
 
 _NO_PAIRS = "nothing to compare"
+_PANEL_EV = ("panel", "explained_variance")
 Closest = dict[AgainstRandom, tuple[Verdict, Retained | None]]
 
 
@@ -143,6 +153,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     answers = [*random, *nearly_free]
     closest = _closest(answers, found, shares)
     drawn, answered = _draw(table, metrics, found, reference, closest)
+    held_out = _held_out(every, metrics, context)
     parts: list[Section] = []
     if reference is None:
         title, lede = f"Does it beat random? {context.study}", _lede(table, context)
@@ -151,8 +162,9 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         title = f"Is it better than random? {context.published.get('source', context.study)}"
         lede = of_reference.lede(reference, context)
         which, source = "SAE that was trained here", "the published SAE"
-        heading = "Where the published SAE falls among random ones"
-        text = of_reference.section(reference, context, drawn["published"])
+        near = " and nearly free" if reference.nearly_free else ""
+        heading = f"Where the published SAE falls among random{near} ones"
+        text = of_reference.section(reference, context, drawn["published"], held_out)
         parts.append(Section("published", heading, text))
     if reference is None or trained:
         text = render(
@@ -161,6 +173,9 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
             verdicts=found,
             closest=closest,
             drawn=answered,
+            singles=single_seeds(table, found),
+            table=table,
+            held_out={} if reference else held_out,
             caveats=warned,
             correct=context.correct,
         )
@@ -315,7 +330,7 @@ def _draw(
     reference: Reference | None,
     closest: Closest,
 ) -> tuple[dict[str, list[Figure]], dict[Group, Figure]]:
-    """Figures by section, and those of the answer by group."""
+    """Figures by section, and those of the answer by group, where there is a difference."""
     # matplotlib takes a second to import and is needed nowhere else.
     from sae_baselines.report import plots, style  # noqa: PLC0415
 
@@ -324,7 +339,8 @@ def _draw(
         if reference is not None:
             strips = of_reference.strips(reference, metrics)
             scores = of_reference.not_in_strips(reference, metrics)
-        answered = plots.answer_figures(closest, table.members)
+        some = {i: of for i, of in closest.items() if math.isfinite(of[0].mean_difference)}
+        answered = plots.answer_figures(some, table.members)
         return {
             "published": strips,
             "scores": plots.score_figures(table, scores),
@@ -332,6 +348,24 @@ def _draw(
             "distributions": plots.distribution_figures(table),
             "answer": list(answered.values()),
         }, answered
+
+
+def _held_out(
+    table: Results, metrics: Sequence[MetricKey], context: ReportContext
+) -> dict[tuple[Group, str], float]:
+    """Dead share of the members whose own measurement stands beside the answer; NaN if unknown.
+
+    Verdicts are of the suites that were asked for; what the panel measured is beside them
+    where no verdict is about it, and where latents are dead.
+    """
+    shares = {
+        key: max(dead, default=math.nan)
+        for key, dead in dead_shares(table, context.d_sae).items()
+    }
+    beside = _PANEL_EV not in metrics or any(share > DEAD_SHARE for share in shares.values())
+    if not beside or _PANEL_EV not in table.metrics:
+        return {}
+    return shares
 
 
 def _lede(table: Results, context: ReportContext) -> str:

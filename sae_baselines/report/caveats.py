@@ -16,7 +16,7 @@ from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
 from sae_baselines.report.numbers import number
 from sae_baselines.results import Group, MetricKey, Results, ordered
-from sae_baselines.stats import METHOD, Comparison, Verdict
+from sae_baselines.stats import METHOD, Comparison, Verdict, first_of
 from sae_baselines.study.measure import L0_TOLERANCE
 
 # Explained variance, SAEBench's against the paper's definition.
@@ -73,7 +73,7 @@ def caveats(
         *_checks(context),
         *dropped,
         *_published(table, context),
-        *_seeds(items),
+        *_seeds(table, items),
         *_failures(context),
         *_missing(table, context),
         *_not_finite(table),
@@ -95,16 +95,28 @@ def caveats(
 
 def unfit(compared: Sequence[Comparison]) -> list[Caveat]:
     """Pairs that are one SAE, caps that never bound and seeds that collapsed."""
-    pairs = (
-        (c.baseline, (c.architecture, c.l0), bar.reason)
-        for c in compared
-        for bar in c.unfit
-        if bar.kind != "failed run"  # a caveat of its own
-    )
+    against: dict[tuple[Group, str], dict[str, None]] = defaultdict(dict)
+    for c in compared:
+        for bar in c.unfit:
+            if bar.kind != "failed run":  # a caveat of its own
+                against[(c.architecture, c.l0), bar.reason][c.baseline] = None
     return [
-        caveat("no verdict", baseline=baseline, group=group, reason=reason)
-        for baseline, group, reason in dict.fromkeys(pairs)
+        caveat("no verdict", baselines=list(names), group=group, reason=reason)
+        for (group, reason), names in against.items()
     ]
+
+
+def dead_shares(table: Results, d_sae: int | None) -> dict[tuple[Group, str], list[float]]:
+    """Of each member and seed, the share of latents that fire on no evaluation token."""
+    found = {}
+    for group in table.groups:
+        for member in table.present(group):
+            alive = list(table.values(group, ("core", "frac_alive"), member).values())
+            counts = table.values(group, ("panel", "alive"), member)
+            if counts and d_sae:
+                alive = [c / d_sae for c in counts.values()]
+            found[group, member] = [1 - a for a in alive if math.isfinite(a)]
+    return found
 
 
 def version_mix(table: Results) -> dict[str, dict[str, list[str]]]:
@@ -154,11 +166,18 @@ def _published(table: Results, context: ReportContext) -> Iterable[Caveat]:
         yield caveat("text unknown", used=used)
 
 
-def _seeds(items: Sequence[Verdict]) -> Iterable[Caveat]:
-    if any(v.word == "single seed" for v in items):
+def _seeds(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
+    # Also where another reason came first.
+    if single_seeds(table, items):
         yield caveat("single seed")
     if any(v.n_seeds == 2 for v in items):
         yield caveat("two seeds", why=METHOD.two_seeds)
+
+
+def single_seeds(table: Results, items: Sequence[Verdict]) -> list[Group]:
+    """Groups with one training seed, in which nothing gets a verdict."""
+    compared = dict.fromkeys((v.architecture, v.l0) for v in items)
+    return [group for group in compared if len(table.seeds(group, TRAINED)) == 1]
 
 
 def _failures(context: ReportContext) -> Iterable[Caveat]:
@@ -223,12 +242,14 @@ def _l0(table: Results) -> Iterable[Caveat]:
 
 def _l0_apart(items: Sequence[Verdict]) -> Iterable[Caveat]:
     """From the verdicts themselves, so that both say the same."""
-    for kind, what in (("L0 apart", "apart"), ("L0 unmeasured", "not known")):
-        texts = (((v.architecture, v.l0), _reasons(v, kind)) for v in items)
-        for group, reasons in dict.fromkeys(texts):
-            if reasons:
-                text = "; ".join(reasons)
-                yield caveat(kind, "l0_apart", group=group, reason=text, what=what)
+    for kind in ("L0 apart", "L0 unmeasured"):
+        by_group: dict[Group, dict[str, None]] = defaultdict(dict)
+        for v in items:
+            if reasons := _reasons(v, kind):
+                by_group[v.architecture, v.l0][first_of(reasons)] = None
+        if by_group:
+            texts = {group: list(texts) for group, texts in by_group.items()}
+            yield caveat(kind, texts=texts, tolerance=METHOD.l0_tolerance)
 
 
 def _reasons(v: Verdict, kind: str) -> tuple[str, ...]:
@@ -346,17 +367,12 @@ def _apart(pairs: _Pairs, tolerance: float) -> dict[str, Any] | None:
 
 def _dead(table: Results, context: ReportContext) -> Iterable[Caveat]:
     named, n = [], 0
-    for group in table.groups:
-        for member in table.present(group):
-            alive = list(table.values(group, ("core", "frac_alive"), member).values())
-            counts = table.values(group, ("panel", "alive"), member)
-            if counts and context.d_sae:
-                alive = [c / context.d_sae for c in counts.values()]
-            dead = [1 - a for a in alive if math.isfinite(a) and 1 - a > DEAD_SHARE]
-            n += len(dead)
-            if dead:
-                where = f"{code(member)} of {group[0]} at L0 {group[1]:g}"
-                named.append(f"{where}: {max(dead):.0%}")
+    for (group, member), shares in dead_shares(table, context.d_sae).items():
+        dead = [share for share in shares if share > DEAD_SHARE]
+        n += len(dead)
+        if dead:
+            where = f"{code(member)} of {group[0]} at L0 {group[1]:g}"
+            named.append(f"{where}: {max(dead):.0%}")
     if named:
         yield caveat("dead latents", share=DEAD_SHARE, n=n, texts=named)
 

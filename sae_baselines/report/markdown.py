@@ -28,7 +28,7 @@ from markupsafe import Markup, escape
 
 from sae_baselines.controls import is_control
 from sae_baselines.report import names, numbers, paper
-from sae_baselines.stats import METHOD, Interval
+from sae_baselines.stats import METHOD, Interval, above_chance
 
 _HERE = "sae_baselines.report"
 _CODE = re.compile(r"`([^`]+)`")
@@ -248,6 +248,12 @@ def _metric(of: Any) -> tuple[str, str]:
     return of if isinstance(of, tuple) else (of.suite, of.metric)
 
 
+def _answer(item: Any) -> str:
+    if item.worse:
+        return "falls short"
+    return {True: f"beats {item.question}", False: "not shown"}.get(item.beats, "no verdict")
+
+
 def _against(of: Any) -> str:
     name = of.member if hasattr(of, "member") else of.baseline
     return code(name) + (" (control)" if is_control(of.constraint) else "")
@@ -282,15 +288,19 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "arrow": names.arrow,
     "group": lambda of: named(_group(of)),
     "against": _against,
-    "answer": lambda item: {True: f"beats {item.question}", False: "not shown"}.get(
-        item.beats, "no verdict"
-    ),
+    "answer": _answer,
+    # Where the baselines that can be compared are all beaten.
+    "but_for_silent": lambda items: [
+        i for i in items if set(i.unbeaten) <= set(i.silent) < set(i.baselines)
+    ],
+    "below": lambda items, member: [item for item in items if member in item.below],
     # Numbers.
     "fmt": format,
     "number": numbers.number,
     "mean_sd": numbers.mean_sd,
     "p_value": numbers.p_value,
     "percent": numbers.percent,
+    "above_chance": above_chance,
     "share": _share,
     "interval": lambda found: numbers.interval(found.low, found.high),
     "percents": lambda found, signed=False: numbers.percent_interval(

@@ -319,6 +319,8 @@ def _forest(vs: list[Verdict], members: list[str], limits: tuple[float, float]) 
 # Inches: of a metric's heading, each of its rows and its ticks; of the columns, and below all.
 _HEADING, _ROW, _TICKS, _TOP, _LEGEND = 0.22, 0.19, 0.27, 0.28, 0.2
 _DIFFERENCE, _SHARE = (0.84, 1.62), (2.72, 0.84)
+# Of the longest label of a tick, and some space.
+_LABEL = 0.4
 
 
 def _answer(
@@ -369,8 +371,8 @@ def _answer(
         right.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=":", zorder=1)
         _member_rows(left, [item.question for item, _, _ in rows])
         _member_rows(right, [""] * len(rows))
-        left.xaxis.set_major_locator(MaxNLocator(3, steps=_STEPS))
-        right.xaxis.set_major_locator(MaxNLocator(2, steps=_STEPS))
+        _spaced(left, _DIFFERENCE[1], 0.0)
+        _spaced(right, _SHARE[1], 1.0)
         right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g}%"))
     handles = [
         Line2D([], [], color=looks[m].colour, marker=looks[m].marker, label=m) for m in shown
@@ -384,6 +386,21 @@ def _answer(
         "margin. Right: the baseline's score as a share of the trained SAE's."
     )
     return style.finish(fig, _name(("answer", group[0]), f"l0_{group[1]:g}"), caption)
+
+
+def _spaced(ax: Axes, width: float, first: float) -> None:
+    """Ticks with room for their labels, one of them where the two SAEs are equal."""
+    low, high = ax.get_xlim()
+    label = _LABEL * (high - low) / width
+    kept = [first]
+    for bins in range(6, 0, -1):
+        ticks = MaxNLocator(bins, steps=_STEPS).tick_values(low, high)
+        inside = [x for x in ticks if low + label / 6 <= x <= high - label / 6]
+        others = [x for x in inside if abs(x - first) >= label]
+        if others and np.diff(sorted([*others, first])).min() >= label:
+            kept += others
+            break
+    ax.xaxis.set_major_locator(FixedLocator(sorted(kept)))
 
 
 def _dot(

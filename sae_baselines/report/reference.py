@@ -1,11 +1,12 @@
 """A reference in a study's table: its rows, where it falls, what is said of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sae_baselines.controls import PUBLISHED, TRAINED, is_random
-from sae_baselines.report.caveats import Caveat, caveat
+from sae_baselines.controls import PUBLISHED, TRAINED, is_random, question_of
+from sae_baselines.report.caveats import DEAD_SHARE, Caveat, caveat
 from sae_baselines.report.context import ReportContext
 from sae_baselines.report.markdown import Figure, code, grouped, render, words
 from sae_baselines.report.names import key, title
@@ -132,7 +133,7 @@ def lede(reference: Reference, context: ReportContext) -> str:
     """What was checked, in a sentence or two."""
     table = reference.others
     others = [m for m in table.members if any(m in table.present(g) for g in reference.groups)]
-    random = [m for m in others if is_random(table.constraints[m]) and m != TRAINED]
+    of = {m: question_of(table.constraints[m]) for m in others if m != TRAINED}
     return words(
         "ledes.md.j2",
         "of_published",
@@ -140,13 +141,19 @@ def lede(reference: Reference, context: ReportContext) -> str:
         source=context.published.get("source", PUBLISHED),
         groups=reference.groups,
         seeds=reference.n_seeds,
-        random=random,
+        random=[m for m, question in of.items() if question == "random"],
+        nearly_free=[m for m, question in of.items() if question == "nearly free"],
         own=[m for m in others if m == TRAINED],
-        broken=[m for m in others if m not in random and m != TRAINED],
+        broken=[m for m, question in of.items() if question is None],
     )
 
 
-def section(reference: Reference, context: ReportContext, drawn: Sequence[Figure]) -> str:
+def section(
+    reference: Reference,
+    context: ReportContext,
+    drawn: Sequence[Figure],
+    held_out: Mapping[tuple[Group, str], float],
+) -> str:
     """The section, answer first."""
     return render(
         "reference.md.j2",
@@ -160,6 +167,13 @@ def section(reference: Reference, context: ReportContext, drawn: Sequence[Figure
         facts=_facts(reference, context),
         most_seeds=max((p.n_seeds for p in reference.placements if p.placed), default=0),
         drawn=drawn,
+        held_out={
+            key: held_out[key]
+            for key in sorted(held_out, key=lambda key: key[1] != PUBLISHED)
+            if key[0] in reference.groups
+        },
+        dead=held_out.get((reference.groups[0], PUBLISHED), math.nan),
+        DEAD_SHARE=DEAD_SHARE,
         PUBLISHED=PUBLISHED,
         WITHIN=WITHIN,
         NO_PLACEMENT=NO_PLACEMENT,
@@ -190,13 +204,20 @@ def _facts(reference: Reference, context: ReportContext) -> list[tuple[str, str,
         ),
         (
             "architecture",
-            code(record.get("architecture") or ""),
+            _architecture(record),
             code(record.get("base_architecture") or ""),
         ),
         ("width", " → ".join(f"{n:,}" for n in width) + " latents" if all(width) else "", same),
         ("model", code(record.get("model_name") or context.model), same),
         ("hook", code(record.get("hook_name") or context.hook), same),
     ]
+
+
+def _architecture(record: Mapping[str, Any]) -> str:
+    """BatchTopK, for one, is exported as JumpReLU."""
+    own = code(record.get("architecture") or "")
+    exported = own and own != code(record.get("base_architecture") or "")
+    return f"{own}, as exported" if exported else own
 
 
 def _tokens(count: int | None) -> str:

@@ -22,8 +22,8 @@ from sae_baselines.stats.fitness import LEAST_BOUND, collapsed
 from sae_baselines.stats.intervals import Interval, t_interval, tasks_interval, tost
 from sae_baselines.stats.method import METHOD, Method
 from sae_baselines.stats.placement import Placement, placements
-from sae_baselines.stats.retained import Retained, fieller, retained
-from sae_baselines.stats.verdict import Verdict, n_families, to_frame, verdicts
+from sae_baselines.stats.retained import Retained, above_chance, fieller, retained
+from sae_baselines.stats.verdict import Verdict, first_of, n_families, to_frame, verdicts
 
 __all__ = [
     "ALPHA",
@@ -42,12 +42,14 @@ __all__ = [
     "Retained",
     "Verdict",
     "Word",
+    "above_chance",
     "against_random",
     "collapsed",
     "corrected",
     "decide",
     "differences",
     "fieller",
+    "first_of",
     "margin_for",
     "n_families",
     "placed_against_random",

@@ -28,6 +28,8 @@ class AgainstRandom(OnMetric):
         p_adjusted: After Holm over metrics.
         closest: Baseline with the least mean difference.
         unbeaten: Baselines whose verdict is not "beats".
+        worse: Those whose verdict is "falls short".
+        silent: Those without a verdict.
         baselines: All of them.
     """
 
@@ -38,6 +40,8 @@ class AgainstRandom(OnMetric):
     p_adjusted: float | None
     closest: str
     unbeaten: tuple[str, ...]
+    worse: tuple[str, ...]
+    silent: tuple[str, ...]
     baselines: tuple[str, ...]
 
 
@@ -56,6 +60,7 @@ class PlacedAgainstRandom(OnMetric):
         closest: Member with the largest prediction p-value (without those, the one that it is
             better than the smallest share of): the one that the published SAE is least above.
         not_above: Members that it is not above all seeds of.
+        below: Those that it is below all seeds of.
         members: All of them.
         silent: Those that give no placement.
     """
@@ -68,6 +73,7 @@ class PlacedAgainstRandom(OnMetric):
     p_exchangeable: float | None
     closest: str
     not_above: tuple[str, ...]
+    below: tuple[str, ...]
     members: tuple[str, ...]
     silent: tuple[str, ...]
 
@@ -183,13 +189,16 @@ def _combine_verdicts(
     question: Question, key: _Key, vs: Sequence[Verdict], p_adjusted: float | None
 ) -> AgainstRandom:
     unbeaten = {v.baseline: v.word for v in vs if v.word != "beats"}
+    worse = tuple(v.baseline for v in vs if v.word == "falls short")
     mute = [v for v in vs if v.p is None]
     # Last, one that has no difference.
     closest = min(vs, key=lambda v: (math.isnan(v.mean_difference), v.mean_difference)).baseline
     beats: bool | None = None
     if mute:
         p_adjusted = None
-        reason = f"{mute[0].word} against {mute[0].baseline}: {mute[0].reason}"
+        reason = _why_not(mute)
+        if worse:
+            reason += f"; falls short of {', '.join(worse)}"
     elif beats := not unbeaten and p_adjusted is not None and p_adjusted <= vs[0].alpha:
         reason = f"beats {_counted(vs)}; the closest is {closest}"
     elif unbeaten:
@@ -209,7 +218,19 @@ def _combine_verdicts(
         p_adjusted=p_adjusted,
         closest=closest,
         unbeaten=tuple(unbeaten),
+        worse=worse,
+        silent=tuple(v.baseline for v in mute),
         baselines=tuple(v.baseline for v in vs),
+    )
+
+
+def _why_not(mute: Sequence[Verdict]) -> str:
+    """Every baseline without a verdict, those of one reason together."""
+    against: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for v in mute:
+        against[v.word, v.short_reason].append(v.baseline)
+    return "; ".join(
+        f"{word} against {', '.join(names)}: {why}" for (word, why), names in against.items()
     )
 
 
@@ -233,14 +254,14 @@ def _combine_placements(
     reasons = []
     if below:
         words = ", ".join(f"{word} ({member})" for member, word in below.items())
-        reasons.append(f"not above every random seed: {words}")
+        reasons.append(f"not above every {question} seed: {words}")
     elif not mute:
         reasons.append(
-            f"above all {sum(p.n_seeds for p in ps)} seeds of {len(ps)} random "
+            f"above all {sum(p.n_seeds for p in ps)} seeds of {len(ps)} {question} "
             f"member{'' if len(ps) == 1 else 's'}; the closest is {closest}"
         )
     if mute:
-        reasons.append(f"no placement among {mute[0].member}: {mute[0].reason}")
+        reasons += [f"no placement among {p.member}: {p.reason}" for p in mute]
     elif untested:
         why = "one seed" if untested[0].n_seeds == 1 else "no spread over seeds"
         reasons.append(f"no prediction p, as {untested[0].member} has {why}")
@@ -254,6 +275,7 @@ def _combine_placements(
         p_exchangeable=max(ranks) if len(ranks) == len(ps) else None,
         closest=closest,
         not_above=tuple(below),
+        below=tuple(p.member for p in ps if p.is_below),
         members=tuple(p.member for p in ps),
         silent=tuple(p.member for p in mute),
     )

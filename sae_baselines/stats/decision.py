@@ -1,6 +1,7 @@
 """The words of one family of metrics, from differences over seeds.
 
-A **family** is all metrics of one architecture, L0 and baseline. Two lists of p-values are
+A **family** is all metrics of one architecture, L0 and baseline (of the answers in
+`against_random`: and question). Two lists of p-values are
 corrected by Holm, each within its family:
 
 1. two-sided paired t tests of "no difference" (one per metric). Adjusted p <= alpha makes

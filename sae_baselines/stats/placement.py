@@ -107,6 +107,11 @@ class Placement(OnMetric):
         """Better than every seed of the member."""
         return self.placed and self.n_below == self.n_seeds
 
+    @property
+    def is_below(self) -> bool:
+        """Worse than every seed of the member."""
+        return self.placed and not self.n_below and not self.n_equal
+
 
 def placements(
     results: pd.DataFrame | Results,

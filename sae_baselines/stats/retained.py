@@ -11,10 +11,12 @@ import pandas as pd
 from scipy import stats
 from typing_extensions import Unpack
 
+from sae_baselines.evals.registry import metric_of
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import Comparison, Paired, Pairing, comparisons_of
 from sae_baselines.stats.intervals import Interval
+from sae_baselines.stats.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,14 @@ def retained(
         _retained(c, frozen.get((c.architecture, c.l0, c.suite, c.metric), []), alpha)
         for c in comparisons
     ]
+
+
+def above_chance(v: Verdict) -> float | None:
+    """The retained share of what is above a guess; None where a guess's score is not known."""
+    chance = metric_of(v.suite, v.metric).chance
+    if chance is None or not v.trained > chance:
+        return None
+    return (v.other - chance) / (v.trained - chance)
 
 
 def _retained(c: Comparison, frozen: Sequence[Comparison], alpha: float) -> Retained:

@@ -107,6 +107,20 @@ class Verdict(Paired):
     bars: tuple[Bar, ...] = ()
     step: float = 0.0
 
+    @property
+    def short_reason(self) -> str:
+        """Of several reasons of a kind, which differ in their seed, the first."""
+        by_kind: dict[str, list[str]] = defaultdict(list)
+        for bar in self.bars:
+            by_kind[bar.kind].append(bar.reason)
+        return "; ".join(map(first_of, by_kind.values())) or self.reason
+
+
+def first_of(reasons: Sequence[str]) -> str:
+    """The first reason, and how many more there are."""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}"
+
 
 def verdicts(
     results: pd.DataFrame | Results | Sequence[Comparison],

@@ -178,6 +178,7 @@ def described(*members: MemberSpec) -> SourceStudy:
 
 
 TRAINED_ONE, CONTROL = MemberSpec(constraint="trained"), MemberSpec(constraint="random")
+CONTROL_COV = MemberSpec(constraint="random:cov")
 SOFT = MemberSpec(constraint="soft_frozen_decoder", init_scheme="cov", tau=0.5)
 BROKEN = MemberSpec(constraint="permuted_pairing")
 
@@ -185,12 +186,17 @@ BROKEN = MemberSpec(constraint="permuted_pairing")
 def test_what_is_said_of_members_is_said_of_those_it_is_true_of():
     counts = [
         ([TRAINED_ONE, CONTROL], "1 of 2 SAEs here is random by design"),
-        ([SOFT, CONTROL], "All 2 SAEs here are random by design"),
+        (
+            [SOFT, CONTROL],
+            "1 of 2 SAEs here is random by design; 1 of 2 SAEs here is nearly free by design",
+        ),
+        ([CONTROL, CONTROL_COV], "All 2 SAEs here are random by design"),
         ([CONTROL], "The one SAE here is random by design"),
         ([TRAINED_ONE, BROKEN], "1 of 2 SAEs here is broken by design"),
         (
             [TRAINED_ONE, SOFT, CONTROL, BROKEN],
-            "2 of 4 SAEs here are random by design; 1 of 4 SAEs here is broken by design",
+            "1 of 4 SAEs here is random by design; 1 of 4 SAEs here is nearly free by design; "
+            "1 of 4 SAEs here is broken by design",
         ),
         ([TRAINED_ONE], ""),
     ]

@@ -93,6 +93,18 @@ def test_the_answer_counts_what_the_placements_say(report: Report, page: Node):
     assert f"within on {len(within)} (Sparse probing, top-1 accuracy)" in told
 
 
+def test_what_is_below_all_seeds_is_named_so(report: Report, page: Node):
+    """Absorption: lower is better, and both frozen baselines have less."""
+    (item,) = [p for p in report.placed if p.below]
+    assert item.below == ("frozen_decoder", "frozen_encoder")
+    shown = [r for r in cells(page.section("published")) if "Holm p, prediction" in r]
+    assert [r["place"] for r in shown].count("below all seeds") == 1
+    told = page.section("published").text
+    assert "Below all seeds of frozen_decoder, which is random, on 1 of 6 metrics (Abs" in told
+    assert "nearly free ones (`soft_frozen_decoder`)" in report.lede
+    assert "random SAEs (`frozen_decoder`, `frozen_encoder`, `random`)" in report.lede
+
+
 def test_one_seed_is_explained(page: Node):
     told = page.section("published").text
     assert "how its scores would vary with its seed is unknown" in told

@@ -2,12 +2,15 @@
 
 import math
 
+import pandas as pd
 import pytest
 
 from sae_baselines.report import Report, build_report, to_html, to_markdown
-from sae_baselines.stats import Verdict, against_random, retained, verdicts
+from sae_baselines.stats import Verdict, above_chance, against_random, retained, verdicts
 from tests.report.page import Node, cells, markdown_rows, parse
-from tests.report.studies import BASELINES, PRIMARY, clean, context
+from tests.report.studies import BASELINES, PRIMARY, change, clean, context
+from tests.stats.tables import frame as frame_of
+from tests.stats.tables import rows
 
 TESTED = {"beats", "matches", "falls short", "inconclusive"}
 
@@ -87,14 +90,17 @@ def test_headline_says_random_is_beaten_only_where_it_is(page: Node, expected: l
         ("RAVEL disentanglement", "random"): "beats random",
         ("Explained variance, the paper's definition", "nearly"): "beats nearly free",
         ("Absorption fraction", "nearly"): "not shown",
-        ("RAVEL disentanglement", "nearly"): "not shown",
+        ("RAVEL disentanglement", "nearly"): "falls short",
     }
     assert [a.beats for a in against_random(expected)].count(True) == 3
     # Only the soft-frozen decoder, which is nearly free, is not beaten on two of them.
     assert [a.beats for a in against_random(expected, "nearly free")].count(True) == 1
     random, nearly_free = (item.text for item in page.section("answer").all("li"))
     assert "beats random on 3 of 3 metrics" in random
-    assert "beats what is nearly free on 1 of 3 metrics; not shown on 2" in nearly_free
+    assert (
+        "falls short of soft_frozen_decoder on 1 of 3 metrics (RAVEL disentanglement); beats "
+        "what is nearly free on 1 of 3 metrics; not shown on 1."
+    ) in nearly_free
 
 
 def test_the_first_screen_has_effects_and_families(report: Report, page: Node):
@@ -127,6 +133,68 @@ def test_the_first_screen_has_effects_and_families(report: Report, page: Node):
     assert len(top.splitlines()) < 60
     assert "figures/answer-batchtopk-l0_32.png" in top
     assert top.index("beats random") < top.index("| metric |") < top.index("## Caveats")
+
+
+def _barred(frame: pd.DataFrame) -> pd.DataFrame:
+    for i, member in enumerate(BASELINES):
+        for suite in ("core", "absorption", "ravel"):
+            frame = change(frame, 20.0 + i, metric="l0", suite=suite, member=member)
+    return frame
+
+
+def test_where_nothing_is_compared_the_first_screen_says_why_and_what_to_do():
+    built = build_report(_barred(clean(seeds=1)), context(primary=PRIMARY[:1]))
+    section = parse(to_html(built)).section("answer")
+    assert not section.all("figure")
+    assert not cells(section)  # one reason for all metrics is said once
+    random, nearly_free, seed, way = (item.text for item in section.all("li"))
+    assert "no verdict against frozen_decoder: L0 differs on the tokens of core" in random
+    assert "no verdict against frozen_encoder: L0 differs on the tokens of core" in random
+    assert "no verdict against soft_frozen_decoder: L0 differs" in nearly_free
+    assert seed.startswith("One training seed")
+    assert "primary: [panel/explained_variance, panel/ce_recovered]" in way
+    assert "in 0 families" not in section.text
+    (caveat,) = [c.text for c in built.caveats if c.kind == "L0 apart"]
+    assert caveat.count("L0 differs") == len(BASELINES)
+    assert "more than 5% of their mean" in caveat
+    assert "single seed" in {c.kind for c in built.caveats}
+
+
+def test_numbers_of_one_seed_are_shown_with_their_figure():
+    built = build_report(clean(seeds=1), context(seeds=(0,)))
+    section = parse(to_html(built)).section("answer")
+    assert len(section.all("figure")) == 1
+    assert "one training seed, so numbers and no verdict against random" in section.text
+
+
+def test_one_barred_baseline_is_named_with_what_the_others_show():
+    frame = change(clean(), 20.0, metric="l0", suite="core", member="frozen_encoder")
+    built = build_report(frame, context(primary=PRIMARY[:1]))
+    (answer,) = built.against_random
+    assert answer.silent == ("frozen_encoder",)
+    assert answer.reason.startswith("no verdict against frozen_encoder: L0 differs")
+    assert answer.reason.endswith("at most 5% allowed) (and 3 more)")
+
+
+def test_the_panels_own_numbers_stand_beside_the_answer():
+    same = {(m, s): 0.7 for m in ("trained", *BASELINES) for s in range(4)}
+    panel = pd.DataFrame(rows(same, suite="panel", metric="explained_variance"))
+    frame = pd.concat([clean(), panel], ignore_index=True)
+    frame = change(frame, 230, suite="panel", metric="alive", member="trained")
+    shown = cells(parse(to_html(build_report(frame, context()))).section("answer"))
+    beside = {row["member"]: row for row in shown if "dead latents" in row}
+    assert beside["trained"]["dead latents"] == "77.0%"
+    assert beside["frozen_encoder"]["explained variance ↑"] == "0.700 ± 0"
+
+
+def test_what_a_guess_scores_is_taken_off_where_it_is_known():
+    values = {("trained", s): 0.7 + 0.001 * s for s in range(3)}
+    values |= {("frozen_decoder", s): 0.6 for s in range(3)}
+    accuracy = rows(values, suite="sparse_probing", metric="sae_top_1_test_accuracy")
+    (v,) = verdicts(frame_of(accuracy))
+    assert above_chance(v) == pytest.approx(0.1 / 0.201)
+    (other,) = verdicts(frame_of(rows(values, suite="core", metric="ce_loss_score")))
+    assert above_chance(other) is None
 
 
 def test_one_correction_over_the_study_is_one_family():

@@ -87,6 +87,12 @@ def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Repo
             "Does the trained SAE beat random?",
             _words(
                 "toy_answer.md.j2", answers=answers, single_seed=single_seed, correct=correct
+            )
+            + "\n"
+            + _words(
+                "toy_scores.md.j2",
+                members=[m.name for m in spec.member_specs],
+                scores=_scores(results),
             ),
         ),
         *(
@@ -113,7 +119,7 @@ def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Repo
     )
     return Report(
         title=f"Known features: {spec.name}",
-        lede=f"SAEs with {spec.d_sae:,} latents at L0 {spec.l0:g}, and their random baselines, "
+        lede=f"SAEs with {spec.d_sae:,} latents at L0 {spec.l0:g}, and their baselines, "
         f"on data whose features are known. {spec.training_samples:,} samples each, learning "
         f"rate {spec.lr:g}, {seeds}; every member of a setting sees the same samples.",
         sections=sections,
@@ -122,6 +128,16 @@ def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Repo
         against_random=tuple(r for rs in random.values() for r in rs),
         nearly_free=tuple(r for rs in nearly_free.values() for r in rs),
     )
+
+
+def _scores(results: ToyResults) -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
+    """Mean explained variance and recovered features, by setting and architecture."""
+    found: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    keys = ["setting", "architecture", "member"]
+    means = results.frame.groupby(keys, sort=False)[["ev", "recovered"]].mean().reset_index()
+    for setting, architecture, member, ev, recovered in means.itertuples(index=False):
+        found.setdefault((setting, architecture), {})[member] = (ev, recovered)
+    return found
 
 
 def _setting(results: ToyResults, setting: str, verdicts: list[Verdict]) -> str:

@@ -68,7 +68,7 @@ def prepare_check(
         For `train_study`.
 
     Raises:
-        UserError: The SAE cannot be loaded or has no random twins; something it does not
+        UserError: The SAE cannot be loaded or has no twins; something it does not
             record was not given; it does not fit the model or is dead on the text.
     """
     options = options or CheckOptions()

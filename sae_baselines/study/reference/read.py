@@ -74,7 +74,7 @@ def read_reference(source: str, architecture: str | None = None) -> Reference:
             it was trained as.
 
     Raises:
-        UserError: It cannot be loaded, or is of a kind that has no random twins.
+        UserError: It cannot be loaded, or is of a kind that has no twins.
     """
     sae, where = load_sae(source)
     _refuse_unfit(sae)
