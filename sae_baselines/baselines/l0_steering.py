@@ -17,6 +17,7 @@ import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 
+from sae_baselines.baselines.l0_control import mean_l0
 from sae_baselines.compat.saes import ConfigMixin, PreciseBuffersMixin
 
 # Keys of SAELens' get_coefficients() that are sparsity penalties.
@@ -82,7 +83,7 @@ class L0SteeringMixin(PreciseBuffersMixin):
         return max(-2.0, min(2.0, math.log(ratio)))
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        if self.cfg.target_l0 is None:
+        if self.cfg.target_l0 is None or getattr(self.cfg, "l0_control", 0.0):
             return super().training_forward_pass(step_input)
         factor = self.l0_coefficient_factor
         steered = {
@@ -96,8 +97,7 @@ class L0SteeringMixin(PreciseBuffersMixin):
 
     @torch.no_grad()
     def _observe(self, feature_acts: Tensor) -> None:
-        # bool() and not "!= 0": a sparse step answers with a sparse tensor.
-        l0 = float(feature_acts.bool().float().sum()) / feature_acts.shape[:-1].numel()
+        l0 = float(mean_l0(feature_acts))
         log_factor, before, slope = self.l0_steering_state.tolist()
         smoothed = l0 if before < 0 else 0.9 * before + 0.1 * l0
         if before > 0 and smoothed > 0:

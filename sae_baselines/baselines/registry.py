@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lens import register_sae_training_class
+from sae_lens import JumpReLUTrainingSAE, register_sae_training_class
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import SAEConfig, TrainingSAE, TrainingSAEConfig
 
 from sae_baselines.baselines.bias_gradient import CheapBiasGradientMixin, has_linear_encoder
 from sae_baselines.baselines.checkpoint import register_checkpoint
 from sae_baselines.baselines.constraint import CONSTRAINTS, SEEDED, Constraint
+from sae_baselines.baselines.l0_control import L0ControlConfig, L0ControlMixin
 from sae_baselines.baselines.l0_steering import (
     SPARSITY_COEFFICIENTS,
     L0SteeringConfig,
@@ -57,7 +58,11 @@ def make_baseline(
     # Another class's losses are not known here, so only SAELens' own have a sparse step.
     sparse_step = SPARSE_STEPS.get(base_class)
     configs = [constraint.config_mixin, *([L0SteeringConfig] if steered else [])]
-    mixins = [*constraint.mixins(base_class)]
+    mixins: list[type[Any]] = [*constraint.mixins(base_class)]
+    if steered or issubclass(base_class, JumpReLUTrainingSAE):
+        # Before the sparse step, which may try a batch twice.
+        configs.insert(1, L0ControlConfig)
+        mixins.append(L0ControlMixin)
     if sparse_step is not None:
         configs.append(SparseStepConfig)
         mixins.append(sparse_step)
@@ -105,7 +110,7 @@ def make_baseline(
         "baseline_constraint": constraint.name,
         "baseline_base": base,
     }
-    sae_class = type(f"{stem}TrainingSAE", (*mixins, base_class), namespace)
+    sae_class: Any = type(f"{stem}TrainingSAE", (*mixins, base_class), namespace)
     return Baseline(name, constraint, base, sae_class, config_class)
 
 

@@ -1,0 +1,124 @@
+"""Holding the L0 of training batches at its target: one move of all thresholds a step.
+
+A penalty leads to its own L0. SAELens' quadratic one (JumpReLU) has its minimum below the
+target, by 1 + CV^2 of L0 over tokens, and a threshold moves by about one learning rate a step,
+so that members of a panel end at different L0s, none of them the target's. Here all thresholds
+of a JumpReLU are multiplied by one factor before each step, and all biases of a standard SAE
+(gates of a gated one) shifted by one number; what tells latents apart is left to gradients.
+The same for every member, as the batch's own threshold is in a BatchTopK.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
+
+from sae_baselines.compat.saes import ConfigMixin, PreciseBuffersMixin
+from sae_baselines.sparse import active_latents
+
+_STATE = "l0_control_state"
+# A batch further from its target than this factor counts as this far.
+_FARTHEST = 10.0
+# Thresholds and biases also move by what was needed on average: encoders grow, and a control by
+# the last batch's L0 alone would stay behind. It is learned within this many e-folds of the
+# target, so that the way there does not count, at this share of the gain's square (a quarter
+# is critical damping where L0 falls as 1 / threshold; it falls faster).
+_NEAR = 0.5
+_DRIFT_SHARE = 0.125
+# What a bias is shifted by is in units of a mean over about this many steps.
+_SMOOTHING = 0.1
+
+
+@dataclass(kw_only=True)
+class L0ControlConfig(ConfigMixin):
+    """Config field of bases with a threshold or a bias per latent.
+
+    Args:
+        l0_control: Gain of the control. Before each step thresholds are multiplied by
+            (L0 of the last batch / target_l0) to this power; biases are lowered by this times
+            the logarithm of that ratio, in units of the mean active value. The drift that
+            remains is learned and taken off too. 0 leaves L0 to the penalty, as SAELens does;
+            sae_baselines' studies use 0.2.
+    """
+
+    l0_control: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.l0_control <= 1:
+            raise ValueError(
+                f"l0_control: {self.l0_control} is out of range; use a value from 0 (none) to "
+                "1, e.g. 0.1"
+            )
+        target = getattr(self, "target_l0", None)
+        if self.l0_control and not (target is not None and 0 < target < self.d_sae):
+            raise ValueError(
+                f"target_l0: {target} is nothing that l0_control could hold; use a value above "
+                f"0 and below d_sae={self.d_sae}, or l0_control=0"
+            )
+
+
+class L0ControlMixin(PreciseBuffersMixin):
+    """Moves all thresholds, or biases, before each step."""
+
+    cfg: Any  # L0ControlConfig and the base's, which has target_l0
+    threshold: Tensor
+    b_enc: Tensor
+    b_gate: Tensor
+    # [3] float64: L0 of the last batch and the mean active value, -1 before there is one, and
+    # the drift
+    l0_control_state: Tensor
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if self.cfg.l0_control:
+            state = torch.tensor([-1.0, -1.0, 0.0], dtype=torch.float64, device=self.device)
+            self.register_precise_buffer(_STATE, state)
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        if not self.cfg.l0_control:
+            return super().training_forward_pass(step_input)
+        # Not after the forward pass: its backward pass reads the thresholds again.
+        self._move_all()
+        output = super().training_forward_pass(step_input)
+        self._note(output.feature_acts)
+        return output
+
+    @torch.no_grad()
+    def _move_all(self) -> None:
+        l0, unit, drift = self.l0_control_state
+        move = torch.where(l0 < 0, 0.0, self.cfg.l0_control * self._log_ratio(l0) + drift)
+        if hasattr(self, "threshold"):
+            self.threshold.data.mul_(move.exp().to(self.threshold.dtype))
+        else:
+            bias = self.b_gate if hasattr(self, "b_gate") else self.b_enc
+            bias.data.sub_((move * unit.clamp(min=0)).to(bias.dtype))
+
+    def _log_ratio(self, l0: Tensor) -> Tensor:
+        ratio = l0 / self.cfg.target_l0
+        return ratio.clamp(1 / _FARTHEST, _FARTHEST).log()
+
+    @torch.no_grad()
+    def _note(self, acts: Tensor) -> None:
+        l0 = mean_l0(acts)
+        _, before, drift = self.l0_control_state
+        mean = acts.sum().double() / (l0 * acts.shape[:-1].numel()).clamp(min=1)
+        now = torch.where(before < 0, mean, before + _SMOOTHING * (mean - before))
+        unit = torch.where(l0 > 0, now, before)
+        error = self._log_ratio(l0)
+        learned = _DRIFT_SHARE * self.cfg.l0_control**2 * error
+        drift = drift + torch.where(error.abs() < _NEAR, learned, 0.0)
+        self.l0_control_state.copy_(torch.stack([l0, unit, drift]))
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        state_dict.pop(_STATE, None)
+
+
+def mean_l0(acts: Tensor) -> Tensor:
+    """Mean number of active latents of ``[..., d_sae]`` training activations, a scalar."""
+    latents = active_latents(acts)
+    active = torch.count_nonzero(acts if latents is None else latents.values)
+    return active.double() / acts.shape[:-1].numel()

@@ -1,0 +1,149 @@
+"""The control that holds the L0 of training batches at its target."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers import (
+    BATCH,
+    CONSTRAINTS,
+    D_IN,
+    D_SAE,
+    AnySAE,
+    activations,
+    batches,
+    coefficients,
+    differing,
+    make_sae,
+    make_trainer,
+    only_checkpoint,
+    resume,
+    set_weights,
+    train,
+    weights,
+)
+
+CONTROLLED = ("jumprelu", "standard", "gated")
+MEMBERS = ("seeded", *CONSTRAINTS)
+STATE = "l0_control_state"
+
+
+def controlled(name: str, **options: Any) -> AnySAE:
+    more = {"jumprelu_init_threshold": 0.2} if name.endswith("jumprelu") else {}
+    return make_sae(name, **{"target_l0": 4.0, "l0_control": 0.2, **more, **options})
+
+
+@pytest.mark.parametrize("base", CONTROLLED)
+@pytest.mark.parametrize("member", MEMBERS)
+def test_batches_have_the_target_l0_at_the_end_of_training(member: str, base: str) -> None:
+    sae = controlled(f"{member}_{base}")
+    trainer = make_trainer(sae, 600)
+    data = batches()
+    l0 = []
+    for i in range(600):
+        acts = trainer.step(next(data)).feature_acts
+        if i >= 400:
+            l0.append(float((acts.to_dense() != 0).float().sum(-1).mean()))
+    assert sum(l0) / len(l0) == pytest.approx(4.0, rel=0.05)
+
+
+@pytest.mark.parametrize("member", ["seeded", "frozen_decoder"])
+def test_thresholds_are_multiplied_by_a_power_of_the_ratio(member: str) -> None:
+    sae = controlled(f"{member}_jumprelu", l0_coefficient=0.0)
+    x = activations(64)
+    trainer = make_trainer(sae, 10, lr=0.0)
+    before = sae.threshold.detach().clone()
+    output = trainer.step(x)
+    assert torch.equal(sae.threshold, before)  # nothing was known before the first batch
+    l0 = float((output.feature_acts.to_dense() != 0).float().sum(-1).mean())
+    trainer.step(x)
+    torch.testing.assert_close(sae.threshold, before * (l0 / 4.0) ** 0.2)
+
+
+@pytest.mark.parametrize(("base", "bias"), [("standard", "b_enc"), ("gated", "b_gate")])
+def test_biases_are_shifted_by_one_number_in_units_of_the_active_values(
+    base: str, bias: str
+) -> None:
+    sae = controlled(f"seeded_{base}")
+    x = activations(64)
+    trainer = make_trainer(sae, 10, lr=0.0)
+    before = getattr(sae, bias).detach().clone()
+    acts = trainer.step(x).feature_acts.to_dense().detach()
+    assert torch.equal(getattr(sae, bias), before)
+    trainer.step(x)
+    active = acts != 0
+    l0, mean = float(active.float().sum(-1).mean()), float(acts[active].mean())
+    torch.testing.assert_close(
+        getattr(sae, bias).detach(), before - 0.2 * math.log(l0 / 4.0) * mean
+    )
+
+
+def test_an_sae_with_nothing_active_comes_back() -> None:
+    sae = controlled("frozen_decoder_jumprelu", jumprelu_init_threshold=1e3)
+    train(sae, 150)
+    assert float(sae.l0_control_state[0]) == pytest.approx(4.0, rel=0.3)
+
+
+@pytest.mark.parametrize("base", CONTROLLED)
+def test_off_it_is_saelens_own_training_bit_for_bit(base: str) -> None:
+    sae, stock = make_sae(f"seeded_{base}"), make_sae(base, decoder_init_norm=1.0)
+    assert sae.cfg.l0_control == 0
+    assert STATE not in sae.state_dict()
+    set_weights(stock, weights(sae))
+    ours, theirs = make_trainer(sae, 20), make_trainer(stock, 20)
+    for x, _ in zip(batches(), range(20), strict=False):
+        assert torch.equal(ours.step(x).loss, theirs.step(x).loss)
+    assert set(differing(weights(sae), weights(stock))) <= {"l0_steering_state"}
+
+
+@pytest.mark.parametrize("base", ["standard", "gated"])
+def test_the_coefficient_is_left_alone_while_biases_are_moved(base: str) -> None:
+    sae = controlled(f"seeded_{base}")
+    before = coefficients(sae)
+    output = make_trainer(sae, 10).step(activations(64))
+    assert "l0_coefficient_factor" not in output.metrics
+    assert coefficients(sae) == before
+
+
+@pytest.mark.parametrize("base", CONTROLLED)
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(base: str, tmp_path: Path) -> None:
+    name = f"frozen_decoder_{base}"
+    whole = controlled(name)
+    train(whole, 20, n_checkpoints=1, checkpoint_path=str(tmp_path))
+    checkpoint = only_checkpoint(tmp_path)
+    assert STATE in load_file(checkpoint / "sae_weights.safetensors")
+    resumed = controlled(name)
+    trainer = make_trainer(resumed, 20, batches(first=int(checkpoint.name) // BATCH))
+    resume(trainer, checkpoint)
+    trainer.fit()
+    assert differing(weights(whole), weights(resumed)) == []
+
+
+@pytest.mark.parametrize("base", CONTROLLED)
+def test_the_export_has_no_trace_of_it(base: str, tmp_path: Path) -> None:
+    sae = controlled(f"seeded_{base}")
+    train(sae, 3)
+    sae.save_inference_model(tmp_path)
+    assert STATE not in load_file(tmp_path / "sae_weights.safetensors")
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, math.inf])
+def test_a_gain_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"l0_control: .* is out of range"):
+        make_sae("seeded_jumprelu", target_l0=4.0, l0_control=value)
+
+
+@pytest.mark.parametrize("target", [None, 0.0, float(D_SAE), math.nan])
+@pytest.mark.parametrize("base", CONTROLLED)
+def test_a_control_needs_a_target(base: str, target: float | None) -> None:
+    with pytest.raises(ValueError, match=r"target_l0"):
+        make_sae(f"frozen_decoder_{base}", target_l0=target, l0_control=0.1, d_in=D_IN)
+
+
+@pytest.mark.parametrize("base", ["topk", "batchtopk", "matryoshka_batchtopk"])
+def test_a_base_with_a_k_has_no_control(base: str) -> None:
+    assert not hasattr(make_sae(f"seeded_{base}").cfg, "l0_control")
