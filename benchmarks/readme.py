@@ -4,6 +4,7 @@
 """
 
 import argparse
+import csv
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from drift_cost import cost_table
 from render import panel_table, step_time_tables
+from render_recipes import search_tables
 from render_sparse import aims_table, growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 
@@ -29,6 +31,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/README.md", "panels"): [("panel_vs_runs", panel_table)],
     ("benchmarks/README.md", "drift"): [("drift_cost_cpu", cost_table)],
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
+    ("benchmarks/recipes/README.md", "search"): [("../recipes/search.csv", search_tables)],
 }
 
 
@@ -52,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _record(name: str) -> dict[str, Any]:
+    if name.endswith(".csv"):
+        with (HERE / "results" / name).open(newline="", encoding="utf-8") as file:
+            return {"rows": list(csv.DictReader(file))}
     return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 

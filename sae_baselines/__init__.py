@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sae_baselines.report import report
     from sae_baselines.results import load_results
     from sae_baselines.stats import verdicts
+    from sae_baselines.study.build import fair_options
 
 __all__ = [
     "DriftTracker",
@@ -32,6 +33,7 @@ __all__ = [
     "check",
     "control",
     "evaluate",
+    "fair_options",
     "load_results",
     "publish",
     "register_baselines",
@@ -48,6 +50,7 @@ __getattr__ = lazy_names(
         "check": f"{__name__}.pipeline",
         "control": f"{__name__}.pipeline",
         "evaluate": f"{__name__}.pipeline",
+        "fair_options": f"{__name__}.study.build",
         "load_results": f"{__name__}.results",
         "publish": f"{__name__}.hub",
         "register_suite": f"{__name__}.evals.registry",

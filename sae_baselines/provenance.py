@@ -13,6 +13,9 @@ import torch
 
 from sae_baselines.version import __version__
 
+# Beside every SAE of a study.
+PROVENANCE_FILE = "provenance.json"
+
 _PACKAGES = (
     "sae-lens",
     "transformer-lens",

@@ -1,7 +1,8 @@
 """Members with identical starts, as SAELens configs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
 from sae_baselines.baselines import (
     SEEDED,
+    base_architectures,
     baseline_name,
     covariance_of,
     get_baseline,
@@ -21,6 +23,14 @@ from sae_baselines.baselines.directions import InitScheme
 from sae_baselines.errors import UserError
 from sae_baselines.study.identity import COVARIANCE_FILE
 from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.recipes import (
+    EncoderInit,
+    RecipeName,
+    Scales,
+    bandwidth_of,
+    is_controlled,
+    recipe_options,
+)
 from sae_baselines.study.spec import TRAINED, MemberSpec, StudySpec, has_integer_k
 
 # The initial threshold of a JumpReLU comes from this many calibration activations.
@@ -34,11 +44,13 @@ class Start:
     Attributes:
         activations: ``[n, d_in]`` calibration activations as the encoder will see them.
         b_dec: ``[d_in]`` start of b_dec in that space.
+        square_norm: Mean squared norm in that space.
         covariance_path: File for ``cov`` members; None if there are none.
     """
 
     activations: torch.Tensor
     b_dec: torch.Tensor
+    square_norm: float
     covariance_path: Path | None
 
 
@@ -55,6 +67,10 @@ class EncoderStart:
 
     threshold: float
     scale: float
+
+
+# By target L0, seed and scheme.
+Starts = dict[tuple[float, int, str], EncoderStart]
 
 
 def prepare_start(spec: StudySpec, calibration: torch.Tensor, folder: Path) -> Start:
@@ -84,7 +100,8 @@ def prepare_start(spec: StudySpec, calibration: torch.Tensor, folder: Path) -> S
         path = folder / COVARIANCE_FILE
         save_covariance(covariance_of(x), path)
     # A copy: a view would keep all of the normalised activations in memory.
-    return Start(x[:_THRESHOLD_SAMPLES].clone(), b_dec, path)
+    square_norm = float(x.pow(2).sum(dim=1).mean())
+    return Start(x[:_THRESHOLD_SAMPLES].clone(), b_dec, square_norm, path)
 
 
 def member_configs(
@@ -95,7 +112,7 @@ def member_configs(
     device: str,
 ) -> dict[MemberKey, TrainingSAEConfig]:
     """SAELens configs of members, in order."""
-    starts: dict[tuple[float, int, str], EncoderStart] = {}
+    starts: Starts = {}
     return {
         key: member_config(spec, key, member, start, d_in, device, starts)
         for key, member in members.items()
@@ -109,7 +126,7 @@ def member_config(
     start: Start,
     d_in: int,
     device: str,
-    starts: dict[tuple[float, int, str], EncoderStart] | None = None,
+    starts: Starts | None = None,
 ) -> TrainingSAEConfig:
     """SAELens config of one member.
 
@@ -122,16 +139,26 @@ def member_config(
     constraint = SEEDED.name if is_trained else member.constraint
     config_class = get_baseline(baseline_name(constraint, base)).config_class
     known = {f.name for f in fields(config_class)}
+    starts = {} if starts is None else starts
+    width = spec.width(d_in)
+
+    def begin(scheme: InitScheme) -> EncoderStart:
+        which = (panel.l0, panel.seed, scheme)
+        if which not in starts:
+            shift = start.b_dec if spec.sae_options.get("apply_b_dec_to_input", True) else 0.0
+            x, path = start.activations - shift, start.covariance_path
+            starts[which] = encoder_start(x, width, panel.l0, panel.seed, scheme, path)
+        return starts[which]
+
     options: dict[str, Any] = {
         "d_in": d_in,
-        "d_sae": spec.width(d_in),
+        "d_sae": width,
         "dtype": spec.sae_dtype,
         "device": device,
         "normalize_activations": spec.normalization,
         "init_seed": panel.seed,
         "init_scheme": member.init_scheme,
-        **architecture_options(base, panel.l0, d_in, spec.width(d_in), known),
-        **spec.sae_options,
+        **architecture_options(base, panel.l0, width, known),
     }
     if member.init_scheme == "cov":
         options["init_covariance_path"] = str(start.covariance_path)
@@ -140,34 +167,122 @@ def member_config(
         options["sparse_step"] = spec.sparse_step in with_step
     if "tau" in known:
         options["tau"] = spec.tau if member.tau is None else member.tau
-    fitted = spec.encoder_init == "fitted"
-    needs_threshold = "jumprelu_init_threshold" in known.difference(spec.sae_options)
-    if fitted or needs_threshold:
-        cache = {} if starts is None else starts
-        which = (panel.l0, panel.seed, member.init_scheme)
-        if which not in cache:
-            shift = start.b_dec if spec.sae_options.get("apply_b_dec_to_input", True) else 0.0
-            cache[which] = encoder_start(
-                start.activations - shift,
-                spec.width(d_in),
-                panel.l0,
-                panel.seed,
-                member.init_scheme,
-                start.covariance_path,
-            )
-        scale = cache[which].scale if fitted else 1.0
-        options["encoder_init_scale"] = scale
-        if needs_threshold:
-            options["jumprelu_init_threshold"] = scale * cache[which].threshold
+    normed = spec.recipe == "first" and spec.normalization != "none"
+    options |= _start_options(
+        base,
+        spec.recipe,
+        spec.encoder_init_for(base),
+        spec.bandwidth,
+        panel.l0,
+        d_in if normed else start.square_norm,
+        begin,
+        member.init_scheme,
+        known,
+    )
+    options |= spec.sae_options
     try:
         return config_class(**options)
     except (TypeError, ValueError) as error:
         raise UserError(f"members: {member.name} of {base}: {error}") from error
 
 
-def architecture_options(
-    base: str, l0: float, d_in: int, d_sae: int, known: set[str]
+def fair_options(
+    architecture: str,
+    activations: torch.Tensor,
+    l0: float,
+    d_sae: int,
+    *,
+    seed: int = 0,
+    init_scheme: InitScheme = "iso",
+    covariance_path: str | Path | None = None,
 ) -> dict[str, Any]:
+    """Fields of a SAELens config that train a baseline, or its SAE, as panels do.
+
+    For JumpReLU, standard and gated bases: L0 is held at ``l0`` in every batch, whatever is
+    frozen (`study.recipes`). SAELens' runners train the result as any other config::
+
+        options = fair_options("jumprelu", activations, l0=64, d_sae=8192)
+        config = get_sae_training_class("frozen_decoder_jumprelu")[1](d_in=512, **options)
+
+    Args:
+        architecture: The base, e.g. ``jumprelu``.
+        activations: ``[n, d_in]`` some thousand activations as the encoder will see them:
+            normalised if the config says so, less b_dec's start.
+        l0: Target.
+        d_sae: Number of latents.
+        seed: ``init_seed`` of the SAE.
+        init_scheme: Its directions' scheme.
+        covariance_path: For ``cov``; see `save_covariance`.
+
+    Returns:
+        Fields for `get_baseline(...).config_class`; with ``d_sae``, ``init_seed`` and
+        ``init_scheme``.
+
+    Raises:
+        UserError: Not a base, or not one whose L0 can be held.
+    """
+    if not is_controlled(architecture):
+        bases = [base for base in base_architectures() if is_controlled(base)]
+        raise UserError(
+            f"architecture: {architecture!r} needs nothing, or is no base; this is for "
+            f"{', '.join(bases)}"
+        )
+    known = {f.name for f in fields(get_baseline(f"seeded_{architecture}").config_class)}
+    path = None if covariance_path is None else Path(covariance_path)
+    x = activations.float()
+
+    @cache
+    def begin(scheme: InitScheme) -> EncoderStart:
+        return encoder_start(x, d_sae, l0, seed, scheme, path)
+
+    options: dict[str, Any] = {"d_sae": d_sae, "init_seed": seed, "init_scheme": init_scheme}
+    if path is not None:
+        options["init_covariance_path"] = str(path)
+    return {
+        **options,
+        **architecture_options(architecture, l0, d_sae, known),
+        **_start_options(
+            architecture,
+            "fair",
+            "fitted",
+            bandwidth_of("fair"),
+            l0,
+            float(x.pow(2).sum(dim=1).mean()),
+            begin,
+            init_scheme,
+            known,
+        ),
+    }
+
+
+def _start_options(
+    base: str,
+    recipe: RecipeName,
+    encoder_init: EncoderInit,
+    bandwidth: float | None,
+    l0: float,
+    square_norm: float,
+    begin: Callable[[InitScheme], EncoderStart],
+    scheme: InitScheme,
+    known: set[str],
+) -> dict[str, Any]:
+    """What a recipe sets, and the start of encoder and thresholds."""
+    options: dict[str, Any] = {}
+    if is_controlled(base):
+        # Of isotropic directions, so that members of either scheme have the same penalty.
+        scales = Scales(square_norm, begin("iso").threshold)
+        options |= recipe_options(base, recipe, l0, scales, known)
+    scale = 1.0
+    if encoder_init == "fitted":
+        scale = options["encoder_init_scale"] = begin(scheme).scale
+    if "jumprelu_init_threshold" in known and recipe != "saelens":
+        threshold = options["jumprelu_init_threshold"] = scale * begin(scheme).threshold
+        if bandwidth is not None:
+            options["jumprelu_bandwidth"] = bandwidth * threshold
+    return options
+
+
+def architecture_options(base: str, l0: float, d_sae: int, known: set[str]) -> dict[str, Any]:
     """How a base is told its target L0, and defaults where SAELens has none."""
     if "k" in known:
         options: dict[str, Any] = {"k": int(l0) if has_integer_k(base) else l0}
@@ -175,10 +290,6 @@ def architecture_options(
         options = {"target_l0": l0}
     else:
         options = {}
-    if "jumprelu_sparsity_loss_mode" in known:
-        options["jumprelu_sparsity_loss_mode"] = "quadratic"
-        # SAELens' penalty is 2 / L0 * (l0 - L0)^2 against a squared error of order d_in.
-        options["l0_coefficient"] = d_in / l0
     if "matryoshka_widths" in known:
         # Group fractions 0.5 / 0.3 / 0.2 (paper, Appendix B).
         options["matryoshka_widths"] = [d_sae // 2, int(0.8 * d_sae), d_sae]

@@ -9,8 +9,8 @@ import importlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -39,6 +39,7 @@ from sae_baselines.study.folder import (
     write_provenance,
 )
 from sae_baselines.study.identity import identity_of
+from sae_baselines.study.l0_record import L0Record, recorded_l0
 from sae_baselines.study.measure import Cosines, cosines_to_start
 from sae_baselines.study.plan import (
     MemberKey,
@@ -98,13 +99,21 @@ class PassRun:
         set_b_dec(saes, self.start)
         return saes
 
-    def tracking(self, saes: dict[str, TrainingSAE[Any]]) -> AbstractContextManager[Any]:
-        """Record drift of these SAEs while they train, if it is asked for."""
-        if not self.fractions:
-            return nullcontext()
-        return DriftTracker(
-            self.drift, saes, fractions=self.fractions, held_out=self.held_out[:_DRIFT_SAMPLES]
-        )
+    @property
+    def l0(self) -> Path:
+        """Where the L0 of training batches is recorded: there too; no member is called so."""
+        return self.drift / "l0"
+
+    @contextmanager
+    def tracking(self, saes: dict[str, TrainingSAE[Any]]) -> Iterator[None]:
+        """Record L0 of these SAEs while they train, and drift if it is asked for."""
+        with ExitStack() as stack:
+            stack.enter_context(L0Record(self.l0, saes))
+            if self.fractions:
+                on = self.held_out[:_DRIFT_SAMPLES]
+                tracker = DriftTracker(self.drift, saes, fractions=self.fractions, held_out=on)
+                stack.enter_context(tracker)
+            yield
 
 
 @dataclass(frozen=True)
@@ -422,6 +431,7 @@ class _Work:
         sae: TrainingSAE[Any] = trainer.sae
         assert_finite(key.name, sae)
         calibration = calibrate(sae, self.source.calibration, key.panel.l0)
+        l0 = recorded_l0(run.l0, key.name)
         facts = {
             "panel": key.panel.name,
             "member": key.member,
@@ -434,6 +444,7 @@ class _Work:
             "samples_seen": trainer.n_training_samples,
             "training_steps": trainer.n_training_steps,
             "calibration": asdict(calibration),
+            "l0_in_training": l0["end"],
             **trained.facts,
             **self.source.facts,
         }
@@ -445,6 +456,7 @@ class _Work:
             provenance = {
                 **facts,
                 "pass_seconds": seconds,
+                "l0_over_training": l0,
                 "steps_since_start": _kinds_of_steps(sae),
                 **trained.record,
                 **environment(),

@@ -29,7 +29,7 @@ from sae_baselines.files import (
     write_atomically,
     write_sealed,
 )
-from sae_baselines.provenance import environment
+from sae_baselines.provenance import PROVENANCE_FILE, environment
 from sae_baselines.study.identity import WEIGHTS
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import (
@@ -45,7 +45,6 @@ from sae_baselines.yaml_text import parse_yaml
 logger = logging.getLogger("sae_baselines")
 
 STUDY_FILE = "study.yaml"
-PROVENANCE_FILE = "provenance.json"
 MEASUREMENT_FILE = "measurement.json"
 CHECKPOINTS = "checkpoints"
 # Field of provenance.json: name to SHA-256 of the files that verdicts rest on.

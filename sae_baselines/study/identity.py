@@ -1,6 +1,7 @@
 """Which weights an SAE has, and whether its cap held any of them: what no score shows."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +14,16 @@ from sae_baselines.baselines.cap import AT_EDGE, share_at_edge
 from sae_baselines.compat.folder import ODD_CONTENTS, saved_config
 from sae_baselines.controls.source import add_tensors
 from sae_baselines.drift.start import saved_sae_rows, seeded_rows
+from sae_baselines.files import read_json
+from sae_baselines.provenance import PROVENANCE_FILE
 
 COVARIANCE_FILE = "init_covariance.safetensors"
 # Fields of a measurement.
 WEIGHTS, CAP_SHARE = "weights_sha256", "cap_bound_share"
+# Metrics of suite "panel" that are facts of training.
+FACTOR, L0_IN_TRAINING, DEAD_SHARE = "threshold_factor", "l0_in_training", "dead_share"
+# Firings per latent on average, below which one that never fired may be a rare one.
+_FIRINGS = 100
 
 
 def identity_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +45,36 @@ def identity_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]:
         with suppress(*ODD_CONTENTS):
             share = _cap_share(folder, measured.get("cos_to_start_min"))
     return {WEIGHTS: weights, CAP_SHARE: share}
+
+
+def training_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, float]:
+    """How well a member's training went, where its export and measurement say so.
+
+    Args:
+        folder: Of the exported SAE.
+        measured: Its measurement.
+
+    Returns:
+        `FACTOR`, what its thresholds were multiplied by at the end, where they were;
+        `L0_IN_TRAINING`, the L0 of its last training batches over the target; `DEAD_SHARE`, the
+        share of latents that no held-out sample activates, where these are enough to tell.
+    """
+    found: dict[str, float] = {}
+    d_sae, n = measured.get("d_sae"), measured.get("n_tokens", measured.get("n_samples"))
+    alive = measured.get("alive", d_sae and d_sae - measured.get("dead", math.nan))
+    if d_sae and n and alive is not None and n * measured["l0"] >= _FIRINGS * d_sae:
+        found[DEAD_SHARE] = 1 - alive / d_sae
+    with suppress(*ODD_CONTENTS):
+        facts = read_json(folder / PROVENANCE_FILE) or {}
+        if "calibration" not in facts:
+            metadata = saved_config(folder).get("metadata") or {}
+            facts = dict(metadata.get("sae_baselines") or {})
+        calibration, ended = facts.get("calibration") or {}, facts.get("l0_in_training")
+        if calibration.get("method") == "threshold_factor":
+            found[FACTOR] = float(calibration["after"])
+        if ended is not None:
+            found[L0_IN_TRAINING] = float(ended) / float(facts["l0_target"])
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _hash_of_tensors(path: Path) -> str:

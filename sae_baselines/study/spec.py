@@ -37,6 +37,13 @@ from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.files import checksum_of
 from sae_baselines.study.memory import check_memory
 from sae_baselines.study.plan import PanelKey, Pass
+from sae_baselines.study.recipes import (
+    EncoderInit,
+    RecipeName,
+    bandwidth_of,
+    encoder_init_of,
+    is_controlled,
+)
 from sae_baselines.study.values import (
     STORED,
     check_keys,
@@ -209,10 +216,13 @@ class StudySpec(ABC):
         b_dec_init: Start of b_dec for every member: the mean of calibration activations,
             or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
             (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).
+        recipe: How JumpReLU, standard and gated SAEs reach their L0 (`study.recipes`):
+            ``fair`` holds it in training, ``saelens`` has SAELens' defaults, ``first`` is
+            what version 0.1.0-dev did. ``sae`` goes before either.
         encoder_init: Start of W_enc: the decoder transposed, or that times one factor, the
             same for every member, at which the first reconstruction fits best
-            (``encoder_init_scale`` in the SAELens config). A JumpReLU SAE that starts with
-            reconstructions too long loses most of its latents.
+            (``encoder_init_scale`` in the SAELens config). Default: fitted where ``fair``
+            holds L0, else transposed.
         sparse_step: Which members train on active entries only (same numbers up to float32
             rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
         drift: Record cos(row, its start), EV and L0 at these fractions of training, in each
@@ -228,7 +238,8 @@ class StudySpec(ABC):
     members: list[str | MemberSpec] = field(default_factory=lambda: list(DEFAULT_MEMBERS))
     tau: float = 0.8
     b_dec_init: Literal["zeros", "mean"] = "mean"
-    encoder_init: Literal["transposed", "fitted"] = "transposed"
+    recipe: RecipeName = "fair"
+    encoder_init: EncoderInit | None = None
     sparse_step: Literal["baselines", "all", "none"] = "baselines"
     lr: float = PydanticField(default=2e-4, gt=0)
     lr_warm_up_steps: int = PydanticField(default=0, ge=0)
@@ -305,6 +316,15 @@ class StudySpec(ABC):
             for architecture in self.architectures
             for l0 in self.l0s
         ]
+
+    def encoder_init_for(self, base: str) -> EncoderInit:
+        """Start of a base's encoder."""
+        return self.encoder_init or encoder_init_of(base, self.recipe)
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Of JumpReLU's estimator in units of the initial threshold; None for SAELens' own."""
+        return bandwidth_of(self.recipe)
 
     @property
     def sae_options(self) -> dict[str, Any]:
@@ -791,9 +811,10 @@ def spec_from_dict(
     """
     if not isinstance(data, dict):
         raise UserError(f"{where}: is not a mapping of fields; see 'sae-baselines preset'")
-    if stored and kind is PanelSpec:
-        # Its text would be split otherwise than it was.
-        data = {"held_out_spread": _AS_BEFORE["held_out_spread"], **data}
+    if stored:
+        # What it was made with, where its version had no choice.
+        known = get_type_hints(kind)
+        data = {**{k: _AS_BEFORE[k] for k in _CHOSEN_LATER if k in known}, **data}
     token = STORED.set(stored)
     try:
         check_keys(data, kind)
@@ -883,7 +904,13 @@ _NOT_IN_HASH = {
 
 
 # Fields that came later, with the values that are as before.
-_AS_BEFORE = {"encoder_init": "transposed", "published": None, "held_out_spread": 1}
+_AS_BEFORE = {
+    "recipe": "first",
+    "encoder_init": "transposed",
+    "published": None,
+    "held_out_spread": 1,
+}
+_CHOSEN_LATER = ("recipe", "held_out_spread")
 _MODEL_AS_BEFORE = {"center_writing_weights": False}
 # Where a published SAE was found and what it says of itself change nothing.
 _OF_PUBLISHED = ("weights_sha256", "input_scale")
@@ -900,6 +927,16 @@ def spec_hash(spec: Any) -> str:
 
 def _as_before(data: dict[str, Any]) -> dict[str, Any]:
     """Without later fields, where they say what was so before them."""
+    bases = data.get("architecture", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not any(is_controlled(base) for base in bases):
+        # Recipes differ in nothing.
+        data = {**data, "recipe": "first"}
+        if "jumprelu_bandwidth" in data:
+            data["jumprelu_bandwidth"] = 1.0
+    if data.get("encoder_init") is None:
+        inits = {encoder_init_of(base, data.get("recipe", "first")) for base in bases}
+        data = {**data, "encoder_init": "/".join(sorted(inits))}
     if isinstance(data.get("model"), dict):
         data = {**data, "model": _without(data["model"], _MODEL_AS_BEFORE)}
     return _without(data, _AS_BEFORE)

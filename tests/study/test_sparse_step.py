@@ -24,7 +24,7 @@ MEMBERS = ["trained", "frozen_decoder", "soft_frozen_decoder", "frozen_encoder"]
 def configs(**overrides: Any) -> dict[str, Any]:
     """Config of each member of a panel."""
     spec = spec_from_dict(tiny_panel(Path("model"), d_sae=64, expansion=None, **overrides))
-    start = Start(torch.zeros(2, 16), torch.zeros(16), None)
+    start = Start(torch.zeros(2, 16), torch.zeros(16), 16.0, None)
     (panel,) = panels_of(spec)
     return {
         key.member: member_config(spec, key, member, start, 16, "cpu", {})

@@ -32,6 +32,7 @@ from sae_baselines.report.write import write_report
 from sae_baselines.stats import Correct, Verdict, corrected
 from sae_baselines.study.folder import STUDY_FILE
 from sae_baselines.study.measure import L0_TOLERANCE
+from sae_baselines.study.recipes import in_words
 from sae_baselines.study.synthetic.recovery import RECOVERED_ABOVE
 
 CURVES_FILE = "curves.csv"
@@ -104,7 +105,11 @@ def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Repo
             "sceptic",
             "For a sceptic",
             _words(
-                "toy_sceptic.md.j2", spec=spec, of_paper=set(spec.settings) - set(spec.models)
+                "toy_sceptic.md.j2",
+                spec=spec,
+                of_paper=set(spec.settings) - set(spec.models),
+                recipe=in_words(spec.recipe),
+                encoder_inits={spec.encoder_init_for(base) for base in spec.architectures},
             ),
         ),
         Section(

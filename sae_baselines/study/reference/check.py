@@ -80,8 +80,9 @@ def prepare_check(
     folder = Path(out) if out is not None else Path("studies") / study_name(reference)
     stored = _stored(folder, reference)
     if stored is not None and stored.published is not None:
-        # As its text was split, which older versions did otherwise.
-        kept = {"held_out_spread": stored.held_out_spread, **options.overrides}
+        # As its text was split and members trained, which older versions did otherwise.
+        then = {"held_out_spread": stored.held_out_spread, "recipe": stored.recipe}
+        kept = {**then, **options.overrides}
         options = dataclasses.replace(options, overrides=kept)
         recipe = recipe_of(reference, options, _answers_of(stored))
         l0 = float(stored.published.facts["l0_measured"])

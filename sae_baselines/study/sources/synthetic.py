@@ -1,10 +1,9 @@
 """Samples of a SAELens synthetic model, whose true features are known."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE, JumpReLUTrainingSAEConfig
+from sae_lens import SAE
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_baselines.files import new_folder
@@ -50,15 +49,7 @@ class SyntheticSource:
             self.model.save(scratch)
 
     def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
-        if not isinstance(config, JumpReLUTrainingSAEConfig):
-            return config
-        # A panel's coefficient supposes a mean square norm of d_in.
-        square_norm = float(self.calibration.pow(2).sum(dim=1).mean())
-        return replace(
-            config,
-            l0_coefficient=square_norm / self.spec.l0,
-            jumprelu_bandwidth=self.spec.jumprelu_bandwidth * config.jumprelu_init_threshold,
-        )
+        return config
 
     def train(self, run: PassRun) -> Trained:
         spec = self.spec

@@ -10,6 +10,7 @@ from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.study.plan import PanelKey, Pass
+from sae_baselines.study.recipes import EncoderInit
 from sae_baselines.study.spec import SPEC_CONFIG, StudySpec
 from sae_baselines.study.synthetic.generator import SETTINGS, Reading, paper_config
 
@@ -48,7 +49,7 @@ class ToySpec(StudySpec):
         l0: Target L0.
         data_seed: Of the batches.
         jumprelu_bandwidth: Bandwidth of JumpReLU's straight-through estimator, in units of the
-            initial threshold. SAELens' 0.05 is for thresholds near 1; wider was better here.
+            initial threshold; default the recipe's. SAELens' 0.05 is for thresholds near 1.
         training_samples: Samples each member is trained on.
         train_batch_size: Samples per optimiser step.
         lr_decay_fraction: Share of training at its end in which the rate falls to a tenth.
@@ -70,9 +71,9 @@ class ToySpec(StudySpec):
     d_sae: int = PydanticField(default=3200, gt=1)
     l0: float = PydanticField(default=20, gt=0)
     data_seed: int = PydanticField(default=0, ge=0)
-    encoder_init: Literal["transposed", "fitted"] = "fitted"
+    encoder_init: EncoderInit | None = "fitted"
     sparse_step: Literal["baselines", "all", "none"] = "all"
-    jumprelu_bandwidth: float = PydanticField(default=1.0, gt=0)
+    jumprelu_bandwidth: float | None = PydanticField(default=None, gt=0)
 
     training_samples: int = PydanticField(default=8_000_000, gt=0)
     train_batch_size: int = PydanticField(default=256, gt=0)
@@ -114,6 +115,10 @@ class ToySpec(StudySpec):
     def width(self, d_in: int) -> int:
         del d_in
         return self.d_sae
+
+    @property
+    def bandwidth(self) -> float | None:
+        return self.jumprelu_bandwidth or super().bandwidth
 
     @property
     def source_names(self) -> list[str]:

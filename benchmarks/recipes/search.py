@@ -1,0 +1,282 @@
+"""Which recipe trains each base as well as BatchTopK, at the same L0 and steps?
+
+    python benchmarks/recipes/search.py pca96 smollm2 gemma toy --seeds 3
+    python benchmarks/recipes/search.py smollm2 --bases jumprelu --candidates fair first
+
+Every run is appended to search.csv and not made again. A candidate is chosen by ``ev_dev`` and
+judged by ``ev_test``: other documents (toy: other samples). smollm2, gemma and pca96 need
+activations.py; pca96 is the first 96 principal components of smollm2.
+"""
+
+import argparse
+import csv
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sae_lens import SAE
+from sae_lens.registry import get_sae_training_class
+
+from sae_baselines.provenance import versions
+from sae_baselines.study.build import member_configs, prepare_start, set_b_dec
+from sae_baselines.study.calibrate import calibrate
+from sae_baselines.study.l0_record import L0Record, recorded_l0
+from sae_baselines.study.plan import members_of
+from sae_baselines.study.spec import PanelSpec, spec_from_dict
+from sae_baselines.study.stream import StreamTraining, train_on_stream
+from sae_baselines.study.synthetic.generator import Reading  # noqa: F401  (registers it)
+from sae_baselines.study.synthetic.spec import ToySpec
+from sae_baselines.study.synthetic.stream import SyntheticStream
+
+HERE = Path(__file__).parent
+BATCH = 1024
+MEMBERS = ("trained", "frozen_decoder", "frozen_decoder:cov")
+ALL_MEMBERS = (*MEMBERS, "soft_frozen_decoder", "frozen_encoder", "frozen_encoder:cov")
+COLUMNS = (
+    *("data", "base", "candidate", "member", "seed", "steps", "ev_dev", "ev_test"),
+    *("l0_dev", "l0_test", "alive", "threshold_factor", "l0_in_training", "versions"),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What differs from the recipe `fair`.
+
+    Attributes:
+        study: Fields of the study.
+        factors: What fields of the SAELens config are multiplied by.
+    """
+
+    study: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+
+FAIR = Candidate()
+OTHERS = {
+    "first": Candidate({"recipe": "first"}),
+    "saelens": Candidate({"recipe": "saelens"}),
+    "transposed": Candidate({"encoder_init": "transposed"}),
+    "control / 4": Candidate(factors={"l0_control": 0.25}),
+    "no control": Candidate(factors={"l0_control": 0.0}),
+}
+CANDIDATES: dict[str, dict[str, Candidate]] = {
+    "batchtopk": {"fair": FAIR, "fitted": Candidate({"encoder_init": "fitted"})},
+    "topk": {"fair": FAIR},
+    "jumprelu": {
+        "fair": FAIR,
+        **OTHERS,
+        "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
+        "no penalty": Candidate(factors={"l0_coefficient": 0}),
+        "bandwidth / 2": Candidate(factors={"jumprelu_bandwidth": 0.5}),
+    },
+    "standard": {
+        "fair": FAIR,
+        **OTHERS,
+        "penalty / 2": Candidate(factors={"l1_coefficient": 0.5}),
+        "penalty x 2": Candidate(factors={"l1_coefficient": 2}),
+    },
+    "gated": {
+        "fair": FAIR,
+        **OTHERS,
+        "penalty / 2": Candidate(factors={"l1_coefficient": 0.5}),
+        "penalty x 2": Candidate(factors={"l1_coefficient": 2}),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Activations to train on, and three held-out parts ``[n, d_in]``."""
+
+    name: str
+    d_sae: int
+    l0: float
+    steps: int
+    normalization: str
+    train: Any
+    calibration: torch.Tensor
+    dev: torch.Tensor
+    test: torch.Tensor
+
+    def batch(self, index: int) -> torch.Tensor:
+        return self.train(index)
+
+
+def data_of(name: str, folder: Path) -> Data:
+    """A data set by name.
+
+    Raises:
+        FileNotFoundError: activations.py has not been run.
+    """
+    if name in ("toy", "toy_variable"):
+        model = ToySpec().model_of("variable" if name == "toy_variable" else "constant", "cpu")
+        stream = SyntheticStream(model, 0, BATCH)
+        held_out = SyntheticStream(model, 0, 24 * BATCH, stream=1)
+        parts = [held_out.batch(i) for i in range(3)]
+        return Data(name, 3200, 20, 1200, "none", stream.batch, *parts)
+    source = folder / ("smollm2" if name == "pca96" else name)
+    raw = np.load(source / "train.npy", mmap_mode="r")
+    basis = _principal(source) if name == "pca96" else None
+
+    def read(rows: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(np.asarray(rows, dtype=np.float32))
+        return x if basis is None else (x - basis[0]) @ basis[1]
+
+    def batch(index: int) -> torch.Tensor:
+        first = index % (len(raw) // BATCH) * BATCH
+        return read(raw[first : first + BATCH])
+
+    calibration, dev = read(np.load(source / "dev.npy")).chunk(2)
+    test = read(np.load(source / "test.npy"))
+    d_in = dev.shape[1]
+    width, l0 = (768, 12) if name == "pca96" else (2 * d_in, 32)
+    scaled = "expected_average_only_in"
+    return Data(name, width, l0, 400, scaled, batch, calibration, dev, test)
+
+
+@cache
+def _principal(source: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = np.load(source / "train.npy", mmap_mode="r")[:40_000].astype(np.float32)
+    x = torch.from_numpy(rows)
+    mean = x.mean(dim=0)
+    return mean, torch.linalg.eigh((x - mean).T @ (x - mean))[1][:, -96:]
+
+
+def run(
+    data: Data, base: str, candidate: Candidate, seed: int, members: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Train the members of one panel in lockstep and measure their exports."""
+    fields = {
+        "name": "search",
+        "model": {"name": data.name},
+        "hook_name": "stored",
+        "dataset": {"path": data.name},
+        "architecture": base,
+        "d_sae": data.d_sae,
+        "l0": data.l0,
+        "seeds": [seed],
+        "members": list(members),
+        "training_tokens": data.steps * BATCH,
+        "train_batch_size_tokens": BATCH,
+        "lr": 2e-3,
+        "sparse_step": "all",
+        "normalize_activations": data.normalization,
+        "n_batches_for_norm_estimate": 4,
+        "n_batches_in_buffer": 64,
+        **candidate.study,
+    }
+    spec = spec_from_dict(fields, "search", PanelSpec)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        start = prepare_start(spec, data.calibration, folder)
+        (panel,) = spec.panels()
+        saes = {}
+        configs = member_configs(spec, members_of(spec, panel), start, data.dev.shape[1], "cpu")
+        for key, config in configs.items():
+            changed = {n: getattr(config, n) * f for n, f in candidate.factors.items()}
+            saes[key.member] = get_sae_training_class(config.architecture())[0](
+                replace(config, **changed)
+            )
+        set_b_dec(saes, start)
+        training = StreamTraining.of(
+            spec, "cpu", training_samples=spec.training_tokens, train_batch_size=BATCH
+        )
+        with L0Record(folder / "l0", saes):
+            trainer = train_on_stream(saes, data, training)
+        return [
+            {
+                "member": name,
+                **measured(one.sae, data, folder / name),
+                "l0_in_training": recorded_l0(folder / "l0", name)["end"] / data.l0,
+            }
+            for name, one in trainer.trainers.items()
+        ]
+
+
+def measured(sae: Any, data: Data, folder: Path) -> dict[str, Any]:
+    """EV, L0 and live latents of the calibrated export."""
+    done = calibrate(sae, data.calibration, data.l0)
+    sae.save_inference_model(folder)
+    exported = SAE.load_from_disk(folder)
+    found: dict[str, Any] = {"threshold_factor": None}
+    if done.method == "threshold_factor":
+        found["threshold_factor"] = done.after
+    for part in ("dev", "test"):
+        x = getattr(data, part)
+        errors, active, fired = 0.0, 0, torch.zeros(data.d_sae, dtype=torch.bool)
+        for rows in x.split(2048):
+            with torch.no_grad():
+                acts = exported.encode(rows)
+                errors += float((rows - exported.decode(acts)).double().pow(2).sum())
+            active += int((acts != 0).sum())
+            fired |= (acts != 0).any(dim=0)
+        total = float((x - x.mean(dim=0)).double().pow(2).sum())
+        found |= {f"ev_{part}": 1 - errors / total, f"l0_{part}": active / len(x)}
+        if part == "dev":
+            found["alive"] = float(fired.float().mean())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--bases", nargs="+", default=list(CANDIDATES))
+    parser.add_argument("--candidates", nargs="+", help="default: all of each base")
+    parser.add_argument("--all-members", action="store_true", help="six members, not three")
+    parser.add_argument("--activations", type=Path, default=Path("activations"))
+    parser.add_argument("--out", type=Path, default=HERE / "search.csv")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    members = ALL_MEMBERS if args.all_members else MEMBERS
+    names = {m.replace(":", "_") for m in members}
+    used = ";".join(f"{n}={v}" for n, v in versions().items() if n in ("sae-lens", "torch"))
+    for seed in range(args.seeds):
+        for name in args.data:
+            data = data_of(name, args.activations)
+            for base in args.bases:
+                for label, candidate in CANDIDATES[base].items():
+                    if args.candidates and label not in args.candidates:
+                        continue
+                    what = {"data": name, "base": base, "candidate": label, "seed": str(seed)}
+                    if names <= known(args.out, what):
+                        continue
+                    rows = run(data, base, candidate, seed, members)
+                    append(
+                        args.out,
+                        [{**what, "steps": data.steps, "versions": used, **r} for r in rows],
+                    )
+                    best = ", ".join(f"{r['member']} {r['ev_test']:.3f}" for r in rows)
+                    print(f"{name} {base} {label} seed {seed}: {best}", flush=True)
+
+
+def known(path: Path, what: Mapping[str, str]) -> set[str]:
+    """Members of a run that are in the file."""
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        return {r["member"] for r in rows if all(r[k] == v for k, v in what.items())}
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows; numbers with five digits."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        for row in rows:
+            rounded = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow(rounded)
+
+
+if __name__ == "__main__":
+    main()

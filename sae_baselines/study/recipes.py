@@ -1,0 +1,107 @@
+"""How each base is trained in a study, so that its members are comparable.
+
+``fair`` holds every member's L0 at its target while it trains (`baselines.l0_control`) with
+penalties that leave that to the control; it was chosen by the search in benchmarks/recipes.
+``saelens`` has SAELens' own defaults, told the target where a base can be told one. ``first``
+is what version 0.1.0-dev did. TopK, BatchTopK and Matryoshka have a k, and are the same in all.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, Literal
+
+from sae_lens import GatedTrainingSAE
+
+from sae_baselines.baselines import base_architectures, get_baseline
+
+RecipeName = Literal["fair", "saelens", "first"]
+EncoderInit = Literal["transposed", "fitted"]
+
+# See benchmarks/recipes/README.md for what each was compared with.
+_CONTROL = 0.2
+_BANDWIDTH = 2.3
+_L0_COEFFICIENT = 1 / 400
+_L1_COEFFICIENT = {"standard": 0.8, "gated": 1.2}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What penalties are measured against, of calibration activations as the encoder sees them.
+
+    Attributes:
+        square_norm: Mean squared norm.
+        threshold: Pre-activation of unit random directions that the target number is above.
+    """
+
+    square_norm: float
+    threshold: float
+
+
+def is_controlled(base: str) -> bool:
+    """Whether the base's L0 is not its k, and can be held by `baselines.l0_control`."""
+    return base in base_architectures() and "l0_control" in _fields(base)
+
+
+def encoder_init_of(base: str, recipe: RecipeName) -> EncoderInit:
+    """Start of the encoder where a study does not say."""
+    return "fitted" if recipe == "fair" and is_controlled(base) else "transposed"
+
+
+def recipe_options(
+    base: str, recipe: RecipeName, l0: float, scales: Scales, known: Set[str]
+) -> dict[str, Any]:
+    """Fields of the base's SAELens config that a recipe sets, the target L0 and k apart.
+
+    Args:
+        base: Base architecture.
+        recipe: Its name.
+        l0: Target.
+        scales: Of the activations.
+        known: Fields that its config has.
+    """
+    options: dict[str, Any] = {}
+    if "jumprelu_sparsity_loss_mode" in known:
+        options["jumprelu_sparsity_loss_mode"] = "quadratic"
+    if recipe == "saelens":
+        # Steering a coefficient is this package's: SAELens' own leads where it leads.
+        return {**options, "target_l0": None} if "l0_steering_rate" in known else options
+    if "jumprelu_sparsity_loss_mode" in known:
+        # SAELens' penalty is 2 / L0 * (l0 - L0)^2 against a squared error of this order.
+        share = _L0_COEFFICIENT if recipe == "fair" else 1.0
+        options["l0_coefficient"] = share * scales.square_norm / l0
+    if recipe == "fair":
+        options["l0_control"] = _CONTROL
+        if "l1_coefficient" in known:
+            gated = issubclass(get_baseline(f"seeded_{base}").sae_class, GatedTrainingSAE)
+            share = _L1_COEFFICIENT["gated" if gated else "standard"]
+            options["l1_coefficient"] = share * scales.threshold
+    return options
+
+
+def bandwidth_of(recipe: RecipeName) -> float | None:
+    """Of JumpReLU's estimator in units of the initial threshold; None for SAELens' own."""
+    return _BANDWIDTH if recipe == "fair" else None
+
+
+def in_words(recipe: RecipeName) -> str:
+    """What a recipe does to bases that have no k, for a report."""
+    if recipe == "saelens":
+        return "SAELens' own defaults; L0 is where its penalty leads"
+    if recipe == "first":
+        return (
+            "L0 is led to the target by a penalty (quadratic for JumpReLU, with a coefficient "
+            "of E|x|^2 / L0; a steered L1 coefficient for standard and gated SAEs)"
+        )
+    return (
+        "L0 is held at the target in every batch, by one factor on all thresholds (JumpReLU) "
+        "or one shift of all biases (standard, gated); the penalty only tells latents apart "
+        f"(quadratic with a coefficient of E|x|^2 / L0 times {_L0_COEFFICIENT:g}; L1 of "
+        f"{_L1_COEFFICIENT['standard']:g} and {_L1_COEFFICIENT['gated']:g} times the initial "
+        "threshold)"
+    )
+
+
+@cache
+def _fields(base: str) -> frozenset[str]:
+    return frozenset(f.name for f in fields(get_baseline(f"seeded_{base}").config_class))

@@ -1,0 +1,206 @@
+"""Recipes: what a study tells each base, and that members are trained at their L0."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from sae_baselines import fair_options
+from sae_baselines.baselines import get_baseline
+from sae_baselines.errors import UserError
+from sae_baselines.study.build import Start, encoder_start, member_config
+from sae_baselines.study.engine import StudyResult, train_study
+from sae_baselines.study.identity import training_of
+from sae_baselines.study.l0_record import L0Record, recorded_l0, summary
+from sae_baselines.study.plan import members_of
+from sae_baselines.study.spec import PanelSpec, spec_difference, spec_from_dict, spec_hash
+from tests.helpers import activations, batches, make_sae, make_trainer
+from tests.tiny_model import tiny_panel
+
+MEMBERS = ["trained", "frozen_decoder", "frozen_decoder:cov"]
+X = activations(512) * 3
+CONTROLLED = ("jumprelu", "standard", "gated")
+
+
+def spec_of(architecture: str | list[str], **overrides: Any) -> PanelSpec:
+    options = {"d_sae": 64, "expansion": None, "members": MEMBERS, **overrides}
+    return spec_from_dict(tiny_panel(Path("model"), architecture=architecture, **options))
+
+
+def configs(tmp_path: Path, architecture: str, **overrides: Any) -> dict[str, Any]:
+    """SAELens config of each member."""
+    from sae_baselines.baselines import covariance_of, save_covariance  # noqa: PLC0415
+
+    spec = spec_of(architecture, **overrides)
+    covariance = tmp_path / "covariance.safetensors"
+    save_covariance(covariance_of(X), covariance)
+    start = Start(X, torch.zeros(16), float(X.pow(2).sum(dim=1).mean()), covariance)
+    (panel,) = spec.panels()
+    return {
+        key.member: member_config(spec, key, member, start, 16, "cpu")
+        for key, member in members_of(spec, panel).items()
+    }
+
+
+def test_fair_holds_l0_with_a_penalty_that_leaves_it_alone(tmp_path: Path) -> None:
+    made = configs(tmp_path, "jumprelu")
+    square_norm = float(X.pow(2).sum(dim=1).mean())
+    for name, config in made.items():
+        scheme: Any = "cov" if name.endswith("cov") else "iso"
+        start = encoder_start(X, 64, 6, 0, scheme, tmp_path / "covariance.safetensors")
+        assert config.l0_control == 0.2
+        assert config.target_l0 == 6
+        assert config.l0_coefficient == pytest.approx(square_norm / 6 / 400)
+        assert config.encoder_init_scale == pytest.approx(start.scale)
+        threshold = start.scale * start.threshold
+        assert config.jumprelu_init_threshold == pytest.approx(threshold)
+        assert config.jumprelu_bandwidth == pytest.approx(2.3 * threshold)
+
+
+@pytest.mark.parametrize(("base", "share"), [("standard", 0.8), ("gated", 1.2)])
+def test_a_coefficient_is_the_same_for_every_member(
+    base: str, share: float, tmp_path: Path
+) -> None:
+    made = configs(tmp_path, base)
+    threshold = encoder_start(X, 64, 6, 0, "iso", None).threshold
+    for config in made.values():
+        assert config.l1_coefficient == pytest.approx(share * threshold)
+        assert (config.l0_control, config.target_l0) == (0.2, 6)
+
+
+@pytest.mark.parametrize("base", CONTROLLED)
+def test_saelens_own_defaults_are_reachable(base: str, tmp_path: Path) -> None:
+    stock = get_baseline(f"seeded_{base}").config_class(d_in=16, d_sae=64)
+    for config in configs(tmp_path, base, recipe="saelens").values():
+        for field in ("l0_coefficient", "l1_coefficient", "l0_control", "jumprelu_bandwidth"):
+            if hasattr(stock, field):
+                assert getattr(config, field) == getattr(stock, field)
+        assert config.encoder_init_scale == 1.0
+        assert config.target_l0 == (6 if base == "jumprelu" else None)
+
+
+def test_the_first_recipe_is_what_it_was(tmp_path: Path) -> None:
+    for config in configs(tmp_path, "jumprelu", recipe="first").values():
+        assert config.l0_control == 0
+        assert config.l0_coefficient == 16 / 6
+        assert config.jumprelu_bandwidth == 0.05
+        assert config.encoder_init_scale == 1.0
+
+
+def test_own_options_go_before_a_recipe(tmp_path: Path) -> None:
+    own = {"l0_coefficient": 0.5, "jumprelu_bandwidth": 0.3, "l0_control": 0.02}
+    for config in configs(tmp_path, "jumprelu", sae=own).values():
+        assert {name: getattr(config, name) for name in own} == own
+
+
+def test_a_stored_study_without_a_recipe_has_the_first(tmp_path: Path) -> None:
+    del tmp_path
+    stored = spec_from_dict(
+        tiny_panel(Path("model"), architecture="jumprelu"), kind=PanelSpec, stored=True
+    )
+    assert stored.recipe == "first"
+    assert stored.encoder_init_for("jumprelu") == "transposed"
+
+
+def test_a_recipe_counts_where_it_changes_something() -> None:
+    def hashed(architecture: Any, **options: Any) -> str:
+        return spec_hash(spec_of(architecture, **options))
+
+    for base in ("batchtopk", "topk"):
+        same = {hashed(base, recipe=r) for r in ("fair", "saelens", "first")}
+        assert same == {hashed(base, encoder_init="transposed")}
+    for base in CONTROLLED:
+        assert len({hashed(base, recipe=r) for r in ("fair", "saelens", "first")}) == 3
+    # As version 0.1.0-dev wrote it, with neither field.
+    data = tiny_panel(Path("model"), d_sae=64, expansion=None, members=MEMBERS)
+    old, new = {**data, "encoder_init": "transposed"}, {**data, "recipe": "fair"}
+    assert spec_difference(old, new) == []
+
+
+@pytest.mark.parametrize("scheme", ["iso", "cov"])
+@pytest.mark.parametrize("base", CONTROLLED)
+def test_configs_of_ones_own_can_have_what_panels_have(
+    base: str, scheme: Any, tmp_path: Path
+) -> None:
+    made = configs(tmp_path, base)
+    member = made["frozen_decoder_cov" if scheme == "cov" else "frozen_decoder"]
+    path = tmp_path / "covariance.safetensors" if scheme == "cov" else None
+    options = fair_options(base, X, 6, 64, init_scheme=scheme, covariance_path=path)
+    config = get_baseline(f"frozen_decoder_{base}").config_class(d_in=16, **options)
+    ours, panels = vars(config), vars(member)
+    assert {name for name in panels if ours[name] != panels[name]} <= {
+        "metadata",
+        "normalize_activations",
+        "device",
+        "sparse_step",
+    }
+
+
+def test_a_base_that_has_a_k_needs_no_options() -> None:
+    with pytest.raises(UserError, match=r"batchtopk.* needs nothing"):
+        fair_options("batchtopk", X, 6, 64)
+
+
+@pytest.fixture(scope="module")
+def study(
+    model_folder: Path, text: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> StudyResult:
+    spec = spec_from_dict(
+        tiny_panel(
+            model_folder,
+            architecture=list(CONTROLLED),
+            members=["trained", "frozen_decoder"],
+            training_tokens=128 * 200,
+            calibration_tokens=4096,
+            eval_tokens=4096,
+        )
+    )
+    return train_study(spec, tmp_path_factory.mktemp("studies") / "fair", dataset=text)
+
+
+def test_members_are_trained_at_the_l0_that_they_are_measured_at(study: StudyResult) -> None:
+    folders = [path.parent for path in study.folder.glob("panels/*/*/cfg.json")]
+    assert len(folders) == 6
+    for folder in folders:
+        measured = json.loads((folder / "measurement.json").read_text())
+        found = training_of(folder, measured)
+        assert found["l0_in_training"] == pytest.approx(1, abs=0.1)
+        if folder.parent.name.startswith("jumprelu"):
+            assert found["threshold_factor"] == pytest.approx(1, abs=0.1)
+        record = json.loads((folder / "provenance.json").read_text())["l0_over_training"]
+        assert record["end"] == pytest.approx(6 * found["l0_in_training"])
+        assert (record["steps"][0], record["steps"][-1]) == (2, 200)
+        assert len(record["l0"]) == 100
+
+
+def test_l0_over_training_is_that_of_each_batch_also_of_a_resumed_run(tmp_path: Path) -> None:
+    l0 = []
+    data = batches()
+    for steps in (range(7), range(7, 20)):
+        # The second run begins anew, as after a checkpoint at step 7.
+        sae = make_sae("frozen_decoder_standard")
+        trainer = make_trainer(sae, 20)
+        trainer.n_training_samples = steps[0] * 64
+        with L0Record(tmp_path, {"a": sae}):
+            for _ in steps:
+                acts = trainer.step(next(data)).feature_acts.to_dense()
+                l0.append(float((acts != 0).float().sum(-1).mean()))
+            # One more, which the next run does again.
+            if steps[0] == 0:
+                trainer.step(next(batches(seed=9)))
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), l0, rtol=1e-6)
+    assert recorded_l0(tmp_path, "a")["end"] == pytest.approx(l0[-1])
+
+
+def test_l0_of_a_run_that_is_known_in_part() -> None:
+    l0 = np.full(1000, np.nan, dtype=np.float32)
+    assert summary(l0) == {"end": None, "steps": [], "l0": []}
+    l0[500:] = np.arange(500)
+    found = summary(l0)
+    assert found["end"] == pytest.approx(np.arange(450, 500).mean())
+    assert found["steps"] == list(range(510, 1001, 10))
+    assert found["l0"][0] == 4.5
