@@ -45,7 +45,7 @@ from sae_baselines.study.folder import (
     StudyFolder,
     read_measurement,
 )
-from sae_baselines.study.identity import CAP_SHARE, WEIGHTS, identity_of
+from sae_baselines.study.identity import CAP_SHARE, WEIGHTS, identity_of, training_of
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import MemberSpec
 
@@ -176,7 +176,8 @@ def identity_rows(
     saes: Iterable[tuple[Mapping[str, Any], Path, Mapping[str, Any]]],
     packages: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows that say whose cap held how many rows, and which SAEs have the same weights.
+    """Rows that say how training met its target, whose cap held how many rows, and which SAEs
+    have the same weights.
 
     Args:
         saes: Per SAE its columns of the table, its folder and its measurement.
@@ -188,6 +189,10 @@ def identity_rows(
         who = identity_of(folder, measured)
         used = training_versions(folder)
         versions = None if packages is None else versions_text(used, packages)
+        rows += [
+            row(facts, (PANEL_SUITE, metric), value, versions=versions)
+            for metric, value in training_of(folder, measured).items()
+        ]
         share = who[CAP_SHARE]
         if share is not None:
             n = measured.get("d_sae")
@@ -309,10 +314,18 @@ def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
                     (PANEL_SUITE, metric),
                     float(measured[metric]),
                     direction=direction,
-                    n=int(measured["n_tokens"]) if metric in _COUNT_TOKENS else None,
-                    n_of="tokens",
+                    **_counted(metric, measured),
                     versions=versions,
                 )
+
+
+def _counted(metric: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What a number of the panel counts over."""
+    if metric in _COUNT_TOKENS:
+        return {"n": int(measured["n_tokens"]), "n_of": "tokens"}
+    if metric == "alive" and "d_sae" in measured:
+        return {"n": int(measured["d_sae"]), "n_of": "latents"}
+    return {}
 
 
 def _rows(result: Result) -> Iterable[dict[str, Any]]:

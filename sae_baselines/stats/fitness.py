@@ -7,8 +7,11 @@ What is found here bars the word of a comparison and leaves its numbers:
   its rows at the end of training. Up to rounding it is then the trained SAE.
 - **a collapsed seed**: one run of a member failed where its others did not. The mean over
   seeds is then about how often that happens, which few seeds do not tell.
+- **trained at another L0**: a member that was trained at an L0 that it is not measured at, and
+  brought to it afterwards, is not as well trained as one that was trained at it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,6 +22,7 @@ from sae_baselines.results import BySeed
 from sae_baselines.stats.intervals import spread
 from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures
+from sae_baselines.study.identity import FACTOR, L0_IN_TRAINING
 
 # 1 %: what fewer rows than that can do to a mean over latents is within the noise of seeds, and
 # a word would be about something else than the cap.
@@ -29,13 +33,16 @@ _LOST = 0.5
 _OUTLYING = 0.01
 # A seed's difference dominates the spread where it is that far out.
 _DOMINANT = 0.05
+# How far thresholds, or L0 in training, may be from where they are measured
+# (benchmarks/recipes: members in this range lose less than .005 of explained variance).
+LEAST_RATIO, MOST_RATIO = 0.9, 1.1
 # Also the panel's own measurements show a collapse; higher is better in both.
 _HEALTH = ("explained_variance", "alive")
 
 
 def unfit(match: Match) -> tuple[Bar, ...]:
     """Why a word about this pair would mean nothing, if it would."""
-    return (*not_two(match), *collapses(match), *failures(match))
+    return (*not_two(match), *collapses(match), *trained_elsewhere(match), *failures(match))
 
 
 def not_two(match: Match) -> list[Bar]:
@@ -192,6 +199,28 @@ def collapses(match: Match) -> list[Bar]:
                 )
                 found[Bar("collapsed seed", text)] = None
     return list(found)
+
+
+def trained_elsewhere(match: Match) -> list[Bar]:
+    """Members whose L0 in training was not the one that they are measured at."""
+    bars = []
+    for member in (match.tested, match.other):
+        for metric, what in (
+            (FACTOR, "its thresholds were multiplied by"),
+            (L0_IN_TRAINING, "L0 over the target in the last training batches was"),
+        ):
+            values = match.table.of_panel(metric, match.group, member)
+            off = {s: v for s, v in values.items() if not LEAST_RATIO <= v <= MOST_RATIO}
+            if off:
+                worst = max(off.values(), key=lambda v: abs(math.log(max(v, 1e-9))))
+                bars.append(
+                    Bar(
+                        "L0 in training",
+                        f"{member} was not trained at its L0 at {_named(off)}: {what} up to "
+                        f"{worst:.3g}, where {LEAST_RATIO:g} to {MOST_RATIO:g} is allowed",
+                    )
+                )
+    return bars
 
 
 def _named(seeds: Iterable[int]) -> str:

@@ -13,6 +13,7 @@ BarKind = Literal[
     "copies",
     "collapsed seed",
     "failed run",
+    "L0 in training",
     "L0 apart",
     "L0 unknown",
     "L0 unmeasured",

@@ -10,16 +10,18 @@ So a comparison needs within the tolerance, seed by seed:
    measured of both.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from sae_baselines.controls import PUBLISHED, is_control, kind_of
 from sae_baselines.evals.measured import LOWER
 from sae_baselines.evals.registry import metric_of
-from sae_baselines.results import L0_TOLERANCE, PANEL_SUITE
+from sae_baselines.results import L0_TOLERANCE, PANEL_SUITE, BySeed
 from sae_baselines.stats.match import Bar, Match
+from sae_baselines.study.identity import DEAD_SHARE
 
 # The panel's, which is below 0 where a reconstruction is worse than the mean activation.
 _EV = "explained_variance"
+_MOST_DEAD = 0.5
 
 
 def l0_apart(first: float, second: float) -> float:
@@ -75,46 +77,75 @@ def _at(seed: int) -> str:
 
 
 def failures(match: Match) -> list[Bar]:
-    """Scores of either member that are those of a run that failed.
+    """Members that are what a failed run left, by this metric or by the panel's measurements.
 
-    So is a reconstruction worse than without an SAE (the mean activation, or ablation), or than
-    an untrained SAE's of the same panel. What is bad by construction has not failed (controls),
-    nor is it a panel's run (a published SAE).
+    A reconstruction worse than without an SAE (the mean activation, or ablation), or than an
+    untrained SAE's of the same panel; or more than half of the latents dead. What is bad by
+    construction has not failed (controls), nor is it a panel's run (a published SAE).
 
     What is known of an error or a loss without an SAE is that it is worse: it is that of a run
-    that failed where an untrained SAE has less, or where the panel's explained variance is.
+    that failed where an untrained SAE has less.
     """
     known = metric_of(*match.metric)
-    least = known.least
-    if match.table.direction(match.metric) != known.direction:
-        return []
-    if least is None and (known.depends, known.direction) != ("reconstruction", LOWER):
-        return []
-    return [Bar("failed run", text) for text in _failures(match, least)]
-
-
-def _failures(match: Match, least: float | None) -> Iterable[str]:
-    table, group, metric = match.table, match.group, match.metric
-    sign = table.direction(metric)
-    untrained = {}
-    for member in table.present(group, metric):
-        kind = kind_of(table.constraints[member])
-        if kind is not None and kind.untrained:
-            untrained[member] = table.values(group, metric, member)
+    scores = match.table.direction(match.metric) == known.direction and (
+        known.least is not None or (known.depends, known.direction) == ("reconstruction", LOWER)
+    )
+    bars = []
     for member, values in zip((match.tested, match.other), match.values, strict=True):
-        constraint = table.constraints[member]
+        constraint = match.table.constraints[member]
         if is_control(constraint) or constraint == PUBLISHED:
             continue
-        explained = {} if least is not None else table.of_panel(_EV, group, member)
-        for seed, value in values.items():
-            floors = {} if least is None else {"no SAE at all": least}
-            floors |= {f"untrained {m}": by[seed] for m, by in untrained.items() if seed in by}
-            worse = [
-                f"{metric[1]} is {value:.4g}, worse than {what} ({floor:.4g})"
-                for what, floor in floors.items()
-                if sign * (value - floor) < 0
-            ]
-            if (ev := explained.get(seed, 0.0)) < 0:
-                worse.append(f"{PANEL_SUITE}/{_EV} is {ev:.4g}, worse than no SAE at all (0)")
-            if worse:
-                yield f"{member} failed at seed {seed}: {worse[0]}"
+        found = _by_score(match, values, known.least) if scores else {}
+        by_panel = _by_panel(match, member)
+        for seed in values:
+            if (text := found.get(seed) or by_panel.get(seed)) is not None:
+                bars.append(Bar("failed run", f"{member} failed at seed {seed}: {text}"))
+    return bars
+
+
+def _by_score(match: Match, values: BySeed, least: float | None) -> dict[int, str]:
+    """By seed, why this metric says that the run failed."""
+    sign, name = match.table.direction(match.metric), match.metric[1]
+    untrained = _untrained(match, lambda m: match.table.values(match.group, match.metric, m))
+    found = {}
+    for seed, value in values.items():
+        floors = {} if least is None else {"no SAE at all": least}
+        floors |= {f"untrained {m}": by[seed] for m, by in untrained.items() if seed in by}
+        for what, floor in floors.items():
+            if sign * (value - floor) < 0:
+                found.setdefault(
+                    seed, f"{name} is {value:.4g}, worse than {what} ({floor:.4g})"
+                )
+    return found
+
+
+def _by_panel(match: Match, member: str) -> dict[int, str]:
+    """By seed, why the panel's own measurements say so."""
+
+    def of(name: str, member: str) -> BySeed:
+        return match.table.of_panel(name, match.group, member)
+
+    found = {
+        seed: f"{share:.0%} of its latents fired on no held-out sample, more than half"
+        for seed, share in of(DEAD_SHARE, member).items()
+        if share > _MOST_DEAD
+    }
+    untrained = _untrained(match, lambda m: of(_EV, m))
+    for seed, ev in of(_EV, member).items():
+        floors = {"no SAE at all": 0.0}
+        floors |= {f"untrained {m}": by[seed] for m, by in untrained.items() if seed in by}
+        for what, floor in floors.items():
+            if ev < floor:
+                text = f"{PANEL_SUITE}/{_EV} is {ev:.4g}, worse than {what} ({floor:.4g})"
+                found.setdefault(seed, text)
+    return found
+
+
+def _untrained(match: Match, of: Callable[[str], BySeed]) -> dict[str, BySeed]:
+    """A number of the untrained controls of the panel."""
+    found = {}
+    for member in match.table.present(match.group):
+        kind = kind_of(match.table.constraints[member])
+        if kind is not None and kind.untrained:
+            found[member] = of(member)
+    return found

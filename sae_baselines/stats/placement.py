@@ -19,7 +19,7 @@ from sae_baselines.stats.differences import (
     OnMetric,
     comparable,
 )
-from sae_baselines.stats.fitness import collapses, not_two, remarks
+from sae_baselines.stats.fitness import collapses, not_two, remarks, trained_elsewhere
 from sae_baselines.stats.intervals import Interval, spread
 from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures, unmatched
@@ -168,7 +168,8 @@ def placements(
                 failure = _failure(match, metric[0] in unpaired_suites)
                 if on_missing == "error" and failure is not None:
                     raise UserError(failure)
-                barred = failure or _joined(not_two(match)) or _unmatched(match)
+                own = [*not_two(match), *trained_elsewhere(match)]
+                barred = failure or _joined(own) or _unmatched(match)
                 placed.append(_place(match, barred, alpha))
     return placed
 

@@ -163,3 +163,58 @@ def test_a_failed_run_has_no_error_to_compare_either(known_by: str) -> None:
     assert {bar.kind for bar in found["frozen_decoder"].bars} == {"failed run"}
     if known_by != "panel":
         assert found["random"].word == "beats"
+
+
+def of_training(metric: str, trained: float, other: float) -> list[Any]:
+    """A fact of training, the same in every seed."""
+    both = paired([trained] * 5, [other] * 5)
+    return rows(both, suite="panel", metric=metric, direction=0)
+
+
+@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training"])
+@pytest.mark.parametrize(
+    ("trained", "other", "barred"),
+    [(1.0, 1.0, None), (0.91, 1.09, None), (0.52, 0.95, "trained"), (1.0, 1.2, "frozen")],
+)
+def test_members_that_were_trained_at_another_l0_get_no_word(
+    metric: str, trained: float, other: float, barred: str | None
+) -> None:
+    table = (
+        scored(),
+        scored(PROBING, "sae_top_1_test_accuracy"),
+        of_training(metric, trained, other),
+    )
+    for word, reason in words(*table).values():
+        assert word == ("beats" if barred is None else "no verdict")
+        if barred:
+            assert reason.startswith(f"{barred}")
+            assert "was not trained at its L0 at seeds 0, 1, 2, 3, 4" in reason
+            assert "0.9 to 1.1 is allowed" in reason
+
+
+@pytest.mark.parametrize(("share", "fails"), [(0.5, False), (0.51, True)])
+def test_a_member_more_than_half_dead_has_failed_on_every_metric(
+    share: float, fails: bool
+) -> None:
+    probing = scored(PROBING, "sae_top_1_test_accuracy")
+    word, reason = words(probing, of_training("dead_share", 0.1, share))[PROBING]
+    assert word == ("no verdict" if fails else "beats")
+    if fails:
+        assert "frozen_decoder failed at seed 0: 51% of its latents fired on no" in reason
+
+
+def test_a_member_below_its_untrained_control_has_failed_on_every_metric() -> None:
+    probing = scored(PROBING, "sae_top_1_test_accuracy")
+    random = paired(HIGH, LOW, "random")
+    probing += rows(random, suite=PROBING, metric="sae_top_1_test_accuracy")[5:]
+    control = rows(
+        paired(HIGH, [0.4] * 5, "random"), suite="panel", metric="explained_variance"
+    )
+    panel = rows(paired(HIGH, [0.3] * 5), suite="panel", metric="explained_variance")
+    kept = [row for row in control if row["member"] == "random"]
+    found = verdicts(frame(probing, panel, kept), metrics=[f"{PROBING}/*"])
+    (one,) = (v for v in found if v.baseline == "frozen_decoder")
+    assert one.word == "no verdict"
+    assert "explained_variance is 0.3, worse than untrained random (0.4)" in one.reason
+    found = verdicts(frame(probing, panel), metrics=[f"{PROBING}/*"])
+    assert {v.word for v in found} == {"beats"}
