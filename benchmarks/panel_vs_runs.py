@@ -164,7 +164,7 @@ def _runner_config(
         decoder_init_norm=1.0,
         # SAELens' type does not list all that it accepts.
         **{"normalize_activations": spec.normalize_activations},
-        **architecture_options(base, spec.l0s[0], d_in, d_sae, known),
+        **architecture_options(base, spec.l0s[0], d_sae, known),
         **spec.sae,
     )
     # Field names are SAELens' own in a panel's spec too; what both have is the same.

@@ -201,7 +201,7 @@ def build(settings: Settings, architecture: str, init_seed: int) -> TrainingSAE[
     known = {f.name for f in dataclasses.fields(config_class)}
     options: dict[str, Any] = {
         "init_seed": init_seed,
-        **architecture_options(BASE, settings.l0, settings.d_in, settings.d_sae, known),
+        **architecture_options(BASE, settings.l0, settings.d_sae, known),
     }
     return sae_class(config_class(d_in=settings.d_in, d_sae=settings.d_sae, **options))
 

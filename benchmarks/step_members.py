@@ -15,6 +15,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.baselines import SEEDED, baseline_name, sample_directions, seeded_start
 from sae_baselines.study.build import architecture_options
+from sae_baselines.study.recipes import Scales, bandwidth_of, recipe_options
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
 STOCK = "stock"
@@ -177,11 +178,14 @@ class Stepper:
 
 
 def base_options(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
-    """Config fields that stock and twins share; sparsity targets as panels set them."""
+    """Config fields that stock and twins share; targets and penalties as panels set them."""
     known = {f.name for f in fields(get_sae_training_class(base)[1])}
-    options = architecture_options(base, shape.k, shape.d_in, shape.d_sae, known)
+    options = architecture_options(base, shape.k, shape.d_sae, known)
     if base == "jumprelu":
         options["jumprelu_init_threshold"] = threshold
+        options["jumprelu_bandwidth"] = (bandwidth_of("fair") or 0.0) * threshold
+        scales = Scales(shape.d_in, threshold)
+        options |= recipe_options(base, "fair", shape.k, scales, known)
     return options
 
 

@@ -61,7 +61,7 @@ OTHERS = {
     "first": Candidate({"recipe": "first"}),
     "saelens": Candidate({"recipe": "saelens"}),
     "transposed": Candidate({"encoder_init": "transposed"}),
-    "control / 4": Candidate(factors={"l0_control": 0.25}),
+    "control x 4": Candidate(factors={"l0_control": 4}),
     "no control": Candidate(factors={"l0_control": 0.0}),
 }
 CANDIDATES: dict[str, dict[str, Candidate]] = {
@@ -72,7 +72,7 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
         **OTHERS,
         "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
         "no penalty": Candidate(factors={"l0_coefficient": 0}),
-        "bandwidth / 2": Candidate(factors={"jumprelu_bandwidth": 0.5}),
+        "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
     },
     "standard": {
         "fair": FAIR,

@@ -40,7 +40,7 @@ class L0ControlConfig(ConfigMixin):
             (L0 of the last batch / target_l0) to this power; biases are lowered by this times
             the logarithm of that ratio, in units of the mean active value. The drift that
             remains is learned and taken off too. 0 leaves L0 to the penalty, as SAELens does;
-            sae_baselines' studies use 0.2.
+            sae_baselines' studies use 0.1.
     """
 
     l0_control: float = 0.0

@@ -200,7 +200,9 @@ def load_eval_spec(path: str | Path) -> EvalSpec:
         UserError: No such file, not YAML, or not valid.
     """
     data = read_yaml(path)
-    section = data.get("evals") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds no fields; write evals: and what belongs to it")
+    section = data.get("evals")
     return eval_spec_from_dict(section, where=f"{Path(path).name}: evals")
 
 

@@ -19,8 +19,8 @@ RecipeName = Literal["fair", "saelens", "first"]
 EncoderInit = Literal["transposed", "fitted"]
 
 # See benchmarks/recipes/README.md for what each was compared with.
-_CONTROL = 0.2
-_BANDWIDTH = 2.3
+_CONTROL = 0.1
+_BANDWIDTH = 0.5
 _L0_COEFFICIENT = 1 / 400
 _L1_COEFFICIENT = {"standard": 0.8, "gated": 1.2}
 
@@ -71,7 +71,8 @@ def recipe_options(
         share = _L0_COEFFICIENT if recipe == "fair" else 1.0
         options["l0_coefficient"] = share * scales.square_norm / l0
     if recipe == "fair":
-        options["l0_control"] = _CONTROL
+        if "l0_control" in known:
+            options["l0_control"] = _CONTROL
         if "l1_coefficient" in known:
             gated = issubclass(get_baseline(f"seeded_{base}").sae_class, GatedTrainingSAE)
             share = _L1_COEFFICIENT["gated" if gated else "standard"]

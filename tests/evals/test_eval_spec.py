@@ -15,7 +15,13 @@ from sae_baselines.evals import EvalSpec, eval_spec_from_dict, evaluate, suite_n
 from sae_baselines.evals import registry as suites
 from sae_baselines.evals.measured import HIGHER
 from sae_baselines.evals.metrics import Metric
-from sae_baselines.evals.spec import settings_hash, settings_of, store_spec, stored_spec
+from sae_baselines.evals.spec import (
+    load_eval_spec,
+    settings_hash,
+    settings_of,
+    store_spec,
+    stored_spec,
+)
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.spec import load_spec
@@ -208,3 +214,10 @@ def test_a_suite_of_a_plugin_is_kept_and_no_other_runs_in_its_place(tmp_path: Pa
     kept = stored_spec(tmp_path, to_run=True)
     assert kept is not None
     assert list(kept.suites) == ["core"]
+
+
+@pytest.mark.parametrize("text", ["", "- core\n", "core\n"])
+def test_a_file_without_fields_is_not_the_defaults(text: str, tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml: holds no fields"):
+        load_eval_spec(tmp_path / "c.yaml")

@@ -52,13 +52,13 @@ def test_fair_holds_l0_with_a_penalty_that_leaves_it_alone(tmp_path: Path) -> No
     for name, config in made.items():
         scheme: Any = "cov" if name.endswith("cov") else "iso"
         start = encoder_start(X, 64, 6, 0, scheme, tmp_path / "covariance.safetensors")
-        assert config.l0_control == 0.2
+        assert config.l0_control == 0.1
         assert config.target_l0 == 6
         assert config.l0_coefficient == pytest.approx(square_norm / 6 / 400)
         assert config.encoder_init_scale == pytest.approx(start.scale)
         threshold = start.scale * start.threshold
         assert config.jumprelu_init_threshold == pytest.approx(threshold)
-        assert config.jumprelu_bandwidth == pytest.approx(2.3 * threshold)
+        assert config.jumprelu_bandwidth == pytest.approx(0.5 * threshold)
 
 
 @pytest.mark.parametrize(("base", "share"), [("standard", 0.8), ("gated", 1.2)])
@@ -69,7 +69,7 @@ def test_a_coefficient_is_the_same_for_every_member(
     threshold = encoder_start(X, 64, 6, 0, "iso", None).threshold
     for config in made.values():
         assert config.l1_coefficient == pytest.approx(share * threshold)
-        assert (config.l0_control, config.target_l0) == (0.2, 6)
+        assert (config.l0_control, config.target_l0) == (0.1, 6)
 
 
 @pytest.mark.parametrize("base", CONTROLLED)
