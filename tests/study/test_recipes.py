@@ -154,7 +154,7 @@ def study(
             model_folder,
             architecture=list(CONTROLLED),
             members=["trained", "frozen_decoder"],
-            training_tokens=128 * 200,
+            training_tokens=128 * 400,
             calibration_tokens=4096,
             eval_tokens=4096,
         )
@@ -173,7 +173,7 @@ def test_members_are_trained_at_the_l0_that_they_are_measured_at(study: StudyRes
             assert found["threshold_factor"] == pytest.approx(1, abs=0.1)
         record = json.loads((folder / "provenance.json").read_text())["l0_over_training"]
         assert record["end"] == pytest.approx(6 * found["l0_in_training"])
-        assert (record["steps"][0], record["steps"][-1]) == (2, 200)
+        assert (record["steps"][0], record["steps"][-1]) == (4, 400)
         assert len(record["l0"]) == 100
 
 
