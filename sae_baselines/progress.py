@@ -10,11 +10,8 @@ from tqdm import std
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm as best
 
-# Seconds between two signs of life, however long a step takes; in a file, where each is a line,
-# they become rarer as time goes by.
+# Seconds between two signs of life, however long a step takes.
 _EVERY = 1.5
-_LONGEST = 60.0
-_SHARE = 0.05
 _LINE = (
     "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {elapsed} gone, {remaining} left"
     "{postfix}"
@@ -66,15 +63,12 @@ def _tick(bar: Any) -> None:
     known = weakref.ref(bar)
 
     def tick() -> None:
-        wait = _EVERY
         while True:
-            time.sleep(wait)
+            time.sleep(_EVERY)
             live = known()
             if live is None or live.disable:
                 return
             live.refresh()
-            if isinstance(live, _Lines):
-                wait = max(_EVERY, min(_LONGEST, _SHARE * live.format_dict["elapsed"]))
             del live
 
     threading.Thread(target=tick, daemon=True, name="progress").start()

@@ -45,14 +45,3 @@ def test_what_is_short_is_one_line():
     assert list(progress([1, 2, 3], desc="Measuring", unit="SAE", file=out)) == [1, 2, 3]
     (line,) = out.getvalue().splitlines()
     assert line.startswith("Measuring: 3 of 3 SAE, ")
-
-
-def test_lines_of_a_file_become_rarer(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_EVERY", 0.01)
-    monkeypatch.setattr(module, "_SHARE", 1.0)
-    out = io.StringIO()
-    with progress(total=8, desc="Training", unit="batch", file=out) as bar:
-        bar.update(4)
-        time.sleep(0.5)
-    # Each wait is as long as all before it: a line after 10, 20, 40, ... ms.
-    assert 3 <= len(out.getvalue().splitlines()) <= 10
