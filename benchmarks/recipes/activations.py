@@ -64,7 +64,7 @@ def parts_of(texts: list[str], tokenizer: Any, bos: bool) -> Iterator[tuple[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layer", type=int, required=True, help="whose output is taken")
     parser.add_argument("--model", help="Hub name or local folder")
