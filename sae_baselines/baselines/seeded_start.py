@@ -128,6 +128,11 @@ class SeededStartMixin(LoadingMixin):
         if has_own(self, "W_enc"):
             self.W_enc.data.copy_(self.cfg.encoder_init_scale * self.W_dec.data.T)
 
+    @torch.no_grad()
+    def set_start_b_dec(self, b_dec: Tensor) -> None:
+        """Start b_dec from here, ``[d_in]``, in place."""
+        self.b_dec.data.copy_(b_dec)
+
     @property
     def start_is_pending(self) -> bool:
         """Whether ``cov`` directions still wait for activations of the run."""

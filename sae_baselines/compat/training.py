@@ -4,6 +4,7 @@ tests/compat/test_training.py has a contract per name, whose failure says what m
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from safetensors.torch import load_file
 from sae_baselines.errors import UserError
 from sae_baselines.files import unreadable
 from sae_baselines.progress import progress
+
+# Where SAELens clips the norm of gradients, of each SAE by itself.
+_CLIPPED_AT = 1.0
 
 TrainingStep = Callable[[SAETrainer[Any, Any], torch.Tensor], Any]
 
@@ -45,6 +49,27 @@ def around_each_step(
         yield
     finally:
         SAETrainer.step = original
+
+
+@contextmanager
+def clipping_at(norm: float | None) -> Iterator[None]:
+    """Clip gradients of an SAE at this norm where SAELens' trainers do at 1; None does not."""
+    original = torch.nn.utils.clip_grad_norm_
+
+    @functools.wraps(original)
+    def clip(parameters: Any, max_norm: float, *args: Any, **options: Any) -> Any:
+        del max_norm
+        limit = math.inf if norm is None else norm
+        return original(parameters, limit, *args, **options)
+
+    if norm == _CLIPPED_AT:
+        yield
+        return
+    torch.nn.utils.clip_grad_norm_ = clip
+    try:
+        yield
+    finally:
+        torch.nn.utils.clip_grad_norm_ = original
 
 
 @contextmanager

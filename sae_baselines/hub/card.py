@@ -223,12 +223,11 @@ def random_members(source: SourceStudy) -> dict[str, str]:
     texts = {}
     for name, member in members.items():
         kind = kind_of(member.constraint)
-        scheme, tau = member.init_scheme, member.tau
         if kind is not None:
             texts[name] = _words("control", kind=kind)
         elif member.constraint in CONSTRAINTS:
-            options = {"tau": source.spec.tau if tau is None else tau}
-            drawn = _words("drawn", scheme=scheme)
+            options = {"tau": source.spec.tau, **member.options}
+            drawn = _words("drawn", scheme=member.init_scheme)
             texts[name] = CONSTRAINTS[member.constraint].of_directions(drawn, options)
     return texts
 

@@ -60,10 +60,10 @@ class SAEDescription:
         source: What was asked about.
         facts: Plain data, None where not recorded: ``architecture`` as exported,
             ``trained_as``, ``base_architecture``, ``constraint`` and ``constraint_words``,
-            ``tau``, ``cap_bound_share`` (of decoder rows that the cap holds), ``seed``,
-            ``init_scheme``, ``model``, ``hook``, ``d_in``, ``d_sae``, ``context_size``,
-            ``dataset``, ``tokens_seen``, ``l0_target``, ``l0`` with ``l0_measured`` (on what),
-            ``explained_variance``, ``versions``.
+            ``tau``, ``learned`` (by a frozen encoder), ``cap_bound_share`` (of decoder rows
+            that the cap holds), ``seed``, ``init_scheme``, ``model``, ``hook``, ``d_in``,
+            ``d_sae``, ``context_size``, ``dataset``, ``tokens_seen``, ``l0_target``, ``l0``
+            with ``l0_measured`` (on what), ``explained_variance``, ``versions``.
         start: Where it started, in words; None if that is not known.
         start_unknown: Why not.
         drift: ``facts`` of `sae_baselines.drift.cosines.drift_of` for "decoder" and "encoder".
@@ -155,8 +155,7 @@ def _promise(
 ) -> Promise | None:
     """Compare a constraint with how far the weights are from their start."""
     constraint = CONSTRAINTS.get(str(facts["constraint"]))
-    options = {"tau": facts["tau"]}
-    promised = constraint and constraint.promise(options, _precision_of(weights))
+    promised = constraint and constraint.promise(facts, _precision_of(weights))
     if promised is None:
         return None
     what = VECTORS[promised.side]
@@ -208,15 +207,15 @@ def _facts(
     trained_as = cfg.get("architecture") if checkpoint else trained_as
     control = ours.get("control")
     constraint = control or details.get("constraint") or constraint_of(str(trained_as or ""))
-    tau = details.get("tau", cfg.get("tau"))
+    options = {name: details.get(name, cfg.get(name)) for name in ("tau", "learned")}
     l0 = metadata.get("l0")
     return {
         "architecture": cfg.get("architecture"),
         "trained_as": trained_as,
         "base_architecture": ours.get("base_architecture") or details.get("base_architecture"),
         "constraint": constraint,
-        "constraint_words": in_words(constraint, trained_as, tau),
-        "tau": tau,
+        "constraint_words": in_words(constraint, trained_as, options),
+        **options,
         "seed": details.get("init_seed", ours.get("init_seed", cfg.get("init_seed"))),
         "init_scheme": ours.get("scheme") or details.get("init_scheme", cfg.get("init_scheme")),
         "model": metadata.get("model_name"),
@@ -250,13 +249,15 @@ def _measured_on(ours: Mapping[str, Any]) -> str:
     return "at the end of training, by SAELens"
 
 
-def in_words(constraint: str | None, trained_as: str | None, tau: float | None) -> str:
+def in_words(
+    constraint: str | None, trained_as: str | None, options: Mapping[str, Any] | None
+) -> str:
     """What is fixed in an SAE and what learned."""
     control = kind_of(constraint or "")
     if control is not None:
         return f"a control, not trained: {control.what}"
     if constraint in CONSTRAINTS:
-        return CONSTRAINTS[constraint].in_words({"tau": tau})
+        return CONSTRAINTS[constraint].in_words(options or {})
     if trained_as is None:
         return "none is recorded"
     return "none: everything was trained"

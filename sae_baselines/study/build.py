@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_baselines.baselines import (
     SEEDED,
@@ -167,6 +167,8 @@ def member_config(
         options["sparse_step"] = spec.sparse_step in with_step
     if "tau" in known:
         options["tau"] = spec.tau if member.tau is None else member.tau
+    if member.learned is not None:
+        options["learned"] = member.learned
     normed = spec.recipe == "first" and spec.normalization != "none"
     options |= _start_options(
         base,
@@ -332,7 +334,7 @@ def encoder_start(
 
 
 @torch.no_grad()
-def set_b_dec(saes: dict[str, TrainingSAE[Any]], start: Start) -> None:
+def set_b_dec(saes: Mapping[str, Any], start: Start) -> None:
     """Give every member the common b_dec."""
     for sae in saes.values():
-        sae.b_dec.data.copy_(start.b_dec.to(sae.b_dec))
+        sae.set_start_b_dec(start.b_dec)

@@ -24,6 +24,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from sae_baselines.compat.training import clipping_at
 from sae_baselines.drift import DriftTracker
 from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
 from sae_baselines.errors import UserError, did_you_mean
@@ -412,7 +413,8 @@ class _Work:
             self.source.held_out,
             spec.drift,
         )
-        trained = self.source.train(run)
+        with clipping_at(spec.clip_grad_norm):
+            trained = self.source.train(run)
         seconds = round(time.monotonic() - began, 1)
         for key in progress(members, desc="Calibrating and exporting", unit="SAE"):
             self._export(key, trained, run, seconds)

@@ -24,6 +24,7 @@ from sae_baselines.baselines import (
 )
 from sae_baselines.baselines.cap import validate_tau
 from sae_baselines.baselines.directions import InitScheme
+from sae_baselines.baselines.frozen_encoder import Learned
 from sae_baselines.controls import (
     PUBLISHED,
     TRAINED,
@@ -57,6 +58,9 @@ from sae_baselines.yaml_text import read_yaml
 PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
 DEFAULT_MEMBERS = (TRAINED, "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 
+# Options of a constraint that a member has a field for.
+_OPTIONS = ("tau", "learned")
+
 # Of every spec's dataclass.
 SPEC_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 # Of a study, an SAE or a model: letters, digits and so on, as every file system takes them.
@@ -73,6 +77,7 @@ SET_BY_PANEL = {
     "k",
     "target_l0",
     "tau",
+    "learned",
     "init_seed",
     "init_scheme",
     "init_activations_path",
@@ -169,13 +174,16 @@ class MemberSpec:
             `sae_baselines.controls`).
         init_scheme: ``iso`` or ``cov`` (paper, Appendix E).
         tau: Cap of a soft-frozen decoder; default the panel's.
-        label: Folder name; default the constraint, with ``_cov`` and ``_tau0.9`` as needed,
-            or the control, with ``_`` for the colon.
+        learned: Of a frozen encoder: ``biases`` (default), or only the activation
+            ``threshold``, as the paper says.
+        label: Folder name; default the constraint, with ``_cov``, ``_tau0.9`` and
+            ``_threshold`` as needed, or the control, with ``_`` for the colon.
     """
 
     constraint: str
     init_scheme: InitScheme = "iso"
     tau: float | None = None
+    learned: Learned | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
@@ -187,7 +195,15 @@ class MemberSpec:
             return self.label
         cov = "_cov" if self.init_scheme == "cov" else ""
         tau = f"_tau{self.tau:g}" if self.tau is not None else ""
-        return f"{self.constraint.replace(':', '_')}{cov}{tau}"
+        learned = "_threshold" if self.learned == "threshold" else ""
+        return f"{self.constraint.replace(':', '_')}{cov}{tau}{learned}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it says of its constraint's own options."""
+        return {
+            name: getattr(self, name) for name in _OPTIONS if getattr(self, name) is not None
+        }
 
     @property
     def is_control(self) -> bool:
@@ -225,6 +241,8 @@ class StudySpec(ABC):
             holds L0, else transposed.
         sparse_step: Which members train on active entries only (same numbers up to float32
             rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
+        clip_grad_norm: Norm that the gradient of each SAE is clipped at; SAELens' is fixed at
+            1. null does not clip.
         drift: Record cos(row, its start), EV and L0 at these fractions of training, in each
             member's ``drift.json`` and ``drift.npz``, e.g. [0.05, 0.1, 0.25, 0.5, 1.0]
             (paper, Appendix D); empty records nothing. Training is the same either way.
@@ -242,6 +260,7 @@ class StudySpec(ABC):
     encoder_init: EncoderInit | None = None
     sparse_step: Literal["baselines", "all", "none"] = "baselines"
     lr: float = PydanticField(default=2e-4, gt=0)
+    clip_grad_norm: float | None = PydanticField(default=1.0, gt=0)
     lr_warm_up_steps: int = PydanticField(default=0, ge=0)
     adam_beta1: float = PydanticField(default=0.9, ge=0, lt=1)
     adam_beta2: float = PydanticField(default=0.999, ge=0, lt=1)
@@ -659,14 +678,14 @@ def validate_members(spec: StudySpec) -> None:
             known = [TRAINED, *CONSTRAINTS, *control_names()]
             hint = did_you_mean(member.constraint, known)
             raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
-        if member.tau is not None:
-            with_tau = [c.name for c in CONSTRAINTS.values() if "tau" in c.options]
-            if member.constraint not in with_tau:
+        for option in member.options:
+            having = [c.name for c in CONSTRAINTS.values() if option in c.options]
+            if member.constraint not in having:
                 raise UserError(
-                    f"members: {member.name}: tau belongs to {', '.join(with_tau)}, not to "
+                    f"members: {member.name}: {option} belongs to {', '.join(having)}, not to "
                     f"{member.constraint}"
                 )
-            validate_tau_of(member)
+        validate_tau_of(member)
         whitened = spec.normalization == "covariance_whitening"
         constraint = CONSTRAINTS.get(member.constraint)
         survives = constraint is None or constraint.survives_whitening
@@ -909,9 +928,11 @@ _AS_BEFORE = {
     "encoder_init": "transposed",
     "published": None,
     "held_out_spread": 1,
+    "clip_grad_norm": 1.0,
 }
 _CHOSEN_LATER = ("recipe", "held_out_spread")
 _MODEL_AS_BEFORE = {"center_writing_weights": False}
+_MEMBER_AS_BEFORE = {"learned": None}
 # Where a published SAE was found and what it says of itself change nothing.
 _OF_PUBLISHED = ("weights_sha256", "input_scale")
 
@@ -939,6 +960,11 @@ def _as_before(data: dict[str, Any]) -> dict[str, Any]:
         data = {**data, "encoder_init": "/".join(sorted(inits))}
     if isinstance(data.get("model"), dict):
         data = {**data, "model": _without(data["model"], _MODEL_AS_BEFORE)}
+    if isinstance(members := data.get("members"), list):
+        as_before = [
+            _without(m, _MEMBER_AS_BEFORE) if isinstance(m, dict) else m for m in members
+        ]
+        data = {**data, "members": as_before}
     return _without(data, _AS_BEFORE)
 
 
@@ -952,7 +978,9 @@ def spec_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     not in the first stands for, since nobody could find it there."""
     a, b = _as_before(a), _as_before(b)
     differing = sorted(
-        k for k in a.keys() | b.keys() if k not in _NOT_IN_HASH and a.get(k) != b.get(k)
+        k
+        for k in a.keys() | b.keys()
+        if k not in _NOT_IN_HASH and ((k in a) != (k in b) or a.get(k) != b.get(k))
     )
     return [
         f"{k}, which is {_AS_BEFORE[k]} there" if k in _AS_BEFORE and k not in a else k

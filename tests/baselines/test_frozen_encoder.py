@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sae_lens import SAE
 
-from sae_baselines.baselines import get_baseline
+from sae_baselines.baselines import CONSTRAINTS, get_baseline
 from sae_baselines.baselines.frozen_encoder import selection_depends_on_decoder
+from tests.baselines.test_export import in_eval_mode
 from tests.helpers import (
     BASES,
     BATCH,
@@ -35,6 +37,10 @@ from tests.helpers import (
     weights,
 )
 from tests.sparse_or_dense import is_close
+
+# The paper's reading, and what is trained then beside W_dec and b_dec.
+PAPER = {"learned": "threshold"}
+THRESHOLD = {"standard": {"b_enc"}, "jumprelu": {"threshold"}, "gated": {"b_gate"}}
 
 
 def frozen(base: str, **options: Any) -> tuple[AnySAE, torch.Tensor]:
@@ -284,3 +290,134 @@ def test_the_check_finds_an_encoder_that_uses_the_decoder(base: str) -> None:
     before = weights(sae)
     assert selection_depends_on_decoder(sae)
     assert all(torch.equal(t, before[n]) for n, t in sae.state_dict().items())
+
+
+def threshold_only(base: str, **options: Any) -> AnySAE:
+    """As the paper says, with a b_dec to start from."""
+    sae, _ = frozen(base, **PAPER, **options)
+    sae.set_start_b_dec(activations(512).mean(dim=0))
+    return sae
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_only_the_decoder_and_the_threshold_are_learned(base: str, tmp_path: Path) -> None:
+    sae = threshold_only(base)
+    wanted = {"W_dec", "b_dec", *THRESHOLD.get(base, ())}
+    assert {name for name, _ in sae.named_parameters()} == wanted
+    before = weights(sae)
+    kept = [n for n in ("W_enc", "b_enc", "b_mag", "r_mag") if n in before.keys() - wanted]
+    assert all(before[name].any() for name in kept if name != "r_mag")
+
+    def check() -> None:
+        for name in kept:
+            assert torch.equal(getattr(sae, name), before[name]), name
+
+    train(sae, 12, checked(batches(), check), n_checkpoints=1, checkpoint_path=str(tmp_path))
+    check()
+    for name in wanted:
+        assert not torch.equal(sae.state_dict()[name], before[name]), name
+    resumed, _ = frozen(base, **PAPER, init_seed=5)
+    trainer = make_trainer(resumed, 12, batches(first=7))
+    resume(trainer, only_checkpoint(tmp_path))
+    trainer.fit()
+    for name in (*kept, *wanted):
+        assert torch.equal(resumed.state_dict()[name], sae.state_dict()[name]), name
+    getattr(sae, kept[-1]).requires_grad_(True)
+    with pytest.raises(RuntimeError, match=rf"{kept[-1]}.*is frozen"):
+        sae.training_forward_pass(step_input(sae, activations(8)))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_encoder_sees_the_starts_b_dec_whatever_is_learned_of_it(base: str) -> None:
+    x, mean = activations(64, seed=9), activations(512).mean(dim=0)
+    sae, (other, _) = threshold_only(base), frozen(base)
+    other.set_start_b_dec(mean)
+    acts = sae.encode(x)
+    assert torch.allclose(acts, other.encode(x), atol=1e-5)
+    assert torch.allclose(sae.decode(acts), other.decode(acts))
+    with torch.no_grad():
+        for each in (sae, other):
+            each.b_dec.add_(0.5)
+    assert torch.equal(sae.encode(x), acts)
+    assert not torch.allclose(other.encode(x), acts, atol=1e-5)
+    assert torch.allclose(sae.decode(acts), other.decode(acts))
+    # Who subtracts nothing starts with nothing.
+    plain = threshold_only(base, apply_b_dec_to_input=False)
+    assert not any(plain.state_dict()[n].any() for n in ("b_enc", "b_mag") if hasattr(plain, n))
+
+
+def test_directions_that_come_later_are_folded_in_again() -> None:
+    sae = threshold_only("topk")
+    rows = make_sae("seeded_topk", init_seed=3).W_dec.detach()
+    sae.set_start_directions(rows)
+    assert torch.allclose(sae.b_enc, -rows @ sae.b_dec, atol=1e-6)
+    assert frozen("topk", **PAPER)[0].cfg.apply_b_dec_to_input is False
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_export_computes_what_training_with_a_threshold_did(
+    base: str, tmp_path: Path
+) -> None:
+    quick = {"topk_threshold_lr": 0.3} if "batchtopk" in base else {}
+    scaled = {"normalize_activations": "expected_average_only_in"}
+    sae = threshold_only(base, **quick, **scaled)
+    train(sae, 12, lr=3e-2)
+    x = activations(128, seed=50)
+    wanted = in_eval_mode(sae, x)
+    sae.save_inference_model(tmp_path)
+    stock = SAE.load_from_disk(tmp_path)
+    acts = stock.encode(x)
+    assert wanted.clear.sum() >= 100
+    assert (wanted.acts != 0).any()
+    assert torch.allclose(acts[wanted.clear], wanted.acts[wanted.clear], atol=1e-5)
+    assert torch.allclose(stock.decode(acts)[wanted.clear], wanted.out[wanted.clear], atol=1e-5)
+    assert stock.cfg.metadata.training_architecture_details["learned"] == "threshold"
+
+
+@pytest.mark.parametrize("base", ["standard", "jumprelu", "gated", "topk"])
+def test_biases_that_are_frozen_are_folded_too(base: str) -> None:
+    x, out = activations(64, seed=9), []
+    mean, scale = x.mean(dim=0), torch.linspace(0.5, 2, D_IN).diag()
+    for white in (True, False):
+        sae = threshold_only(base)
+        randomise_(sae)
+        if white:
+            sae.fold_activation_whitening(mean, scale, scale.inverse())
+            out.append(sae(x))
+        else:
+            out.append(sae((x - mean) @ scale) @ scale.inverse() + mean)
+    assert torch.allclose(out[0], out[1], atol=1e-5)
+    if base != "topk":  # SAELens refuses there
+        before = sae(x)
+        sae.fold_W_dec_norm()
+        assert torch.allclose(sae(x), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_with_a_threshold_either_step_is_the_same(base: str) -> None:
+    ours, stock = threshold_only(base), threshold_only(base, **dense_step(base))
+    for sae in (ours, stock):
+        randomise_(sae)
+    dead = torch.zeros(D_SAE, dtype=torch.bool)
+    dead[::3] = True
+    found = []
+    for sae in (ours, stock):
+        step = sae.training_forward_pass(step_input(sae, activations(BATCH), dead))
+        found.append({**gradients(sae, step.loss), "loss": step.loss.detach()})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_casting_and_what_is_said_of_it() -> None:
+    sae = threshold_only("jumprelu").to(torch.bfloat16)
+    start = sae.b_enc.clone()
+    train(sae, 3, (b.bfloat16() for b in batches()))
+    assert torch.equal(sae.b_enc, start)
+    constraint = CONSTRAINTS["frozen_encoder"]
+    assert constraint.in_words(PAPER).endswith(
+        "learned: W_dec, b_dec at the output, the activation threshold"
+    )
+    assert constraint.in_words({"learned": None}).endswith("learned: W_dec, biases, thresholds")
+    with pytest.raises(ValueError, match="learned: 'all' is unknown; use biases or threshold"):
+        frozen("topk", learned="all")

@@ -168,6 +168,12 @@ def test_it_gets_its_three_and_its_seeded_self() -> None:
     assert register_baselines("margin") == NAMES["margin"]
 
 
+def test_which_of_its_biases_is_a_threshold_is_not_guessed() -> None:
+    for name in ("frozen_encoder_margin", "frozen_encoder_warm_topk"):
+        with pytest.raises(ValueError, match=r"learned: 'threshold' is not possible .* use"):
+            make_sae(name, learned="threshold")
+
+
 def test_a_name_that_is_nearly_its_name_leads_there() -> None:
     with pytest.raises(ValueError, match="'margn' is unknown; did you mean margin"):
         register_baselines("margn")

@@ -58,6 +58,46 @@ def test_the_step_is_put_back_whatever_happens() -> None:
     assert SAETrainer.step is original
 
 
+def _norms_at_the_optimiser(steps: int) -> list[float]:
+    """Norms of the gradients that a trainer's optimiser is given."""
+    norms: list[float] = []
+    trainer = make_trainer(make_sae("seeded_topk"), steps)
+
+    def note(*_: Any) -> None:
+        gradients = [p.grad for p in trainer.sae.parameters() if p.grad is not None]
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+
+    trainer.optimizer.register_step_pre_hook(note)
+    trainer.fit()
+    return norms
+
+
+def test_gradients_are_clipped_where_saelens_clips_them() -> None:
+    moved = "SAELens clips in another way: clip_grad_norm of a study does nothing, or too much"
+    stock = _norms_at_the_optimiser(3)
+    assert stock == pytest.approx([1.0] * 3, abs=1e-4), moved
+    with training.clipping_at(1.0):
+        assert _norms_at_the_optimiser(3) == stock
+    with training.clipping_at(0.1):
+        assert _norms_at_the_optimiser(3) == pytest.approx([0.1] * 3, abs=1e-5), moved
+    with training.clipping_at(None):
+        assert min(_norms_at_the_optimiser(3)) > 1.01, moved
+
+
+@pytest.mark.parametrize("norm", [None, 0.1, 1.0])
+def test_clipping_is_put_back_whatever_happens(norm: float | None) -> None:
+    original = torch.nn.utils.clip_grad_norm_
+
+    def fail() -> None:
+        with training.clipping_at(norm):
+            assert (torch.nn.utils.clip_grad_norm_ is original) == (norm == 1.0)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert torch.nn.utils.clip_grad_norm_ is original
+
+
 def test_saelens_has_the_methods_that_are_overridden_with_the_same_arguments() -> None:
     for name in ("_run_with_interruption_handling", "_save_runner_checkpoint_files"):
         theirs = getattr(MultiSAETrainingRunner, name, None)

@@ -212,6 +212,10 @@ def test_what_is_said_of_members_is_said_of_those_it_is_true_of():
     assert texts["permuted_pairing"].startswith(
         "a control, a trained SAE with something broken: the source with its decoder"
     )
+    paper = MemberSpec(constraint="frozen_encoder", learned="threshold")
+    assert card.random_members(described(paper))["frozen_encoder_threshold"].endswith(
+        "learned: W_dec, b_dec at the output, the activation threshold."
+    )
     # What is not trained shares no batches.
     assert card.shared(described(TRAINED_ONE, CONTROL, BROKEN)) == ""
     assert card.shared(every) == (

@@ -36,6 +36,11 @@ BASE = tiny_panel(Path("model"), d_sae=64, expansion=None)
         ({"members": ["trained", "frozen_decoder:kov"]}, "scheme 'kov' is unknown"),
         ({"tau": 1.5}, "tau: 1.5 is out of range"),
         ({"tau": -1.0}, "tau: -1.0 is out of range"),
+        ({"clip_grad_norm": 0}, "clip_grad_norm: 0: Input should be greater than 0"),
+        (
+            {"members": ["trained", {"constraint": "frozen_decoder", "learned": "threshold"}]},
+            "frozen_decoder_threshold: learned belongs to frozen_encoder, not to frozen_dec",
+        ),
         ({"l0": 0}, "l0: 0 is out of range"),
         ({"l0": -3}, "l0: -3 is out of range"),
         ({"l0": 64}, "l0: 64 is not below d_sae=64"),
@@ -173,3 +178,20 @@ def test_a_study_from_before_splits_its_text_as_it_did() -> None:
     assert spec_from_dict(fresh).held_out_spread > 1
     assert spec_hash(spec) == spec_hash(spec_from_dict({**BASE, "held_out_spread": 1}))
     assert spec_difference(stored, spec_to_dict(spec)) == []
+
+
+def test_what_came_later_changes_no_hash_where_it_is_as_before() -> None:
+    member: dict[str, Any] = {"constraint": "frozen_encoder", "init_scheme": "cov"}
+    plain = {**BASE, "members": ["trained", member]}
+    spec = spec_from_dict(plain)
+    stored = spec_to_dict(spec)
+    del stored["clip_grad_norm"], stored["members"][1]["learned"]
+    assert spec_difference(stored, spec_to_dict(spec)) == []
+    assert spec_hash(spec_from_dict(stored, stored=True)) == spec_hash(spec)
+    free = spec_from_dict({**plain, "clip_grad_norm": None})
+    assert spec_difference(stored, spec_to_dict(free)) == ["clip_grad_norm, which is 1.0 there"]
+    paper = spec_from_dict(
+        {**plain, "members": ["trained", {**member, "learned": "threshold"}]}
+    )
+    assert paper.member_specs[1].name == "frozen_encoder_cov_threshold"
+    assert len({spec_hash(each) for each in (spec, free, paper)}) == 3

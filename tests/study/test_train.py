@@ -24,6 +24,7 @@ from sae_baselines.baselines.cap import AT_EDGE
 from sae_baselines.baselines.frozen_decoder import FrozenDecoderMixin
 from sae_baselines.errors import UserError
 from sae_baselines.evals import write_results
+from sae_baselines.show import describe_sae
 from sae_baselines.stats import Verdict, verdicts
 from sae_baselines.study import StudyResult, train_study
 from sae_baselines.study.folder import StudyFolder
@@ -455,3 +456,31 @@ def test_a_damaged_checkpoint_is_named(model_folder: Path, text_file: Path, tmp_
     weights.write_bytes(weights.read_bytes()[:50])
     with pytest.raises(UserError, match=r"checkpoint .* is damaged"):
         train_study(spec, out, resume=True)
+
+
+def test_the_specs_clipping_and_what_an_encoder_learns_reach_the_members(
+    model_folder: Path, text: Dataset, tmp_path: Path
+) -> None:
+    paper = {"constraint": "frozen_encoder", "learned": "threshold"}
+    options = {"members": ["trained", paper], "training_tokens": 128 * 4}
+    # Adam divides by the size of gradients, unless they are far below its epsilon.
+    spec = _spec(model_folder, clip_grad_norm=1e-13, normalize_activations="none", **options)
+    out = train_study(spec, tmp_path / "clipped", dataset=text).folder
+    panel = out / "panels" / "batchtopk_l0_6_seed_0"
+    trained, encoder = (
+        SAE.load_from_disk(panel / name) for name in ("trained", "frozen_encoder_threshold")
+    )
+    rows = sample_directions(*trained.W_dec.shape, seed=0)
+    for sae in (trained, encoder):
+        assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(len(rows)), atol=1e-4)
+        assert torch.allclose(sae.W_dec, rows, atol=1e-4)
+    # b_dec has not moved, so that both subtract the same, in their own ways.
+    assert encoder.cfg.apply_b_dec_to_input is False
+    assert torch.allclose(
+        encoder.get_parameter("b_enc"), -trained.b_dec @ trained.W_enc, atol=1e-3
+    )
+    described = describe_sae(panel / "frozen_encoder_threshold")
+    assert described.facts["learned"] == "threshold"
+    assert "biases that are no threshold" in described.facts["constraint_words"]
+    assert described.promise is not None
+    assert described.promise.holds
