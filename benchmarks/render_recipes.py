@@ -15,7 +15,12 @@ DATA = {
 }
 MEMBERS = (
     *("trained", "frozen_decoder", "frozen_decoder_cov"),
-    *("soft_frozen_decoder", "frozen_encoder", "frozen_encoder_cov"),
+    *(
+        "soft_frozen_decoder",
+        "frozen_encoder",
+        "frozen_encoder_threshold",
+        "frozen_encoder_cov",
+    ),
 )
 
 
@@ -27,6 +32,27 @@ def search_tables(record: Mapping[str, Any]) -> str:
     for row in record["rows"]:
         by_data[row["data"]][row["base"], row["candidate"]].append(row)
     return "\n".join(_table(DATA[name], by_data[name]) for name in DATA if name in by_data)
+
+
+def variant_tables(record: Mapping[str, Any]) -> str:
+    """A table per data set and base of options.csv or silences.csv: EV on test, by option."""
+    found: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in record["rows"]:
+        option = row.get("clip") or row["change"]
+        found[row["data"], row["architecture"]][option].append(row)
+    parts = []
+    for (data, base), runs in found.items():
+        members = [
+            m for m in MEMBERS if any(r["member"] == m for r in next(iter(runs.values())))
+        ]
+        named = "clip_grad_norm" if "clip" in next(iter(runs.values()))[0] else "changed"
+        head = [named, *(f"`{m}`" for m in members), "seeds"]
+        lines = [f"**{data}, {base}**", "", _line(head), _line(["---"] * len(head))]
+        for option, rows in runs.items():
+            seeds = len({r["seed"] for r in rows})
+            lines.append(_line([option, *(_ev(rows, m) for m in members), str(seeds)]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def _table(title: str, runs: Mapping[tuple[str, str], list[Row]]) -> str:
