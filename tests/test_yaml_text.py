@@ -58,9 +58,11 @@ def test_what_people_write_is_read():
     assert parse_yaml(b"") is None
 
 
+# PyYAML itself writes a next-line character so that it comes back as a space.
+_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85"))
 _PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
     max_leaves=8,
 )
 

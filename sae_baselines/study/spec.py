@@ -855,7 +855,7 @@ def first_problem(error: ValidationError) -> str:
     # Of a field that may be several things, the one that came closest.
     same = [first, *(e for e in others if e["loc"][:1] == first["loc"][:1])]
     problem = max(same, key=lambda e: len(e["loc"]))
-    parts = [str(p) for p in problem["loc"]]
+    parts = [p if (p := str(part)).isprintable() else repr(p) for part in problem["loc"]]
     location = ".".join(p for p in parts if not _TYPE.fullmatch(p))
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
