@@ -1,10 +1,15 @@
 """Settings of every test."""
 
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from hypothesis import settings
+
+# A shell ignores interrupts for what it runs in the background; tests send them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # ``from tests.helpers import ...`` works however pytest was started.
 sys.path.insert(0, str(Path(__file__).parents[1]))
