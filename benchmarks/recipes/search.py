@@ -11,7 +11,8 @@ activations.py; pca96 is the first 96 principal components of smollm2.
 import argparse
 import csv
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -147,54 +148,94 @@ def _principal(source: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, torch.linalg.eigh((x - mean).T @ (x - mean))[1][:, -96:]
 
 
-def run(
-    data: Data, base: str, candidate: Candidate, seed: int, members: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    """Train the members of one panel in lockstep and measure their exports."""
-    fields = {
-        "name": "search",
-        "model": {"name": data.name},
-        "hook_name": "stored",
-        "dataset": {"path": data.name},
-        "architecture": base,
-        "d_sae": data.d_sae,
-        "l0": data.l0,
-        "seeds": [seed],
-        "members": list(members),
-        "training_tokens": data.steps * BATCH,
-        "train_batch_size_tokens": BATCH,
-        "lr": 2e-3,
-        "sparse_step": "all",
-        "normalize_activations": data.normalization,
-        "n_batches_for_norm_estimate": 4,
-        "n_batches_in_buffer": 64,
-        **candidate.study,
+def trained(
+    data: Data,
+    base: str,
+    members: Sequence[Any],
+    seed: int,
+    folder: Path,
+    *,
+    fields: Mapping[str, Any],
+    change: Callable[[Any], Mapping[str, Any]],
+    around: Callable[[PanelSpec, dict[str, Any]], AbstractContextManager[Any]],
+) -> dict[str, Any]:
+    """Train the members of one panel in lockstep; SAELens' trainer of each.
+
+    Args:
+        data: The activations.
+        base: Base of the panel.
+        members: As in a study's spec.
+        seed: Of initial weights.
+        folder: For what their start needs.
+        fields: Further fields of the study's spec.
+        change: Fields of a member's SAELens config that are to be others.
+        around: What the training happens in, of the spec and the SAEs.
+    """
+    spec = spec_from_dict(
+        {
+            "name": "search",
+            "model": {"name": data.name},
+            "hook_name": "stored",
+            "dataset": {"path": data.name},
+            "architecture": base,
+            "d_sae": data.d_sae,
+            "l0": data.l0,
+            "seeds": [seed],
+            "members": list(members),
+            "training_tokens": data.steps * BATCH,
+            "train_batch_size_tokens": BATCH,
+            "lr": 2e-3,
+            "sparse_step": "all",
+            "normalize_activations": data.normalization,
+            "n_batches_for_norm_estimate": 4,
+            "n_batches_in_buffer": 64,
+            **fields,
+        },
+        "search",
+        PanelSpec,
+    )
+    start = prepare_start(spec, data.calibration, folder)
+    (panel,) = spec.panels()
+    configs = member_configs(spec, members_of(spec, panel), start, data.dev.shape[1], "cpu")
+    saes = {
+        key.member: get_sae_training_class(config.architecture())[0](
+            replace(config, **change(config))
+        )
+        for key, config in configs.items()
     }
-    spec = spec_from_dict(fields, "search", PanelSpec)
+    set_b_dec(saes, start)
+    training = StreamTraining.of(
+        spec, "cpu", training_samples=spec.training_tokens, train_batch_size=BATCH
+    )
+    with around(spec, saes):
+        return train_on_stream(saes, data, training).trainers
+
+
+def run(
+    data: Data, base: str, candidate: Candidate, seed: int, members: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Train the members of one panel and measure their exports."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        start = prepare_start(spec, data.calibration, folder)
-        (panel,) = spec.panels()
-        saes = {}
-        configs = member_configs(spec, members_of(spec, panel), start, data.dev.shape[1], "cpu")
-        for key, config in configs.items():
-            changed = {n: getattr(config, n) * f for n, f in candidate.factors.items()}
-            saes[key.member] = get_sae_training_class(config.architecture())[0](
-                replace(config, **changed)
-            )
-        set_b_dec(saes, start)
-        training = StreamTraining.of(
-            spec, "cpu", training_samples=spec.training_tokens, train_batch_size=BATCH
+        trainers = trained(
+            data,
+            base,
+            members,
+            seed,
+            folder,
+            fields=candidate.study,
+            change=lambda config: {
+                name: getattr(config, name) * f for name, f in candidate.factors.items()
+            },
+            around=lambda _spec, saes: L0Record(folder / "l0", saes),
         )
-        with L0Record(folder / "l0", saes):
-            trainer = train_on_stream(saes, data, training)
         return [
             {
                 "member": name,
                 **measured(one.sae, data, folder / name),
                 "l0_in_training": recorded_l0(folder / "l0", name)["end"] / data.l0,
             }
-            for name, one in trainer.trainers.items()
+            for name, one in trainers.items()
         ]
 
 

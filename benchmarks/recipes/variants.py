@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.registry import get_sae_training_class
-from search import BATCH, HERE, Data, data_of, measured
+from search import HERE, Data, data_of, measured, trained
 
 from sae_baselines.compat.training import clipping_at
-from sae_baselines.study.build import member_configs, prepare_start, set_b_dec
-from sae_baselines.study.plan import members_of
-from sae_baselines.study.spec import spec_from_dict
-from sae_baselines.study.stream import StreamTraining, train_on_stream
+from sae_baselines.study.spec import PanelSpec
 
 _TEST_ROWS = 24_192
 
@@ -46,47 +42,31 @@ def run(
             have them.
         around: What the training happens in.
     """
-    spec = spec_from_dict(
-        {
-            "name": "variants",
-            "model": {"name": data.name},
-            "hook_name": "stored",
-            "dataset": {"path": data.name},
-            "architecture": architecture,
-            "d_sae": data.d_sae,
-            "l0": data.l0,
-            "seeds": [seed],
-            "members": list(members),
-            "training_tokens": data.steps * BATCH,
-            "train_batch_size_tokens": BATCH,
-            "lr": 2e-3,
-            "sparse_step": "all",
-            "normalize_activations": data.normalization,
-            "n_batches_for_norm_estimate": 4,
-            "n_batches_in_buffer": 128,
-            **(fields or {}),
-        }
-    )
     norms: list[float] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        start = prepare_start(spec, data.calibration, Path(scratch))
-        (panel,) = spec.panels()
-        saes: dict[str, Any] = {}
-        configs = member_configs(spec, members_of(spec, panel), start, data.dev.shape[1], "cpu")
-        for key, config in configs.items():
-            known = {k: v for k, v in (changed or {}).items() if hasattr(config, k)}
-            sae_class, _ = get_sae_training_class(config.architecture())
-            saes[key.member] = sae_class(replace(config, **known))
-        set_b_dec(saes, start)
-        training = StreamTraining.of(
-            spec, "cpu", training_samples=spec.training_tokens, train_batch_size=BATCH
-        )
+
+    def others(config: Any) -> dict[str, Any]:
+        return {k: v for k, v in (changed or {}).items() if hasattr(config, k)}
+
+    @contextmanager
+    def noted(spec: PanelSpec, _saes: dict[str, Any]) -> Iterator[None]:
         with clipping_at(spec.clip_grad_norm), _noted(norms), around or nullcontext():
-            trained = train_on_stream(saes, data, training)
+            yield
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainers = trained(
+            data,
+            architecture,
+            members,
+            seed,
+            Path(scratch),
+            fields=fields or {},
+            change=others,
+            around=noted,
+        )
         rows = []
-        for i, (name, trainer) in enumerate(trained.trainers.items()):
+        for i, (name, trainer) in enumerate(trainers.items()):
             found = measured(trainer.sae, data, Path(scratch) / name)
-            of_member = torch.tensor(norms[i :: len(saes)])
+            of_member = torch.tensor(norms[i :: len(trainers)])
             rows.append(
                 {
                     "member": name,

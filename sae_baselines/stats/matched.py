@@ -105,18 +105,9 @@ def failures(match: Match) -> list[Bar]:
 
 def _by_score(match: Match, values: BySeed, least: float | None) -> dict[int, str]:
     """By seed, why this metric says that the run failed."""
-    sign, name = match.table.direction(match.metric), match.metric[1]
     untrained = _untrained(match, lambda m: match.table.values(match.group, match.metric, m))
-    found = {}
-    for seed, value in values.items():
-        floors = {} if least is None else {"no SAE at all": least}
-        floors |= {f"untrained {m}": by[seed] for m, by in untrained.items() if seed in by}
-        for what, floor in floors.items():
-            if sign * (value - floor) < 0:
-                found.setdefault(
-                    seed, f"{name} is {value:.4g}, worse than {what} ({floor:.4g})"
-                )
-    return found
+    sign = match.table.direction(match.metric)
+    return _worse(match.metric[1], values, least, untrained, sign)
 
 
 def _by_panel(match: Match, member: str) -> dict[int, str]:
@@ -125,19 +116,28 @@ def _by_panel(match: Match, member: str) -> dict[int, str]:
     def of(name: str, member: str) -> BySeed:
         return match.table.of_panel(name, match.group, member)
 
-    found = {
+    dead = {
         seed: f"{share:.0%} of its latents fired on no held-out sample, more than half"
         for seed, share in of(DEAD_SHARE, member).items()
         if share > _MOST_DEAD
     }
     untrained = _untrained(match, lambda m: of(_EV, m))
-    for seed, ev in of(_EV, member).items():
-        floors = {"no SAE at all": 0.0}
+    return {**_worse(f"{PANEL_SUITE}/{_EV}", of(_EV, member), 0.0, untrained, 1), **dead}
+
+
+def _worse(
+    name: str, values: BySeed, least: float | None, untrained: dict[str, BySeed], sign: int
+) -> dict[int, str]:
+    """By seed, what a value is worse than: that of no SAE, or of an untrained one."""
+    found: dict[int, str] = {}
+    for seed, value in values.items():
+        floors = {} if least is None else {"no SAE at all": least}
         floors |= {f"untrained {m}": by[seed] for m, by in untrained.items() if seed in by}
         for what, floor in floors.items():
-            if ev < floor:
-                text = f"{PANEL_SUITE}/{_EV} is {ev:.4g}, worse than {what} ({floor:.4g})"
-                found.setdefault(seed, text)
+            if sign * (value - floor) < 0:
+                found.setdefault(
+                    seed, f"{name} is {value:.4g}, worse than {what} ({floor:.4g})"
+                )
     return found
 
 
