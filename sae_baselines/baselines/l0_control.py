@@ -6,8 +6,16 @@ so that members of a panel end at different L0s, none of them the target's. Here
 of a JumpReLU are multiplied by one factor before each step, and all biases of a standard SAE
 (gates of a gated one) shifted by one number; what tells latents apart is left to gradients.
 The same for every member, as the batch's own threshold is in a BatchTopK.
+
+A shift of biases alone is undone by the encoder. ReLU subtracts from every active value, so the
+loss asks all latents for more; encoders grow, biases are shifted after them, and the SAE gets
+worse at the L0 that is held (measured: benchmarks/recipes). So what all active values are asked
+for in common is taken from those next to 0, whose number is the L0: the gradient along which it
+does not change.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +23,7 @@ import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 
-from sae_baselines.compat.saes import ConfigMixin, PreciseBuffersMixin
+from sae_baselines.compat.saes import ConfigMixin, PreciseBuffersMixin, shadow
 from sae_baselines.sparse import active_latents
 
 _STATE = "l0_control_state"
@@ -29,6 +37,8 @@ _NEAR = 0.5
 _DRIFT_SHARE = 0.125
 # What a bias is shifted by is in units of a mean over about this many steps.
 _SMOOTHING = 0.1
+# Active values up to this share of their mean are next to 0.
+_NEXT_TO_ZERO = 0.25
 
 
 @dataclass(kw_only=True)
@@ -38,9 +48,10 @@ class L0ControlConfig(ConfigMixin):
     Args:
         l0_control: Gain of the control. Before each step thresholds are multiplied by
             (L0 of the last batch / target_l0) to this power; biases are lowered by this times
-            the logarithm of that ratio, in units of the mean active value. The drift that
-            remains is learned and taken off too. 0 leaves L0 to the penalty, as SAELens does;
-            sae_baselines' studies use 0.1.
+            the logarithm of that ratio, in units of the mean active value, and gradients of a
+            standard or gated SAE are those at constant L0. The drift that remains is learned
+            and taken off too. 0 leaves L0 to the penalty, as SAELens does; sae_baselines'
+            studies use 0.1.
     """
 
     l0_control: float = 0.0
@@ -67,6 +78,7 @@ class L0ControlMixin(PreciseBuffersMixin):
     threshold: Tensor
     b_enc: Tensor
     b_gate: Tensor
+    activation_fn: Callable[[Tensor], Tensor]
     # [3] float64: L0 of the last batch and the mean active value, -1 before there is one, and
     # the drift
     l0_control_state: Tensor
@@ -82,7 +94,8 @@ class L0ControlMixin(PreciseBuffersMixin):
             return super().training_forward_pass(step_input)
         # Not after the forward pass: its backward pass reads the thresholds again.
         self._move_all()
-        output = super().training_forward_pass(step_input)
+        with self._at_constant_l0():
+            output = super().training_forward_pass(step_input)
         self._note(output.feature_acts)
         return output
 
@@ -95,6 +108,44 @@ class L0ControlMixin(PreciseBuffersMixin):
         else:
             bias = self.b_gate if hasattr(self, "b_gate") else self.b_enc
             bias.data.sub_((move * unit.clamp(min=0)).to(bias.dtype))
+
+    @contextmanager
+    def _at_constant_l0(self) -> Iterator[None]:
+        """Gradients of active values as if their number could not change.
+
+        Not for thresholds, which values jump over; for gates see `calculate_aux_loss`.
+        """
+        if hasattr(self, "threshold") or hasattr(self, "b_gate"):
+            yield
+            return
+        activation_fn = self.activation_fn
+        with shadow(self, activation_fn=lambda pre: at_constant_number(activation_fn(pre))):
+            yield
+
+    def _gate_values(self, gate: Tensor) -> Tensor:
+        """Of the sparse step of a gated SAE."""
+        gate = torch.relu(gate)
+        return at_constant_number(gate) if self.cfg.l0_control else gate
+
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        losses: Any = super().calculate_aux_loss
+        inputs = (step_input, feature_acts, hidden_pre, sae_out)
+        dense_gate = hasattr(self, "b_gate") and active_latents(feature_acts) is None
+        if not (self.cfg.l0_control and dense_gate):
+            return losses(*inputs)
+        # SAELens computes the gate in here. What is taken from each value is taken from its
+        # bias, which the inactive ones do not pass on.
+        centred = step_input.sae_in - self.b_dec * self.cfg.apply_b_dec_to_input
+        gate = torch.relu(centred @ self.W_enc + self.b_gate)
+        level = level_of(gate)
+        with shadow(self, b_gate=self.b_gate - (level - level.detach())):
+            return losses(*inputs)
 
     def _log_ratio(self, l0: Tensor) -> Tensor:
         ratio = l0 / self.cfg.target_l0
@@ -115,6 +166,32 @@ class L0ControlMixin(PreciseBuffersMixin):
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         state_dict.pop(_STATE, None)
+
+
+def at_constant_number(acts: Tensor) -> Tensor:
+    """The same activations; their gradient keeps the number of positive ones.
+
+    Raising all pre-activations by one number changes how many are positive. That part of a
+    gradient, its sum over the positive ones, is subtracted again in equal parts from those
+    that are next to 0.
+
+    Args:
+        acts: Activations of any shape, none negative.
+    """
+    if not (torch.is_grad_enabled() and acts.requires_grad):
+        return acts
+    level = level_of(acts)
+    return acts - (acts > 0) * (level - level.detach())
+
+
+def level_of(acts: Tensor) -> Tensor:
+    """Mean of the activations next to 0, a scalar; 0 without any."""
+    with torch.no_grad():
+        active = acts > 0
+        mean = acts.sum() / active.sum().clamp(min=1)
+        near = active & (acts <= _NEXT_TO_ZERO * mean)
+        share = near.to(acts.dtype) / near.sum().clamp(min=1)
+    return (acts * share).sum()
 
 
 def mean_l0(acts: Tensor) -> Tensor:

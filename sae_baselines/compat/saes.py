@@ -93,19 +93,19 @@ OVERRIDDEN: dict[str, tuple[type[Any], str]] = {
 
 
 @contextmanager
-def shadow(module: nn.Module, **tensors: Tensor) -> Iterator[None]:
-    """Make ``module.name`` answer with another tensor inside the block.
+def shadow(module: nn.Module, **others: Any) -> Iterator[None]:
+    """Make ``module.name`` answer with another tensor, or function, inside the block.
 
     Lets SAELens' own code run unchanged on, say, a detached W_dec. Parameters and buffers
     live in tables of their own that attribute look-up consults last, so an entry in the
     instance dictionary hides them without touching them.
     """
     attributes = vars(module)
-    attributes.update(tensors)
+    attributes.update(others)
     try:
         yield
     finally:
-        for name in tensors:
+        for name in others:
             del attributes[name]
 
 

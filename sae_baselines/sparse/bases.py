@@ -355,8 +355,12 @@ class SparseGatedMixin(_PenalisedMixin):
         values = (gate > 0).to(self.dtype) * self.activation_fn(pre)
         return GatedLatents(entries, values, pre, x, gate=gate)
 
+    def _gate_values(self, gate: Tensor) -> Tensor:
+        """What stock's penalty and auxiliary reconstruction read."""
+        return torch.relu(gate)
+
     def _losses(self, latents: Any, step_input: TrainStepInput) -> dict[str, Tensor]:
-        entries, gate = latents.entries, torch.relu(latents.gate)
+        entries, gate = latents.entries, self._gate_values(latents.gate)
         norm = pick(self.W_dec.norm(dim=1), entries.cols)
         l1 = step_input.coefficients["l1"] * per_row(entries, gate * norm).mean()
         via_gate = self._sparse_product(entries, gate) + self.b_dec

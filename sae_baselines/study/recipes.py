@@ -22,7 +22,7 @@ EncoderInit = Literal["transposed", "fitted"]
 _CONTROL = 0.1
 _BANDWIDTH = 0.5
 _L0_COEFFICIENT = 1 / 400
-_L1_COEFFICIENT = {"standard": 0.8, "gated": 1.2}
+_L1_COEFFICIENT = {"standard": 0.2, "gated": 0.6}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def in_words(recipe: RecipeName) -> str:
         )
     return (
         "L0 is held at the target in every batch, by one factor on all thresholds (JumpReLU) "
-        "or one shift of all biases (standard, gated); the penalty only tells latents apart "
+        "or one shift of all biases (standard, gated; gradients are those at constant L0); the "
+        "penalty only tells latents apart "
         f"(quadratic with a coefficient of E|x|^2 / L0 times {_L0_COEFFICIENT:g}; L1 of "
         f"{_L1_COEFFICIENT['standard']:g} and {_L1_COEFFICIENT['gated']:g} times the initial "
         "threshold)"

@@ -4,10 +4,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file
 
+from sae_baselines.baselines.l0_control import at_constant_number
 from tests.helpers import (
     BATCH,
     CONSTRAINTS,
@@ -80,6 +85,36 @@ def test_biases_are_shifted_by_one_number_in_units_of_the_active_values(
     torch.testing.assert_close(
         getattr(sae, bias).detach(), before - 0.2 * math.log(l0 / 4.0) * mean
     )
+
+
+@given(
+    acts=arrays(np.float32, (7, 11), elements=st.floats(0, 8, width=32)),
+    grads=arrays(np.float32, (7, 11), elements=st.floats(-1, 1, width=32)),
+)
+def test_a_gradient_at_constant_number_moves_none_over_zero_in_common(
+    acts: np.ndarray, grads: np.ndarray
+) -> None:
+    x = torch.from_numpy(acts).requires_grad_()
+    y = at_constant_number(x)
+    assert torch.equal(y, x)
+    y.backward(torch.from_numpy(grads))
+    assert x.grad is not None
+    active = x.detach() > 0
+    marginal = active & (x.detach() <= 0.25 * x.detach()[active].mean())
+    changed = x.grad != torch.from_numpy(grads)
+    assert not bool((changed & ~marginal).any())
+    if bool(marginal.any()):
+        # A common change of all active values is no direction of the loss any more.
+        assert float(x.grad[active].sum()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_held_biases_do_not_run_away_from_an_encoder_that_grows() -> None:
+    """Shifted alone they fell by 20 mean values in 400 steps, and EV with them."""
+    sae = controlled("soft_frozen_decoder_standard", l1_coefficient=0.0)
+    trainer = make_trainer(sae, 600, lr=3e-3)
+    data = batches()
+    losses = [trainer.step(next(data)).losses["mse_loss"].item() for _ in range(600)]
+    assert sum(losses[-50:]) < sum(losses[250:300])
 
 
 def test_an_sae_with_nothing_active_comes_back() -> None:

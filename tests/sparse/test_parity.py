@@ -112,6 +112,26 @@ def test_a_step_has_the_selection_losses_and_gradients_of_the_stock_class(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("constraint", SPARSE_CONSTRAINTS)
+@pytest.mark.parametrize("base", PENALTY_BASES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_step_whose_l0_is_held_is_the_dense_one(
+    base: str, constraint: str, dtype: str, data: st.DataObject
+) -> None:
+    case = data.draw(cases(base, constraint))
+    built = build(case, dtype)
+    steps = []
+    for sae in (built.sparse, built.dense):
+        sae.cfg.l0_control, sae.cfg.target_l0 = 0.1, 2.0
+        state = torch.tensor([3.0, 0.5, 0.1], dtype=torch.float64)
+        sae.register_precise_buffer("l0_control_state", state)
+        steps.append(run_step(sae, built.x, built.dead))
+    assert built.sparse.sparse_state.sparse_steps == 1, built.sparse.sparse_state
+    assert_same_step(*steps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("base", SIX_BASES)
 @settings(max_examples=10)
 @given(data=st.data())
