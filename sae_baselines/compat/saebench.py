@@ -8,7 +8,7 @@ import ast
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,6 +50,13 @@ NAMES = {
     "DATASETS": "sae_probes",
     "METHODS": "sae_probes.run_baselines",
     "get_dataset_sizes": "sae_probes.utils_data",
+    "ensure_dataset_activations": "sae_probes.generate_model_activations",
+    "generate_sae_activations": "sae_probes.generate_sae_activations",
+    "get_sorted_indices": "sae_probes.run_sae_evals",
+    "mean_act_normalization": "sae_probes.run_sae_evals",
+    "find_best_reg": "sae_probes.utils_training",
+    "get_sae_meaned_activations": "sae_bench.sae_bench_utils.activation_collection",
+    "train_probe_on_activations": f"{_EVALS}.sparse_probing.probe_training",
     "ScrAndTppEvalConfig": f"{_EVALS}.scr_and_tpp.eval_config",
     "ScrMetrics": f"{_EVALS}.scr_and_tpp.eval_output",
     "COLUMN2_VALS_LOOKUP": f"{_EVALS}.scr_and_tpp.main",
@@ -228,6 +235,49 @@ def counted_latents(sae: SAE[Any], journal: Path | None = None) -> Iterator[Enco
 
     with patch.object(kind, "encode", counting):
         yield counted
+
+
+@contextmanager
+def seen_datasets(see: Callable[[str, Any], None]) -> Iterator[None]:
+    """Show what sae-probes encodes of a dataset, before it trains its probes on it.
+
+    Args:
+        see: Called with the dataset's name and its ``X_train``, ``X_test``, ``y_train``,
+            ``y_test``.
+    """
+    module = import_module("sae_probes.run_sae_evals")
+    generate = module.generate_sae_activations
+
+    def seen(**given: Any) -> Any:
+        activations = generate(**given)
+        see(given["dataset"], activations)
+        return activations
+
+    with patch.object(module, "generate_sae_activations", seen):
+        yield
+
+
+@contextmanager
+def seen_classes(see: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Show what SAEBench's sparse probing encodes of a dataset, before it trains its probes.
+
+    Args:
+        see: Called with a class's ``[examples, d_sae]`` by its name, of training and of test,
+            for each dataset in the order of the config.
+    """
+    module = import_module(NAMES["get_sae_meaned_activations"])
+    encode, train = module.get_sae_meaned_activations, []
+
+    def seen(*given: Any) -> Any:
+        latents = encode(*given)
+        if train:
+            see(train.pop(), latents)
+        else:
+            train.append(latents)
+        return latents
+
+    with patch.object(module, "get_sae_meaned_activations", seen):
+        yield
 
 
 @contextmanager

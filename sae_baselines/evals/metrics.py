@@ -11,7 +11,7 @@ used, and every one can be replaced.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -61,6 +61,9 @@ class Metric:
         rounded: Metrics of the suite that are means in the dtype of the language model, which
             bfloat16 rounds to steps that verdicts can hang on: the one that this follows
             from, and those whose difference (or which alone) it is divided by.
+        floors: Metrics of the suite that are its nulls, measured on the same SAE and tasks:
+            what it gives when there is nothing to find; "*" as in the name.
+        ceilings: Metrics of the suite that bound it: the language model's own probe, say.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Metric:
     tasks_paired: bool = True
     least: float | None = None
     rounded: tuple[str, ...] = ()
+    floors: tuple[str, ...] = ()
+    ceilings: tuple[str, ...] = ()
 
     def named(self, name: str) -> "Metric | None":
         """The metric of that name, if this describes it."""
@@ -83,12 +88,56 @@ class Metric:
         match = re.fullmatch(pattern, name)
         if match is None:
             return None
-        return replace(self, name=name, title=self.title.replace("{}", "".join(match.groups())))
+        text = "".join(match.groups())
+        floors, ceilings = (
+            tuple(other.replace("*", text) for other in others)
+            for others in (self.floors, self.ceilings)
+        )
+        title = self.title.replace("{}", text)
+        return replace(self, name=name, title=title, floors=floors, ceilings=ceilings)
 
 
 def find(metrics: Iterable[Metric], name: str) -> Metric | None:
     """The first that describes a metric."""
     return next((m for metric in metrics if (m := metric.named(name)) is not None), None)
+
+
+# What is drawn anew in a null, and how a title says so.
+RANDOM_LATENTS, PERMUTED_LABELS = "random_latents", "permuted_labels"
+PROBE_NULLS = {
+    RANDOM_LATENTS: "latents drawn at random of those that fire",
+    PERMUTED_LABELS: "labels permuted",
+}
+
+
+def null_name(metric: str, kind: str) -> str:
+    """Of the metric that is another one's floor."""
+    return f"{metric}_null_{kind}"
+
+
+def with_floors(
+    metric: Metric, kinds: Mapping[str, str], ceilings: tuple[str, ...] = ()
+) -> tuple[Metric, ...]:
+    """The metrics that are its nulls, then the metric that names them.
+
+    Args:
+        metric: The score.
+        kinds: Kind of null, and what is null about it in words.
+        ceilings: `Metric.ceilings`.
+    """
+    title = metric.title or metric.name.replace("*", "{}")
+    nulls = tuple(
+        Metric(
+            null_name(metric.name, kind),
+            title=f"{title}, null: {words}",
+            unit=metric.unit,
+            depends=metric.depends,
+            tasks_paired=metric.tasks_paired,
+        )
+        for kind, words in kinds.items()
+    )
+    floors = tuple(null.name for null in nulls)
+    return (*nulls, replace(metric, floors=floors, ceilings=ceilings))
 
 
 EV = Margin(
@@ -148,10 +197,18 @@ def accuracies(title: str, others: Margin | None = None) -> tuple[Metric, ...]:
         chance = 0.5 if guess else None
         return Metric(name, HIGHER, named, margin, "fraction", "latents", chance=chance)
 
-    return (
+    top = (
         probes("sae_top_*_test_accuracy", "accuracy", _ACCURACY),
         probes("sae_top_*_test_auc", "AUC", others),
         probes("sae_top_*_test_f1", "F1", others, guess=False),
+    )
+    return (
+        *(
+            each
+            for m in top
+            # On all of the model's own dimensions.
+            for each in with_floors(m, PROBE_NULLS, (f"llm_{m.name.split('*_')[1]}",))
+        ),
         probes("sae_*accuracy", "", _ACCURACY),
         probes("sae_*", "", others, guess=False),
         probes("class_sae_*accuracy", "", _ACCURACY),

@@ -4,8 +4,8 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
-import random
 import shutil
 import sys
 import time
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
@@ -34,6 +33,7 @@ from sae_baselines.evals.spec import (
     stored_spec,
 )
 from sae_baselines.evals.store import (
+    FLOORS,
     EvalStore,
     Failure,
     Result,
@@ -41,7 +41,7 @@ from sae_baselines.evals.store import (
     hash_of_files,
     linked,
 )
-from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
+from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall, from_seed
 from sae_baselines.evals.target import Target, prepare, target_of
 from sae_baselines.files import checksum_of, keep_links_inside, own_file
 from sae_baselines.home import own_key
@@ -227,6 +227,7 @@ class Runner:
         found = versions()
         self.versions = {name: found[name] for name in DECISIVE if name in found}
         self._stored: set[str] = set()
+        self._without_floors: dict[str, list[tuple[Target, Result]]] = {}
         self._known: dict[str, dict[str, Any]] = {}
         self._hash_of_model: str | None = None
         self.done: list[tuple[str, str]] = []
@@ -237,10 +238,10 @@ class Runner:
     def run(self, targets: Sequence[Target]) -> EvalReport:
         wanted = [name for name in suite_names() if name in self.spec.suites]
         jobs = {name: self._open(name, targets) for name in wanted}
-        total = sum(map(len, jobs.values()))
+        total = sum(map(len, (*jobs.values(), *self._without_floors.values())))
         with progress(total=total, desc="Evaluating", unit="SAE", file=sys.stderr) as bar:
             for name, missing in jobs.items():
-                if missing:
+                if missing or self._without_floors.get(name):
                     self._run_suite(get_suite(name), missing, bar)
         return EvalReport(self.store.root, self.done, self.kept, self.failures, self.notes)
 
@@ -248,6 +249,7 @@ class Runner:
         """The targets that have no result under these settings."""
         missing = []
         settings = self._settings(suite)
+        floors = self.spec.options_of(suite).get(FLOORS, False)
         for target in targets:
             found = self.store.load(suite, target.name)
             if found is None or self.force:
@@ -263,6 +265,8 @@ class Runner:
                 self._note(suite, target.name, found.record["notes"])
                 self._has_run(suite)
                 self._choose(found)
+                if floors and FLOORS not in found.record["extras"]:
+                    self._without_floors.setdefault(suite, []).append((target, found))
         return missing
 
     def _has_run(self, suite: str) -> None:
@@ -316,14 +320,19 @@ class Runner:
             self.subject, self.spec.shared, int(self.spec.shared_gib * 2**30)
         )
         key = self._cache_key(suite)
+        scored = self._without_floors.get(suite.name, [])
+        like = [*targets, *(target for target, _ in scored)][0]
         try:
             if suite.warm_up:
                 bar.set_postfix_str(f"{suite.name}: caches")
                 try:
-                    self._warm_up(suite, targets[0], models, key)
+                    self._warm_up(suite, like, models, key)
                 except Exception as error:
                     for target in targets:
                         self._fail(suite, target, error)
+                        bar.update()
+                    for target, _ in scored:
+                        self._no_floors(suite, target, error)
                         bar.update()
                     return
             for target in targets:
@@ -332,6 +341,10 @@ class Runner:
                     self._run_one(suite, target, models, key)
                 except Exception as error:
                     self._fail(suite, target, error)
+                bar.update()
+            for target, found in scored:
+                bar.set_postfix_str(f"{suite.name}: floors of {target.name}")
+                self._add_floors(suite, target, found, models, key)
                 bar.update()
         finally:
             models.forget()
@@ -373,6 +386,9 @@ class Runner:
             raise RuntimeError("its latents are not finite, or overflow where they are squared")
         # Only where it encoded anything.
         extras.values.update({"fired": encoded.active > 0} if encoded.n else {})
+        if call.options.get(FLOORS, False):
+            del sae
+            extras.values.update(self._floors(suite, target, call, models))
         payload = json.loads(call.expected.read_text(encoding="utf-8"))
         rows = suite.scores(payload, extras.values)
         why = {row.metric: f": {row.missing}" for row in rows if row.missing and not row.task}
@@ -412,6 +428,50 @@ class Runner:
         self.done.append((suite.name, target.name))
         self._note(suite.name, target.name, notes)
 
+    def _floors(
+        self, suite: Suite, target: Target, call: SuiteCall, models: LanguageModels
+    ) -> dict[str, Any]:
+        """What a record says of a suite's floors; nothing where they could not be measured, so
+        that the scores stay and the next evaluation completes them."""
+        sae, _ = prepare(target.load(), self.subject.device, self.spec.fold_decoder_norms)
+        log = self.store.log_file(suite.name, f"{target.name}.{FLOORS}")
+        try:
+            with self._inside(call, models, log):
+                rows = suite.floors(sae, call)
+        except Exception as error:
+            self._no_floors(suite, target, error)
+            return {}
+        numbers = [row for row in rows if math.isfinite(row.value)]
+        return {FLOORS: [[r.metric, r.value, r.task, r.n, r.n_of] for r in numbers]}
+
+    def _add_floors(
+        self,
+        suite: Suite,
+        target: Target,
+        found: Result,
+        models: LanguageModels,
+        key: str,
+    ) -> None:
+        """Measure the floors of a result that was made without; its scores stay."""
+        work = self._own_work(suite, target)
+        floors = self._floors(suite, target, self._call(suite, target.name, key, work), models)
+        if not floors:
+            return
+        # What is judged of it may have been changed meanwhile.
+        latest = self.store.load(suite.name, target.name) or found
+        record = latest.record
+        self.store.amend(
+            latest,
+            extras={**record["extras"], **floors},
+            options={**record.get("options", {}), FLOORS: True},
+        )
+        shutil.rmtree(work, ignore_errors=True)
+
+    def _no_floors(self, suite: Suite, target: Target, error: Exception) -> None:
+        reason = f"floors were not measured: {type(error).__name__}: {one_line(error, 500)}"
+        self._note(suite.name, target.name, [reason])
+        logger.error("%s %s: %s", suite.name, target.name, reason)
+
     def _own_work(self, suite: Suite, target: Target) -> Path:
         """Scratch that an interrupted run of the same SAE and settings continues in."""
         work = self.store.work(suite.name, target.name)
@@ -446,16 +506,22 @@ class Runner:
     def _execute(
         self, suite: Suite, sae: SAE[Any], call: SuiteCall, models: LanguageModels, log: Path
     ) -> Extras:
-        with (
-            _output_to(None if self.verbose else log),
-            _chdir(call.work),
-            models.answering(),
-            _seeded(call.seed),
-        ):
+        with self._inside(call, models, log):
             extras = suite.run(sae, call)
         if not call.expected.exists():
             raise RuntimeError("SAEBench wrote no result")
         return extras
+
+    @contextlib.contextmanager
+    def _inside(self, call: SuiteCall, models: LanguageModels, log: Path) -> Iterator[None]:
+        """Everything that a suite may take for granted while it runs."""
+        with (
+            _output_to(None if self.verbose else log),
+            _chdir(call.work),
+            models.answering(),
+            from_seed(call.seed),
+        ):
+            yield
 
     def _fail(self, suite: Suite, target: Target, error: Exception) -> None:
         reason = f"{type(error).__name__}: {one_line(error, 500)}"
@@ -491,21 +557,6 @@ def throwaway(like: SAE[Any], subject: Subject) -> SAE[Any]:
         sae.W_dec.copy_(rows)
         sae.W_enc.copy_(rows.T)
     return sae.to(subject.device).eval()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's generators from a seed, and back afterwards."""
-    state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(state[0])
-            np.random.set_state(state[1])
 
 
 @contextlib.contextmanager

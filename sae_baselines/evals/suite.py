@@ -1,8 +1,10 @@
 """What a suite is: everything that is known of one evaluation, and how it is run."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # pyright: ignore[reportPrivateImportUsage]
@@ -20,7 +23,7 @@ from sae_baselines.compat.saebench import main_of, saebench
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import Metric, find
-from sae_baselines.evals.store import all_or_nothing, local_path
+from sae_baselines.evals.store import FLOORS, all_or_nothing, local_path
 from sae_baselines.evals.versions import Requirement, version_problems
 
 # Of files of text, which no name on the Hub ends in.
@@ -211,6 +214,25 @@ class Suite(ABC):
             Exception: Whatever SAEBench raises; the caller reports it and goes on.
         """
 
+    def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
+        """Nulls of its metrics (`Metric.floors`) on the same SAE, data and seed.
+
+        Called after `run`, seeded alike, or alone for a result that was made without: what does
+        not depend on the SAE is in ``call.cache``, what `run` left for it in ``call.work``. A
+        suite that has floors has the option ``floors``.
+
+        Args:
+            sae: A fresh copy, as for `run`.
+            call: As for `run`.
+        """
+        del sae, call
+        return []
+
+    @property
+    def has_floors(self) -> bool:
+        """Whether it measures any."""
+        return type(self).floors is not Suite.floors
+
     @abstractmethod
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         """Every number of a result: aggregates first, then tasks.
@@ -221,8 +243,11 @@ class Suite(ABC):
         """
 
     def scores(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
-        """Its rows, without what a dead SAE gets for nothing."""
-        rows = self.rows(payload, extras)
+        """Its rows and those of its floors, without what a dead SAE gets for nothing."""
+        rows = [
+            *self.rows(payload, extras),
+            *(self.number(*row) for row in extras.get(FLOORS) or ()),
+        ]
         if extras.get("fired", True):
             return rows
         return [
@@ -267,7 +292,7 @@ class Suite(ABC):
         Raises:
             UserError: An option that does not exist.
         """
-        known = self.defaults()
+        known = {**self.defaults(), **({FLOORS: True} if self.has_floors else {})}
         for option in given:
             if option not in known:
                 hint = did_you_mean(option, sorted(known))
@@ -275,7 +300,12 @@ class Suite(ABC):
             for value in _numbers_in(given[option]):
                 if not math.isfinite(value):
                     raise UserError(f"suites.{self.name}: {option}: {value} is not finite")
-        return {**known, **given}
+        complete = {**known, **given}
+        if not isinstance(complete.get(FLOORS, True), bool):
+            raise UserError(
+                f"suites.{self.name}: {FLOORS}: {complete[FLOORS]!r} is neither true nor false"
+            )
+        return complete
 
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What scores depend on besides options, versions, device, model and local data."""
@@ -336,7 +366,8 @@ class SAEBenchSuite(Suite):
 
     def config(self, options: Mapping[str, Any], **more: Any) -> Any:
         """SAEBench's config of the options that are its fields, and of more fields."""
-        theirs = {name: value for name, value in options.items() if name not in self.own}
+        ours = {*self.own, FLOORS}
+        theirs = {name: value for name, value in options.items() if name not in ours}
         return saebench(self.config_name)(**theirs, **more)
 
     def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
@@ -403,6 +434,30 @@ class SeedCachedSuite(SAEBenchSuite):
         # least; most datasets have five.
         rows = 2 * len(options["dataset_names"]) * (sum(options[s] for s in self.sizes) // 2)
         return rows * options["context_length"] * subject.d_in * BYTES[subject.llm_dtype]
+
+
+@contextlib.contextmanager
+def from_seed(seed: int) -> Iterator[None]:
+    """Python's, numpy's and torch's generators from a seed, and back afterwards."""
+    state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state[0])
+            np.random.set_state(state[1])
+
+
+def means_over_tasks(rows: Sequence[Measured]) -> list[Measured]:
+    """Rows of tasks, after one for each metric that is their mean."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row.metric, []).append(row.value)
+    means = [Measured(name, sum(each) / len(each)) for name, each in values.items()]
+    return [*means, *rows]
 
 
 def _numbers_in(value: Any) -> Iterator[float]:

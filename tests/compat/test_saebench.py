@@ -159,3 +159,25 @@ def test_latents_are_counted_and_left_as_they_are(architecture: str) -> None:
     assert encoded.active > encoded.n
     sae.encode(x)
     assert encoded.n == 13, "counting went on"
+
+
+def test_what_the_probes_of_nulls_call_is_called_as_before() -> None:
+    wanted = {
+        "find_best_reg": {"X_train", "y_train", "X_test", "y_test", "penalty", "seed"},
+        "get_sorted_indices": {"X_train_sae", "y_train", "normalize_fn"},
+        "generate_sae_activations": {"sae", "setting", "dataset", "num_train", "frac", "seed"},
+        "ensure_dataset_activations": {"model_cache_path", "device"},
+        "train_probe_on_activations": {"train_activations", "test_activations", "select_top_k"},
+        "get_sae_meaned_activations": {"all_llm_activations_BLD", "sae", "sae_batch_size"},
+    }
+    for name, arguments in wanted.items():
+        given = set(inspect.signature(compat.saebench(name)).parameters)
+        assert arguments <= given, f"{name} no longer takes {arguments - given}"
+
+
+def test_what_is_encoded_can_be_seen_where_probes_are_trained() -> None:
+    """sae-probes calls a name of its own module, SAEBench one of a module that it imports."""
+    probes = inspect.getsource(import_module("sae_probes.run_sae_evals").run_sae_eval)
+    assert "generate_sae_activations(" in probes
+    main = inspect.getsource(compat.main_of("sparse_probing").run_eval_single_dataset)
+    assert main.count("activation_collection.get_sae_meaned_activations(") == 2

@@ -12,6 +12,7 @@ from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
 from sae_baselines.evals.measured import HIGHER, Measured
+from sae_baselines.evals.metrics import Margin, Metric, with_floors
 from sae_baselines.evals.suite import Extras, Subject, Suite, SuiteCall
 
 
@@ -69,4 +70,22 @@ class FakeSuite(Suite):
             Measured("score", payload["score"] - 1, HIGHER, task="a"),
             Measured("score", payload["score"] + 1, HIGHER, task="b"),
             Measured("aside", 1.0),
+        ]
+
+
+class FlooredSuite(FakeSuite):
+    """The same with a floor, which depends on the seed and the SAE."""
+
+    name = "floored"
+    metrics = with_floors(
+        Metric("score", HIGHER, "Score", margin=Margin(0.1, "Of a test.")),
+        {"noise": "noise"},
+    )
+
+    def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
+        del call
+        drawn = float(torch.rand(())) + float(sae.W_dec.detach().double().sum())
+        return [
+            Measured("score_null_noise", drawn),
+            Measured("score_null_noise", drawn, task="a"),
         ]

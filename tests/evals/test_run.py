@@ -15,7 +15,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals import EvalSpec, collect, evaluate, load_results, write_results
 from sae_baselines.evals import registry as suites
 from sae_baselines.evals.store import EvalStore
-from tests.evals.fake_suite import FakeSuite
+from tests.evals.fake_suite import FakeSuite, FlooredSuite
 from tests.evals.tiny_hub import MODEL, tiny_sae
 
 # The preflight asks for the model.
@@ -89,6 +89,69 @@ def test_what_is_finished_is_kept(tmp_path: Path) -> None:
     assert again.kept == [("fake", "a"), ("fake", "b")]
     (runs,) = tmp_path.glob("evals/.cache/fake/*/runs")
     assert runs.read_text().split() == ["warm-up", "a", "b", "c"]
+
+
+def floors_of(out: Path) -> dict[tuple[str, str], float]:
+    table = collect(out)
+    nulls = table[table["metric"] == "score_null_noise"]
+    assert set(nulls["direction"]) <= {0}
+    cells = zip(nulls["member"], nulls["task"], nulls["value"], strict=True)
+    return {(member, task): value for member, task, value in cells}
+
+
+def test_floors_complete_a_result_that_was_made_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scores, its file and its settings stay; the floors are those of one run for all."""
+    monkeypatch.setitem(suites._suites, "floored", FlooredSuite)
+    both, later = tmp_path / "both", tmp_path / "later"
+    evaluate(saes("a", "b"), {"floored": {}}, both)
+    evaluate(saes("a", "b"), {"floored": {"floors": False}}, later)
+    assert not floors_of(later)
+    store = EvalStore(later)
+    before = store.result_file("floored", "a").read_bytes(), collect(later)
+    report = evaluate(saes("a", "b"), {"floored": {}}, later)
+    assert report.done == []
+    assert report.kept == [("floored", "a"), ("floored", "b")]
+    assert store.result_file("floored", "a").read_bytes() == before[0]
+    assert floors_of(later) == floors_of(both)
+    assert set(floors_of(both)) == {(name, task) for name in ("a", "b") for task in ("", "a")}
+    after = collect(later)
+    scores = after[~after["metric"].str.contains("_null_")].reset_index(drop=True)
+    assert scores.equals(before[1])
+    record = json.loads(store.record_file("floored", "a").read_text())
+    assert record["options"]["floors"] is True
+    # Nor does leaving them out again throw anything away.
+    evaluate(saes("a", "b"), {"floored": {"floors": False}}, later)
+    assert floors_of(later) == floors_of(both)
+
+
+def test_floors_that_fail_cost_no_score_and_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(suites._suites, "floored", FlooredSuite)
+    with monkeypatch.context() as broken:
+
+        def fail(*_: Any) -> Any:
+            raise ValueError("no floor")
+
+        broken.setattr(FlooredSuite, "floors", fail)
+        report = evaluate(saes("a"), {"floored": {}}, tmp_path)
+    assert report.done == [("floored", "a")]
+    assert not report.failures
+    assert any("floors were not measured: ValueError: no floor" in n for *_, n in report.notes)
+    evaluate(saes("a"), {"floored": {}}, tmp_path)
+    assert set(floors_of(tmp_path)) == {("a", ""), ("a", "a")}
+
+
+def test_whether_floors_are_measured_is_true_or_false(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(suites._suites, "floored", FlooredSuite)
+    with pytest.raises(UserError, match="floored: floors: 'no' is neither true nor false"):
+        evaluate(saes("a"), {"floored": {"floors": "no"}}, tmp_path)
+    with pytest.raises(UserError, match="'floors' is not an option"):
+        run(tmp_path, "a", floors=True)
 
 
 def test_nothing_that_somebody_else_cached_is_read(

@@ -1,27 +1,38 @@
 """Sparse probing on the 113 datasets that come with sae-probes: no Hub is needed for data."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from sae_lens import SAE
 
-from sae_baselines.compat.saebench import saebench
+from sae_baselines.compat.saebench import saebench, seen_datasets
 from sae_baselines.evals.measured import Measured
-from sae_baselines.evals.metrics import PROBES, accuracies
-from sae_baselines.evals.store import drop_half_written, fingerprint
+from sae_baselines.evals.metrics import (
+    PERMUTED_LABELS,
+    PROBES,
+    RANDOM_LATENTS,
+    accuracies,
+    null_name,
+)
+from sae_baselines.evals.store import FLOORS, drop_half_written, fingerprint
 from sae_baselines.evals.suite import (
     Extras,
     Needs,
     SAEBenchSuite,
     Subject,
     SuiteCall,
+    means_over_tasks,
     name_problems,
     size_problems,
 )
 from sae_baselines.evals.versions import Requirement
+from sae_baselines.files import write_atomically
 
 _CHOICES = {"reg_type": ("l1", "l2"), "setting": ("normal",)}
 # What sae-probes does with a dataset (its get_xy_traintest and num_train).
@@ -68,7 +79,13 @@ class SaeProbes(SAEBenchSuite):
             results_path=str(results.relative_to(call.work)),
             model_cache_path=str(activations.relative_to(call.work)),
         )
-        self.run_eval(config, sae, call, force_rerun=True)
+
+        def see(dataset: str, activations: Any) -> None:
+            if call.options[FLOORS]:
+                _keep_nulls(results, dataset, activations, call)
+
+        with seen_datasets(see):
+            self.run_eval(config, sae, call, force_rerun=True)
         _check_datasets(call.payload)
         sizes = saebench("get_dataset_sizes")()
         tested = {name: _test_examples(sizes[name]) for name in config.dataset_names}
@@ -78,6 +95,34 @@ class SaeProbes(SAEBenchSuite):
                 f"{self.name}: the language model ran in float32, as sae-probes has no other"
             )
         return Extras({"test_examples": tested}, notes)
+
+    def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
+        results, activations = _folders(sae, call)
+        names, hook = call.options["dataset_names"], call.subject.hook_name
+        missing = [name for name in names if not _nulls_file(results, name).exists()]
+        if missing:
+            ensure = saebench("ensure_dataset_activations")
+            where = {"model_cache_path": activations, "device": call.subject.device}
+            ensure(call.subject.model_name, missing, [hook], **where)
+            for name in missing:
+                found = saebench("generate_sae_activations")(
+                    sae=sae,
+                    setting=call.options["setting"],
+                    dataset=name,
+                    hook_name=hook,
+                    model_name=call.subject.model_name,
+                    num_train=None,
+                    frac=None,
+                    seed=call.seed,
+                    **where,
+                )
+                _keep_nulls(results, name, found, call)
+        sizes = saebench("get_dataset_sizes")()
+        rows = []
+        for name in names:
+            values = json.loads(_nulls_file(results, name).read_text(encoding="utf-8"))
+            rows += self.numbers(values, name, _test_examples(sizes[name]))
+        return means_over_tasks(rows)
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         rows = [
@@ -109,7 +154,8 @@ def _folders(sae: SAE[Any], call: SuiteCall) -> tuple[Path, Path]:
     Both are in ``call.work``. In the first, the folder of the language model's own probes leads
     to ``call.cache``; so does the second.
     """
-    conditions = [dict(call.options), call.seed, call.subject, metadata.version("sae-probes")]
+    options = {name: value for name, value in call.options.items() if name != FLOORS}
+    conditions = [options, call.seed, call.subject, metadata.version("sae-probes")]
     results = call.work / "probes" / fingerprint(sae, *conditions)
     baselines = call.cache / f"probes_seed_{call.seed}"
     activations = call.cache / "activations"
@@ -125,6 +171,52 @@ def _folders(sae: SAE[Any], call: SuiteCall) -> tuple[Path, Path]:
     for folder in (results, baselines, activations):
         drop_half_written(folder)
     return results, call.work / "activations"
+
+
+def _nulls_file(results: Path, dataset: str) -> Path:
+    return results / FLOORS / f"{dataset}.json"
+
+
+def _keep_nulls(results: Path, dataset: str, activations: Any, call: SuiteCall) -> None:
+    """Train sae-probes' own probes on what can tell nothing, and write what they score.
+
+    Latents drawn at random of those that fire in the training set, in place of the k that tell
+    the classes best; and training labels permuted before these are chosen. Both are tested on
+    the real labels.
+    """
+    options, n = call.options, len(activations.y_train)
+    draw = np.random.default_rng([call.seed, *dataset.encode()])
+    firing = (activations.X_train != 0).any(0).numpy()
+    # Those that do not fire come last, for an SAE with fewer than k that do.
+    drawn = draw.permutation(len(firing))
+    drawn = torch.as_tensor(drawn[np.argsort(~firing[drawn], kind="stable")].copy())
+    permuted = activations.y_train[torch.as_tensor(draw.permutation(n))]
+    told = saebench("get_sorted_indices")(
+        activations.X_train, permuted, saebench("mean_act_normalization")
+    )
+    values = {}
+    for k in options["ks"]:
+        for kind, order, labels in (
+            (RANDOM_LATENTS, drawn, activations.y_train),
+            (PERMUTED_LABELS, told, permuted),
+        ):
+            found = saebench("find_best_reg")(
+                X_train=activations.X_train[:, order[:k]],
+                y_train=labels,
+                X_test=activations.X_test[:, order[:k]],
+                y_test=activations.y_test,
+                penalty=options["reg_type"],
+                seed=call.seed,
+            ).metrics
+            for metric, value in (
+                ("accuracy", found.test_acc),
+                ("auc", found.test_auc),
+                ("f1", found.test_f1),
+            ):
+                values[null_name(f"sae_top_{k}_test_{metric}", kind)] = value
+    path = _nulls_file(results, dataset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(values))
 
 
 def _check_datasets(payload: Mapping[str, Any]) -> None:

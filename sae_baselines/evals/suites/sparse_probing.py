@@ -1,24 +1,37 @@
 """Sparse probing on the datasets that SAEBench takes from the Hub."""
 
+import json
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from sae_lens import SAE
 
-from sae_baselines.compat.saebench import saebench
+from sae_baselines.compat.saebench import saebench, seen_classes
 from sae_baselines.evals.measured import Measured
-from sae_baselines.evals.metrics import accuracies
+from sae_baselines.evals.metrics import (
+    PERMUTED_LABELS,
+    RANDOM_LATENTS,
+    accuracies,
+    null_name,
+)
+from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import (
     Extras,
     SeedCachedSuite,
     Subject,
     SuiteCall,
+    from_seed,
+    means_over_tasks,
     name_problems,
     size_problems,
 )
 from sae_baselines.evals.versions import Requirement
+from sae_baselines.files import write_atomically
 
 _SUFFIX = "_results"
+_NULLS = "nulls.json"
 # Balanced over two columns, so that a quarter of the size is drawn from each quadrant.
 _QUADRANTS = ("LabHC/bias_in_bios", "canrager/amazon_reviews_mcauley_1and5")
 _SENTIMENT = "_sentiment"
@@ -58,8 +71,38 @@ class SparseProbing(SeedCachedSuite):
         yield from super().option_problems(subject, config)
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
-        self.run_on_seed_cache(self.config(call.options, **call.config), sae, call)
+        names = iter(call.options["dataset_names"])
+        nulls: dict[str, dict[str, float]] = {}
+
+        def see(train: Any, test: Any) -> None:
+            if call.options[FLOORS]:
+                nulls[name] = _nulls(name := next(names), train, test, call)
+
+        with seen_classes(see):
+            self.run_on_seed_cache(self.config(call.options, **call.config), sae, call)
+        if nulls:
+            write_atomically(call.work / _NULLS, json.dumps(nulls))
         return Extras()
+
+    def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
+        options, file = call.options, call.work / _NULLS
+        nulls = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        sae = sae.to(dtype=saebench("str_to_dtype")(call.subject.llm_dtype))
+        encode = saebench("get_sae_meaned_activations")
+        folder = call.cache / f"seed_{call.seed}" / self.evaluation
+        folder = folder / call.subject.model_name / call.subject.hook_name
+        rows = []
+        for name in options["dataset_names"]:
+            if name not in nulls:
+                read = torch.load(folder / f"{name}_activations.pt".replace("/", "_"))
+                train, test = (
+                    encode(read[part], sae, options["sae_batch_size"])
+                    for part in ("train", "test")
+                )
+                nulls[name] = _nulls(name, train, test, call)
+            n = _test_examples(name, options["probe_test_set_size"])
+            rows += self.numbers(nulls[name], name, n)
+        return means_over_tasks(rows)
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         del extras
@@ -85,6 +128,40 @@ class SparseProbing(SeedCachedSuite):
                     for name, value in by_class.items()
                 ]
         return rows + classes
+
+
+def _nulls(dataset: str, train: Any, test: Any, call: SuiteCall) -> dict[str, float]:
+    """What SAEBench's own probes score on what can tell nothing, means over classes.
+
+    Latents drawn at random of those that fire in the training set, in place of the k that tell
+    a class best; and training examples exchanged between classes. Tests are the real ones.
+
+    Args:
+        dataset: Its name, by which numbers are drawn.
+        train: Class to ``[examples, d_sae]``.
+        test: The same for testing.
+        call: Seed and options.
+    """
+    fit = saebench("train_probe_on_activations")
+    values = {}
+    # SAEBench's own draws stay as they are.
+    with from_seed(zlib.crc32(f"{call.seed} {dataset}".encode())), torch.no_grad():
+        every = torch.cat(list(train.values()))
+        firing = (every != 0).any(0)
+        drawn = torch.randperm(len(firing)).to(firing.device)
+        drawn = drawn[torch.argsort(~firing[drawn], stable=True)]
+        mixed = every[torch.randperm(len(every)).to(every.device)]
+        sizes = [len(latents) for latents in train.values()]
+        permuted = dict(zip(train, mixed.split(sizes), strict=True))
+        for k in call.options["k_values"]:
+            some = [{c: x[:, drawn[:k]] for c, x in part.items()} for part in (train, test)]
+            for kind, (_, by_class) in (
+                (RANDOM_LATENTS, fit(*some)),
+                (PERMUTED_LABELS, fit(permuted, test, select_top_k=k)),
+            ):
+                name = null_name(f"sae_top_{k}_test_accuracy", kind)
+                values[name] = sum(by_class.values()) / len(by_class)
+    return values
 
 
 def _test_examples(dataset: str, size: int) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,40 @@ def files_of(call: SuiteCall) -> dict[str, tuple[int, bytes]]:
     """The files of single datasets, when and as they were written."""
     found = call.work.glob("probes/*/*_custom_sae/sae_probes_*/normal_setting/*.json")
     return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in found}
+
+
+def test_floors_are_of_the_same_sae_and_tasks_and_whoever_measures_them_the_same(
+    runs: Runs,
+) -> None:
+    member = tiny_sae(seed=1)
+    call = call_for(runs.folder, member, "first")
+    before = Path.cwd()
+    os.chdir(call.work)
+    try:
+        floors = SUITE.floors(member, call)
+        # As for a result that was made without: from the cache of activations alone.
+        (measured,) = call.work.glob(f"probes/*/floors/{ASKED[0]}.json")
+        kept = measured.read_bytes()
+        measured.unlink()
+        assert SUITE.floors(member, call) == floors
+        assert measured.read_bytes() == kept
+    finally:
+        os.chdir(before)
+    scores = {r.metric: r for r in runs.rows if not r.task}
+    for name in (f"sae_top_{k}_test_{m}" for k in (1, 3, 5) for m in ("accuracy", "auc", "f1")):
+        known = SUITE.metric(name)
+        assert known is not None
+        assert known.direction == scores[name].direction == HIGHER
+        for floor in known.floors:
+            of = {r.task: r for r in floors if r.metric == floor}
+            assert set(of) == {"", *ASKED}
+            assert of[""].value == statistics.mean(of[task].value for task in ASKED)
+            assert {(of[t].n, of[t].direction) for t in ASKED} == {(99, NEITHER)}
+            assert SUITE.metric(floor).title.startswith(known.title)  # pyright: ignore
+    permuted = [
+        r.value for r in floors if r.metric == "sae_top_1_test_auc_null_permuted_labels"
+    ]
+    assert all(abs(value - 0.5) < 0.25 for value in permuted)
 
 
 def test_no_warm_up_is_needed(runs: Runs) -> None:

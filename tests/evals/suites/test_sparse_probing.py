@@ -45,6 +45,7 @@ class Runs(NamedTuple):
     cold: Any
     after_itself: Any
     rows: list[Any]
+    folder: Path
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,27 @@ def runs(tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     third, _, _ = run(many, "member", member)
     first, _, _ = run(cold, "member", member)
     again, _, _ = run(cold, "again", member)
-    return Runs(alone, third, first, again, rows)
+    return Runs(alone, third, first, again, rows, one)
+
+
+def test_floors_measured_in_the_run_are_those_measured_after_it(runs: Runs) -> None:
+    member = tiny_sae(seed=1)
+    call = suite_call(SUITE, runs.folder, OPTIONS, name="member", sae=member)
+    floors = SUITE.floors(member, call)
+    (call.work / "nulls.json").unlink()
+    assert SUITE.floors(member, call) == floors
+    names = {r.metric for r in floors}
+    for k in (1, 2, 5):
+        known = SUITE.metric(f"sae_top_{k}_test_accuracy")
+        assert known is not None
+        assert known.ceilings == ("llm_test_accuracy",)
+        assert set(known.floors) < names
+    scores = {r.task: r.value for r in runs.rows if r.metric == "sae_top_5_test_accuracy"}
+    for kind in ("random_latents", "permuted_labels"):
+        of = {r.task: r for r in floors if r.metric == f"sae_top_5_test_accuracy_null_{kind}"}
+        assert set(of) == {"", BIOS, NEWS}
+        assert of[""].value < scores[""]
+        assert (of[BIOS].n, of[NEWS].n) == (40, 42)
 
 
 def test_a_members_numbers_do_not_depend_on_its_place(runs: Runs) -> None:
