@@ -19,10 +19,16 @@ from sae_baselines.stats.decision import (
 )
 from sae_baselines.stats.differences import Comparison, Exclusion, differences
 from sae_baselines.stats.fitness import LEAST_BOUND, collapsed
-from sae_baselines.stats.intervals import Interval, t_interval, tasks_interval, tost
+from sae_baselines.stats.intervals import (
+    Interval,
+    level_at_once,
+    t_interval,
+    tasks_interval,
+    tost,
+)
 from sae_baselines.stats.method import METHOD, Method
 from sae_baselines.stats.placement import Placement, placements
-from sae_baselines.stats.retained import Retained, above_chance, fieller, retained
+from sae_baselines.stats.retained import Retained, above_chance, fieller, retained, together
 from sae_baselines.stats.verdict import Verdict, first_of, n_families, to_frame, verdicts
 
 __all__ = [
@@ -50,6 +56,7 @@ __all__ = [
     "differences",
     "fieller",
     "first_of",
+    "level_at_once",
     "margin_for",
     "n_families",
     "placed_against_random",
@@ -58,6 +65,7 @@ __all__ = [
     "t_interval",
     "tasks_interval",
     "to_frame",
+    "together",
     "tost",
     "verdicts",
     "words",

@@ -24,6 +24,7 @@ class Method:
             rates of ``benchmarks/verdict_calibration.py``.
         skewed_prediction: The same of the prediction.
         ratio: Interval of a retained share.
+        at_once: Intervals of several retained shares that hold together.
         share: Interval of the share of another SAE's seeds below a value.
         prediction: Test of "one more seed of another SAE" under normality.
         percentile: Interval of the normal percentile.
@@ -48,6 +49,7 @@ class Method:
         "for scores with a long tail to the right it is at most 5% in 9 to 12% of cases"
     )
     ratio: str = "Fieller"
+    at_once: str = "Fieller intervals at the level of the largest |t| of all of them (max-t)"
     share: str = "Clopper-Pearson"
     prediction: str = "t with n - 1 degrees of freedom"
     percentile: str = "noncentral t distribution"

@@ -15,7 +15,7 @@ from sae_baselines.evals.registry import metric_of
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import Comparison, Paired, Pairing, comparisons_of
-from sae_baselines.stats.intervals import Interval
+from sae_baselines.stats.intervals import Interval, level_at_once
 from sae_baselines.stats.verdict import Verdict
 
 
@@ -35,6 +35,11 @@ class Retained(Paired):
         best_interval: For the best one, an interval of `change` that allows for the choice: at
             level 1 - alpha / (number of baselines to choose from), so that it holds whichever
             came out best.
+        simultaneous: Of a frozen baseline, the interval of `change` at which those of all
+            frozen baselines of the metric hold at once (`together`).
+        best_of: For the best one, what the truly best of them changes by, whichever it is:
+            from the best lower to the best upper end of `simultaneous`.
+        n_variants: Frozen baselines that it is the best of; 0 where it is not.
         n_seeds: Seeds.
         reason: Why a number is missing, or empty.
     """
@@ -45,6 +50,9 @@ class Retained(Paired):
     change_interval: Interval
     best: bool
     best_interval: Interval
+    simultaneous: Interval
+    best_of: Interval
+    n_variants: int
     n_seeds: int
     reason: str
 
@@ -79,6 +87,30 @@ def fieller(baseline: np.ndarray, trained: np.ndarray, level: float = 0.95) -> I
         return None
     root = np.sqrt(max(0.0, linear**2 - square * constant))
     return Interval(float((linear - root) / square), float((linear + root) / square), level)
+
+
+def together(
+    baselines: np.ndarray, trained: np.ndarray, level: float = 0.95
+) -> list[Interval | None]:
+    """Intervals of several shares that hold all at once, so that any may be picked afterwards.
+
+    Fieller's, each at the level of `level_at_once` for its residuals baseline - share trained,
+    which correlate as all baselines meet the same trained SAE.
+
+    Args:
+        baselines: ``[k, n_seeds]``.
+        trained: ``[n_seeds]``.
+        level: Coverage of all together, and what the intervals say.
+
+    Returns:
+        One each; None where it is unbounded or n < 2.
+    """
+    if len(trained) < 2:
+        return [None] * len(baselines)
+    shares = baselines.mean(axis=1, keepdims=True) / trained.mean()
+    alone = level_at_once(baselines - shares * trained, level)
+    found = [fieller(b, trained, alone) for b in baselines]
+    return [None if f is None else Interval(f.low, f.high, level) for f in found]
 
 
 def retained(
@@ -120,7 +152,7 @@ def above_chance(v: Verdict) -> float | None:
 def _retained(c: Comparison, frozen: Sequence[Comparison], alpha: float) -> Retained:
     reason = _reason(c)
     share = np.nan
-    interval = chosen = None
+    interval = chosen = at_once = best_of = None
     best = bool(frozen) and min(frozen, key=lambda f: f.differences.mean()) is c
     if not reason:
         share = float(c.other.mean() / c.trained.mean())
@@ -131,15 +163,28 @@ def _retained(c: Comparison, frozen: Sequence[Comparison], alpha: float) -> Reta
                 reason = "single seed: no interval"
         if best:
             chosen = fieller(c.other, c.trained, 1 - alpha / len(frozen))
-    interval = interval or Interval(np.nan, np.nan, 1 - alpha)
+        # Those with other seeds are no part of it: they correlate with nothing here.
+        same = [f for f in frozen if f.seeds == c.seeds]
+        if any(f is c for f in same):
+            every = together(np.array([f.other for f in same]), c.trained, 1 - alpha)
+            at_once = next(i for f, i in zip(same, every, strict=True) if f is c)
+            bounded = [i for i in every if i is not None]
+            if best and len(bounded) == len(frozen):
+                choose = max if c.direction > 0 else min
+                low, high = choose(i.low for i in bounded), choose(i.high for i in bounded)
+                best_of = Interval(low, high, 1 - alpha)
+    nothing = Interval(np.nan, np.nan, 1 - alpha)
     return Retained(
         **c.pair,
         share=share,
-        interval=interval,
+        interval=interval or nothing,
         change=share - 1,
-        change_interval=_less_one(interval),
+        change_interval=_less_one(interval or nothing),
         best=best,
-        best_interval=_less_one(chosen or Interval(np.nan, np.nan, 1 - alpha)),
+        best_interval=_less_one(chosen or nothing),
+        simultaneous=_less_one(at_once or nothing),
+        best_of=_less_one(best_of or nothing),
+        n_variants=len(frozen) if best else 0,
         n_seeds=len(c.seeds),
         reason=reason,
     )
