@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -35,6 +36,9 @@ CLIENT_RETRIES = 2
 MDL = "sae_bench.evals.mdl.main"
 # Rows whose active latents are counted at a time.
 _ROWS = 4096
+
+# Whether what is encoded counts.
+_COUNTS: ContextVar[bool] = ContextVar("counts", default=True)
 
 _INSTALL = "install sae-bench==0.6.0"
 _EVALS = "sae_bench.evals"
@@ -230,7 +234,8 @@ def counted_latents(sae: SAE[Any], journal: Path | None = None) -> Iterator[Enco
 
     def counting(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         latents = encode(self, x, *args, **kwargs)
-        counted.add(x, latents)
+        if _COUNTS.get():
+            counted.add(x, latents)
         return latents
 
     with patch.object(kind, "encode", counting):
@@ -281,6 +286,16 @@ def seen_classes(see: Callable[[Any, Any], None]) -> Iterator[None]:
 
 
 @contextmanager
+def uncounted() -> Iterator[None]:
+    """What is encoded while open is no part of a suite's L0: nulls are not the score."""
+    token = _COUNTS.set(False)
+    try:
+        yield
+    finally:
+        _COUNTS.reset(token)
+
+
+@contextmanager
 def words_in_order() -> Iterator[None]:
     """Let fast tokenizers list their vocabulary by number while this is open.
 
@@ -327,10 +342,12 @@ class Gathered:
     Attributes:
         judge: The ``AutoInterp`` object; None before it gathered.
         examples: Latent to the examples on which a description is scored.
+        rates: Latent to the share of tokens that it is active on.
     """
 
     judge: Any = None
     examples: dict[int, Any] = field(default_factory=dict)
+    rates: dict[int, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -350,6 +367,11 @@ def observed_judge() -> Iterator[Gathered]:
     gathered = Gathered()
 
     class Observed(stock):
+        def __init__(self, *, sparsity: torch.Tensor, **given: Any) -> None:
+            # SAEBench turns it into counts in place.
+            gathered.rates = dict(enumerate(sparsity.tolist()))
+            super().__init__(sparsity=sparsity, **given)
+
         def gather_data(self) -> Any:
             data = super().gather_data()
             gathered.judge, gathered.examples = self, data[1]

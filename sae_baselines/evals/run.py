@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +370,8 @@ class Runner:
         sae = throwaway(like.load(), self.subject)
         work = self.store.work(suite.name, _THROWAWAY)
         call = self._call(suite, _THROWAWAY, key, work)
+        if FLOORS in call.options:
+            call = replace(call, options={**call.options, FLOORS: False})
         self._execute(suite, sae, call, models, self.store.log_file(suite.name, _THROWAWAY))
         shutil.rmtree(work, ignore_errors=True)
         marker.touch()

@@ -16,6 +16,7 @@ from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.compat import saebench as compat
+from sae_baselines.compat.saebench_nulls import SCORED_BY_SCR
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.suite import SAEBenchSuite
 from tests.evals.tiny_hub import tiny_sae
@@ -159,6 +160,52 @@ def test_latents_are_counted_and_left_as_they_are(architecture: str) -> None:
     assert encoded.active > encoded.n
     sae.encode(x)
     assert encoded.n == 13, "counting went on"
+
+
+def test_what_is_encoded_for_a_null_is_not_counted() -> None:
+    sae = tiny_sae()
+    x = torch.ones(2, sae.cfg.d_in)
+    with compat.counted_latents(sae) as encoded:
+        with compat.uncounted():
+            sae.encode(x)
+        assert encoded.n == 0
+        sae.encode(x)
+    assert encoded.n == 2
+
+
+def test_nulls_are_where_saebench_scores() -> None:
+    """What compat/saebench_nulls.py wraps: by these names, called with these arguments."""
+    scr_and_tpp = compat.main_of("scr_and_tpp")
+    ravel = import_module("sae_bench.evals.ravel.intervention")
+    absorption = import_module("sae_bench.evals.absorption.feature_absorption")
+    calculator = import_module("sae_bench.evals.absorption.feature_absorption_calculator")
+    wanted: dict[Any, list[str]] = {
+        ravel.generate_batched_interventions: ["model", "mdbm", "tokenizer", "val_loader"],
+        absorption.calculate_projection_and_cos_sims: ["calculator", "sae", "probe"],
+        scr_and_tpp.perform_feature_ablations: [
+            "probes",
+            "sae",
+            "sae_batch_size",
+            "all_test_acts_BLD",
+            "node_effects",
+            "top_n_values",
+            "chosen_classes",
+            "probe_batch_size",
+            "perform_scr",
+        ],
+        scr_and_tpp.get_scr_plotting_dict: ["class_accuracies", "llm_clean_accs"],
+        scr_and_tpp.create_tpp_plotting_dict: ["class_accuracies", "llm_clean_accs"],
+    }
+    for function, first in wanted.items():
+        given = list(inspect.signature(function).parameters)
+        assert given[: len(first)] == first, f"{function.__name__} takes {given}"
+    assert compat.main_of("ravel").intervention is ravel
+    source = inspect.getsource(calculator.FeatureAbsorptionCalculator)
+    for name in ("self._build_prompts(", "sae.encode(", "sae.W_dec", "run_with_cache("):
+        assert name in source, f"FeatureAbsorptionCalculator: {name} moved"
+    assert set(SCORED_BY_SCR) <= set(
+        import_module("sae_bench.sae_bench_utils.dataset_info").PAIRED_CLASS_KEYS
+    )
 
 
 def test_what_the_probes_of_nulls_call_is_called_as_before() -> None:

@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ from transformers import set_seed
 from typing_extensions import override
 
 from sae_baselines.compat.saebench import absorption_in, main_of, saebench, words_in_order
+from sae_baselines.compat.saebench_nulls import LetterWords, observed_letters
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import LOWER, Measured
-from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.metrics import Margin, Metric, with_floors
+from sae_baselines.evals.nulls import Nulls, NullsInRun, exchanged
 from sae_baselines.evals.store import all_or_nothing
 from sae_baselines.evals.suite import (
     Extras,
     Needs,
-    SAEBenchSuite,
     Subject,
     SuiteCall,
+    means_over_tasks,
     resid_post_problems,
 )
 
@@ -39,7 +42,11 @@ _OF_A_LETTER = {
 }
 
 
-class Absorption(SAEBenchSuite):
+_SHUFFLED = "shuffled_letters"
+_NULLS = {_SHUFFLED: "main latents of another letter"}
+
+
+class Absorption(NullsInRun):
     """SAEBench's ``absorption``.
 
     Its first SAE trains probes on the language model and so leaves the generators in another
@@ -55,21 +62,27 @@ class Absorption(SAEBenchSuite):
     # Latents that tell no letter are not replaced by others.
     primary = ()
     metrics = (
-        Metric(
-            "mean_absorption_fraction_score",
-            LOWER,
-            "Absorption fraction",
-            _MARGIN,
-            "fraction",
-            favours=("dead", "random"),
+        *with_floors(
+            Metric(
+                "mean_absorption_fraction_score",
+                LOWER,
+                "Absorption fraction",
+                _MARGIN,
+                "fraction",
+                favours=("dead", "random"),
+            ),
+            _NULLS,
         ),
-        Metric(
-            "mean_full_absorption_score",
-            LOWER,
-            "Full absorption",
-            _MARGIN,
-            "fraction",
-            favours=("dead", "random"),
+        *with_floors(
+            Metric(
+                "mean_full_absorption_score",
+                LOWER,
+                "Full absorption",
+                _MARGIN,
+                "fraction",
+                favours=("dead", "random"),
+            ),
+            _NULLS,
         ),
         Metric("*", margin=_MARGIN, unit="fraction"),
     )
@@ -112,10 +125,15 @@ class Absorption(SAEBenchSuite):
                 if not any(probes.iterdir()):
                     _train_probes(config, call, probes)
             set_seed(call.seed)
-            with absorption_in(scratch, probes):
+            nulls = Nulls(call)
+            looking = observed_letters(_scorer(nulls, call.seed))
+            with absorption_in(scratch, probes), looking if nulls.wanted else nullcontext():
                 self.run_eval(config, sae, call, force_rerun=True)
         if not call.expected.exists():
             raise UserError(_too_few_letters(config, call))
+        # Of the letters that SAEBench scores.
+        letters = {detail["first_letter"] for detail in call.payload["eval_result_details"]}
+        nulls.leave(means_over_tasks([row for row in nulls.rows if row.task in letters]))
         notes = [] if call.options[_ORDER] else [f"{_ORDER}: false: not reproducible"]
         return Extras(notes=notes)
 
@@ -128,6 +146,23 @@ class Absorption(SAEBenchSuite):
                 values, detail["first_letter"], detail["num_probe_true_positives"]
             )
         return rows
+
+
+def _scorer(nulls: Nulls, seed: int) -> Callable[[LetterWords], None]:
+    """What is done with the words of one letter after the other."""
+
+    def score(words: LetterWords) -> None:
+        with nulls.aside():
+            letters = sorted(words.main)
+            other = letters[exchanged(range(len(letters)), seed)[letters.index(words.letter)]]
+            fractions, full = words.again(words.main[other])
+            values = {
+                "mean_absorption_fraction_score": mean(fractions),
+                "mean_full_absorption_score": mean(map(float, full)),
+            }
+            nulls.add(_SHUFFLED, values, words.letter, len(fractions))
+
+    return score
 
 
 def _train_probes(config: Any, call: SuiteCall, folder: Path) -> None:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,8 @@ from sae_baselines.evals.endpoint import (
     without_secrets,
 )
 from sae_baselines.evals.measured import HIGHER, Measured
-from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.metrics import Margin, Metric, null_name, with_floors
+from sae_baselines.evals.nulls import exchanged
 from sae_baselines.evals.suite import Extras, Needs, SAEBenchSuite, Subject, SuiteCall
 from sae_baselines.evals.versions import Requirement
 
@@ -59,6 +60,7 @@ LEAST_LATENTS = 5
 # Those that drop out (dead, or described so that the judge's reply made no sense) are not like
 # the others: a mean of survivors is better than the SAE.
 LEAST_SHARE = 0.75
+_EXCHANGED = "exchanged"
 # As many as SAEBench itself asks at once.
 _WORKERS = 10
 
@@ -74,11 +76,13 @@ class NullFloor:
         scores: Latent to the score it got with another latent's description.
         unparseable: Replies that were no list of numbers.
         failed: Requests that failed.
+        exchanged: Latent to the one whose description it got.
     """
 
     scores: dict[int, float]
     unparseable: int = 0
     failed: int = 0
+    exchanged: dict[int, int] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -100,17 +104,20 @@ class AutoInterp(SAEBenchSuite):
     summary = "a language model describes latents and predicts by that where they activate"
     primary = ("autointerp_score",)
     metrics = (
-        Metric(
-            "autointerp_score",
-            HIGHER,
-            "AutoInterp score",
-            Margin(
-                0.02,
-                "2 points of judge accuracy: with 200 latents at accuracy 0.9 the standard "
-                "error of one score is 0.01 or more.",
+        *with_floors(
+            Metric(
+                "autointerp_score",
+                HIGHER,
+                "AutoInterp score",
+                Margin(
+                    0.02,
+                    "2 points of judge accuracy: with 200 latents at accuracy 0.9 the standard "
+                    "error of one score is 0.01 or more.",
+                ),
+                "fraction",
+                tasks_paired=False,
             ),
-            "fraction",
-            tasks_paired=False,
+            {_EXCHANGED: "descriptions exchanged between latents that fire about as often"},
         ),
         Metric("*", tasks_paired=False),
     )
@@ -271,6 +278,9 @@ class AutoInterp(SAEBenchSuite):
             few = _too_few(n_null, extras)
             value = math.nan if floor is None or few else float(floor)
             rows.append(self.number("null_floor", value, n=n_null))
+            if "null_exchanged" in extras:
+                name = null_name("autointerp_score", _EXCHANGED)
+                rows.append(self.number(name, value, n=n_null))
         rows += [self.number(name, float(extras[name])) for name in _COUNTS if name in extras]
         examples = _examples(payload["eval_config"])
         null = {int(i): float(s) for i, s in extras.get("null_scores", {}).items()}
@@ -331,6 +341,8 @@ def _extras(values: dict[str, Any], null: NullFloor | None) -> Extras:
         "n_null_scored": len(null.scores),
         "n_null_unparseable": null.unparseable,
         "n_null_failed": null.failed,
+        # Of records without it, descriptions went to any latent.
+        "null_exchanged": {str(latent): other for latent, other in null.exchanged.items()},
     }
     return Extras(values, notes)
 
@@ -409,23 +421,6 @@ def _outside_loop(work: Callable[[], T]) -> T:
         return pool.submit(work).result()
 
 
-def exchanged(latents: list[int], seed: int) -> dict[int, int]:
-    """Whose description each latent gets: never its own.
-
-    Args:
-        latents: At least two for anything to exchange.
-        seed: Of the order in which descriptions are handed on.
-
-    Returns:
-        Latent to another latent, every one of them used once; empty for fewer than two.
-    """
-    if len(latents) < 2:
-        return {}
-    order = sorted(latents)
-    random.Random(seed).shuffle(order)
-    return dict(zip(order, [*order[1:], order[0]], strict=True))
-
-
 def null_floor(
     gathered: Gathered,
     descriptions: Mapping[int, str],
@@ -434,6 +429,9 @@ def null_floor(
 ) -> NullFloor:
     """Score every latent again, by SAEBench's own methods, with another one's description.
 
+    Descriptions are exchanged between latents that fire about as often, so that what a judge
+    gets right from that alone is in the floor.
+
     Args:
         gathered: Of the same run: the very examples of the true scores.
         descriptions: Latent to description, of the latents that were scored.
@@ -441,10 +439,11 @@ def null_floor(
         failures: Errors of single requests, which are counted and cost one latent each.
     """
     judge = gathered.judge
+    others = exchanged(descriptions, seed, gathered.rates)
     random.seed(seed)  # SAEBench's prompts show a random example of a reply
     prompts = {
         latent: judge.get_scoring_prompts(descriptions[other], gathered.examples[latent])
-        for latent, other in sorted(exchanged(list(descriptions), seed).items())
+        for latent, other in sorted(others.items())
     }
 
     def ask(latent: int) -> str | None:
@@ -468,4 +467,5 @@ def null_floor(
         scores,
         unparseable=len(answered) - len(scores),
         failed=len(replies) - len(answered),
+        exchanged=others,
     )

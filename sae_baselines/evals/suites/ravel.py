@@ -1,34 +1,45 @@
 """SAEBench's RAVEL: latents that change one attribute of an entity and leave the others."""
 
+import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import torch
 from sae_lens import SAE
 from typing_extensions import override
 
 from sae_baselines.compat.saebench import saebench
+from sae_baselines.compat.saebench_nulls import Edits, observed_edits
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import HIGHER, Measured
-from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.metrics import RANDOM_LATENTS, Margin, Metric, with_floors
+from sae_baselines.evals.nulls import Nulls, NullsInRun
 from sae_baselines.evals.store import all_or_nothing
 from sae_baselines.evals.suite import (
     Extras,
-    SAEBenchSuite,
     Subject,
     SuiteCall,
     resid_post_problems,
 )
 from sae_baselines.evals.versions import Requirement
+from sae_baselines.files import checksum_of, write_atomically
 
 _MARGIN = Margin(0.02, "2 points of a 0 to 1 score whose spread in the paper is 0.05.")
 # Attributes have another word for what they add to the aggregate.
 _OF_AN_ATTRIBUTE = {"disentangle_score": "disentanglement_score"}
+_IDENTITY = "identity"
+_NULLS = {
+    RANDOM_LATENTS: "as many latents at random in place of the learned ones",
+    _IDENTITY: "nothing swapped, the model left alone",
+}
 
 
-class Ravel(SAEBenchSuite):
+class Ravel(NullsInRun):
     """SAEBench's ``ravel``.
 
     What the language model knows is found out once, drawing nothing, and kept in the cache;
@@ -40,18 +51,26 @@ class Ravel(SAEBenchSuite):
     summary = "swapping latents changes one attribute of an entity and leaves the others"
     primary = ("disentanglement_score",)
     metrics = (
-        Metric(primary[0], HIGHER, "RAVEL disentanglement", _MARGIN, "fraction", "edits"),
-        Metric("cause_score", HIGHER, "RAVEL cause", _MARGIN, "fraction", "edits"),
+        *with_floors(
+            Metric(primary[0], HIGHER, "RAVEL disentanglement", _MARGIN, "fraction", "edits"),
+            _NULLS,
+        ),
+        *with_floors(
+            Metric("cause_score", HIGHER, "RAVEL cause", _MARGIN, "fraction", "edits"), _NULLS
+        ),
         # An edit without effect leaves everything else as it is; a dead SAE's are all the same,
         # since SAEBench puts what it decodes in place of what it read.
-        Metric(
-            "isolation_score",
-            HIGHER,
-            "RAVEL isolation",
-            _MARGIN,
-            "fraction",
-            "edits",
-            favours=("dead", "random"),
+        *with_floors(
+            Metric(
+                "isolation_score",
+                HIGHER,
+                "RAVEL isolation",
+                _MARGIN,
+                "fraction",
+                "edits",
+                favours=("dead", "random"),
+            ),
+            _NULLS,
         ),
         Metric("*", margin=_MARGIN, unit="fraction", depends="edits"),
     )
@@ -65,7 +84,7 @@ class Ravel(SAEBenchSuite):
     )
     evaluation = "ravel"
     config_name = "RAVELEvalConfig"
-    per_call = (*SAEBenchSuite.per_call, "artifact_dir")
+    per_call = (*NullsInRun.per_call, "artifact_dir")
     # The first scores something else in place of the SAE; the second does nothing.
     not_offered = ("train_mdas", "force_dataset_recompute")
     positive = (
@@ -107,9 +126,13 @@ class Ravel(SAEBenchSuite):
             # A fresh config, since SAEBench renames the model in it.
             given = {**call.config, "model_name": short, "artifact_dir": artifacts.name}
             config = self.config(call.options, **given)
-            self.run_eval(config, sae, call, force_rerun=True, artifacts_path="unused")
+            nulls = Nulls(call)
+            looking = observed_edits(nulls_of_edits(nulls, config, call.cache))
+            with looking if nulls.wanted else nullcontext():
+                self.run_eval(config, sae, call, force_rerun=True, artifacts_path="unused")
         shutil.rmtree(Path("unused"), ignore_errors=True)
         _check_scored(call.payload, call.subject)
+        nulls.leave(_over_entities(nulls.rows, config.entity_attribute_selection))
         return Extras()
 
     @override
@@ -120,6 +143,58 @@ class Ravel(SAEBenchSuite):
                 values = {_OF_AN_ATTRIBUTE.get(k) or k: score for k, score in scores.items()}
                 rows += self.numbers(values, task)
         return rows
+
+
+def nulls_of_edits(nulls: Nulls, config: Any, cache: Path) -> Callable[[Edits], None]:
+    """What is done with the pairs of one attribute after the other."""
+    selection = config.entity_attribute_selection
+    tasks = iter(f"{entity}_{name}" for entity, names in selection.items() for name in names)
+
+    def score(edits: Edits) -> None:
+        task = next(tasks)
+        with nulls.aside():
+            # Training leaves latents at 0 that no pair changes: to draw those would change
+            # nothing either.
+            mask = edits.mask.cpu()
+            moved = mask.nonzero().flatten()
+            drawn = moved[torch.randperm(len(moved))[: int((mask > 0).sum())]]
+            other = torch.zeros_like(mask).index_fill(0, drawn, 1.0)
+            nulls.add(RANDOM_LATENTS, _scores(*edits.again(other)), task)
+        with nulls.aside():
+            nulls.add(_IDENTITY, _scores(*_alone(edits, cache)), task)
+
+    return score
+
+
+def _scores(cause: float, isolation: float) -> dict[str, float]:
+    return {
+        "cause_score": cause,
+        "isolation_score": isolation,
+        "disentanglement_score": (cause + isolation) / 2,
+    }
+
+
+def _alone(edits: Edits, cache: Path) -> tuple[float, float]:
+    """What the model left alone scores, which is the same for every SAE on the same pairs."""
+    file = cache / f"alone_{checksum_of(edits.pairs)[:16]}.json"
+    if not file.exists():
+        write_atomically(file, json.dumps(edits.again(None)))
+    cause, isolation = json.loads(file.read_text(encoding="utf-8"))
+    return cause, isolation
+
+
+def _over_entities(
+    rows: Sequence[Measured], selection: Mapping[str, Sequence[str]]
+) -> Iterator[Measured]:
+    """Aggregates as SAEBench's, means over entities of means over attributes; then the rows."""
+    found = {(row.metric, row.task): row.value for row in rows}
+    for metric in dict.fromkeys(row.metric for row in rows):
+        means = [
+            mean(found[metric, f"{entity}_{name}"] for name in names)
+            for entity, names in selection.items()
+        ]
+        yield Measured(metric, mean(means))
+    yield from rows
 
 
 def _short_name(model_name: str) -> str | None:

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from sae_lens import SAE
 
 from sae_baselines.compat.saebench import saebench
+from sae_baselines.compat.saebench_nulls import other_ablations
 from sae_baselines.evals.measured import HIGHER, LOWER, Measured
-from sae_baselines.evals.metrics import Margin, Metric
+from sae_baselines.evals.metrics import RANDOM_LATENTS, Margin, Metric, with_floors
+from sae_baselines.evals.nulls import Nulls, NullsInRun
 from sae_baselines.evals.suite import (
     Extras,
     SeedCachedSuite,
@@ -27,9 +30,16 @@ _SCR = Margin(
     "(arXiv 2605.18229), so matching takes many of them.",
 )
 _TPP = Margin(0.02, "2 points of targeted accuracy change; noisy over seeds, as SCR.")
+# Latents that the null ablates, as in the primary metrics: one number of the seven that
+# SAEBench ablates costs a seventh.
+_N_OF_NULL = 20
+_SHUFFLED_ATTRIBUTES, _SHUFFLED_CLASSES = "shuffled_attributes", "shuffled_classes"
+_AT_RANDOM = {RANDOM_LATENTS: "as many latents at random"}
+_SCR_NULLS = {_SHUFFLED_ATTRIBUTES: "latents of the other attribute", **_AT_RANDOM}
+_TPP_NULLS = {_SHUFFLED_CLASSES: "latents of other classes", **_AT_RANDOM}
 
 
-class _ScrAndTpp(SeedCachedSuite):
+class _ScrAndTpp(NullsInRun, SeedCachedSuite):
     """What both have in common.
 
     The language model's probes are trained while caches are filled and are then part of every
@@ -50,6 +60,7 @@ class _ScrAndTpp(SeedCachedSuite):
         "sae_batch_size",
     )
     scr: ClassVar[bool]
+    shuffled: ClassVar[str]
 
     def defaults(self) -> dict[str, Any]:
         options = super().defaults()
@@ -72,11 +83,27 @@ class _ScrAndTpp(SeedCachedSuite):
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
         config = self.config(call.options, perform_scr=self.scr, **call.config)
-        self.run_on_seed_cache(config, sae, call)
+        nulls = Nulls(call)
+        n = min(config.n_values, key=lambda n: abs(n - _N_OF_NULL))
+        looking = other_ablations(n, nulls.aside)
+        with looking if nulls.wanted else nullcontext([]) as found:
+            self.run_on_seed_cache(config, sae, call)
         folder = call.output / self.name
         (folder / call.expected.name).replace(call.expected)
         folder.rmdir()
+        if nulls.wanted:
+            payload = call.payload
+            examples = _test_examples(payload["eval_config"])
+            for detail, other in zip(payload["eval_result_details"], found, strict=True):
+                task = self.task_of(detail)
+                nulls.add(self.shuffled, other.exchanged, task, examples)
+                nulls.add(RANDOM_LATENTS, other.random, task, examples)
+        nulls.leave()
         return Extras(notes=self.notes(call.payload))
+
+    def task_of(self, detail: Mapping[str, Any]) -> str:
+        """Task of one of SAEBench's results."""
+        return detail["dataset_name"].removesuffix("_tpp_results")
 
     def notes(self, payload: Mapping[str, Any]) -> list[str]:
         """What a reader of the scores must know."""
@@ -91,10 +118,13 @@ class Scr(_ScrAndTpp):
     summary = "how well ablating latents removes a spurious correlation from a biased probe"
     primary = ("scr_metric_threshold_20",)
     metrics = (
-        Metric("scr_*", HIGHER, margin=_SCR, unit="fraction", depends="edits"),
+        *with_floors(
+            Metric("scr_*", HIGHER, margin=_SCR, unit="fraction", depends="edits"), _SCR_NULLS
+        ),
         Metric("*", margin=_SCR, depends="edits"),
     )
     scr = True
+    shuffled = _SHUFFLED_ATTRIBUTES
 
     def notes(self, payload: Mapping[str, Any]) -> list[str]:
         first = f"scr_metric_threshold_{payload['eval_config']['n_values'][0]}"
@@ -119,8 +149,11 @@ class Scr(_ScrAndTpp):
         }
         rows = self.numbers({**metrics, **absent})
         for detail in payload["eval_result_details"]:
-            rows += self.numbers(detail, _pair(detail), _test_examples(config))
+            rows += self.numbers(detail, self.task_of(detail), _test_examples(config))
         return rows
+
+    def task_of(self, detail: Mapping[str, Any]) -> str:
+        return _pair(detail)
 
 
 class Tpp(_ScrAndTpp):
@@ -131,18 +164,25 @@ class Tpp(_ScrAndTpp):
     primary = ("tpp_threshold_20_total_metric",)
     # The class that was meant should suffer, the others should not.
     metrics = (
-        Metric("*_unintended_diff_only", LOWER, "", _TPP, "fraction", "edits", _FOR_NOTHING),
-        Metric("*tpp_*", HIGHER, "", _TPP, "fraction", "edits"),
+        *with_floors(
+            Metric(
+                "*_unintended_diff_only", LOWER, "", _TPP, "fraction", "edits", _FOR_NOTHING
+            ),
+            _TPP_NULLS,
+        ),
+        *with_floors(Metric("tpp_*", HIGHER, "", _TPP, "fraction", "edits"), _TPP_NULLS),
+        Metric("class_tpp_*", HIGHER, "", _TPP, "fraction", "edits"),
         Metric("*", margin=_TPP, depends="edits"),
     )
     scr = False
+    shuffled = _SHUFFLED_CLASSES
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         del extras
         n = _test_examples(payload["eval_config"])
         rows = self.numbers(payload["eval_result_metrics"]["tpp_metrics"])
         for detail in payload["eval_result_details"]:
-            rows += self.numbers(detail, detail["dataset_name"].removesuffix("_tpp_results"), n)
+            rows += self.numbers(detail, self.task_of(detail), n)
         for dataset, by_class in payload["eval_result_unstructured"].items():
             for name, metrics in by_class.items():
                 of_class = {f"class_{key}": value for key, value in metrics.items()}

@@ -27,7 +27,9 @@ def run(folder: Path, sae: Any, **options: Any) -> Any:
     # One name and one folder for all: nothing that an SAE leaves may reach the next.
     call = suite_call(Absorption(), folder, {**OPTIONS, **options}, sae=sae)
     call.expected.unlink(missing_ok=True)
-    return evaluate_with(Absorption(), sae, call)
+    payload, extras, rows = evaluate_with(Absorption(), sae, call)
+    floors = Absorption().floors(sae, call) if call.options["floors"] else []
+    return payload, {**extras, "floors": floors}, rows
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,9 @@ def folder(tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> list[Any]:
     """One SAE with cold caches, another, and the first one again."""
-    saes = (tiny_sae(0), tiny_sae(1, architecture="topk"), tiny_sae(0))
-    return [run(folder, sae) for sae in saes]
+    first, second = tiny_sae(0), tiny_sae(1, architecture="topk")
+    # Of the last, without floors: they change no score.
+    return [run(folder, first), run(folder, second), run(folder, first, floors=False)]
 
 
 def test_rows_are_saebenchs_numbers(results: list[Any]) -> None:
@@ -61,6 +64,20 @@ def test_rows_are_saebenchs_numbers(results: list[Any]) -> None:
     }
     mean = sum(row.value for row in letters) / len(letters)
     assert 0 < metrics["mean_absorption_fraction_score"] == pytest.approx(mean)
+
+
+def test_the_floor_is_of_the_same_letters_and_words(results: list[Any]) -> None:
+    _, extras, rows = results[0]
+    for metric in ("mean_absorption_fraction_score", "mean_full_absorption_score"):
+        known = Absorption().metric(metric)
+        assert known is not None
+        (name,) = known.floors
+        scores = {row.task: row for row in rows if row.metric == metric}
+        floors = {row.task: row for row in extras["floors"] if row.metric == name}
+        assert floors.keys() == scores.keys()
+        assert {t: r.n for t, r in floors.items()} == {t: r.n for t, r in scores.items()}
+        # Of 64 random directions in 64 dimensions some have a letter's.
+        assert floors[""].value > scores[""].value
 
 
 def test_score_depends_on_the_sae_alone(results: list[Any]) -> None:

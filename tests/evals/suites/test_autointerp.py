@@ -167,6 +167,20 @@ def test_the_null_judges_the_same_examples_by_the_description_of_another_latent(
     assert all(described[tuple(examples)] != description for description, examples in null)
 
 
+def test_descriptions_go_to_latents_that_fire_about_as_often(done: Done):
+    floor = done.value("autointerp_score_null_exchanged")
+    assert floor == done.value("null_floor")
+    known = SUITE.metric("autointerp_score")
+    assert known is not None
+    assert known.floors == ("autointerp_score_null_exchanged",)
+    others = done.extras["null_exchanged"]
+    assert sorted(map(str, others.values())) == sorted(others)
+    # Of a record of before, descriptions went to any latent: it has no such row.
+    old = {name: value for name, value in done.extras.items() if name != "null_exchanged"}
+    rows = SUITE.rows(done.payload, old)
+    assert {r.metric for r in done.rows} - {r.metric for r in rows} == set(known.floors)
+
+
 def test_the_number_of_requests_is_known_beforehand(done: Done):
     needed = requests_needed(SUITE.complete(OPTIONS))
     assert needed == 3 * D_SAE
@@ -441,6 +455,12 @@ def test_no_latent_keeps_its_description(n: int, seed: int):
     assert sorted(got.values()) == sorted(got) == (latents if n > 1 else [])
     assert not [latent for latent, other in got.items() if latent == other]
     assert got == exchanged(latents[::-1], seed)
+    rates = {latent: (7 * latent % 11) / 11 for latent in latents}
+    near = exchanged(latents, seed, rates)
+    assert sorted(near.values()) == sorted(near) == (latents if n > 1 else [])
+    assert not [latent for latent, other in near.items() if latent == other]
+    ranks = {latent: i for i, latent in enumerate(sorted(latents, key=lambda x: rates[x]))}
+    assert all(abs(ranks[a] - ranks[b]) <= 2 for a, b in near.items())
 
 
 @pytest.mark.parametrize(

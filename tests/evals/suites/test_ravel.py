@@ -31,19 +31,22 @@ def sae_of(seed: int, architecture: str = "jumprelu") -> Any:
     return tiny_sae(seed, architecture=architecture, model_name=RAVEL_MODEL)
 
 
-def run(folder: Path, sae: Any) -> Any:
+def run(folder: Path, sae: Any, floors: bool = True) -> Any:
     # One name and one folder for all: nothing that an SAE leaves may reach the next.
-    call = suite_call(Ravel(), folder, OPTIONS, sae=sae, batch=4)
+    options = {**OPTIONS, "floors": floors}
+    call = suite_call(Ravel(), folder, options, sae=sae, batch=4)
     call.expected.unlink(missing_ok=True)
-    return evaluate_with(Ravel(), sae, call)
+    payload, extras, rows = evaluate_with(Ravel(), sae, call)
+    return payload, {**extras, "floors": Ravel().floors(sae, call) if floors else []}, rows
 
 
 @pytest.fixture(scope="module")
 def results(tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """One SAE with cold caches, another, and the first one again."""
+    """One SAE with cold caches, another, and the first one again, without floors."""
     del tiny_hub
     folder = tmp_path_factory.mktemp("ravel")
-    return [run(folder, sae) for sae in (sae_of(0), sae_of(1, "topk"), sae_of(0))]
+    first = sae_of(0)
+    return [run(folder, first), run(folder, sae_of(1, "topk")), run(folder, first, False)]
 
 
 def test_rows_are_saebenchs_numbers(results: list[Any]) -> None:
@@ -67,6 +70,26 @@ def test_rows_are_saebenchs_numbers(results: list[Any]) -> None:
     assert sum(tasks) / 4 == pytest.approx(metrics["disentanglement_score"])
     assert payload["eval_config"]["random_seed"] == 0
     assert payload["eval_config"]["artifact_dir"] == "artifacts"
+
+
+def test_floors_stand_beside_each_attribute(results: list[Any]) -> None:
+    _, extras, rows = results[0]
+    other = results[1][1]
+    tasks = {row.task for row in rows}
+    known = Ravel().metric("disentanglement_score")
+    assert known is not None
+    found = {(row.metric, row.task): row.value for row in extras["floors"]}
+    assert {metric for metric, _ in found} >= set(known.floors)
+    for metric in known.floors:
+        of = {task: value for (name, task), value in found.items() if name == metric}
+        assert of.keys() == tasks
+        assert of.pop("") == pytest.approx(sum(of.values()) / 4)
+    alone = "disentanglement_score_null_identity"
+    # The tiny model knows its facts; left alone it says the same whatever the SAE.
+    assert 0.4 < found[alone, ""] <= 0.5
+    assert {(row.metric, row.task): row.value for row in other["floors"]}[alone, ""] == found[
+        alone, ""
+    ]
 
 
 def test_score_depends_on_the_sae_alone(results: list[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from sae_baselines.evals.measured import HIGHER, LOWER, not_finite
+from sae_baselines.evals.metrics import Metric
 from sae_baselines.evals.suite import Suite
 from sae_baselines.evals.suites.scr_tpp import Scr, Tpp
 from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
@@ -20,6 +21,11 @@ SMALL = {
     "context_length": 32,
     "probe_epochs": 4,
     "n_values": [2, 20],
+}
+_WORDS = {
+    "shuffled_attributes": "latents of the other attribute",
+    "shuffled_classes": "latents of other classes",
+    "random_latents": "as many latents at random",
 }
 PAIRS = [["professor", "nurse"], ["surgeon", "psychologist"]]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,6 +42,7 @@ class Runs(NamedTuple):
     after_itself: Any
     rows: list[Any]
     files: list[str]
+    floors: list[Any]
 
 
 @pytest.fixture(scope="module", params=[Scr(), Tpp()], ids=["scr", "tpp"])
@@ -48,8 +55,9 @@ def runs(
     member = tiny_sae(seed=1)
     one, many, cold = (tmp_path_factory.mktemp(name) for name in ("one", "many", "cold"))
 
-    def run(folder: Path, name: str, sae: Any) -> Any:
-        call = suite_call(suite, folder, OPTIONS[suite.name], name=name, sae=sae)
+    def run(folder: Path, name: str, sae: Any, floors: bool = False) -> Any:
+        options = {**OPTIONS[suite.name], "floors": floors}
+        call = suite_call(suite, folder, options, name=name, sae=sae)
         payload, _, rows = evaluate_with(suite, sae, call)
         return (
             payload,
@@ -59,13 +67,16 @@ def runs(
 
     run(one, "warm-up", tiny_sae(seed=9, architecture="standard"))
     run(many, "warm-up", tiny_sae(seed=8, d_sae=32))
-    alone, rows, files = run(one, "member", member)
+    # Of the others without floors: they change no score.
+    alone, rows, files = run(one, "member", member, floors=True)
+    call = suite_call(suite, one, OPTIONS[suite.name], name="member", sae=member)
+    floors = suite.floors(member, call)
     for seed in (2, 3):
         run(many, f"other_{seed}", tiny_sae(seed=seed))
     third = run(many, "member", member)[0]
     first = run(cold, "member", member)[0]
     again = run(cold, "again", member)[0]
-    return Runs(suite, alone, third, first, again, rows, files)
+    return Runs(suite, alone, third, first, again, rows, files, floors)
 
 
 def numbers(payload: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +120,29 @@ def test_rows_add_up_to_saebenchs_aggregates(runs: Runs) -> None:
         assert math.isclose(tasks[BIOS].value, statistics.mean(of_bios))
         unintended = [r for r in runs.rows if r.metric.endswith("_unintended_diff_only")]
         assert {r.direction for r in unintended} == {LOWER}
+
+
+def test_floors_are_of_the_same_tasks(runs: Runs) -> None:
+    (primary,) = runs.suite.primary
+    known = runs.suite.metric(primary)
+    assert known is not None
+    assert len(known.floors) == 2
+    scores = {r.task: r.n for r in runs.rows if r.metric == primary}
+    for name in known.floors:
+        found = {r.task: r for r in runs.floors if r.metric == name}
+        assert {task: row.n for task, row in found.items()} == scores
+        assert runs.suite.metric(name) == Metric(
+            name, title=f"{primary}, null: {_WORDS[name.split('_null_')[1]]}", unit="fraction",
+            depends="edits",
+        )
+        tasks = [row.value for task, row in found.items() if task]
+        assert math.isclose(found[""].value, statistics.mean(tasks), abs_tol=1e-12)
+    if runs.suite.name == "tpp":
+        # Each class's latents are another's in turn: the score itself says what that gives.
+        exchanged = {r.task: r.value for r in runs.floors if r.metric == known.floors[0]}
+        for row in runs.rows:
+            if row.metric == primary and row.task:
+                assert math.isclose(exchanged[row.task], -row.value / 4, abs_tol=1e-6)
 
 
 def test_scr_without_any_score_is_a_failure_not_a_missing_row() -> None:
