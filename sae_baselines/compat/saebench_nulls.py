@@ -43,7 +43,7 @@ class Edits:
 
 @contextmanager
 def observed_edits(look: Callable[[Edits], None]) -> Iterator[None]:
-    """While open, ``look`` is called after every mask that SAEBench's RAVEL scores, in order."""
+    """While open, ``look`` is called after every mask that RAVEL scores, in order."""
     module = import_module(f"{_EVALS}.ravel.intervention")
     stock = module.generate_batched_interventions
 
@@ -214,7 +214,14 @@ def other_ablations(n: int, aside: Callable[[], Any]) -> Iterator[list[ClassNull
     at_random: list[Any] = []
 
     def ablating(
-        probes: Any, sae: Any, batch: int, acts: Any, effects: Any, ns: Any, names: Any, *rest: Any
+        probes: Any,
+        sae: Any,
+        batch: int,
+        acts: Any,
+        effects: Any,
+        ns: Any,
+        names: Any,
+        *rest: Any,
     ) -> Any:
         found = ablate(probes, sae, batch, acts, effects, ns, names, *rest)
         at_random.clear()

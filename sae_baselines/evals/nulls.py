@@ -48,9 +48,7 @@ class Nulls:
             except Exception as error:
                 self._failed = self._failed or f"{type(error).__name__}: {one_line(error, 300)}"
 
-    def add(
-        self, kind: str, values: dict[str, float], task: str, n: int | None = None
-    ) -> None:
+    def add(self, kind: str, values: dict[str, float], task: str, n: int | None = None) -> None:
         """Rows of one task, by the names of the metrics that they are nulls of."""
         self.rows += [
             Measured(null_name(name, kind), value, task=task, n=n)
@@ -64,7 +62,10 @@ class Nulls:
             rows: All of them; by default those of tasks, after their means.
         """
         if self.wanted:
-            found = list(means_over_tasks(self.rows) if rows is None else rows)
+            # Of some tasks alone means would be of other tasks than the score's.
+            found = (
+                () if self._failed else means_over_tasks(self.rows) if rows is None else rows
+            )
             data = {"failed": self._failed, "rows": [asdict(row) for row in found]}
             self._file.write_text(json.dumps(data), encoding="utf-8")
 

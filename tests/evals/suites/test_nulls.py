@@ -1,5 +1,7 @@
-"""Nulls of absorption, RAVEL, SCR and TPP on latents made by hand: what is there is above them, what
-is not there is not."""
+"""Nulls of absorption, RAVEL, SCR and TPP on latents made by hand.
+
+What is there is above them, what is not there is not.
+"""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +25,7 @@ from sae_baselines.compat.saebench_nulls import (
     other_ablations,
 )
 from sae_baselines.evals.nulls import Nulls
+from sae_baselines.evals.suite import Extras, SuiteCall
 from sae_baselines.evals.suites.ravel import Ravel, nulls_of_edits
 from tests.evals.tiny_hub import D_MODEL, suite_call, tiny_sae
 
@@ -169,9 +172,9 @@ def absorption(sae: Any, main: dict[str, list[int]]) -> tuple[float, float]:
     def look(seen: LetterWords) -> None:
         at = LETTERS.index(seen.letter)
         same, _ = seen.again(seen.main[seen.letter])
-        assert same == [
-            word.absorption_fraction for word in results[at].word_results
-        ], "what is scored again is what was scored"
+        assert same == [word.absorption_fraction for word in results[at].word_results], (
+            "what is scored again is what was scored"
+        )
         nulls[seen.letter] = seen.again(seen.main[LETTERS[(at + 1) % len(LETTERS)]])[0]
 
     results: list[Any] = []
@@ -233,9 +236,9 @@ class Facts(torch.nn.Module):
         self.table[:, : 2 * self.values] = torch.nn.functional.one_hot(
             entities, self.values
         ).flatten(1)
-        block = torch.nn.Identity()
+        block: Any = torch.nn.Identity()
         block.forward = lambda ids: (self.table[ids],)
-        self.gpt_neox = torch.nn.Module()
+        self.gpt_neox: Any = torch.nn.Module()
         self.gpt_neox.layers = torch.nn.ModuleList([block])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: Any = None) -> Any:
@@ -278,20 +281,24 @@ def pairs_of(model: Facts, generator: torch.Generator, batches: int) -> list[Any
 
 def ravel(sae: Any, folder: Path) -> dict[str, float]:
     """Disentanglement of a mask that SAEBench trains, and its nulls."""
-    model, words = Facts(), _Words()
+    model: Any = Facts()
+    words: Any = _Words()
     generator = torch.Generator().manual_seed(1)
-    train, test = (pairs_of(model, generator, n) for n in (30, 6))
+    train: Any = pairs_of(model, generator, 30)
+    test: Any = pairs_of(model, generator, 6)
     sae.cfg.hook_layer = 0
     options = {"entity_attribute_selection": {"city": ["Country"]}}
     call = suite_call(Ravel(), folder, options, sae=sae)
-    config: Any = SimpleNamespace(
-        llm_batch_size=32, num_epochs=2, learning_rate=0.1, **options
-    )
+    config: Any = SimpleNamespace(llm_batch_size=32, num_epochs=2, learning_rate=0.1, **options)
     nulls = Nulls(call)
     with observed_edits(nulls_of_edits(nulls, config, call.cache)):
-        mask: Any = mdbm.train_mdbm(model, words, config, sae, train, test)  # type: ignore
+        mask: Any = mdbm.train_mdbm(model, words, config, sae, train, test)
         isolation, cause = intervention.generate_batched_interventions(
-            model, mask, words, test, max_new_tokens=1  # type: ignore
+            model,
+            mask,
+            words,
+            test,
+            max_new_tokens=1,
         )
     nulls.leave()
     rows = {row.metric: row.value for row in Ravel().floors(sae, call) if row.task}
@@ -312,3 +319,43 @@ def test_a_mask_on_latents_that_see_none_is_not(tmp_path: Path) -> None:
     found = ravel(coordinates(turned(0, blind_to=2 * Facts.values)), tmp_path)
     assert found[""] < found["random_latents"] + 0.05
     assert found[""] < found["identity"]
+
+
+class Drawing(Ravel):
+    """Its run draws for a null, and fails in it if so told."""
+
+    runs = 0
+
+    def run(self, sae: Any, call: SuiteCall) -> Extras:
+        del sae
+        self.runs += 1
+        nulls = Nulls(call)
+        with nulls.aside():
+            nulls.add("random", {"score": float(torch.rand(()))}, "a")
+            if call.name == "broken":
+                raise ValueError("no room")
+        nulls.leave()
+        return Extras(notes=[str(float(torch.rand(())))])
+
+
+def test_a_null_neither_moves_nor_loses_a_score(tmp_path: Path) -> None:
+    suite = Drawing()
+    calls = {
+        name: suite_call(suite, tmp_path, {"floors": name != "off"}, name=name)
+        for name in ("on", "broken", "off")
+    }
+    sae = tiny_sae()
+    notes = []
+    for call in calls.values():
+        torch.manual_seed(7)
+        notes += suite.run(sae, call).notes
+    assert len(set(notes)) == 1
+    (mean, row) = suite.floors(sae, calls["on"])
+    assert suite.runs == 3, "what the run left is there"
+    assert (mean.metric, mean.task, mean.value) == ("score_null_random", "", row.value)
+    (calls["on"].work / "floors.json").unlink()
+    torch.manual_seed(8)
+    assert suite.floors(sae, calls["on"]) == [mean, row], "from the suite's seed alone"
+    assert suite.runs == 4
+    with pytest.raises(RuntimeError, match="ValueError: no room"):
+        suite.floors(sae, calls["broken"])

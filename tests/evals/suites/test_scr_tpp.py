@@ -132,7 +132,9 @@ def test_floors_are_of_the_same_tasks(runs: Runs) -> None:
         found = {r.task: r for r in runs.floors if r.metric == name}
         assert {task: row.n for task, row in found.items()} == scores
         assert runs.suite.metric(name) == Metric(
-            name, title=f"{primary}, null: {_WORDS[name.split('_null_')[1]]}", unit="fraction",
+            name,
+            title=f"{primary}, null: {_WORDS[name.split('_null_')[1]]}",
+            unit="fraction",
             depends="edits",
         )
         tasks = [row.value for task, row in found.items() if task]
