@@ -13,7 +13,7 @@ from typing import Any
 
 from drift_cost import cost_table
 from render import panel_table, step_time_tables
-from render_recipes import search_tables, variant_tables
+from render_recipes import guard_tables, search_tables, variant_tables
 from render_sparse import aims_table, growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 
@@ -32,6 +32,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/README.md", "drift"): [("drift_cost_cpu", cost_table)],
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
     ("benchmarks/recipes/README.md", "search"): [("../recipes/search.csv", search_tables)],
+    ("benchmarks/recipes/README.md", "guard"): [("../recipes/guard.csv", guard_tables)],
     ("benchmarks/recipes/README.md", "options"): [("../recipes/options.csv", variant_tables)],
     ("benchmarks/recipes/README.md", "silences"): [("../recipes/silences.csv", variant_tables)],
 }

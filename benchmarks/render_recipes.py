@@ -13,6 +13,8 @@ DATA = {
     "toy": "the paper's constant setting: 100 dimensions, d_sae 3,200, L0 20, 1,200 steps",
     "pca96": "96 principal components of SmolLM2's: d_sae 768, L0 12, 400 steps",
 }
+# Differences of EV below this are noise.
+NOISE = 0.005
 MEMBERS = (
     *("trained", "frozen_decoder", "frozen_decoder_cov"),
     *(
@@ -55,13 +57,41 @@ def variant_tables(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def guard_tables(record: Mapping[str, Any]) -> str:
+    """A table per data set of guard.csv: EV on test by L0 in training, and what that loses."""
+    by_data: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in record["rows"]:
+        by_data[row["data"]][float(row["ratio"])].append(row)
+    parts = []
+    for data, runs in by_data.items():
+        members = [m for m in MEMBERS if any(r["member"] == m for r in runs[1.0])]
+        head = ["L0 in training / target", "factor"]
+        head += [f"`{m}`{more}" for m in members for more in ("", ", lost")]
+        lines = [f"**{DATA[data]}**", "", _line([*head, "seeds"])]
+        lines.append(_line(["---"] * (len(head) + 1)))
+        for ratio, rows in sorted(runs.items()):
+            cells = [f"{ratio:g}", _range(rows, "threshold_factor", ".2f")]
+            for m in members:
+                cells += [_ev(rows, m), _lost(rows, runs[1.0], m)]
+            lines.append(_line([*cells, str(len({r["seed"] for r in rows}))]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _lost(rows: Sequence[Row], whole: Sequence[Row], member: str) -> str:
+    """Mean over the seeds that both have."""
+    at_target = {r["seed"]: float(r["ev_test"]) for r in whole if r["member"] == member}
+    lost = [
+        at_target[r["seed"]] - float(r["ev_test"])
+        for r in rows
+        if r["member"] == member and r["seed"] in at_target
+    ]
+    return f"{mean(lost):.3f}" if lost else ""
+
+
 def _table(title: str, runs: Mapping[tuple[str, str], list[Row]]) -> str:
     members = [m for m in MEMBERS if any(r["member"] == m for rs in runs.values() for r in rs)]
-    best: dict[str, str] = {}
-    for (base, candidate), rows in runs.items():
-        dev = _mean(rows, "trained", "ev_dev")
-        if base not in best or dev > _mean(runs[base, best[base]], "trained", "ev_dev"):
-            best[base] = candidate
+    best = _chosen(runs)
     head = [
         "base",
         "recipe",
@@ -73,7 +103,7 @@ def _table(title: str, runs: Mapping[tuple[str, str], list[Row]]) -> str:
     ]
     lines = [f"**{title}**", "", _line(head), _line(["---"] * len(head))]
     for (base, candidate), rows in runs.items():
-        chosen = f"**{candidate}**" if best[base] == candidate else candidate
+        chosen = f"**{candidate}**" if best.get(base) == candidate else candidate
         lines.append(
             _line(
                 [
@@ -88,6 +118,22 @@ def _table(title: str, runs: Mapping[tuple[str, str], list[Row]]) -> str:
             )
         )
     return "\n".join([*lines, ""])
+
+
+def _chosen(runs: Mapping[tuple[str, str], list[Row]]) -> dict[str, str]:
+    """Base -> the best recipe, by the rule that the README states."""
+    found = {}
+    for base in dict.fromkeys(b for b, _ in runs):
+        held = {c: rows for (b, c), rows in runs.items() if b == base and _is_held(rows)}
+        trained = {c: _mean(rows, "trained", "ev_dev") for c, rows in held.items()}
+        good = [c for c, ev in trained.items() if ev >= max(trained.values()) - NOISE]
+        if good:
+            found[base] = max(good, key=lambda c: mean(float(r["ev_dev"]) for r in held[c]))
+    return found
+
+
+def _is_held(rows: Sequence[Row]) -> bool:
+    return all(abs(float(r["l0_in_training"]) - 1) <= 0.1 for r in rows)
 
 
 def _of(rows: Sequence[Row], member: str, column: str) -> list[float]:

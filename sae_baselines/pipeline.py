@@ -42,14 +42,11 @@ from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
 from sae_baselines.report import Report, report
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
-from sae_baselines.study.engine import measure_latents, resolve_device
+from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
-from sae_baselines.study.latents import Latents
-from sae_baselines.study.plan import MemberKey, all_members
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import import_plugins
-from sae_baselines.study.stability import measure_stability
 from sae_baselines.yaml_text import read_yaml
 
 PANEL_FILES = (".yaml", ".yml")
@@ -124,35 +121,6 @@ def _require_possible(spec: PanelSpec, evals: EvalSpec) -> None:
     require_possible(subject, evals.suites)
 
 
-def latents(
-    study: str | Path, *, device: str | None = None, allow_plugins: bool = False
-) -> dict[MemberKey, Latents]:
-    """What each latent of a study's SAEs does on held-out text; measured where it is not yet.
-
-    Seeds are held against each other too (``stability.json``).
-
-    Args:
-        study: Study folder, finished, with its weights; model and text are read again.
-        device: Torch device; default: the panel's.
-        allow_plugins: As of `evaluate`.
-
-    Raises:
-        UserError: Bad input, in one line.
-    """
-    spec, _ = load_study(study)
-    if allow_plugins:
-        import_plugins(spec.plugins)
-    if device is not None:
-        spec = dataclasses.replace(spec, device=device)
-    # As stored, the path of a local model may be relative to the study.
-    if local := local_model_of(study):
-        spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, name=str(local)))
-    found = measure_latents(spec, study)
-    with StudyFolder(study).locked():
-        measure_stability(spec, study)
-    return found
-
-
 def evaluate(
     sources: str | Path | Sequence[str | Path],
     suites: Sequence[str] | None = None,
@@ -224,9 +192,9 @@ def _evaluate(
     command: str | None,
 ) -> Evaluation:
     # Before anything is written.
-    ready = prepared(targets, spec, root, model, force, verbose, command)
+    runner = prepared(targets, spec, root, model, force, verbose, command)
     with StudyFolder(root).locked():
-        done = ready.run()
+        done = runner.run(targets)
         results = write_results(root)
     return Evaluation(results=results, primary_metrics=spec.primary_metrics, **vars(done))
 
@@ -374,7 +342,7 @@ def check(
     # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     import_module("sae_baselines.report.plots")
     if suites is not None and list(suites) == [PANEL_SUITE]:
-        _train(spec, root, model)
+        train_study(spec, root, resume=True, model=model)
         write_results(root)
         tell(report(root))
         return True
@@ -383,21 +351,12 @@ def check(
     _require_possible(spec, evals)
     subject = subject_of_panel(spec, evals)
     require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
-    _train(spec, root, model)
+    train_study(spec, root, resume=True, model=model)
     local = local_model_of(root)
     done = _evaluate(study_targets(root), evals, root, local, False, verbose, command)
     tell(done)
     tell(report(root))
     return not done.failures
-
-
-def _train(spec: PanelSpec, root: Path, model: Any) -> None:
-    train_study(spec, root, resume=True, model=model)
-    folder = StudyFolder(root)
-    # Of studies of before, `latents` measures it.
-    if all(Latents.load(folder.member(key)) is not None for key in all_members(spec)):
-        with folder.locked():
-            measure_stability(spec, root)
 
 
 def _overrides(config: str | Path | None) -> dict[str, Any]:

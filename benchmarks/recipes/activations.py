@@ -4,8 +4,9 @@
     python benchmarks/recipes/activations.py --model google/gemma-3-270m --layer 9 --bos \\
         --out activations/gemma
 
-Writes train.npy, dev.npy and test.npy, ``[n, d_in]`` float16. Without --model it is the demo's
-SmolLM2-135M-Instruct. 428,400 tokens take 10 to 15 minutes on two cores.
+Writes train.npy, dev.npy and test.npy, ``[n, d_in]`` float32 (some tokens of gemma are beyond
+float16). Without --model it is the demo's SmolLM2-135M-Instruct. 428,400 tokens take 10 to 15
+minutes on two cores.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def main() -> None:
             with torch.no_grad():
                 model.model(torch.tensor(ids[first : first + BATCH]), use_cache=False)
             kept = seen[0][:, SKIPPED:].float()
-            rows.append(kept.reshape(-1, kept.shape[-1]).numpy().astype(np.float16))
+            rows.append(kept.reshape(-1, kept.shape[-1]).numpy().astype(np.float32))
         np.save(args.out / f"{part}.npy", np.concatenate(rows))
 
 

@@ -61,16 +61,17 @@ FAIR = Candidate()
 OTHERS = {
     "first": Candidate({"recipe": "first"}),
     "saelens": Candidate({"recipe": "saelens"}),
-    "transposed": Candidate({"encoder_init": "transposed"}),
     "control x 4": Candidate(factors={"l0_control": 4}),
     "no control": Candidate(factors={"l0_control": 0.0}),
 }
+FITTED, TRANSPOSED = (Candidate({"encoder_init": s}) for s in ("fitted", "transposed"))
 CANDIDATES: dict[str, dict[str, Candidate]] = {
-    "batchtopk": {"fair": FAIR, "fitted": Candidate({"encoder_init": "fitted"})},
+    "batchtopk": {"fair": FAIR, "fitted": FITTED},
     "topk": {"fair": FAIR},
     "jumprelu": {
         "fair": FAIR,
         **OTHERS,
+        "transposed": TRANSPOSED,
         "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
         "no penalty": Candidate(factors={"l0_coefficient": 0}),
         "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
@@ -78,14 +79,16 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "standard": {
         "fair": FAIR,
         **OTHERS,
-        "penalty / 2": Candidate(factors={"l1_coefficient": 0.5}),
-        "penalty x 2": Candidate(factors={"l1_coefficient": 2}),
+        "fitted": FITTED,
+        "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),
+        "penalty x 4": Candidate(factors={"l1_coefficient": 4}),
     },
     "gated": {
         "fair": FAIR,
         **OTHERS,
-        "penalty / 2": Candidate(factors={"l1_coefficient": 0.5}),
-        "penalty x 2": Candidate(factors={"l1_coefficient": 2}),
+        "transposed": TRANSPOSED,
+        "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),
+        "penalty x 4": Candidate(factors={"l1_coefficient": 4}),
     },
 }
 
@@ -287,9 +290,11 @@ def main() -> None:
                     if args.candidates and label not in args.candidates:
                         continue
                     what = {"data": name, "base": base, "candidate": label, "seed": str(seed)}
-                    if names <= known(args.out, what):
+                    there = known(args.out, what)
+                    if names <= there:
                         continue
                     rows = run(data, base, candidate, seed, members)
+                    rows = [r for r in rows if r["member"] not in there]
                     append(
                         args.out,
                         [{**what, "steps": data.steps, "versions": used, **r} for r in rows],
@@ -307,11 +312,11 @@ def known(path: Path, what: Mapping[str, str]) -> set[str]:
         return {r["member"] for r in rows if all(r[k] == v for k, v in what.items())}
 
 
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
+def append(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Add rows; numbers with five digits."""
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()
         for row in rows:

@@ -37,6 +37,11 @@ _NEAR = 0.5
 _DRIFT_SHARE = 0.125
 # What a bias is shifted by is in units of a mean over about this many steps.
 _SMOOTHING = 0.1
+# Thresholds also go this share of the way back to their common (geometric) mean, each step. One
+# that no batch reaches has no gradient, and Adam moves the others by about a learning rate
+# each, whatever their gradients: without it a few latents that always fire were left where
+# dimensions are few (measured: benchmarks/recipes).
+_RETURN = 0.01
 # Active values up to this share of their mean are next to 0.
 _NEXT_TO_ZERO = 0.25
 
@@ -47,7 +52,8 @@ class L0ControlConfig(ConfigMixin):
 
     Args:
         l0_control: Gain of the control. Before each step thresholds are multiplied by
-            (L0 of the last batch / target_l0) to this power; biases are lowered by this times
+            (L0 of the last batch / target_l0) to this power, and brought 1 % nearer to their
+            mean; biases are lowered by this times
             the logarithm of that ratio, in units of the mean active value, and gradients of a
             standard or gated SAE are those at constant L0. The drift that remains is learned
             and taken off too. 0 leaves L0 to the penalty, as SAELens does; sae_baselines'
@@ -104,7 +110,10 @@ class L0ControlMixin(PreciseBuffersMixin):
         l0, unit, drift = self.l0_control_state
         move = torch.where(l0 < 0, 0.0, self.cfg.l0_control * self._log_ratio(l0) + drift)
         if hasattr(self, "threshold"):
-            self.threshold.data.mul_(move.exp().to(self.threshold.dtype))
+            threshold = self.threshold.data
+            logs = threshold.clamp(min=torch.finfo(threshold.dtype).tiny).log()
+            back = torch.where(l0 < 0, 0.0, _RETURN) * (logs.mean() - logs)
+            threshold.mul_((move + back).exp().to(threshold.dtype))
         else:
             bias = self.b_gate if hasattr(self, "b_gate") else self.b_enc
             bias.data.sub_((move * unit.clamp(min=0)).to(bias.dtype))

@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import TRAINED, is_random_model, kind_of
-from sae_baselines.evals.registry import (
-    get_suite,
-    is_null_for,
-    is_unchanged,
-    metric_of,
-    override_matches,
-    suite_names,
-)
+from sae_baselines.controls import TRAINED, kind_of
+from sae_baselines.evals.registry import is_null_for, is_unchanged, metric_of, override_matches
 from sae_baselines.evals.results import current_results
 from sae_baselines.report import paper
 from sae_baselines.report import reference as of_reference
@@ -35,9 +28,7 @@ from sae_baselines.report.caveats import (
 from sae_baselines.report.context import ReportContext, study_context
 from sae_baselines.report.markdown import Figure, Section, render, words
 from sae_baselines.report.names import key
-from sae_baselines.report.rates import rates_of
 from sae_baselines.report.reference import Reference
-from sae_baselines.report.stability import section_of
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import (
     METHOD,
@@ -54,7 +45,6 @@ from sae_baselines.stats import (
     retained,
     verdicts,
 )
-from sae_baselines.stats.by_rate import AtRate
 
 _NO_PAIRS = "nothing to compare"
 _PANEL_EV = ("panel", "explained_variance")
@@ -76,7 +66,6 @@ class Report:
         retained: Shares.
         caveats: Every reason for caution that applies.
         reference: Where a published SAE falls among every other member's seeds.
-        by_rate: Verdicts on latents of like firing rates.
     """
 
     title: str
@@ -89,7 +78,6 @@ class Report:
     retained: tuple[Retained, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     reference: Reference | None = None
-    by_rate: tuple[AtRate, ...] = ()
 
     @property
     def answers(self) -> tuple[AgainstRandom, ...]:
@@ -209,14 +197,6 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     if answers:
         text = render("joint.md.j2", answers=answers, correct=context.correct)
         parts.append(Section("joint", "Against all baselines of a question at once", text))
-    rates = rates_of(table, context.latents, context.correct)
-    if rates is not None:
-        parts.append(rates.section)
-        drawn["rates"] = list(rates.figures)
-    stable = section_of(table, context.stability)
-    if stable is not None:
-        parts.append(stable[0])
-        drawn["stability"] = stable[1]
     with_controls = table if reference is None else reference.table
     if with_controls.controls:
         text = render(
@@ -239,7 +219,6 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         primary=[key(*metric) for metric in metrics],
         margins={p: getattr(m, "value", m) for p, m in context.margins.items()},
         controls=table.controls,
-        random_models=[m for m in table.controls if is_random_model(table.constraints[m])],
         placed=reference is not None,
         paired=reference is None or bool(found),
         alpha=found[0].alpha if found else METHOD.alpha,
@@ -258,7 +237,6 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         retained=tuple(shares),
         caveats=tuple(warned),
         reference=reference,
-        by_rate=() if rates is None else rates.found,
     )
 
 
@@ -401,15 +379,12 @@ def _lede(table: Results, context: ReportContext) -> str:
 def _controls(table: Results, metrics: Sequence[MetricKey]) -> list[dict[str, object]]:
     """What each control is, what it is compared on, and what it is mute about."""
     constraints = table.constraints
-    scored = dict.fromkeys(suite for suite, _ in table.metrics)
-    suites = {name: get_suite(name).on_random_model for name in scored if name in suite_names()}
     return [
         {
             "member": member,
             "kind": kind_of(constraints[member]),
             "compared": [key(*m) for m in metrics if is_null_for(constraints[member], *m)],
             "fixed": [key(*m) for m in metrics if is_unchanged(constraints[member], *m)],
-            "suites": suites if is_random_model(constraints[member]) else {},
         }
         for member in table.controls
     ]

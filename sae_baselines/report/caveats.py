@@ -10,7 +10,7 @@ import numpy as np
 
 from sae_baselines.baselines import CONSTRAINTS
 from sae_baselines.controls import PUBLISHED, TRAINED
-from sae_baselines.evals.registry import get_suite, is_refused, is_unchanged, suite_names
+from sae_baselines.evals.registry import get_suite, is_unchanged, suite_names
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
@@ -87,16 +87,10 @@ def caveats(
         *_explained_variance(table),
         *_cross_entropy(table, context),
         *_dead(table, context),
-        *_latents(context),
         *_versions(table, context),
         *_data_order(table, context),
         *_notes(table, context),
     ]
-
-
-def _latents(context: ReportContext) -> list[Caveat]:
-    n = context.without_latents
-    return [caveat("no rates", n=n, folder=context.folder)] if n else []
 
 
 def unfit(compared: Sequence[Comparison]) -> list[Caveat]:
@@ -201,11 +195,7 @@ def _missing(table: Results, context: ReportContext) -> Iterable[Caveat]:
     every = {pair for pairs in have.values() for pair in pairs}
     rank = {m: i for i, m in enumerate(table.members)}
     for suite in dict.fromkeys([*context.suites, *(s for s in have if s != "panel")]):
-        lacking = {
-            (panel, member)
-            for panel, member in every - have[suite]
-            if not is_refused(table.constraints[member], suite)
-        }
+        lacking = every - have[suite]
         if not lacking or all(_has_failed(context, suite, *pair) for pair in lacking):
             continue
         named = [f"{p}/{m}" for p, m in sorted(lacking, key=lambda x: (x[0], rank[x[1]]))]

@@ -7,7 +7,6 @@ from sae_baselines.results.results import (
     Group,
     MetricKey,
     Results,
-    SAEKey,
     mean_of_seed,
     ordered,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "Group",
     "MetricKey",
     "Results",
-    "SAEKey",
     "check_table",
     "checksum_file",
     "load_results",

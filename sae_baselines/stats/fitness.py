@@ -22,7 +22,12 @@ from sae_baselines.results import BySeed
 from sae_baselines.stats.intervals import spread
 from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures
-from sae_baselines.study.identity import FACTOR, L0_IN_TRAINING
+from sae_baselines.study.identity import (
+    FACTOR,
+    L0_IN_TRAINING,
+    LEAST_RATIO,
+    MOST_RATIO,
+)
 
 # 1 %: what fewer rows than that can do to a mean over latents is within the noise of seeds, and
 # a word would be about something else than the cap.
@@ -33,10 +38,6 @@ _LOST = 0.5
 _OUTLYING = 0.01
 # A seed's difference dominates the spread where it is that far out.
 _DOMINANT = 0.05
-# How far thresholds, or L0 in training, may be from where they are measured
-# (benchmarks/recipes: with factors of 1.16 to 1.45 a JumpReLU lost .014 of explained variance,
-# with 1.05 about .004, against one that was trained at its L0).
-LEAST_RATIO, MOST_RATIO = 0.9, 1.1
 # Also the panel's own measurements show a collapse; higher is better in both.
 _HEALTH = ("explained_variance", "alive")
 

@@ -28,6 +28,7 @@ from sae_baselines.study.recipes import (
     RecipeName,
     Scales,
     bandwidth_of,
+    encoder_init_of,
     is_controlled,
     recipe_options,
 )
@@ -135,7 +136,7 @@ def member_config(
     """
     panel = key.panel
     base = panel.architecture
-    is_trained = member.constraint == TRAINED or member.on_random_model
+    is_trained = member.constraint == TRAINED
     constraint = SEEDED.name if is_trained else member.constraint
     config_class = get_baseline(baseline_name(constraint, base)).config_class
     known = {f.name for f in fields(config_class)}
@@ -246,7 +247,7 @@ def fair_options(
         **_start_options(
             architecture,
             "fair",
-            "fitted",
+            encoder_init_of(architecture, "fair"),
             bandwidth_of("fair"),
             l0,
             float(x.pow(2).sum(dim=1).mean()),

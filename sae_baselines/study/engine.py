@@ -39,9 +39,8 @@ from sae_baselines.study.folder import (
     write_measurement,
     write_provenance,
 )
-from sae_baselines.study.identity import identity_of
+from sae_baselines.study.identity import LEAST_RATIO, MOST_RATIO, identity_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0
-from sae_baselines.study.latents import LATENTS_FILE, Latents, latents_of
 from sae_baselines.study.measure import Cosines, cosines_to_start
 from sae_baselines.study.plan import (
     MemberKey,
@@ -140,7 +139,6 @@ class Source(Protocol):
         device: Torch device of members and batches.
         calibration: float32 CPU ``[n, d_in]`` held-out activations, raw, for thresholds.
         held_out: ``[n, d_in]`` the same, for EV and L0 on the way.
-        evaluation: ``[n, d_in]`` raw activations that `measure` is on, or the like.
         facts: Where held-out activations are from; for metadata of every member.
         start_folder: Where the covariance of ``cov`` members is kept.
         scratch: Patterns of files in the study that nothing needs once all is measured.
@@ -149,7 +147,6 @@ class Source(Protocol):
     device: str
     calibration: torch.Tensor
     held_out: torch.Tensor
-    evaluation: torch.Tensor
     facts: Mapping[str, Any]
     start_folder: Path
     scratch: ClassVar[Sequence[str]]
@@ -251,10 +248,7 @@ def train_study(
                     logger.warning("%s: %s; it is made again", path, flaw)
             work = tasks(spec)
             for source in spec.source_names:
-                if not _is_needed(spec, folder, source, unmeasured):
-                    continue
                 of_source = [task for task in work if task.source == source]
-                gc.collect()  # the model of the source before
                 trained += _Work(spec, folder, source, inputs).run(of_source)
         # Also where a run died after its last measurement.
         _clean_up(spec, folder)
@@ -267,12 +261,11 @@ def tasks(spec: StudySpec) -> list[Task]:
     for source in spec.source_names:
         panels = spec.panels(source)
         out += [Task("train", source, this_pass.name) for this_pass in spec.passes(source)]
-        members = [key for panel in panels for key in members_of(spec, panel, source)]
-        if any(controls_of(spec, panel, source) for panel in panels):
+        if any(controls_of(spec, panel) for panel in panels):
             out.append(Task("controls", source, ""))
-        if spec.reference is not None and source == spec.source_names[0]:
+        if spec.reference is not None:
             out.append(Task("measure", source, PUBLISHED))
-        out += [Task("measure", source, key.name) for key in members]
+        out += [Task("measure", source, k.name) for p in panels for k in members_of(spec, p)]
     return out
 
 
@@ -304,44 +297,6 @@ def run_task(spec: StudySpec, out: str | Path, name: str, **inputs: Any) -> list
         return made
 
 
-def measure_latents(
-    spec: StudySpec, out: str | Path, **inputs: Any
-) -> dict[MemberKey, Latents]:
-    """Measure the latents of members that lack it, from their weights; see `latents_of`.
-
-    Studies of today have it from their training on.
-
-    Args:
-        spec: The study, which must be finished.
-        out: Its folder.
-        inputs: As for `train_study`.
-
-    Returns:
-        Latents of every member.
-
-    Raises:
-        UserError: A member is not finished; model or text cannot be read.
-    """
-    folder = StudyFolder(out)
-    with folder.locked():
-        if flaws := unfinished(spec, folder):
-            path, flaw = next(iter(flaws.items()))
-            raise UserError(
-                f"study: {path} is not finished ({flaw}); run sae-baselines train --resume "
-                "first"
-            )
-        for source in spec.source_names:
-            keys = [k for panel in spec.panels(source) for k in members_of(spec, panel, source)]
-            missing = [k.name for k in keys if Latents.load(folder.member(k)) is None]
-            first = source == spec.source_names[0]
-            if first and spec.reference and Latents.load(folder.published) is None:
-                missing.append(PUBLISHED)
-            if missing:
-                _Work(spec, folder, source, inputs).measure_latents(missing)
-        found = {key: Latents.load(folder.member(key)) for key in all_members(spec)}
-        return {key: latents for key, latents in found.items() if latents is not None}
-
-
 def is_finished(spec: StudySpec, folder: StudyFolder) -> bool:
     """Whether everything of a study is whole and measured."""
     return folder.study_file.exists() and not unfinished(spec, folder)
@@ -357,17 +312,6 @@ def unfinished(spec: StudySpec, folder: StudyFolder) -> dict[Path, str]:
     if spec.reference is not None:
         found[folder.published] = folder.flaw_of_published()
     return {path: flaw for path, flaw in found.items() if flaw is not None}
-
-
-def _is_needed(
-    spec: StudySpec, folder: StudyFolder, source: str, unmeasured: Mapping[Path, str]
-) -> bool:
-    """Whether anything of a source is not finished; no model is loaded for nothing."""
-    members = (k for panel in spec.panels(source) for k in members_of(spec, panel, source))
-    folders = [folder.member(key) for key in members]
-    if source == spec.source_names[0]:
-        folders.append(folder.published)
-    return any(path in unmeasured for path in folders)
 
 
 def _source_class(spec: StudySpec) -> type[Source]:
@@ -424,7 +368,7 @@ class _Work:
         self.members = {
             key.name: (key, member)
             for panel in spec.panels(name)
-            for key, member in members_of(spec, panel, name).items()
+            for key, member in members_of(spec, panel).items()
         }
         # Keyword arguments are each source's own.
         open_source: Any = _source_class(spec)
@@ -451,9 +395,7 @@ class _Work:
     def _train(self, name: str) -> list[MemberKey]:
         spec, folder = self.spec, self.folder
         (this_pass,) = (p for p in spec.passes(self.name) if p.name == name)
-        members = {
-            k: m for p in this_pass.panels for k, m in trained_of(spec, p, self.name).items()
-        }
+        members = {k: m for p in this_pass.panels for k, m in trained_of(spec, p).items()}
         # Members see the same batches whoever trains beside them: only what is lost is trained.
         members = {k: m for k, m in members.items() if not folder.is_trained(k)}
         checkpoints = folder.checkpoints / name
@@ -492,6 +434,7 @@ class _Work:
         assert_finite(key.name, sae)
         calibration = calibrate(sae, self.source.calibration, key.panel.l0)
         l0 = recorded_l0(run.l0, key.name)
+        _tell_l0(key, l0["end"])
         facts = {
             "panel": key.panel.name,
             "member": key.member,
@@ -546,27 +489,7 @@ class _Work:
         )
 
     def _measure(self, what: str) -> None:
-        folder, target = self._folder_of(what), self.spec.l0s[0]
-        if what != PUBLISHED:
-            target = self.members[what][0].panel.l0
-        sae, cosines = self._load(what)
-        measured = self.source.measure(sae, folder, target, cosines)
-        self._measure_latents(folder, sae, cosines)
-        # Last: who has a measurement is finished.
-        write_measurement(folder, {**measured, **identity_of(folder, measured)})
-
-    def _measure_latents(self, folder: Path, sae: SAE[Any], cosines: Cosines | None) -> None:
-        decoder = None if cosines is None else cosines[0]
-        latents_of(sae, self.source.evaluation, decoder).save(folder / LATENTS_FILE)
-
-    def measure_latents(self, work: Sequence[str]) -> None:
-        """Measure latents of members that were measured before there was such a file."""
-        for what in progress(work, desc="Latents", unit="SAE"):
-            self._measure_latents(self._folder_of(what), *self._load(what))
-
-    def _load(self, what: str) -> tuple[SAE[Any], Cosines | None]:
-        """An exported SAE, and where its directions are relative to their start."""
-        folder, cosines = self._folder_of(what), None
+        folder, cosines, target = self._folder_of(what), None, self.spec.l0s[0]
         try:
             sae = SAE.load_from_disk(folder, device=self.source.device)
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -575,12 +498,27 @@ class _Work:
             ) from error
         if what != PUBLISHED:
             key, member = self.members[what]
+            target = key.panel.l0
             # Whitening leaves the start's space; controls have no training to move them.
             if self.spec.normalization != "covariance_whitening" and not member.is_control:
                 cosines = cosines_to_start(
                     sae, key.panel.seed, member.init_scheme, self.start.covariance_path
                 )
-        return sae, cosines
+        measured = self.source.measure(sae, folder, target, cosines)
+        write_measurement(folder, {**measured, **identity_of(folder, measured)})
+
+
+def _tell_l0(key: MemberKey, ended: float | None) -> None:
+    target = key.panel.l0
+    if ended is not None and not LEAST_RATIO <= ended / target <= MOST_RATIO:
+        logger.warning(
+            "%s: its last training batches had an L0 of %.3g, not %g, so it gets no verdict. "
+            "Use an l0 that it can be held at, or more training_tokens: a control needs some "
+            "300 steps",
+            key.name,
+            ended,
+            target,
+        )
 
 
 def _kinds_of_steps(sae: TrainingSAE[Any]) -> dict[str, Any] | None:

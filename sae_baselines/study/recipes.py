@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
-from sae_lens import GatedTrainingSAE
+from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE
 
 from sae_baselines.baselines import base_architectures, get_baseline
 
@@ -44,8 +44,13 @@ def is_controlled(base: str) -> bool:
 
 
 def encoder_init_of(base: str, recipe: RecipeName) -> EncoderInit:
-    """Start of the encoder where a study does not say."""
-    return "fitted" if recipe == "fair" and is_controlled(base) else "transposed"
+    """Start of the encoder where a study does not say.
+
+    ``fitted`` where something else than its value decides on a latent (JumpReLU, gated); a
+    standard SAE is better from the decoder's transpose (benchmarks/recipes).
+    """
+    fitted = recipe == "fair" and is_controlled(base) and not _is_relu(base)
+    return "fitted" if fitted else "transposed"
 
 
 def recipe_options(
@@ -74,8 +79,7 @@ def recipe_options(
         if "l0_control" in known:
             options["l0_control"] = _CONTROL
         if "l1_coefficient" in known:
-            gated = issubclass(get_baseline(f"seeded_{base}").sae_class, GatedTrainingSAE)
-            share = _L1_COEFFICIENT["gated" if gated else "standard"]
+            share = _L1_COEFFICIENT["standard" if _is_relu(base) else "gated"]
             options["l1_coefficient"] = share * scales.threshold
     return options
 
@@ -102,6 +106,11 @@ def in_words(recipe: RecipeName) -> str:
         f"{_L1_COEFFICIENT['standard']:g} and {_L1_COEFFICIENT['gated']:g} times the initial "
         "threshold)"
     )
+
+
+def _is_relu(base: str) -> bool:
+    sae_class = get_baseline(f"seeded_{base}").sae_class
+    return not issubclass(sae_class, GatedTrainingSAE | JumpReLUTrainingSAE)
 
 
 @cache

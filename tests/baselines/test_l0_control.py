@@ -69,6 +69,19 @@ def test_thresholds_are_multiplied_by_a_power_of_the_ratio(member: str) -> None:
     torch.testing.assert_close(sae.threshold, before * (l0 / 4.0) ** 0.2)
 
 
+def test_thresholds_go_back_to_their_mean() -> None:
+    sae = controlled("seeded_jumprelu", l0_coefficient=0.0)
+    x = activations(64)
+    trainer = make_trainer(sae, 10, lr=0.0)
+    with torch.no_grad():
+        sae.threshold[::2] *= 4
+    before = sae.threshold.detach().log()
+    trainer.step(x)
+    trainer.step(x)
+    after = sae.threshold.detach().log()
+    torch.testing.assert_close(after - after.mean(), 0.99 * (before - before.mean()))
+
+
 @pytest.mark.parametrize(("base", "bias"), [("standard", "b_enc"), ("gated", "b_gate")])
 def test_biases_are_shifted_by_one_number_in_units_of_the_active_values(
     base: str, bias: str

@@ -177,6 +177,17 @@ def test_members_are_trained_at_the_l0_that_they_are_measured_at(study: StudyRes
         assert len(record["l0"]) == 100
 
 
+def test_a_control_that_did_not_reach_its_target_is_said_when_training_ends(
+    model_folder: Path, text: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"architecture": "standard", "members": ["trained", "frozen_decoder"]}
+    spec = spec_from_dict(tiny_panel(model_folder, training_tokens=128 * 3, **fields))
+    train_study(spec, tmp_path / "short", dataset=text)
+    said = [m for m in caplog.messages if "last training batches had an L0 of" in m]
+    assert [m.split(":")[0].rsplit(".", 1)[1] for m in said] == ["trained", "frozen_decoder"]
+    assert all("not 6, so it gets no verdict. Use an l0" in m for m in said)
+
+
 def test_l0_over_training_is_that_of_each_batch_also_of_a_resumed_run(tmp_path: Path) -> None:
     l0 = []
     data = batches()
