@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from sae_baselines.evals import load_eval_spec
 from sae_baselines.paper.demo.assets import Vocabulary
 from sae_baselines.paper.demo.packages import AssetError
 from sae_baselines.report.paper import MODELS, orderings
@@ -190,6 +191,13 @@ def test_panels_differ_in_the_model_alone() -> None:
     differ = {k for k, v in vars(ours).items() if vars(other)[k] != v}
     assert differ == {"name", "model", "prepend_bos"}
     assert set(KNOWN_MEMBERS) < {m.name for m in ours.member_specs}
+    tokens = []
+    for name in ("smollm2", "gemma"):
+        evals = load_eval_spec(ROWS / f"{name}.yaml")
+        core = evals.options_of("core")
+        batches = [v for k, v in core.items() if k.startswith("n_eval")]
+        tokens.append([n * evals.llm_batch_size for n in batches if evals.llm_batch_size])
+    assert tokens[0] == tokens[1] == [64, 384]
 
 
 # --- the tokenizer ------------------------------------------------------------------------
