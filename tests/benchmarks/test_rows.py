@@ -196,7 +196,7 @@ def test_panels_differ_in_the_model_alone() -> None:
         evals = load_eval_spec(ROWS / f"{name}.yaml")
         core = evals.options_of("core")
         batches = [v for k, v in core.items() if k.startswith("n_eval")]
-        tokens.append([n * evals.llm_batch_size for n in batches if evals.llm_batch_size])
+        tokens.append([n * evals.llm_batch_size for n in batches])
     assert tokens[0] == tokens[1] == [64, 384]
 
 
