@@ -73,7 +73,7 @@ def pair_tables(record: Mapping[str, Any]) -> str:
         runs = _by(rows, "study", "l0")
         lines = []
         for (higher, lower), cells in _by(rows, "higher", "lower").items():
-            of = {(row["study"], row["l0"]): row for row in cells}
+            of = {tuple(row[key] for key in ("study", "l0")): row for row in cells}
             first = cells[0]
             lines.append(
                 [

@@ -156,7 +156,7 @@ def test_a_packed_study_gives_the_same_tables(
     folder = tmp_path / "study"
     member = folder / "panels" / "a" / "trained"
     member.mkdir(parents=True)
-    table = study().assign(n=None, n_of="", versions="none=1")[list(COLUMNS)]
+    table = study().assign(n=None, n_of="", versions="none=1").loc[:, list(COLUMNS)]
     write_table(table, folder / "results.csv")
     (folder / "study.yaml").write_text(yaml.safe_dump({"spec": {"name": "made-up"}}))
     (member / "measurement.json").write_text("{}")
