@@ -2,7 +2,7 @@
 
 ``python benchmarks/three_seeds.py`` writes results/three_seeds.json and prints its tables: the
 coverage of the intervals of the best of several, and three candidates for more power than the
-t test over seeds has, each with its false words. One core, ten minutes.
+t test over seeds has, each with its false words. One core, three minutes.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Settings:
     variants: tuple[int, ...]
 
 
-FULL = Settings(repeats=2000, seeds=(3, 5, 10), variants=(2, 4, 6))
+FULL = Settings(repeats=1000, seeds=(3, 5, 10), variants=(2, 6))
 QUICK = Settings(repeats=40, seeds=(3, 5), variants=(2, 4))
 
 
@@ -69,7 +69,7 @@ def simulated(settings: Settings) -> dict[str, Any]:
         "settings": {**vars(settings), "tasks": N_TASKS, "metrics": N_METRICS},
         "rates": "each rate with its 95 % Wilson interval over repeats",
     }
-    for part in (best_of_several, mixed_model, moderated, rotated, seeds_for_power):
+    for part in (mixed_model, moderated, rotated, seeds_for_power, best_of_several):
         print(f"{part.__name__} ...", flush=True)
         record[part.__name__] = part(settings)
     record["summary"] = summary(record)
@@ -85,18 +85,21 @@ def best_of_several(settings: Settings) -> list[dict[str, Any]]:
     Baselines score a share of what the trained SAE does, plus noise that correlates between
     them. Their shares are equal, or each 0.01 below the one before.
     """
+    # Noise, correlation, and by how much shares differ.
+    cases = [
+        *(("normal", correlation, 0.0) for correlation in (0.0, 0.5, 0.9)),
+        ("normal", 0.5, 0.01),
+        ("heavy-tailed", 0.5, 0.0),
+        ("skewed", 0.5, 0.0),
+    ]
     out = []
-    for kind in ("normal", "heavy-tailed", "skewed"):
-        for k in settings.variants:
-            for n in settings.seeds:
-                for correlation in (0.0, 0.5, 0.9):
-                    for step in (0.0, 0.01) if kind == "normal" else (0.0,):
-                        case = {"noise": kind, "variants": k, "seeds": n}
-                        case |= {"correlation": correlation, "shares_apart": step}
-                        rng = np.random.default_rng(
-                            [1, k, n, round(10 * correlation), len(kind)]
-                        )
-                        out.append({**case, **_covered(rng, settings.repeats, **case)})
+    for k in settings.variants:
+        for n in settings.seeds:
+            for i, (kind, correlation, step) in enumerate(cases):
+                case = {"noise": kind, "variants": k, "seeds": n}
+                case |= {"correlation": correlation, "shares_apart": step}
+                rng = np.random.default_rng([1, k, n, i])
+                out.append({**case, **_covered(rng, settings.repeats, **case)})
     return out
 
 
@@ -172,7 +175,7 @@ def mixed_model(settings: Settings) -> list[dict[str, Any]]:
         for n in settings.seeds:
             for ratio in (0.0, 0.5, 1.0, 3.0, 10.0):
                 rng = np.random.default_rng([2, n, int(10 * ratio), len(kind)])
-                shape = (5 * settings.repeats, n, N_TASKS)
+                shape = (4 * settings.repeats, n, N_TASKS)
                 noise = draws(rng, "normal" if kind == "unequal tasks" else kind, shape)
                 if kind == "unequal tasks":
                     scale = rng.lognormal(sigma=0.75, size=(shape[0], 1, N_TASKS))
@@ -225,7 +228,7 @@ def prior(variances: np.ndarray, df: float) -> tuple[np.ndarray, np.ndarray]:
 def _trigamma_inverse(x: np.ndarray) -> np.ndarray:
     """Newton's method on 1 / trigamma, which is nearly a line."""
     y = 0.5 + 1 / x
-    for _ in range(50):
+    for _ in range(12):
         t = special.polygamma(1, y)
         y = y + t * (1 - t / x) / special.polygamma(2, y)
     return y
@@ -279,11 +282,11 @@ def moderated(settings: Settings) -> list[dict[str, Any]]:
         for n in settings.seeds:
             for kind in list(NOISE)[:3]:
                 for correlation in (0.0, 0.5, 0.9):
-                    for log_sd in (0.0, 0.5, 1.0):
+                    for log_sd in (0.0, 0.5):
                         case = (kind, correlation, log_sd, metrics)
                         key = [3, metrics, n, len(kind), int(10 * correlation)]
                         rng = np.random.default_rng([*key, int(10 * log_sd)])
-                        d = family(rng, 5 * settings.repeats, n, *case)
+                        d = family(rng, 4 * settings.repeats, n, *case)
                         row: dict[str, Any] = {
                             "metrics": metrics,
                             "seeds": n,
@@ -350,7 +353,7 @@ CORRECTIONS: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] 
 def rotated(settings: Settings) -> list[dict[str, Any]]:
     """False words and power after Holm, and after rotations; effects of 4 sd where some."""
     out = []
-    for n in settings.seeds:
+    for n in settings.seeds[:2]:
         for kind in (*NOISE, "unequal variances"):
             for correlation in (0.0, 0.5, 0.9):
                 for effects in (0, N_METRICS // 2, N_METRICS):
@@ -358,7 +361,7 @@ def rotated(settings: Settings) -> list[dict[str, Any]]:
                     unequal = kind == "unequal variances"
                     d = family(
                         rng,
-                        settings.repeats,
+                        settings.repeats // 2,
                         n,
                         "normal" if unequal else kind,
                         correlation,

@@ -33,7 +33,7 @@ from sae_baselines.evals.doctor import (
 )
 from sae_baselines.evals.endpoint import check_endpoint
 from sae_baselines.evals.registry import get_suite
-from sae_baselines.evals.results import PANEL_SUITE
+from sae_baselines.evals.results import PANEL_SUITE, checked_results
 from sae_baselines.evals.run import prepared, subject_of
 from sae_baselines.evals.spec import has_eval_spec, store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
@@ -41,6 +41,8 @@ from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
 from sae_baselines.report import Report, report
+from sae_baselines.stats import METHOD, Plan, planned, read_spreads
+from sae_baselines.stats.spreads import Spread, spreads_of
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
@@ -49,6 +51,7 @@ from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import import_plugins
 from sae_baselines.yaml_text import read_yaml
 
+FIGURE_FILES = (".png", ".svg")
 PANEL_FILES = (".yaml", ".yml")
 
 
@@ -349,6 +352,8 @@ def check(
     if suites is not None:
         evals = evals.only([name for name in suites if name != PANEL_SUITE])
     _require_possible(spec, evals)
+    for line in power_lines(_power(spec, evals, read_spreads())):
+        tell(line)
     subject = subject_of_panel(spec, evals)
     require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
     train_study(spec, root, resume=True, model=model)
@@ -372,6 +377,107 @@ def _overrides(config: str | Path | None) -> dict[str, Any]:
     if "architecture" in data:
         raise UserError(f"{config}: architecture: use --architecture")
     return {name: value for name, value in data.items() if name != "evals"}
+
+
+def power(panel: PanelSpec | str | Path, pilot: str | Path | None = None) -> Plan:
+    """What a study's seeds can show, before it is run.
+
+    Args:
+        panel: What is to be trained, or a panel file (YAML), whose section ``evals`` says which
+            metrics verdicts are on.
+        pilot: Study folder whose spreads over seeds are taken; default: those of this package's
+            own studies (``sae_baselines/stats/spreads.csv``).
+
+    Raises:
+        UserError: Bad input; a pilot without two seeds to compare.
+    """
+    spec = panel if isinstance(panel, PanelSpec) else load_spec(panel)
+    evals = eval_spec_from_dict({}) if isinstance(panel, PanelSpec) else load_eval_spec(panel)
+    return _power(spec, evals, read_spreads() if pilot is None else _of_pilot(pilot))
+
+
+def _of_pilot(pilot: str | Path) -> list[Spread]:
+    spec, _ = load_study(pilot)
+    spreads = spreads_of(
+        checked_results(pilot)[0],
+        source=str(pilot),
+        model=spec.model.name,
+        hook=spec.hook_name,
+        tokens=spec.training_tokens,
+    )
+    if not spreads:
+        raise UserError(
+            f"pilot: {pilot} has no metric that two seeds or more were compared on; train it "
+            "with more seeds, or leave --pilot out"
+        )
+    return spreads
+
+
+def _power(spec: PanelSpec, evals: EvalSpec, spreads: Sequence[Spread]) -> Plan:
+    return planned(
+        spreads,
+        evals.primary_metrics,
+        seeds=len(spec.seeds),
+        constraints={m.constraint for m in spec.member_specs},
+        architectures=spec.architectures,
+        margins=evals.margins,
+    )
+
+
+def power_notes(plan: Plan) -> list[str]:
+    """How the numbers of a plan are meant, and what it has none for."""
+    lines = []
+    if plan.planned:
+        lines.append(
+            f"{METHOD.power:.0%} power at level {METHOD.alpha:g}/{plan.n_metrics} (the first "
+            f"step of {METHOD.correction}). Spreads are of {', '.join(plan.sources)}; in "
+            "brackets: seeds if the true spread is at the upper 80 % limit of these few seeds. "
+            "Another model, layer, width or budget may spread more or less."
+        )
+    lines += [f"No study at hand has measured {name}: give a --pilot." for name in plan.unknown]
+    if plan.seeds < 2:
+        lines.append("One seed gives numbers and no word.")
+    return lines
+
+
+def power_lines(plan: Plan) -> list[str]:
+    """What the seeds of a study can and cannot show, a line per metric."""
+    n = plan.seeds
+    if n < 2:
+        return ["What 1 seed can show: numbers, and no verdict."]
+    lines = [
+        f"What {n} seeds can show ({METHOD.power:.0%} power, {METHOD.correction} over "
+        f"{plan.n_metrics} metrics; see sae-baselines power):"
+    ]
+    for p in plan.planned:
+        line = f"- {p.name}: differences of {p.smallest(n):.2g} ({n + 1} seeds: "
+        line += f"{p.smallest(n + 1):.2g})"
+        if p.margin is not None:
+            most = f"more than {METHOD.most_seeds}"
+            needed = [str(k or most) for k in (p.to_differ(), p.to_match())]
+            line += (
+                f"; of its margin {p.margin.value:g} with {needed[0]} seeds, equivalence with "
+                f"{needed[1]}"
+            )
+        lines.append(line)
+    return lines + [f"- {name}: not known, as no earlier study has it" for name in plan.unknown]
+
+
+def save_power_figure(plan: Plan, path: str | Path) -> None:
+    """Draw power over seeds.
+
+    Raises:
+        UserError: Not a name of a PNG or SVG file, or nothing to draw.
+    """
+    from sae_baselines.report.power_plot import power_figure  # noqa: PLC0415
+
+    path = Path(path)
+    if path.suffix not in FIGURE_FILES:
+        raise UserError(f"figure: {path} is neither a .png nor a .svg file")
+    if not any(p.margin for p in plan.planned):
+        raise UserError("figure: no metric has a margin and a known spread; give a pilot")
+    figure = power_figure(plan)
+    path.write_bytes(figure.png if path.suffix == ".png" else figure.svg)
 
 
 def suites_for(

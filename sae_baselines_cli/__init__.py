@@ -20,6 +20,7 @@ from sae_baselines_cli import (
     evaluate,
     find,
     hub,
+    power,
     saelens,
     toy,
     train,
@@ -41,7 +42,7 @@ app = group(
     no_args_is_help=True,
     help="Random baselines for sparse autoencoders: does your SAE beat a frozen one?",
 )
-for module in (train, saelens, evaluate, check, find, control):
+for module in (train, saelens, evaluate, check, power, find, control):
     app.add_typer(module.app)
 app.add_typer(vision.app, name="vision")
 for module in (drift, toy, hub):

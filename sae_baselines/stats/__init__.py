@@ -29,6 +29,12 @@ from sae_baselines.stats.intervals import (
 from sae_baselines.stats.method import METHOD, Method
 from sae_baselines.stats.placement import Placement, placements
 from sae_baselines.stats.retained import Retained, above_chance, fieller, retained, together
+from sae_baselines.stats.spreads import (
+    Plan,
+    Planned,
+    planned,
+    read_spreads,
+)
 from sae_baselines.stats.verdict import Verdict, first_of, n_families, to_frame, verdicts
 
 __all__ = [
@@ -45,6 +51,8 @@ __all__ = [
     "Method",
     "PlacedAgainstRandom",
     "Placement",
+    "Plan",
+    "Planned",
     "Retained",
     "Verdict",
     "Word",
@@ -61,6 +69,8 @@ __all__ = [
     "n_families",
     "placed_against_random",
     "placements",
+    "planned",
+    "read_spreads",
     "retained",
     "t_interval",
     "tasks_interval",

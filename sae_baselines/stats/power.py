@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+from scipy import optimize
 from statsmodels.stats.power import TTestPower
 
 POWER = 0.8
@@ -58,6 +60,31 @@ def seeds_to_match(
         return both >= POWER
 
     return _least(enough, at_least)
+
+
+def power_to_differ(difference: float, sd: float, n: int, *, alpha: float) -> float:
+    """Chance that n seeds show a true difference, on its side; see `seeds_to_differ`."""
+    return _power(abs(difference) / sd, n, alpha / 2)
+
+
+def power_to_match(sd: float, margin: float, n: int, *, alpha: float) -> float:
+    """Least chance that n seeds show equivalence where there is no difference.
+
+    That of both one-sided tests, by the bound of `seeds_to_match`, which is exact where one
+    fails at a time.
+    """
+    return max(0.0, 2 * _power(margin / sd, n, alpha) - 1)
+
+
+def smallest_difference(sd: float, n: int, *, alpha: float) -> float:
+    """The difference that n seeds show with 80 % power, two-sided at alpha."""
+
+    def short(log_effect: float) -> float:
+        return _power(math.exp(log_effect), n, alpha / 2) - POWER
+
+    # From an effect of a hundredth, which 100 seeds miss, to one that two seeds show.
+    root: Any = optimize.brentq(short, math.log(0.01), math.log(1e4), xtol=1e-6)
+    return sd * math.exp(root)
 
 
 def _power(effect: float, n: int, alpha: float) -> float:
