@@ -44,8 +44,10 @@ from sae_baselines.report import Report, report
 from sae_baselines.stats import METHOD, Plan, planned, read_spreads
 from sae_baselines.stats.spreads import Spread, spreads_of
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
-from sae_baselines.study.engine import resolve_device
+from sae_baselines.study.engine import measure_latents, resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
+from sae_baselines.study.latents import Latents
+from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import import_plugins
@@ -122,6 +124,30 @@ def _require_possible(spec: PanelSpec, evals: EvalSpec) -> None:
     except UserError:
         return  # the model cannot be read: training says why
     require_possible(subject, evals.suites)
+
+
+def latents(
+    study: str | Path, *, device: str | None = None, allow_plugins: bool = False
+) -> dict[MemberKey, Latents]:
+    """What each latent of a study's SAEs does on held-out text; measured where it is not yet.
+
+    Args:
+        study: Study folder, finished, with its weights; model and text are read again.
+        device: Torch device; default: the panel's.
+        allow_plugins: As of `evaluate`.
+
+    Raises:
+        UserError: Bad input, in one line.
+    """
+    spec, _ = load_study(study)
+    if allow_plugins:
+        import_plugins(spec.plugins)
+    if device is not None:
+        spec = dataclasses.replace(spec, device=device)
+    # As stored, the path of a local model may be relative to the study.
+    if local := local_model_of(study):
+        spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, name=str(local)))
+    return measure_latents(spec, study)
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from sae_baselines_cli.shared import (
     errors,
     group,
     names_in,
+    print_table,
     say,
 )
 
@@ -166,6 +167,38 @@ def doctor(
         say(judge)
     if suites is not None and not all(diagnosis.ok for diagnosis in diagnoses):
         raise typer.Exit(1)
+
+
+@app.command()
+def latents(
+    study: Annotated[Path, typer.Argument(help="Trained study folder, with its weights.")],
+    device: Device = None,
+) -> None:
+    """Measure what each latent does on held-out text, where an older study lacks it.
+
+    How often it fires, how much of the variance it explains, how far its direction moved:
+    latents.npz beside each SAE's weights, and by decade of the firing rate in the report.
+    Studies trained today have it already. Loads the model and reads the study's text.
+
+    Examples:
+
+    - `sae-baselines latents studies/demo`
+    """
+    from rich.table import Table
+
+    from sae_baselines.pipeline import latents as measured
+    from sae_baselines.report.markdown import rate
+    from sae_baselines.stats.by_rate import Rated, strata
+
+    table = Table("SAE", "latents that fire", title="Variance explained by latents")
+    for column in ("latents", "variance explained"):
+        table.add_column(column, justify="right")
+    for key, found in measured(study, device=device).items():
+        for decade, stratum in strata(Rated.of(found)).items():
+            share = f"{100 * stratum.explained:.2f} %"
+            table.add_row(key.name, rate(decade), f"{stratum.n:,.0f}", share)
+        table.add_section()
+    print_table(table)
 
 
 @app.command()

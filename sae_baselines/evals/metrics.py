@@ -232,6 +232,13 @@ OWN: tuple[tuple[str, tuple[Metric, ...]], ...] = (
                 "reconstruction",
                 least=0,
             ),
+            Metric(
+                "explained_variance_at_rate_*",
+                HIGHER,
+                "Variance explained by as many latents of rates from {}",
+                unit="fraction",
+                depends="reconstruction",
+            ),
             Metric("l0", NEITHER, "Measured L0", unit="latents", depends="latents"),
             Metric("alive", NEITHER, "Live latents", unit="fraction", depends="latents"),
             Metric("ce_loss_*", unit="nats"),

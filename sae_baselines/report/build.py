@@ -28,6 +28,7 @@ from sae_baselines.report.caveats import (
 from sae_baselines.report.context import ReportContext, study_context
 from sae_baselines.report.markdown import Figure, Section, render, words
 from sae_baselines.report.names import key
+from sae_baselines.report.rates import rates_of
 from sae_baselines.report.reference import Reference
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import (
@@ -45,6 +46,7 @@ from sae_baselines.stats import (
     retained,
     verdicts,
 )
+from sae_baselines.stats.by_rate import AtRate
 
 _NO_PAIRS = "nothing to compare"
 _PANEL_EV = ("panel", "explained_variance")
@@ -66,6 +68,7 @@ class Report:
         retained: Shares.
         caveats: Every reason for caution that applies.
         reference: Where a published SAE falls among every other member's seeds.
+        by_rate: Verdicts on latents of like firing rates.
     """
 
     title: str
@@ -78,6 +81,7 @@ class Report:
     retained: tuple[Retained, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     reference: Reference | None = None
+    by_rate: tuple[AtRate, ...] = ()
 
     @property
     def answers(self) -> tuple[AgainstRandom, ...]:
@@ -197,6 +201,10 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     if answers:
         text = render("joint.md.j2", answers=answers, correct=context.correct)
         parts.append(Section("joint", "Against all baselines of a question at once", text))
+    rates = rates_of(table, context.latents, context.correct)
+    if rates is not None:
+        parts.append(rates.section)
+        drawn["rates"] = list(rates.figures)
     with_controls = table if reference is None else reference.table
     if with_controls.controls:
         text = render(
@@ -237,6 +245,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         retained=tuple(shares),
         caveats=tuple(warned),
         reference=reference,
+        by_rate=() if rates is None else rates.found,
     )
 
 

@@ -87,10 +87,16 @@ def caveats(
         *_explained_variance(table),
         *_cross_entropy(table, context),
         *_dead(table, context),
+        *_latents(context),
         *_versions(table, context),
         *_data_order(table, context),
         *_notes(table, context),
     ]
+
+
+def _latents(context: ReportContext) -> list[Caveat]:
+    n = context.without_latents
+    return [caveat("no rates", n=n, folder=context.folder)] if n else []
 
 
 def unfit(compared: Sequence[Comparison]) -> list[Caveat]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
+
 from sae_baselines.evals.results import Checks
 from sae_baselines.evals.spec import primary_of, settings_of
 from sae_baselines.evals.store import EvalStore
@@ -12,7 +14,9 @@ from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements, published_record
 from sae_baselines.provenance import hardware, versions
 from sae_baselines.redact import data_without_places, without_places
+from sae_baselines.results import SAEKey
 from sae_baselines.stats import Correct, Margin
+from sae_baselines.study.latents import Latents
 from sae_baselines.study.spec import spec_to_dict
 
 
@@ -78,6 +82,9 @@ class ReportContext:
             its ``published/record.json``; empty for other studies.
         folder: Study folder as to be typed after ``sae-baselines report``.
         checks: What nothing vouches for in the results.
+        latents: By panel and member, what each latent does on held-out text, where it is
+            stored.
+        without_latents: SAEs whose weights are here and of which it is not.
     """
 
     study: str
@@ -102,6 +109,8 @@ class ReportContext:
     published: Mapping[str, Any] = field(default_factory=dict)
     folder: str = "<study>"
     checks: Checks = field(default_factory=Checks)
+    latents: Mapping[SAEKey, Latents] = field(default_factory=dict)
+    without_latents: int = 0
 
 
 def study_context(study: Path) -> ReportContext:
@@ -110,7 +119,10 @@ def study_context(study: Path) -> ReportContext:
     store = EvalStore(study)
     records = store.records()
     evals = settings_of(study, records)
-    widths = {m["d_sae"] for _, _, m in measurements(study)}
+    there = measurements(study)
+    widths = {m["d_sae"] for _, _, m in there}
+    latents = {(sae.panel, sae.member): Latents.load(path) for sae, path, _ in there}
+    weights = {(sae.panel, sae.member): path / SAE_WEIGHTS_FILENAME for sae, path, _ in there}
     # As it was typed, unless that would publish where a home folder is.
     folder = study.name if study.is_absolute() else str(study)
     return ReportContext(
@@ -143,6 +155,10 @@ def study_context(study: Path) -> ReportContext:
         correct=evals.get("correct", "baseline"),
         published=data_without_places(published_record(study) or {}),
         folder=folder,
+        latents={key: found for key, found in latents.items() if found is not None},
+        without_latents=sum(
+            found is None and weights[key].exists() for key, found in latents.items()
+        ),
     )
 
 

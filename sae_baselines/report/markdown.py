@@ -12,6 +12,7 @@ folder ``templates`` and passes names, levels and numbers in.
 - `write.to_html(report)` and `write.to_markdown(report)` give the page and the Markdown.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -231,6 +232,24 @@ def heading(of: Any, direction: int | None = None) -> str:
     return f"{names.title(suite, metric)} {names.arrow(up)} ({names.better(up)}), {key}"
 
 
+def rate(decade: int | None) -> str:
+    """``on 0.1 to 1 % of tokens``; None for latents that never fire."""
+    if decade is None:
+        return "on no token"
+    return f"on {100 * 10.0**decade:g} to {100 * 10.0 ** (decade + 1):g} % of tokens"
+
+
+def _by_decade(items: Any) -> list[tuple[int | None, list[Any]]]:
+    """Comparisons, or strata of each member, by decade of the rate, from frequent to rare."""
+    if isinstance(items, Mapping):
+        pairs = [(d, (m, s)) for m, strata in items.items() for d, s in strata.items()]
+    else:
+        pairs = [(item.decade, item) for item in items]
+    found = grouped(pairs, lambda pair: pair[0])
+    order = sorted(found, key=lambda d: math.inf if d is None else -d)
+    return [(d, [item for _, item in found[d]]) for d in order]
+
+
 def _having(
     metrics: Iterable[tuple[str, str]], table: Any, group: Any, member: str | None = None
 ) -> list[tuple[str, str]]:
@@ -269,6 +288,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "by_family": lambda items: list(
         grouped(items, lambda item: (_group(item), item.question)).items()
     ),
+    "by_decade": _by_decade,
     "by_question": lambda items: list(grouped(items, lambda item: item.question).items()),
     "by_word": lambda items: list(grouped(items, lambda item: item.word).items()),
     "having": _having,
@@ -287,6 +307,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "heading": heading,
     "arrow": names.arrow,
     "group": lambda of: named(_group(of)),
+    "rate": rate,
     "against": _against,
     "answer": _answer,
     # Where the baselines that can be compared are all beaten.

@@ -41,7 +41,8 @@ def report(study: str | Path, correct: str | None = None) -> Report:
 def write_report(report: Report, folder: str | Path) -> list[Path]:
     """Write ``report.md``, ``report.html``, ``verdicts.csv`` and ``figures/*.png|svg``.
 
-    Where a published SAE was placed, ``placements.csv`` too; an older one is removed elsewhere.
+    Where a published SAE was placed, ``placements.csv`` too, and where latents of like firing
+    rates were compared, ``by_rate.csv``; older ones are removed elsewhere.
     The page needs nothing but itself: no network, no other file. Figures of an earlier report
     in the folder are removed, so that none contradicts this one.
 
@@ -61,7 +62,8 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
     figures.mkdir(parents=True, exist_ok=True)
     for old in [*figures.glob("*.png"), *figures.glob("*.svg")]:
         old.unlink()
-    (folder / "placements.csv").unlink(missing_ok=True)
+    for name in ("placements.csv", "by_rate.csv"):
+        (folder / name).unlink(missing_ok=True)
     files = report_files(report)
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -79,6 +81,8 @@ def report_files(report: Report) -> dict[str, str | bytes]:
     files["verdicts.csv"] = to_csv(report)
     if report.placements:
         files["placements.csv"] = placements_to_csv(report)
+    if report.by_rate:
+        files["by_rate.csv"] = _csv([item.verdict for item in report.by_rate])
     return files
 
 

@@ -7,6 +7,7 @@ from sae_baselines.results.results import (
     Group,
     MetricKey,
     Results,
+    SAEKey,
     mean_of_seed,
     ordered,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Group",
     "MetricKey",
     "Results",
+    "SAEKey",
     "check_table",
     "checksum_file",
     "load_results",

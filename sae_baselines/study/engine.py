@@ -41,6 +41,7 @@ from sae_baselines.study.folder import (
 )
 from sae_baselines.study.identity import LEAST_RATIO, MOST_RATIO, identity_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0
+from sae_baselines.study.latents import LATENTS_FILE, Latents, latents_of
 from sae_baselines.study.measure import Cosines, cosines_to_start
 from sae_baselines.study.plan import (
     MemberKey,
@@ -139,6 +140,7 @@ class Source(Protocol):
         device: Torch device of members and batches.
         calibration: float32 CPU ``[n, d_in]`` held-out activations, raw, for thresholds.
         held_out: ``[n, d_in]`` the same, for EV and L0 on the way.
+        evaluation: ``[n, d_in]`` raw activations that `measure` is on, or the like.
         facts: Where held-out activations are from; for metadata of every member.
         start_folder: Where the covariance of ``cov`` members is kept.
         scratch: Patterns of files in the study that nothing needs once all is measured.
@@ -147,6 +149,7 @@ class Source(Protocol):
     device: str
     calibration: torch.Tensor
     held_out: torch.Tensor
+    evaluation: torch.Tensor
     facts: Mapping[str, Any]
     start_folder: Path
     scratch: ClassVar[Sequence[str]]
@@ -295,6 +298,43 @@ def run_task(spec: StudySpec, out: str | Path, name: str, **inputs: Any) -> list
         if is_finished(spec, folder):
             _clean_up(spec, folder)
         return made
+
+
+def measure_latents(
+    spec: StudySpec, out: str | Path, **inputs: Any
+) -> dict[MemberKey, Latents]:
+    """Measure the latents of members that lack it, from their weights; see `latents_of`.
+
+    Studies of today have it from their training on.
+
+    Args:
+        spec: The study, which must be finished.
+        out: Its folder.
+        inputs: As for `train_study`.
+
+    Returns:
+        Latents of every member.
+
+    Raises:
+        UserError: A member is not finished; model or text cannot be read.
+    """
+    folder = StudyFolder(out)
+    with folder.locked():
+        if flaws := unfinished(spec, folder):
+            path, flaw = next(iter(flaws.items()))
+            raise UserError(
+                f"study: {path} is not finished ({flaw}); run sae-baselines train --resume "
+                "first"
+            )
+        for source in spec.source_names:
+            keys = [k for panel in spec.panels(source) for k in members_of(spec, panel)]
+            missing = [k.name for k in keys if Latents.load(folder.member(k)) is None]
+            if spec.reference is not None and Latents.load(folder.published) is None:
+                missing.append(PUBLISHED)
+            if missing:
+                _Work(spec, folder, source, inputs).measure_latents(missing)
+        found = {key: Latents.load(folder.member(key)) for key in all_members(spec)}
+        return {key: latents for key, latents in found.items() if latents is not None}
 
 
 def is_finished(spec: StudySpec, folder: StudyFolder) -> bool:
@@ -489,7 +529,27 @@ class _Work:
         )
 
     def _measure(self, what: str) -> None:
-        folder, cosines, target = self._folder_of(what), None, self.spec.l0s[0]
+        folder, target = self._folder_of(what), self.spec.l0s[0]
+        if what != PUBLISHED:
+            target = self.members[what][0].panel.l0
+        sae, cosines = self._load(what)
+        measured = self.source.measure(sae, folder, target, cosines)
+        self._measure_latents(folder, sae, cosines)
+        # Last: who has a measurement is finished.
+        write_measurement(folder, {**measured, **identity_of(folder, measured)})
+
+    def _measure_latents(self, folder: Path, sae: SAE[Any], cosines: Cosines | None) -> None:
+        decoder = None if cosines is None else cosines[0]
+        latents_of(sae, self.source.evaluation, decoder).save(folder / LATENTS_FILE)
+
+    def measure_latents(self, work: Sequence[str]) -> None:
+        """Measure latents of members that were measured before there was such a file."""
+        for what in progress(work, desc="Latents", unit="SAE"):
+            self._measure_latents(self._folder_of(what), *self._load(what))
+
+    def _load(self, what: str) -> tuple[SAE[Any], Cosines | None]:
+        """An exported SAE, and where its directions are relative to their start."""
+        folder, cosines = self._folder_of(what), None
         try:
             sae = SAE.load_from_disk(folder, device=self.source.device)
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -498,14 +558,12 @@ class _Work:
             ) from error
         if what != PUBLISHED:
             key, member = self.members[what]
-            target = key.panel.l0
             # Whitening leaves the start's space; controls have no training to move them.
             if self.spec.normalization != "covariance_whitening" and not member.is_control:
                 cosines = cosines_to_start(
                     sae, key.panel.seed, member.init_scheme, self.start.covariance_path
                 )
-        measured = self.source.measure(sae, folder, target, cosines)
-        write_measurement(folder, {**measured, **identity_of(folder, measured)})
+        return sae, cosines
 
 
 def _tell_l0(key: MemberKey, ended: float | None) -> None:

@@ -177,14 +177,15 @@ class PatchSource:
         self.keep = within(train_norms, self.limit)
         self.calibration = data.patches("calibration", self.limit).rows
         self.held_out = self.calibration
-        self.evaluation = data.patches("evaluation", self.limit)
+        self.patches = data.patches("evaluation", self.limit)
+        self.evaluation = self.patches.rows
         self.facts = {"held_out_photographs": len(data.split.held_out)}
         self._describe_images(folder.root / IMAGES_FILE)
 
     def _describe_images(self, path: Path) -> None:
         data = self.data
         held_out = data.raw("evaluation")
-        dropped = 1 - len(self.evaluation.rows) / len(held_out)
+        dropped = 1 - len(self.patches.rows) / len(held_out)
         norms = norms_of(held_out, data.model.grid, dropped)
         warn(norms, self.spec.max_norm_ratio)
         names = data.photographs.names
@@ -231,8 +232,8 @@ class PatchSource:
     def measure(
         self, sae: SAE[Any], folder: Path, l0_target: float, cosines: Cosines | None
     ) -> dict[str, Any]:
-        rows = self.evaluation.rows
-        fired = firing(sae, rows, self.evaluation.photo)
+        rows = self.evaluation
+        fired = firing(sae, rows, self.patches.photo)
         stored = {
             "count": fired.count,
             "photographs": fired.photographs,

@@ -16,10 +16,16 @@ from sae_baselines.study.stream import StreamTraining, train_on_stream
 from sae_baselines.study.synthetic.curve import Curve
 from sae_baselines.study.synthetic.measure import FEATURES_FILE, measure_toy
 from sae_baselines.study.synthetic.spec import ToySpec
-from sae_baselines.study.synthetic.stream import CALIBRATION_STREAM, SyntheticStream
+from sae_baselines.study.synthetic.stream import (
+    CALIBRATION_STREAM,
+    HELD_OUT_STREAM,
+    SyntheticStream,
+)
 
 # Enough for an EV to 0.005 at every snapshot of every member.
 _CURVE_SAMPLES = 2048
+# What single latents do is measured on this many; how often they fire, on all.
+_LATENT_SAMPLES = 20_000
 
 
 class SyntheticSource:
@@ -43,6 +49,10 @@ class SyntheticSource:
             self.model, spec.data_seed, spec.calibration_samples, CALIBRATION_STREAM
         )
         self.calibration = self.held_out = held_out.batch(0).cpu()
+        n = min(spec.eval_samples, _LATENT_SAMPLES)
+        self.evaluation = (
+            SyntheticStream(self.model, spec.data_seed, n, HELD_OUT_STREAM).batch(0).cpu()
+        )
         self.start_folder = folder.root / "starts" / name
         self.facts = {"setting": name}
         with new_folder(folder.root / "models" / name) as scratch:

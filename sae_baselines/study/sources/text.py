@@ -81,7 +81,7 @@ class TextSource:
         self.model = model
         self.data = study_data(spec, model, text, self.device)
         self.calibration = self.data.held_out.calibration
-        self.held_out = self.data.held_out.evaluation
+        self.held_out = self.evaluation = self.data.held_out.evaluation
         self.facts = {"held_out_documents": self.data.n_held_out}
 
     def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:

@@ -1,0 +1,89 @@
+"""Latents by how often they fire: the report's section."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sae_baselines.controls import PUBLISHED
+from sae_baselines.report.markdown import Figure, Section, grouped, render
+from sae_baselines.report.names import title
+from sae_baselines.results import Group, Results, SAEKey
+from sae_baselines.stats import Correct
+from sae_baselines.stats.by_rate import AtRate, Rated, by_rate, mean_strata
+from sae_baselines.study.latents import Latents
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What is said of latents by their rate.
+
+    Attributes:
+        section: For the page.
+        figures: One per architecture and L0.
+        found: Verdicts within decades.
+    """
+
+    section: Section
+    figures: tuple[Figure, ...]
+    found: tuple[AtRate, ...]
+
+
+def rates_of(
+    table: Results, latents: Mapping[SAEKey, Latents], correct: Correct
+) -> Rates | None:
+    """Compare latents of like rates; None where nothing is stored of any.
+
+    Args:
+        table: The results, without a published SAE.
+        latents: By panel and member.
+        correct: As of `stats.verdicts`.
+    """
+    rated = {k: Rated.of(found) for k, found in latents.items() if k[1] != PUBLISHED}
+    keys = {
+        group: {
+            member: [
+                key
+                for seed in table.seeds(group, member)
+                if (key := (table.panels[group, member, seed], member)) in rated
+            ]
+            for member in table.present(group)
+        }
+        for group in table.groups
+    }
+    saes = {
+        group: {member: [rated[key] for key in found] for member, found in of.items() if found}
+        for group, of in keys.items()
+        if any(of.values())
+    }
+    if not saes:
+        return None
+    # matplotlib takes a second to import and is needed nowhere else.
+    from sae_baselines.report import rate_plots, style  # noqa: PLC0415
+
+    with style.drawing():
+        drawn = [rate_plots.rate_figure(table, group, of) for group, of in saes.items()]
+    found = by_rate(table, rated, correct=correct)
+    text = render(
+        "rates.md.j2",
+        table=table,
+        members={
+            group: {member: mean_strata(seeds) for member, seeds in of.items()}
+            for group, of in saes.items()
+        },
+        offsets={
+            group: min(float(latents[k].offset) for of in keys[group].values() for k in of)
+            for group in saes
+        },
+        drawn=drawn,
+        compared=list(grouped(found, _what).items()),
+    )
+    section = Section("rates", "Latents by how often they fire", text)
+    return Rates(section, tuple(drawn), tuple(found))
+
+
+def _what(item: AtRate) -> tuple[Group, str]:
+    v = item.verdict
+    name = v.metric.split("_at_rate_")[0]
+    what = (
+        "variance explained by as many latents" if v.suite == "panel" else title(v.suite, name)
+    )
+    return (v.architecture, v.l0), what

@@ -1,0 +1,294 @@
+"""Latents by how often they fire: is the trained SAE better on rare ones?
+
+A trained SAE and a twin have latents of different rates, and a latent that fires more often
+explains more. So latents are *matched in rate*: rates are cut into bins of a tenth of a decade,
+and of a bin in which one SAE has k latents and the other more, k are compared: k times the mean
+over the bin, on either side (coarsened exact matching, Iacus, King and Porro, *Political
+Analysis* 20, 2012). Nobody's latents are drawn at random, and none counts twice.
+
+Strata are decades of the rate. Each gets a word by the same rules as any metric
+(`stats.decision`), with Holm's correction over the strata of a baseline.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_baselines.evals.registry import is_null_for
+from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results, SAEKey, row
+from sae_baselines.results.table import COMPARED
+from sae_baselines.stats.decision import Correct
+from sae_baselines.stats.differences import differences
+from sae_baselines.stats.verdict import Verdict, verdicts
+from sae_baselines.study.latents import Latents
+
+# The decade of latents that never fired.
+NEVER = None
+_BINS = 10  # per decade
+_BINS_OF_SCORES = 2  # few latents are scored: fine bins would match none of them
+_VARIANCE = (PANEL_SUITE, "explained_variance")
+_AT_RATE = "_at_rate_1e"
+
+
+@dataclass(frozen=True, eq=False)
+class Rated:
+    """Latents of one SAE.
+
+    Attributes:
+        rates: Share of held-out activations that each is active on, ``[d_sae]``.
+        explained: Share of variance that each explains, ``[d_sae]``.
+        cosines: Of each decoder row with its start, ``[d_sae]``; NaN where it is not known.
+    """
+
+    rates: np.ndarray
+    explained: np.ndarray
+    cosines: np.ndarray
+
+    @classmethod
+    def of(cls, latents: Latents) -> "Rated":
+        """From what is stored beside an SAE."""
+        return cls(latents.rates, latents.explained, latents.cos_to_start)
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Latents of one decade of the rate.
+
+    Attributes:
+        n: How many.
+        explained: Share of variance that they explain together.
+        cosine: Mean cosine of their decoder rows with the start; NaN where it is not known.
+    """
+
+    n: float
+    explained: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class AtRate:
+    """A comparison within one decade.
+
+    Attributes:
+        decade: k of the rates from 10^k to 10^(k + 1).
+        n: Latents matched, mean over seeds.
+        verdict: Of the stratum.
+    """
+
+    decade: int
+    n: float
+    verdict: Verdict
+
+
+def decades(rates: np.ndarray) -> np.ndarray:
+    """k with 10^k <= rate < 10^(k + 1), -1 for a rate of 1; NaN for one of 0."""
+    with np.errstate(divide="ignore"):
+        found = np.floor(np.log10(rates) + 1e-12)
+    return np.where(rates > 0, np.minimum(found, -1), np.nan)
+
+
+def strata(rated: Rated) -> dict[int | None, Stratum]:
+    """An SAE's latents by decade, from frequent to rare; `NEVER` last, if there are any."""
+    decade = decades(rated.rates)
+    known = [int(d) for d in np.unique(decade[~np.isnan(decade)])[::-1]]
+    parts: dict[int | None, np.ndarray] = {d: decade == d for d in known}
+    if np.isnan(decade).any():
+        parts[NEVER] = np.isnan(decade)
+    return {
+        d: Stratum(
+            float(part.sum()), float(rated.explained[part].sum()), _mean(rated.cosines[part])
+        )
+        for d, part in parts.items()
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def matched(
+    rates: tuple[np.ndarray, np.ndarray],
+    values: tuple[np.ndarray, np.ndarray],
+    bins: int = _BINS,
+) -> dict[int, tuple[int, float, float]]:
+    """Totals of latents of two SAEs that are matched in rate, by decade.
+
+    Args:
+        rates: Of each SAE's latents; those that never fire have no partner.
+        values: Of the same latents.
+        bins: Per decade.
+
+    Returns:
+        By decade: latents matched, and of each SAE the total over as many, weighted by bin.
+    """
+    cells = [np.floor(bins * np.log10(r[r > 0]) + 1e-9).clip(max=-1).astype(int) for r in rates]
+    found: dict[int, tuple[int, float, float]] = {}
+    for cell in np.intersect1d(*cells):
+        means = [v[r > 0][c == cell] for r, v, c in zip(rates, values, cells, strict=True)]
+        n = min(map(len, means))
+        before = found.get(int(cell) // bins, (0, 0.0, 0.0))
+        totals = [n * float(m.mean()) for m in means]
+        found[int(cell) // bins] = (
+            before[0] + n,
+            before[1] + totals[0],
+            before[2] + totals[1],
+        )
+    return found
+
+
+def by_rate(
+    results: Results,
+    latents: Mapping[SAEKey, Rated],
+    tested: str = "trained",
+    correct: Correct = "baseline",
+) -> list[AtRate]:
+    """Verdicts within decades of the firing rate, on latents that are matched in rate.
+
+    Compared are the share of variance that as many latents of the same rates explain, and the
+    mean AutoInterp score of the latents that were scored.
+
+    Args:
+        results: The table; its rows of the panel say which SAEs may be compared.
+        latents: By panel and member.
+        tested: Member to test.
+        correct: As of `stats.verdicts`; the family is the strata of one baseline and metric.
+    """
+    found: list[AtRate] = []
+    for group in results.groups:
+        if tested not in results.present(group):
+            continue
+        for baseline in results.compared_with(group, tested):
+            pairs = _pairs(results, latents, group, (tested, baseline))
+            for metric in (_VARIANCE, *_scored(results, group)):
+                if pairs and is_null_for(results.constraints[baseline], *_at(metric, -1)):
+                    members = (tested, baseline)
+                    found += _at_rates(results, group, pairs, metric, members, correct)
+    return found
+
+
+def _at(metric: MetricKey, decade: int) -> MetricKey:
+    return metric[0], f"{metric[1]}{_AT_RATE}{decade}"
+
+
+def _pairs(
+    results: Results,
+    latents: Mapping[SAEKey, Rated],
+    group: Group,
+    members: tuple[str, str],
+) -> dict[int, tuple[Rated, Rated]]:
+    """By seed, of seeds in which both SAEs were measured."""
+    found = {}
+    for seed in results.seeds(group):
+        keys = [(results.panels.get((group, m, seed)), m) for m in members]
+        both = [latents.get((panel, m)) for panel, m in keys if panel is not None]
+        if len(both) == 2 and both[0] is not None and both[1] is not None:
+            found[seed] = (both[0], both[1])
+    return found
+
+
+def _scored(results: Results, group: Group) -> list[MetricKey]:
+    """Metrics with a value per latent."""
+    return [
+        metric
+        for metric in results.metrics
+        if results.direction(metric)
+        and any(t.startswith("latent_") for t in results.tasks(group, metric))
+    ]
+
+
+def _at_rates(
+    results: Results,
+    group: Group,
+    pairs: Mapping[int, tuple[Rated, Rated]],
+    metric: MetricKey,
+    members: tuple[str, str],
+    correct: Correct,
+) -> list[AtRate]:
+    rows: list[dict[str, Any]] = []
+    counts: dict[int, list[int]] = defaultdict(list)
+    direction = results.direction(metric)
+    for seed, pair in pairs.items():
+        if metric == _VARIANCE:
+            rates, values, bins = [r.rates for r in pair], [r.explained for r in pair], _BINS
+        else:
+            scores = [_scores(results, group, metric, m, seed) for m in members]
+            rates = [r.rates[s.index] for r, s in zip(pair, scores, strict=True)]
+            values, bins = [s.to_numpy() for s in scores], _BINS_OF_SCORES
+        if not all(np.isfinite(v).all() for v in values):
+            continue
+        found = matched((rates[0], rates[1]), (values[0], values[1]), bins)
+        for decade, (n, *totals) in found.items():
+            counts[decade].append(n)
+            for member, total in zip(members, totals, strict=True):
+                facts = {
+                    "panel": results.panels[group, member, seed],
+                    "member": member,
+                    "constraint": results.constraints[member],
+                    "architecture": group[0],
+                    "l0": group[1],
+                    "seed": seed,
+                }
+                value = total if metric == _VARIANCE else total / n
+                rows.append(row(facts, _at(metric, decade), value, direction=direction or 1))
+    if not rows:
+        return []
+    # What bars a comparison (L0 apart, a dead SAE, equal weights) is among the suite's rows.
+    frame = results.frame
+    kept = frame.loc[
+        frame["member"].isin(members)
+        & frame["suite"].isin([PANEL_SUITE, metric[0]])
+        & (frame["architecture"] == group[0])
+        & (frame["l0"] == group[1])
+    ]
+    columns = list(COMPARED)
+    table = Results.of(pd.concat([kept[columns], pd.DataFrame(rows)[columns]]))
+    compared = differences(
+        table,
+        metrics=[f"{metric[0]}/{metric[1]}{_AT_RATE}*"],
+        tested=members[0],
+        on_missing="exclude",
+    )
+    words = {int(v.metric.rsplit("1e", 1)[1]): v for v in verdicts(compared, correct=correct)}
+    return [
+        AtRate(decade, float(np.mean(counts[decade])), words[decade])
+        for decade in sorted(words, reverse=True)
+    ]
+
+
+def _scores(
+    results: Results, group: Group, metric: MetricKey, member: str, seed: int
+) -> pd.Series:
+    """Scores of single latents, by their numbers."""
+    frame = results.frame
+    rows = frame.loc[
+        (frame["architecture"] == group[0])
+        & (frame["l0"] == group[1])
+        & (frame["suite"] == metric[0])
+        & (frame["metric"] == metric[1])
+        & (frame["member"] == member)
+        & (frame["seed"] == seed)
+        & frame["task"].str.startswith("latent_")
+    ]
+    index = rows["task"].str.removeprefix("latent_").astype(int)
+    return pd.Series(rows["value"].to_numpy(), index=index.to_numpy())
+
+
+def mean_strata(seeds: Sequence[Rated]) -> dict[int | None, Stratum]:
+    """`strata`, mean over an SAE's seeds; a decade without latents counts as none."""
+    every = [strata(rated) for rated in seeds]
+    order = {d for found in every for d in found}
+    nothing = Stratum(0.0, 0.0, float("nan"))
+    out = {}
+    for d in sorted(order, key=lambda d: np.inf if d is None else -d):
+        parts = [found.get(d, nothing) for found in every]
+        cosines = np.array([p.cosine for p in parts if p.n])
+        out[d] = Stratum(
+            float(np.mean([p.n for p in parts])),
+            float(np.mean([p.explained for p in parts])),
+            _mean(cosines),
+        )
+    return out
