@@ -47,10 +47,11 @@ from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.engine import measure_latents, resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.latents import Latents
-from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.plan import MemberKey, all_members
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import import_plugins
+from sae_baselines.study.stability import measure_stability
 from sae_baselines.yaml_text import read_yaml
 
 FIGURE_FILES = (".png", ".svg")
@@ -131,6 +132,8 @@ def latents(
 ) -> dict[MemberKey, Latents]:
     """What each latent of a study's SAEs does on held-out text; measured where it is not yet.
 
+    Seeds are held against each other too (``stability.json``).
+
     Args:
         study: Study folder, finished, with its weights; model and text are read again.
         device: Torch device; default: the panel's.
@@ -147,7 +150,10 @@ def latents(
     # As stored, the path of a local model may be relative to the study.
     if local := local_model_of(study):
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, name=str(local)))
-    return measure_latents(spec, study)
+    found = measure_latents(spec, study)
+    with StudyFolder(study).locked():
+        measure_stability(spec, study)
+    return found
 
 
 def evaluate(
@@ -371,7 +377,7 @@ def check(
     # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     import_module("sae_baselines.report.plots")
     if suites is not None and list(suites) == [PANEL_SUITE]:
-        train_study(spec, root, resume=True, model=model)
+        _train(spec, root, model)
         write_results(root)
         tell(report(root))
         return True
@@ -382,12 +388,21 @@ def check(
         tell(line)
     subject = subject_of_panel(spec, evals)
     require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
-    train_study(spec, root, resume=True, model=model)
+    _train(spec, root, model)
     local = local_model_of(root)
     done = _evaluate(study_targets(root), evals, root, local, False, verbose, command)
     tell(done)
     tell(report(root))
     return not done.failures
+
+
+def _train(spec: PanelSpec, root: Path, model: Any) -> None:
+    train_study(spec, root, resume=True, model=model)
+    folder = StudyFolder(root)
+    # Of studies of before, `latents` measures it.
+    if all(Latents.load(folder.member(key)) is not None for key in all_members(spec)):
+        with folder.locked():
+            measure_stability(spec, root)
 
 
 def _overrides(config: str | Path | None) -> dict[str, Any]:

@@ -177,8 +177,9 @@ def latents(
     """Measure what each latent does on held-out text, where an older study lacks it.
 
     How often it fires, how much of the variance it explains, how far its direction moved:
-    latents.npz beside each SAE's weights, and by decade of the firing rate in the report.
-    Studies trained today have it already. Loads the model and reads the study's text.
+    latents.npz beside each SAE's weights, and by decade of the firing rate in the report. If
+    SAEs lack it, the model is loaded and the study's text read; studies trained today have it.
+    Seeds are held against each other too: which latents does another seed find again?
 
     Examples:
 

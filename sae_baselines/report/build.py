@@ -30,6 +30,7 @@ from sae_baselines.report.markdown import Figure, Section, render, words
 from sae_baselines.report.names import key
 from sae_baselines.report.rates import rates_of
 from sae_baselines.report.reference import Reference
+from sae_baselines.report.stability import section_of
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import (
     METHOD,
@@ -205,6 +206,10 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     if rates is not None:
         parts.append(rates.section)
         drawn["rates"] = list(rates.figures)
+    stable = section_of(table, context.stability)
+    if stable is not None:
+        parts.append(stable[0])
+        drawn["stability"] = stable[1]
     with_controls = table if reference is None else reference.table
     if with_controls.controls:
         text = render(

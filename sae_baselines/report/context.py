@@ -16,8 +16,10 @@ from sae_baselines.provenance import hardware, versions
 from sae_baselines.redact import data_without_places, without_places
 from sae_baselines.results import SAEKey
 from sae_baselines.stats import Correct, Margin
+from sae_baselines.study.identity import WEIGHTS
 from sae_baselines.study.latents import Latents
 from sae_baselines.study.spec import spec_to_dict
+from sae_baselines.study.stability import read_stability
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class ReportContext:
         latents: By panel and member, what each latent does on held-out text, where it is
             stored.
         without_latents: SAEs whose weights are here and of which it is not.
+        stability: Pairs of SAEs that were held against each other; see
+            `study.stability.measure_stability`.
     """
 
     study: str
@@ -111,6 +115,7 @@ class ReportContext:
     checks: Checks = field(default_factory=Checks)
     latents: Mapping[SAEKey, Latents] = field(default_factory=dict)
     without_latents: int = 0
+    stability: Sequence[Mapping[str, Any]] = ()
 
 
 def study_context(study: Path) -> ReportContext:
@@ -123,6 +128,7 @@ def study_context(study: Path) -> ReportContext:
     widths = {m["d_sae"] for _, _, m in there}
     latents = {(sae.panel, sae.member): Latents.load(path) for sae, path, _ in there}
     weights = {(sae.panel, sae.member): path / SAE_WEIGHTS_FILENAME for sae, path, _ in there}
+    now = {f"{sae.panel}.{sae.member}": m.get(WEIGHTS) for sae, _, m in there}
     # As it was typed, unless that would publish where a home folder is.
     folder = study.name if study.is_absolute() else str(study)
     return ReportContext(
@@ -159,6 +165,11 @@ def study_context(study: Path) -> ReportContext:
         without_latents=sum(
             found is None and weights[key].exists() for key, found in latents.items()
         ),
+        stability=[
+            pair
+            for pair in read_stability(study)
+            if pair["weights"] == [now.get(pair["first"]), now.get(pair["second"])]
+        ],
     )
 
 

@@ -250,6 +250,14 @@ def _by_decade(items: Any) -> list[tuple[int | None, list[Any]]]:
     return [(d, [item for _, item in found[d]]) for d in order]
 
 
+def _estimated(cell: tuple[float, Interval | None]) -> str:
+    """``0.412 [0.380, 0.444]``."""
+    mean, found = cell
+    if found is None or not found.low <= found.high:
+        return numbers.number(mean)
+    return f"{numbers.number(mean)} [{numbers.number(found.low)}, {numbers.number(found.high)}]"
+
+
 def _having(
     metrics: Iterable[tuple[str, str]], table: Any, group: Any, member: str | None = None
 ) -> list[tuple[str, str]]:
@@ -323,6 +331,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "percent": numbers.percent,
     "above_chance": above_chance,
     "share": _share,
+    "estimated": _estimated,
     "interval": lambda found: numbers.interval(found.low, found.high),
     "percents": lambda found, signed=False: numbers.percent_interval(
         found.low, found.high, signed

@@ -127,7 +127,7 @@ def matched(
     """
     cells = [np.floor(bins * np.log10(r[r > 0]) + 1e-9).clip(max=-1).astype(int) for r in rates]
     found: dict[int, tuple[int, float, float]] = {}
-    for cell in np.intersect1d(*cells):
+    for cell in np.intersect1d(cells[0], cells[1]):
         means = [v[r > 0][c == cell] for r, v, c in zip(rates, values, cells, strict=True)]
         n = min(map(len, means))
         before = found.get(int(cell) // bins, (0, 0.0, 0.0))
@@ -245,7 +245,7 @@ def _at_rates(
         & (frame["l0"] == group[1])
     ]
     columns = list(COMPARED)
-    table = Results.of(pd.concat([kept[columns], pd.DataFrame(rows)[columns]]))
+    table = Results.of(pd.DataFrame(pd.concat([kept[columns], pd.DataFrame(rows)[columns]])))
     compared = differences(
         table,
         metrics=[f"{metric[0]}/{metric[1]}{_AT_RATE}*"],

@@ -25,7 +25,19 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "demo", "preset", "list", "show", "eval", "doctor", "report", "check", "drift"],
+    [
+        "train",
+        "demo",
+        "preset",
+        "list",
+        "show",
+        "eval",
+        "doctor",
+        "report",
+        "check",
+        "drift",
+        "latents",
+    ],
 )
 def test_help_of_every_command_has_an_example(command: str):
     result = CliRunner().invoke(app, [command, "--help"])

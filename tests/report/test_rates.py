@@ -48,7 +48,7 @@ def test_a_report_has_them_where_they_are_stored(tmp_path: Path):
     # The others' verdicts are as they were.
     assert built.verdicts == without.verdicts
     # Of every member, by decade, the strata sum to what all its latents explain.
-    shown = dict.fromkeys(MEMBERS, 0.0)
+    shown: dict[str, float] = dict.fromkeys(MEMBERS, 0.0)
     for line in section.text.split("**batchtopk, L0 32: variance")[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and cells[0].strip("`") in shown:
