@@ -227,9 +227,9 @@ def _evaluate(
     command: str | None,
 ) -> Evaluation:
     # Before anything is written.
-    runner = prepared(targets, spec, root, model, force, verbose, command)
+    ready = prepared(targets, spec, root, model, force, verbose, command)
     with StudyFolder(root).locked():
-        done = runner.run(targets)
+        done = ready.run()
         results = write_results(root)
     return Evaluation(results=results, primary_metrics=spec.primary_metrics, **vars(done))
 

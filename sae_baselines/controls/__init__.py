@@ -3,6 +3,7 @@
 from sae_baselines.controls.kinds import (
     CONTROLS,
     PUBLISHED,
+    RANDOM_MODEL,
     TRAINED,
     ControlKind,
     Depends,
@@ -11,8 +12,10 @@ from sae_baselines.controls.kinds import (
     get_control,
     is_control,
     is_random,
+    is_random_model,
     kind_of,
     question_of,
+    random_model_names,
     register_control,
 )
 from sae_baselines.controls.make import Control, build_control, check_control, make_control
@@ -20,6 +23,7 @@ from sae_baselines.controls.make import Control, build_control, check_control, m
 __all__ = [
     "CONTROLS",
     "PUBLISHED",
+    "RANDOM_MODEL",
     "TRAINED",
     "Control",
     "ControlKind",
@@ -31,8 +35,10 @@ __all__ = [
     "get_control",
     "is_control",
     "is_random",
+    "is_random_model",
     "kind_of",
     "make_control",
     "question_of",
+    "random_model_names",
     "register_control",
 ]

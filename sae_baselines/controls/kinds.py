@@ -67,13 +67,37 @@ Question = Literal["random", "nearly free"]
 CONTROLS: dict[str, ControlKind] = {}
 
 
+def _trained_not_made(*_: object) -> tuple[SAE[Any], dict[str, Any]]:
+    raise UserError(
+        f"kind: {RANDOM_MODEL.name!r} is not made of an SAE but trained; name it under members "
+        "of a study on text"
+    )
+
+
+# Not among CONTROLS, which are made of a finished SAE: it is trained as the panel's own SAE is.
+RANDOM_MODEL = ControlKind(
+    "random_model",
+    what="a new SAE of the trained one's architecture, trained in the same way on the same "
+    "text, but on activations of the language model with random weights: each weight matrix "
+    "drawn anew from a normal distribution with that matrix's own mean and standard deviation, "
+    "by the panel's seed; biases and norms are kept, and with `embeddings_kept` embeddings and "
+    "unembedding too. Suites evaluate it with that model",
+    null_for="what the language model has learned: a score that an SAE of a model without "
+    "knowledge has as well shows what text and architecture carry alone",
+    build=_trained_not_made,
+    schemes=("all", "embeddings_kept"),
+    # A suite says for itself whether it can be compared (`Suite.on_random_model`).
+    compared_on=(),
+)
+
+
 def register_control(kind: ControlKind) -> ControlKind:
     """Make a control known by its name, wherever controls are named.
 
     Raises:
         UserError: The name is taken, or not a plain name.
     """
-    if not kind.name.isidentifier() or kind.name in (TRAINED, PUBLISHED):
+    if not kind.name.isidentifier() or kind.name in (TRAINED, PUBLISHED, RANDOM_MODEL.name):
         raise UserError(f"control: {kind.name!r} cannot be a name; use letters and underscores")
     if kind.name in CONTROLS:
         raise UserError(f"control: {kind.name!r} is registered already; use another name")
@@ -103,6 +127,8 @@ def get_control(name: str) -> tuple[ControlKind, str]:
         UserError: An unknown kind or scheme, naming the nearest known ones.
     """
     base, colon, scheme = str(name).partition(":")
+    if base == RANDOM_MODEL.name:
+        _trained_not_made()
     kind = CONTROLS.get(base)
     if kind is None:
         raise UserError(f"kind: {name!r} is unknown; {did_you_mean(base, control_names())}")
@@ -116,7 +142,19 @@ def get_control(name: str) -> tuple[ControlKind, str]:
 
 def kind_of(constraint: str) -> ControlKind | None:
     """The control that a constraint column names (``random:cov``), or None."""
-    return CONTROLS.get(constraint.partition(":")[0])
+    name = constraint.partition(":")[0]
+    return RANDOM_MODEL if name == RANDOM_MODEL.name else CONTROLS.get(name)
+
+
+def is_random_model(constraint: str) -> bool:
+    """Whether a constraint column names SAEs of a language model with random weights."""
+    return kind_of(constraint) is RANDOM_MODEL
+
+
+def random_model_names() -> list[str]:
+    """Every way to draw such a model: ``random_model``, ``random_model:embeddings_kept``."""
+    name, (_, *others) = RANDOM_MODEL.name, RANDOM_MODEL.schemes
+    return [name, *(f"{name}:{scheme}" for scheme in others)]
 
 
 def is_control(constraint: str) -> bool:

@@ -23,7 +23,6 @@ from huggingface_hub import constants, get_token, try_to_load_from_cache
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformer_lens import loading_from_pretrained
 
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.endpoint import endpoint_problems
@@ -34,6 +33,7 @@ from sae_baselines.evals.versions import (
     problems_of_every_suite,
     version_problems,
 )
+from sae_baselines.study.language_model import hub_name
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -235,7 +235,7 @@ class _Machine:
             if (subject.local_model / "config.json").is_file():
                 return []
             return [f"no model in {subject.local_model}: it has no config.json"]
-        repo = hub_name(subject)
+        repo = hub_name(subject.weights_of)
         if in_cache(repo):
             return []
         if constants.HF_HUB_OFFLINE:
@@ -343,14 +343,6 @@ def say_if_silent(names: Iterable[str]) -> None:
         )
 
 
-def hub_name(subject: Subject) -> str:
-    """The model's repository: TransformerLens has short names for some."""
-    try:
-        return loading_from_pretrained.get_official_model_name(subject.model_name)
-    except ValueError:
-        return subject.model_name
-
-
 def in_cache(repo: str) -> bool:
     """Whether the Hub's cache has the model's configuration, so that it was loaded before."""
     return "/" in repo and isinstance(try_to_load_from_cache(repo, "config.json"), str)
@@ -361,7 +353,7 @@ def model_parameters(subject: Subject) -> float | None:
 
     Counted in weight files where there are any, else read from the name ("pythia-70m").
     """
-    repo = hub_name(subject)
+    repo = hub_name(subject.weights_of)
     if subject.local_model is not None:
         folder: Path | None = subject.local_model
     else:
@@ -379,7 +371,7 @@ def model_parameters(subject: Subject) -> float | None:
 
 def model_on_disk(subject: Subject) -> float:
     """Least bytes that a download of the model takes; 0 if there is none to come."""
-    if subject.local_model is not None or in_cache(hub_name(subject)):
+    if subject.local_model is not None or in_cache(hub_name(subject.weights_of)):
         return 0.0
     return _BYTES_ON_DISK * (model_parameters(subject) or 0.0)
 

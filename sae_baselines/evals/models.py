@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,7 +185,7 @@ class LanguageModels:
     @contextmanager
     def answering(self) -> Iterator[None]:
         """While open, SAEBench's loader is answered from here."""
-        if not self.shared and self.subject.local_model is None:
+        if not self.shared and not self._ours:
             yield  # stock: nothing is replaced
             return
         with ExitStack() as self._open:
@@ -197,17 +196,18 @@ class LanguageModels:
         """Drop the model and what it remembers."""
         self._loaded = None
 
+    @property
+    def _ours(self) -> bool:
+        """Whether SAEBench itself could not load this model."""
+        return self.subject.local_model is not None or self.subject.drawn is not None
+
     def _load(self, original: Any, model_name: str, **kwargs: Any) -> Any:
         if model_name != self.subject.model_name:
             return original(model_name, **kwargs)
         key = (model_name, repr(sorted(kwargs.items(), key=lambda item: item[0])))
         if not self.shared or self._loaded is None or self._loaded[0] != key:
             self._loaded = None
-            model = (
-                original(model_name, **kwargs)
-                if self.subject.local_model is None
-                else self._from_folder(self.subject.local_model, kwargs)
-            )
+            model = self._read(kwargs) if self._ours else original(model_name, **kwargs)
             if not self.shared:
                 return model
             self._loaded = (key, model, Memory(self.memory_bytes))
@@ -216,7 +216,7 @@ class LanguageModels:
         self._open.enter_context(sharing(model, self.subject.hook_name, memory))
         return model
 
-    def _from_folder(self, folder: Path, kwargs: dict[str, Any]) -> HookedRootModule:
+    def _read(self, kwargs: dict[str, Any]) -> HookedRootModule:
         for option, value in kwargs.items():
             if option not in ("dtype", "device", "center_writing_weights"):
                 raise UserError(
@@ -226,6 +226,7 @@ class LanguageModels:
         dtype = kwargs.get("dtype", torch.float32)
         name: Any = dtype if isinstance(dtype, str) else _DTYPES[dtype]
         centred = bool(kwargs.get("center_writing_weights", False))
-        spec = ModelSpec(name=str(folder), dtype=name, center_writing_weights=centred)
+        where = str(self.subject.local_model or self.subject.weights_of)
+        spec = ModelSpec(name=where, dtype=name, center_writing_weights=centred)
         device = str(kwargs.get("device", self.subject.device))
-        return load_language_model(spec, self.subject.hook_name, device)
+        return load_language_model(spec, self.subject.hook_name, device, self.subject.drawn)

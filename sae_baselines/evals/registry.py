@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sae_baselines.controls import kind_of
+from sae_baselines.controls import is_random_model, kind_of
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.evals.measured import NEITHER
 from sae_baselines.evals.metrics import OWN, Margin, Metric, find
@@ -177,6 +177,8 @@ def override_matches(pattern: str, suite: str, metric: str) -> bool:
 def is_null_for(constraint: str, suite: str, metric: str) -> bool:
     """Whether a member of this constraint says something on a metric; baselines always do."""
     kind = kind_of(constraint)
+    if is_random_model(constraint):
+        return suite in _suites and get_suite(suite).on_random_model.use == "verdict"
     return (
         kind is None
         or kind.compared_on is None

@@ -19,6 +19,7 @@ import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
 from sae_baselines.compat.saebench import counted_latents
+from sae_baselines.controls import is_random_model
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.doctor import diagnose, require_runnable
 from sae_baselines.evals.measured import not_finite
@@ -48,6 +49,7 @@ from sae_baselines.home import own_key
 from sae_baselines.progress import progress
 from sae_baselines.provenance import environment, now, versions
 from sae_baselines.study.engine import resolve_device
+from sae_baselines.study.redraw import RandomModel
 
 logger = logging.getLogger("sae_baselines")
 
@@ -111,8 +113,7 @@ def evaluate(
         if isinstance(saes, Mapping)
         else list(saes)
     )
-    runner = prepared(targets, _spec(suites), out, model, force, verbose, command)
-    return runner.run(targets)
+    return prepared(targets, _spec(suites), out, model, force, verbose, command).run()
 
 
 def prepared(
@@ -123,19 +124,74 @@ def prepared(
     force: bool,
     verbose: bool,
     command: str | None,
-) -> "Runner":
+) -> "Prepared":
     """Everything that `evaluate` refuses is refused here, before anything is written."""
     keep_links_inside(Path(out))
     stored_spec(out)
     _check_names(targets)
     device = resolve_device(spec.device)
-    subject = subject_of(targets, spec, device, model)
-    diagnoses = diagnose(subject, list(spec.suites), spec.suites, out)
-    require_runnable(diagnoses)
-    for diagnosis in diagnoses:
-        for warning in diagnosis.warnings:
-            logger.warning("%s: %s", diagnosis.suite, warning)
-    return Runner(EvalStore(out), spec, subject, force, verbose, command)
+    runs: list[tuple[Runner, list[Target]]] = []
+    notes: list[tuple[str, str, str]] = []
+    for drawn, of_model in _by_random_model(targets).items():
+        suites = list(spec.suites)
+        if drawn is not None:
+            refused = {name: get_suite(name).on_random_model for name in suites}
+            refused = {name: on for name, on in refused.items() if on.use == "refused"}
+            notes += [
+                (name, target.name, f"is not run on a model with random weights. {on.says}")
+                for name, on in refused.items()
+                for target in of_model
+            ]
+            suites = [name for name in suites if name not in refused]
+        if not suites:
+            continue
+        own = spec.only(suites)
+        subject = subject_of(of_model, own, device, model)
+        diagnoses = diagnose(subject, suites, own.suites, out)
+        require_runnable(diagnoses)
+        for diagnosis in diagnoses:
+            for warning in diagnosis.warnings:
+                logger.warning("%s: %s", diagnosis.suite, warning)
+        runs.append((Runner(EvalStore(out), own, subject, force, verbose, command), of_model))
+    if not runs:
+        raise UserError(f"suites: none of {', '.join(spec.suites)} runs on a random model")
+    return Prepared(Path(out), runs, notes)
+
+
+def _by_random_model(targets: Sequence[Target]) -> dict[RandomModel | None, list[Target]]:
+    """SAEs of the model as it is, then those of each random one."""
+    found: dict[RandomModel | None, list[Target]] = {}
+    for target in targets:
+        is_of_one = is_random_model(target.facts.constraint)
+        drawn = RandomModel.of_metadata(target.load().cfg.metadata) if is_of_one else None
+        found.setdefault(drawn, []).append(target)
+    return dict(sorted(found.items(), key=lambda item: item[0] is not None))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation that was found possible.
+
+    Attributes:
+        out: Folder that results are written to.
+        runs: A runner for each language model, and its SAEs.
+        notes: What is not run, and why.
+    """
+
+    out: Path
+    runs: list[tuple["Runner", list[Target]]]
+    notes: list[tuple[str, str, str]]
+
+    def run(self) -> EvalReport:
+        """Evaluate, one language model after the other."""
+        report = EvalReport(self.out, [], [], [], list(self.notes))
+        for runner, targets in self.runs:
+            part = runner.run(targets)
+            report.done.extend(part.done)
+            report.kept.extend(part.kept)
+            report.failures.extend(part.failures)
+            report.notes.extend(part.notes)
+        return report
 
 
 def _spec(suites: Any) -> EvalSpec:
@@ -170,6 +226,7 @@ def subject_of(
             do not name theirs.
     """
     found: dict[tuple[str, str, int, bool], str] = {}
+    drawn: RandomModel | None = None
     widths = []
     for target in targets:
         sae = target.load()
@@ -183,6 +240,12 @@ def subject_of(
             )
         kwargs = getattr(metadata, "model_from_pretrained_kwargs", None) or {}
         centred = bool(kwargs.get("center_writing_weights"))
+        drawn = RandomModel.of_metadata(metadata)
+        if drawn is not None and drawn.name != str(name):
+            raise UserError(
+                f"{target.name}: its metadata name {name} as its model, and {drawn.name} as "
+                "the random one that it was trained on; use the SAE as it was exported"
+            )
         found.setdefault((str(name), str(hook), int(sae.cfg.d_in), centred), target.name)
         widths.append(int(sae.cfg.d_sae))
     if len(found) > 1:
@@ -207,11 +270,12 @@ def subject_of(
         llm_batch_size=spec.llm_batch_size,
         local_model=folder,
         centred=centred,
+        drawn=drawn,
     )
 
 
 class Runner:
-    """An evaluation that was found possible; see `prepared`."""
+    """The evaluation of SAEs of one language model."""
 
     def __init__(
         self,
@@ -361,6 +425,8 @@ class Runner:
             # Of this user's own making, since some of it is pickled.
             "owner": own_key(),
         }
+        if self.subject.drawn is not None:
+            data["drawn"] = self.subject.drawn.name
         return checksum_of(data)[:16]
 
     def _warm_up(self, suite: Suite, like: Target, models: LanguageModels, key: str) -> None:

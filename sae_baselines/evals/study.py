@@ -137,7 +137,10 @@ def local_model_of(study: str | Path) -> Path | None:
         if path.is_dir():
             return path
     trained_on = {
-        _model_name(study, key) for p in panels_of(spec) for key in members_of(spec, p)
+        _model_name(study, key)
+        for panel in panels_of(spec)
+        for key, member in members_of(spec, panel).items()
+        if not member.on_random_model
     }
     # A folder's SAEs name its label or last part; the Hub's name its name.
     if trained_on - {None, name}:

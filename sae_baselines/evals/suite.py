@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import Metric, find
 from sae_baselines.evals.store import FLOORS, all_or_nothing, local_path
 from sae_baselines.evals.versions import Requirement, version_problems
+from sae_baselines.study.redraw import RandomModel
 
 # Of files of text, which no name on the Hub ends in.
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow", ".zst", ".gz")
@@ -45,6 +46,7 @@ class Subject:
         llm_batch_size: Prompts in one forward pass of the language model.
         local_model: Folder the language model is loaded from; None for the Hub.
         centred: Whether the SAEs read a model whose writing weights are centred.
+        drawn: The random model that they read, if it is one.
     """
 
     model_name: str
@@ -56,6 +58,34 @@ class Subject:
     llm_batch_size: int
     local_model: Path | None = None
     centred: bool = False
+    drawn: RandomModel | None = None
+
+    @property
+    def weights_of(self) -> str:
+        """Name of the language model whose weights are loaded."""
+        return self.model_name if self.drawn is None else self.drawn.of
+
+
+@dataclass(frozen=True)
+class OnRandomModel:
+    """What a suite's scores say of an SAE of a language model with random weights.
+
+    Attributes:
+        use: Scores get a "verdict" against the trained SAE's, are only "shown", or the suite is
+            "refused": its number would mean nothing.
+        says: Why, and what may be concluded, in a sentence.
+    """
+
+    use: Literal["verdict", "shown", "refused"]
+    says: str
+
+
+# Of accuracies of probes on latents.
+PROBES_ON_RANDOM = OnRandomModel(
+    "verdict",
+    "Probes on its latents find what tokens and their mixing by random weights carry alone; "
+    "only what is above that needs anything that the model has learned.",
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,7 @@ class Suite(ABC):
         local_data: Options that may name a local dataset instead of one of the Hub's.
         n_of: What the counts behind its values are of, unless a row says otherwise.
         seeded: Whether a seed changes its scores.
+        on_random_model: What may be concluded from SAEs of a model with random weights.
     """
 
     name: ClassVar[str]
@@ -167,6 +198,9 @@ class Suite(ABC):
     local_data: ClassVar[tuple[str, ...]] = ()
     n_of: ClassVar[str] = "examples"
     seeded: ClassVar[bool] = True
+    on_random_model: ClassVar[OnRandomModel] = OnRandomModel(
+        "refused", "Nobody has said what its scores mean on a model with random weights."
+    )
 
     @abstractmethod
     def defaults(self) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def _told(
         "controls": controls(source),
         "reference": "" if reference is None else without_places(reference.source),
         "left_out": source.left_out,
+        "of_random_models": source.of_random_models,
         "question": titles["published" if reference is not None else "answer"],
         "published": published,
         "singles": single_seeds(table, report.verdicts),
@@ -268,6 +269,11 @@ def _hub_names(
         notes.append(
             f"{', '.join(source.left_out)}: left out, being the published SAE's weights "
             "rearranged; its owner's licence would decide"
+        )
+    if source.of_random_models:
+        notes.append(
+            f"{', '.join(source.of_random_models)}: left out, being of a language model with "
+            "random weights, which is nowhere to be had; their scores are in the report"
         )
     dataset = hub_dataset(spec.dataset.path, str(told.get("dataset_path")))
     if dataset is None:

@@ -39,6 +39,8 @@ class SourceStudy:
         record: The rest of study.yaml.
         members: Every member that may be published, with what it was asked to be.
         left_out: Names of members that hold weights of somebody else.
+        of_random_models: Names of members of a language model with random weights, which the
+            Hub does not have and none of whose activations they would fit.
         configs: Every member's cfg.json.
         table: The results.
         context: What the report is told besides them.
@@ -51,6 +53,7 @@ class SourceStudy:
     record: dict[str, Any]
     members: dict[MemberKey, MemberSpec]
     left_out: tuple[str, ...]
+    of_random_models: tuple[str, ...]
     configs: dict[MemberKey, dict[str, Any]]
     table: Results
     context: ReportContext
@@ -92,7 +95,11 @@ def read_source(root: Path) -> SourceStudy:
     left_out = tuple(
         dict.fromkeys(k.member for k, m in members.items() if _is_of_others(spec, m))
     )
-    members = {key: m for key, m in members.items() if key.member not in left_out}
+    of_random_models = tuple(
+        dict.fromkeys(k.member for k, m in members.items() if m.on_random_model)
+    )
+    withheld = (*left_out, *of_random_models)
+    members = {key: m for key, m in members.items() if key.member not in withheld}
     if not members:
         raise UserError(
             f"study: {root} holds no SAE to publish but rearranged weights of the published one"
@@ -108,6 +115,7 @@ def read_source(root: Path) -> SourceStudy:
         record=record,
         members=members,
         left_out=left_out,
+        of_random_models=of_random_models,
         configs=configs,
         table=Results.of(load_results(root)),
         context=study_context(root),

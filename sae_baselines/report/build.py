@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import TRAINED, kind_of
-from sae_baselines.evals.registry import is_null_for, is_unchanged, metric_of, override_matches
+from sae_baselines.controls import TRAINED, is_random_model, kind_of
+from sae_baselines.evals.registry import (
+    get_suite,
+    is_null_for,
+    is_unchanged,
+    metric_of,
+    override_matches,
+    suite_names,
+)
 from sae_baselines.evals.results import current_results
 from sae_baselines.report import paper
 from sae_baselines.report import reference as of_reference
@@ -232,6 +239,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         primary=[key(*metric) for metric in metrics],
         margins={p: getattr(m, "value", m) for p, m in context.margins.items()},
         controls=table.controls,
+        random_models=[m for m in table.controls if is_random_model(table.constraints[m])],
         placed=reference is not None,
         paired=reference is None or bool(found),
         alpha=found[0].alpha if found else METHOD.alpha,
@@ -393,12 +401,15 @@ def _lede(table: Results, context: ReportContext) -> str:
 def _controls(table: Results, metrics: Sequence[MetricKey]) -> list[dict[str, object]]:
     """What each control is, what it is compared on, and what it is mute about."""
     constraints = table.constraints
+    scored = dict.fromkeys(suite for suite, _ in table.metrics)
+    suites = {name: get_suite(name).on_random_model for name in scored if name in suite_names()}
     return [
         {
             "member": member,
             "kind": kind_of(constraints[member]),
             "compared": [key(*m) for m in metrics if is_null_for(constraints[member], *m)],
             "fixed": [key(*m) for m in metrics if is_unchanged(constraints[member], *m)],
+            "suites": suites if is_random_model(constraints[member]) else {},
         }
         for member in table.controls
     ]

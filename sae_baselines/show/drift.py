@@ -94,7 +94,7 @@ def _members(study: Path) -> tuple[dict[str, DriftLog], list[str]]:
         name = "/".join(weights.parent.parts[-2:])
         facts = (saved_config(weights.parent).get("metadata") or {}).get("sae_baselines") or {}
         if "control" in facts:
-            continue  # made, not trained
+            continue  # made, not trained; or of another language model
         try:
             logs[name] = drift_from_checkpoints(weights.parent)[""]
         except UserError as error:

@@ -12,7 +12,7 @@ So a comparison needs within the tolerance, seed by seed:
 
 from collections.abc import Callable, Iterator
 
-from sae_baselines.controls import PUBLISHED, is_control, kind_of
+from sae_baselines.controls import PUBLISHED, is_control, is_random_model, kind_of
 from sae_baselines.evals.measured import LOWER
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.results import L0_TOLERANCE, PANEL_SUITE, BySeed
@@ -81,7 +81,8 @@ def failures(match: Match) -> list[Bar]:
 
     A reconstruction worse than without an SAE (the mean activation, or ablation), or than an
     untrained SAE's of the same panel; or more than half of the latents dead. What is bad by
-    construction has not failed (controls), nor is it a panel's run (a published SAE).
+    construction has not failed (controls, but for those trained on a random language model),
+    nor is it a panel's run (a published SAE).
 
     What is known of an error or a loss without an SAE is that it is worse: it is that of a run
     that failed where an untrained SAE has less.
@@ -93,9 +94,11 @@ def failures(match: Match) -> list[Bar]:
     bars = []
     for member, values in zip((match.tested, match.other), match.values, strict=True):
         constraint = match.table.constraints[member]
-        if is_control(constraint) or constraint == PUBLISHED:
+        if constraint == PUBLISHED:
             continue
-        found = _by_score(match, values, known.least) if scores else {}
+        if is_control(constraint) and not is_random_model(constraint):
+            continue
+        found = _by_score(match, member, values, known.least) if scores else {}
         by_panel = _by_panel(match, member)
         for seed in values:
             if (text := found.get(seed) or by_panel.get(seed)) is not None:
@@ -103,9 +106,10 @@ def failures(match: Match) -> list[Bar]:
     return bars
 
 
-def _by_score(match: Match, values: BySeed, least: float | None) -> dict[int, str]:
+def _by_score(match: Match, member: str, values: BySeed, least: float | None) -> dict[int, str]:
     """By seed, why this metric says that the run failed."""
-    untrained = _untrained(match, lambda m: match.table.values(match.group, match.metric, m))
+    table = match.table
+    untrained = _untrained(match, member, lambda m: table.values(match.group, match.metric, m))
     sign = match.table.direction(match.metric)
     return _worse(match.metric[1], values, least, untrained, sign)
 
@@ -121,7 +125,7 @@ def _by_panel(match: Match, member: str) -> dict[int, str]:
         for seed, share in of(DEAD_SHARE, member).items()
         if share > _MOST_DEAD
     }
-    untrained = _untrained(match, lambda m: of(_EV, m))
+    untrained = _untrained(match, member, lambda m: of(_EV, m))
     return {**_worse(f"{PANEL_SUITE}/{_EV}", of(_EV, member), 0.0, untrained, 1), **dead}
 
 
@@ -141,11 +145,13 @@ def _worse(
     return found
 
 
-def _untrained(match: Match, of: Callable[[str], BySeed]) -> dict[str, BySeed]:
-    """A number of the untrained controls of the panel."""
-    found = {}
+def _untrained(match: Match, of: str, by: Callable[[str], BySeed]) -> dict[str, BySeed]:
+    """A number of the panel's untrained controls, if they read a member's activations."""
+    found: dict[str, BySeed] = {}
+    if is_random_model(match.table.constraints[of]):
+        return found
     for member in match.table.present(match.group):
         kind = kind_of(match.table.constraints[member])
         if kind is not None and kind.untrained:
-            found[member] = of(member)
+            found[member] = by(member)
     return found

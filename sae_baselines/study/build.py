@@ -136,7 +136,7 @@ def member_config(
     """
     panel = key.panel
     base = panel.architecture
-    is_trained = member.constraint == TRAINED
+    is_trained = member.constraint == TRAINED or member.on_random_model
     constraint = SEEDED.name if is_trained else member.constraint
     config_class = get_baseline(baseline_name(constraint, base)).config_class
     known = {f.name for f in fields(config_class)}

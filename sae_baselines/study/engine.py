@@ -251,7 +251,10 @@ def train_study(
                     logger.warning("%s: %s; it is made again", path, flaw)
             work = tasks(spec)
             for source in spec.source_names:
+                if not _is_needed(spec, folder, source, unmeasured):
+                    continue
                 of_source = [task for task in work if task.source == source]
+                gc.collect()  # the model of the source before
                 trained += _Work(spec, folder, source, inputs).run(of_source)
         # Also where a run died after its last measurement.
         _clean_up(spec, folder)
@@ -264,11 +267,12 @@ def tasks(spec: StudySpec) -> list[Task]:
     for source in spec.source_names:
         panels = spec.panels(source)
         out += [Task("train", source, this_pass.name) for this_pass in spec.passes(source)]
-        if any(controls_of(spec, panel) for panel in panels):
+        members = [key for panel in panels for key in members_of(spec, panel, source)]
+        if any(controls_of(spec, panel, source) for panel in panels):
             out.append(Task("controls", source, ""))
-        if spec.reference is not None:
+        if spec.reference is not None and source == spec.source_names[0]:
             out.append(Task("measure", source, PUBLISHED))
-        out += [Task("measure", source, k.name) for p in panels for k in members_of(spec, p)]
+        out += [Task("measure", source, key.name) for key in members]
     return out
 
 
@@ -354,6 +358,17 @@ def unfinished(spec: StudySpec, folder: StudyFolder) -> dict[Path, str]:
     return {path: flaw for path, flaw in found.items() if flaw is not None}
 
 
+def _is_needed(
+    spec: StudySpec, folder: StudyFolder, source: str, unmeasured: Mapping[Path, str]
+) -> bool:
+    """Whether anything of a source is not finished; no model is loaded for nothing."""
+    members = (k for panel in spec.panels(source) for k in members_of(spec, panel, source))
+    folders = [folder.member(key) for key in members]
+    if source == spec.source_names[0]:
+        folders.append(folder.published)
+    return any(path in unmeasured for path in folders)
+
+
 def _source_class(spec: StudySpec) -> type[Source]:
     module, name = spec.source.split(":")
     return getattr(importlib.import_module(module), name)
@@ -408,7 +423,7 @@ class _Work:
         self.members = {
             key.name: (key, member)
             for panel in spec.panels(name)
-            for key, member in members_of(spec, panel).items()
+            for key, member in members_of(spec, panel, name).items()
         }
         # Keyword arguments are each source's own.
         open_source: Any = _source_class(spec)
@@ -435,7 +450,9 @@ class _Work:
     def _train(self, name: str) -> list[MemberKey]:
         spec, folder = self.spec, self.folder
         (this_pass,) = (p for p in spec.passes(self.name) if p.name == name)
-        members = {k: m for p in this_pass.panels for k, m in trained_of(spec, p).items()}
+        members = {
+            k: m for p in this_pass.panels for k, m in trained_of(spec, p, self.name).items()
+        }
         # Members see the same batches whoever trains beside them: only what is lost is trained.
         members = {k: m for k, m in members.items() if not folder.is_trained(k)}
         checkpoints = folder.checkpoints / name

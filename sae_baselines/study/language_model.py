@@ -12,17 +12,21 @@ from typing import Any
 import torch
 from sae_lens.load_model import HookedProxyLM, load_model
 from transformer_lens.hook_points import HookedRootModule
+from transformer_lens.loading_from_pretrained import get_official_model_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_baselines.compat.models import known_as, official_name, set_rotary_base
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import flaw_of, unreadable
+from sae_baselines.study.redraw import RandomModel, redraw
 from sae_baselines.study.spec import ModelSpec
 
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "merges.txt", "spiece.*")
 
 
-def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedRootModule:
+def load_language_model(
+    spec: ModelSpec, hook_name: str, device: str, drawn: RandomModel | None = None
+) -> HookedRootModule:
     """Load a model by Hub name or from a local folder, as SAELens would.
 
     HookedTransformer is loaded without processing, the way SAEBench loads it; weights are
@@ -32,6 +36,8 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
         spec: The model.
         hook_name: Must be one of the model's hooks.
         device: Torch device.
+        drawn: Draw its weights anew, before either loader sees them, so that both have the
+            same random model; None for the model as it is.
 
     Raises:
         UserError: The model or hook does not exist, or the model cannot be loaded.
@@ -42,14 +48,23 @@ def load_language_model(spec: ModelSpec, hook_name: str, device: str) -> HookedR
         check_model_folder(local)
     try:
         if spec.loader == "AutoModelForCausalLM":
-            tokenizer, hf_model = _whole_model(spec.name, dtype)
+            tokenizer, hf_model = _whole_model(spec.name, dtype, drawn)
             # As SAELens' `load_model`, which does not say what weights are missing.
             model = HookedProxyLM(hf_model.to(device), tokenizer, hook_names=[hook_name])
         elif local.is_dir():
-            model = _from_folder(local, dtype, device, spec.center_writing_weights)
+            model = _from_folder(local, dtype, device, spec.center_writing_weights, drawn)
         else:
-            kwargs = {"center_writing_weights": spec.center_writing_weights, "dtype": dtype}
+            kwargs: dict[str, Any] = {
+                "center_writing_weights": spec.center_writing_weights,
+                "dtype": dtype,
+            }
+            if drawn is not None:
+                kwargs["tokenizer"], kwargs["hf_model"] = _whole_model(
+                    hub_name(spec.name), dtype, drawn
+                )
             model = load_model(spec.loader, spec.name, device, kwargs)
+            if drawn is not None:
+                _assert_same_model(model, kwargs["hf_model"].to(device), local)
     except UserError:
         raise
     except Exception as error:  # transformers and TransformerLens raise what comes
@@ -135,9 +150,34 @@ def reason_of_model(error: Exception) -> str:
     return f"{said}; is its config.json whole?"
 
 
-def _whole_model(name: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Tokenizer and model of transformers, with no weight left to chance."""
+def hub_name(name: str) -> str:
+    """A model's repository on the Hub: TransformerLens has short names for some."""
+    try:
+        return get_official_model_name(name)
+    except ValueError:
+        return name
+
+
+def _whole_model(
+    name: str | Path, dtype: torch.dtype, drawn: RandomModel | None = None
+) -> tuple[Any, Any]:
+    """Tokenizer and model of transformers, with no weight left to chance but as asked."""
     tokenizer = AutoTokenizer.from_pretrained(name)
+    model = _weights_of(name, dtype)
+    if drawn is not None:
+        full = model if dtype == torch.float32 else _weights_of(name, torch.float32)
+        redraw(full, drawn)
+        for weight, new in zip(model.parameters(), full.parameters(), strict=True):
+            weight.data.copy_(new.data)
+    return tokenizer, model
+
+
+def _weights_of(name: str | Path, dtype: torch.dtype) -> Any:
+    """A model of transformers, whole.
+
+    Raises:
+        UserError: Weights are missing.
+    """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         name, torch_dtype=dtype, output_loading_info=True
     )
@@ -147,13 +187,17 @@ def _whole_model(name: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"model.name: the weights of {name} lack {len(missing)} tensors that its "
             f"config.json asks for, such as {missing[0]}; are they of one model?"
         )
-    return tokenizer, model
+    return model
 
 
 def _from_folder(
-    folder: Path, dtype: torch.dtype, device: str, center_writing_weights: bool
+    folder: Path,
+    dtype: torch.dtype,
+    device: str,
+    center_writing_weights: bool,
+    drawn: RandomModel | None,
 ) -> HookedRootModule:
-    tokenizer, hf_model = _whole_model(folder, dtype)
+    tokenizer, hf_model = _whole_model(folder, dtype, drawn)
     with tempfile.TemporaryDirectory(prefix="sae_baselines_") as scratch:
         # TransformerLens reads families off the name ("llama", "gemma") before it reads the
         # config, so the folder is shown to it under a neutral name.

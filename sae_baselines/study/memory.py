@@ -43,7 +43,7 @@ def check_memory(spec: "StudySpec", d_in: int) -> None:
     """
     d_sae = spec.width(d_in)
     members = max(
-        sum(len(trained_of(spec, panel)) for panel in this_pass.panels)
+        sum(len(trained_of(spec, panel, source)) for panel in this_pass.panels)
         for source in spec.source_names
         for this_pass in spec.passes(source)
     )

@@ -50,8 +50,9 @@ class Pass:
 
 
 def panels_of(spec: "StudySpec") -> list[PanelKey]:
-    """Every panel of every source."""
-    return [panel for source in spec.source_names for panel in spec.panels(source)]
+    """Every panel, whichever sources its members are of."""
+    panels = (panel for source in spec.source_names for panel in spec.panels(source))
+    return list(dict.fromkeys(panels))
 
 
 def all_members(spec: "StudySpec") -> dict[MemberKey, "MemberSpec"]:
@@ -59,16 +60,23 @@ def all_members(spec: "StudySpec") -> dict[MemberKey, "MemberSpec"]:
     return {k: m for panel in panels_of(spec) for k, m in members_of(spec, panel).items()}
 
 
-def members_of(spec: "StudySpec", panel: PanelKey) -> dict[MemberKey, "MemberSpec"]:
-    """The members of one panel, in the order of the spec."""
-    return {MemberKey(panel, m.name): m for m in spec.member_specs}
+def members_of(
+    spec: "StudySpec", panel: PanelKey, source: str | None = None
+) -> dict[MemberKey, "MemberSpec"]:
+    """The members of one panel, in the order of the spec; with a source, those on it."""
+    members = spec.member_specs if source is None else spec.members_on(source)
+    return {MemberKey(panel, m.name): m for m in members}
 
 
-def trained_of(spec: "StudySpec", panel: PanelKey) -> dict[MemberKey, "MemberSpec"]:
+def trained_of(
+    spec: "StudySpec", panel: PanelKey, source: str | None = None
+) -> dict[MemberKey, "MemberSpec"]:
     """The members of one panel that are trained: all but controls."""
-    return {k: m for k, m in members_of(spec, panel).items() if not m.is_control}
+    return {k: m for k, m in members_of(spec, panel, source).items() if not m.is_control}
 
 
-def controls_of(spec: "StudySpec", panel: PanelKey) -> dict[MemberKey, "MemberSpec"]:
+def controls_of(
+    spec: "StudySpec", panel: PanelKey, source: str | None = None
+) -> dict[MemberKey, "MemberSpec"]:
     """The controls of one panel, which are made after training."""
-    return {k: m for k, m in members_of(spec, panel).items() if m.is_control}
+    return {k: m for k, m in members_of(spec, panel, source).items() if m.is_control}

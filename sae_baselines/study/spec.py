@@ -32,6 +32,8 @@ from sae_baselines.controls import (
     control_names,
     get_control,
     is_control,
+    is_random_model,
+    random_model_names,
 )
 from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
@@ -45,6 +47,7 @@ from sae_baselines.study.recipes import (
     encoder_init_of,
     is_controlled,
 )
+from sae_baselines.study.redraw import RandomModel
 from sae_baselines.study.values import (
     STORED,
     check_keys,
@@ -171,7 +174,8 @@ class MemberSpec:
     Args:
         constraint: ``trained``, one of the constraints, or a control (``random``,
             ``random:cov``, ``random:kaiming``, ``permuted_decoder``, ``permuted_pairing``;
-            `sae_baselines.controls`).
+            `sae_baselines.controls`), or ``random_model`` or ``random_model:embeddings_kept``:
+            the trained architecture on the language model with random weights.
         init_scheme: ``iso`` or ``cov`` (paper, Appendix E).
         tau: Cap of a soft-frozen decoder; default the panel's.
         learned: Of a frozen encoder: ``biases`` (default), or only the activation
@@ -208,7 +212,12 @@ class MemberSpec:
     @property
     def is_control(self) -> bool:
         """Whether it is made after training, not trained."""
-        return is_control(self.constraint)
+        return is_control(self.constraint) and not self.on_random_model
+
+    @property
+    def on_random_model(self) -> bool:
+        """Whether it is trained as ``trained`` is, on a language model with random weights."""
+        return is_random_model(self.constraint)
 
 
 Schedule = Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"]
@@ -326,6 +335,11 @@ class StudySpec(ABC):
         """The study's sources; one without a name, unless there are several."""
         return [""]
 
+    def members_on(self, source: str) -> list[MemberSpec]:
+        """The members whose activations are a source's; all of them, unless it differs."""
+        del source
+        return self.member_specs
+
     def panels(self, source: str = "") -> list[PanelKey]:
         """Every panel on a source, seeds outermost."""
         del source
@@ -440,7 +454,8 @@ class HookSpec(StudySpec):
             size = self.max_panels_per_pass or len(group)
             for first in range(0, len(group), size):
                 part = tuple(group[first : first + size])
-                passes.append(Pass(f"pass_{len(passes)}", data_seed, part))
+                name = f"{source}_pass_{len(passes)}" if source else f"pass_{len(passes)}"
+                passes.append(Pass(name, data_seed, part))
         return passes
 
     @property
@@ -529,6 +544,31 @@ class PanelSpec(HookSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         _validate_batches(self)
+
+    @property
+    def random_models(self) -> dict[str, RandomModel]:
+        """By source: one for each seed, so that spreads over seeds are over random models."""
+        drawn = dict.fromkeys(m.constraint for m in self.member_specs if m.on_random_model)
+        of = self.model.recorded_name
+        models = [RandomModel(of, how, seed) for how in drawn for seed in self.seeds]
+        return {model.source: model for model in models}
+
+    @property
+    def source_names(self) -> list[str]:
+        """The model as it is, then random ones."""
+        return ["", *self.random_models]
+
+    def members_on(self, source: str) -> list[MemberSpec]:
+        if not source:
+            return [m for m in self.member_specs if not m.on_random_model]
+        how = self.random_models[source].constraint
+        return [m for m in self.member_specs if m.constraint == how]
+
+    def panels(self, source: str = "") -> list[PanelKey]:
+        panels = super().panels(source)
+        if not source:
+            return panels
+        return [panel for panel in panels if panel.seed == self.random_models[source].seed]
 
     @property
     def normalization(self) -> str:
@@ -672,10 +712,12 @@ def validate_members(spec: StudySpec) -> None:
             raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
         if STORED.get() and not is_known(member):
             continue  # a plugin's: its name is all that is known of it
-        if member.is_control:
+        if member.on_random_model:
+            _validate_random_model(spec, member)
+        elif member.is_control:
             _validate_control(member, _checked_here(spec.architectures))
         elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
-            known = [TRAINED, *CONSTRAINTS, *control_names()]
+            known = [TRAINED, *CONSTRAINTS, *control_names(), *random_model_names()]
             hint = did_you_mean(member.constraint, known)
             raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
         for option in member.options:
@@ -704,7 +746,21 @@ def validate_members(spec: StudySpec) -> None:
 
 def is_known(member: MemberSpec) -> bool:
     """Whether its constraint or control is registered here; else it is some plugin's."""
-    return member.is_control or member.constraint in (TRAINED, *CONSTRAINTS)
+    of_panel = member.is_control or member.on_random_model
+    return of_panel or member.constraint in (TRAINED, *CONSTRAINTS)
+
+
+def _validate_random_model(spec: StudySpec, member: MemberSpec) -> None:
+    if not isinstance(spec, PanelSpec):
+        raise UserError(
+            f"members: {member.name}: only a study on text has a language model whose weights "
+            "can be drawn anew; leave it out"
+        )
+    if member.constraint not in random_model_names():
+        hint = did_you_mean(member.constraint, random_model_names())
+        raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
+    if member.init_scheme != "iso":
+        raise UserError(f"members: {member.name}: init_scheme belongs to baselines")
 
 
 def _validate_control(member: MemberSpec, architectures: list[str]) -> None:

@@ -23,6 +23,7 @@ from sae_baselines.evals.store import all_or_nothing
 from sae_baselines.evals.suite import (
     Extras,
     Needs,
+    OnRandomModel,
     Subject,
     SuiteCall,
     means_over_tasks,
@@ -89,6 +90,10 @@ class Absorption(NullsInRun):
     needs = Needs(data=False)
     evaluation = "absorption"
     config_name = "AbsorptionEvalConfig"
+    on_random_model = OnRandomModel(
+        "refused",
+        "It needs a model that has learned to spell.",
+    )
     own = {_ORDER: True}
     positive = ("max_k_value", "k_sparse_probe_num_epochs")
 

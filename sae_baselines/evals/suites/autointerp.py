@@ -38,7 +38,14 @@ from sae_baselines.evals.endpoint import (
 from sae_baselines.evals.measured import HIGHER, Measured
 from sae_baselines.evals.metrics import Margin, Metric, null_name, with_floors
 from sae_baselines.evals.nulls import exchanged
-from sae_baselines.evals.suite import Extras, Needs, SAEBenchSuite, Subject, SuiteCall
+from sae_baselines.evals.suite import (
+    Extras,
+    Needs,
+    OnRandomModel,
+    SAEBenchSuite,
+    Subject,
+    SuiteCall,
+)
 from sae_baselines.evals.versions import Requirement
 
 T = TypeVar("T")
@@ -126,6 +133,12 @@ class AutoInterp(SAEBenchSuite):
     local_data = ("dataset_name",)
     evaluation = "autointerp"
     config_name = "AutoInterpEvalConfig"
+    on_random_model = OnRandomModel(
+        "verdict",
+        "Its latents can be described as far as tokens alone make them describable (Heap et "
+        "al., arXiv 2501.17727); an SAE whose latents are no better described shows nothing of "
+        "what the model computes.",
+    )
     # Without scoring, SAEBench fails at the end.
     not_offered = ("scoring",)
     own = {

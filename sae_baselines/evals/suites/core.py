@@ -9,7 +9,7 @@ from transformer_lens import HookedTransformer
 from sae_baselines.compat.saebench import core_errors, recorded_tokens, saebench
 from sae_baselines.evals.measured import HIGHER, LOWER, Measured
 from sae_baselines.evals.metrics import CE, KL, Metric, explained_variance
-from sae_baselines.evals.suite import Extras, Needs, Subject, Suite, SuiteCall
+from sae_baselines.evals.suite import Extras, Needs, OnRandomModel, Subject, Suite, SuiteCall
 from sae_baselines.evals.variance import explained_variance as explained_variance_of
 
 PAPER_EV = "explained_variance_paper"
@@ -86,6 +86,11 @@ class Core(Suite):
         Metric("l0", unit="latents", depends="latents"),
     )
     needs = Needs(as_sae_says=True)
+    on_random_model = OnRandomModel(
+        "refused",
+        "A random model predicts nothing, so that no loss is there to recover; L0 and "
+        "explained variance on its own activations are among the panel's measurements.",
+    )
     local_data = ("dataset",)
 
     def defaults(self) -> dict[str, Any]:

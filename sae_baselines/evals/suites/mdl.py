@@ -13,7 +13,7 @@ from typing_extensions import override
 from sae_baselines.compat.saebench import mdl_defects, runnable_mdl
 from sae_baselines.evals.measured import LOWER, Measured
 from sae_baselines.evals.metrics import Metric
-from sae_baselines.evals.suite import Extras, SAEBenchSuite, Subject, SuiteCall
+from sae_baselines.evals.suite import Extras, OnRandomModel, SAEBenchSuite, Subject, SuiteCall
 from sae_baselines.study.memory import memory_of
 
 # Context that SAEs are usually trained on; the SAE's own decides.
@@ -42,6 +42,11 @@ class Mdl(SAEBenchSuite):
     metrics = (Metric("description_length", LOWER, unit="bits", favours=("dead", "random")),)
     local_data = ("dataset_name",)
     config_name = "MDLEvalConfig"
+    on_random_model = OnRandomModel(
+        "refused",
+        "Bits are counted at the model's own activations, and those of two models have no "
+        "common error to be described at.",
+    )
     per_call = ("model_name", "random_seed", "llm_dtype")
     # It is never read: the SAE's own context is used.
     not_offered = ("context_length",)

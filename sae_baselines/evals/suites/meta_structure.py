@@ -11,7 +11,14 @@ from sae_lens import SAE
 from sae_baselines.errors import one_line
 from sae_baselines.evals.measured import LOWER, Measured
 from sae_baselines.evals.metrics import Margin, Metric
-from sae_baselines.evals.suite import Extras, Needs, SAEBenchSuite, Subject, SuiteCall
+from sae_baselines.evals.suite import (
+    Extras,
+    Needs,
+    OnRandomModel,
+    SAEBenchSuite,
+    Subject,
+    SuiteCall,
+)
 
 _MARGIN = Margin(0.02, "2 points of the decoder's variance explained by the meta-SAE.")
 _EXPLAINED = "decoder_fraction_variance_explained"
@@ -50,6 +57,11 @@ class MetaStructure(SAEBenchSuite):
     needs = Needs(model=False, data=False)
     evaluation = "meta_structure"
     config_name = "MetaStructureEvalConfig"
+    on_random_model = OnRandomModel(
+        "shown",
+        "It reads the decoder alone: what dictionary the text and a random model give. No "
+        "score is better for being of another model.",
+    )
     per_call = ("random_seed",)
     positive = ("k", "train_steps", "train_batch_size", "eval_batch_size")
 

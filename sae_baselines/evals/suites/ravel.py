@@ -22,6 +22,7 @@ from sae_baselines.evals.nulls import Nulls, NullsInRun
 from sae_baselines.evals.store import all_or_nothing
 from sae_baselines.evals.suite import (
     Extras,
+    OnRandomModel,
     Subject,
     SuiteCall,
     resid_post_problems,
@@ -84,6 +85,10 @@ class Ravel(NullsInRun):
     )
     evaluation = "ravel"
     config_name = "RAVELEvalConfig"
+    on_random_model = OnRandomModel(
+        "refused",
+        "It edits what a model knows of cities and people, and a random model knows nothing.",
+    )
     per_call = (*NullsInRun.per_call, "artifact_dir")
     # The first scores something else in place of the SAE; the second does nothing.
     not_offered = ("train_mdas", "force_dataset_recompute")

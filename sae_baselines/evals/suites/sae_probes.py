@@ -22,6 +22,7 @@ from sae_baselines.evals.metrics import (
 )
 from sae_baselines.evals.store import FLOORS, drop_half_written, fingerprint
 from sae_baselines.evals.suite import (
+    PROBES_ON_RANDOM,
     Extras,
     Needs,
     SAEBenchSuite,
@@ -57,6 +58,7 @@ class SaeProbes(SAEBenchSuite):
     requirements = (Requirement("sae-probes", ">=0.4,<0.5", "SAEBench 0.6 calls this one"),)
     evaluation = "sparse_probing_sae_probes"
     config_name = "SparseProbingSaeProbesEvalConfig"
+    on_random_model = PROBES_ON_RANDOM
     per_call = ("model_name", "random_seed", "results_path", "model_cache_path")
 
     def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:

@@ -14,6 +14,7 @@ from sae_baselines.evals.metrics import RANDOM_LATENTS, Margin, Metric, with_flo
 from sae_baselines.evals.nulls import Nulls, NullsInRun
 from sae_baselines.evals.suite import (
     Extras,
+    OnRandomModel,
     SeedCachedSuite,
     Subject,
     SuiteCall,
@@ -49,6 +50,11 @@ class _ScrAndTpp(NullsInRun, SeedCachedSuite):
 
     evaluation = "scr_and_tpp"
     config_name = "ScrAndTppEvalConfig"
+    on_random_model = OnRandomModel(
+        "shown",
+        "Its probes are trained on the random model's own activations, where classes differ in "
+        "their tokens alone: how well those can be ablated is not how well concepts can.",
+    )
     per_call = (*SeedCachedSuite.per_call, "perform_scr")
     sizes = ("train_set_size", "test_set_size")
     positive = (

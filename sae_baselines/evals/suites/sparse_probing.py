@@ -18,6 +18,7 @@ from sae_baselines.evals.metrics import (
 )
 from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import (
+    PROBES_ON_RANDOM,
     Extras,
     SeedCachedSuite,
     Subject,
@@ -60,6 +61,7 @@ class SparseProbing(SeedCachedSuite):
     )
     evaluation = "sparse_probing"
     config_name = "SparseProbingEvalConfig"
+    on_random_model = PROBES_ON_RANDOM
     sizes = ("probe_train_set_size", "probe_test_set_size")
     positive = (*sizes, "context_length", "sae_batch_size")
 

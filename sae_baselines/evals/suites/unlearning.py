@@ -11,7 +11,7 @@ from sae_baselines.compat.saebench import saebench
 from sae_baselines.evals.measured import HIGHER, Measured
 from sae_baselines.evals.metrics import Margin, Metric
 from sae_baselines.evals.store import all_or_nothing, hash_of_files, local_path
-from sae_baselines.evals.suite import Extras, SAEBenchSuite, Subject, SuiteCall
+from sae_baselines.evals.suite import Extras, OnRandomModel, SAEBenchSuite, Subject, SuiteCall
 
 _CORPUS = "forget_corpus"
 # SAEBench's function for prompts knows these alone.
@@ -45,6 +45,10 @@ class Unlearning(SAEBenchSuite):
     )
     evaluation = "unlearning"
     config_name = "UnlearningEvalConfig"
+    on_random_model = OnRandomModel(
+        "refused",
+        "A random model has learned nothing that it could forget.",
+    )
     # Without it SAEBench has nothing to make a score of.
     not_offered = ("save_metrics",)
     own = {_CORPUS: "bio-forget-corpus.jsonl"}

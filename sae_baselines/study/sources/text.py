@@ -68,21 +68,25 @@ class TextSource:
     ) -> None:
         """Load text and model, and run the model over held-out text.
 
+        The model in memory is the one as it is; random ones are drawn from its files.
+
         Raises:
             UserError: Text or model cannot be read, or do not fit the spec.
         """
-        del name
         self.spec = spec
         self.device = resolve_device(spec.device)
-        self.start_folder = folder.root
+        self.start_folder = folder.root / "starts" / name if name else folder.root
+        self.drawn = spec.random_models.get(name)
         text = load_text(spec.dataset, dataset)  # before the model: it fails sooner
-        if model is None:
-            model = load_language_model(spec.model, spec.hook_name, self.device)
+        if model is None or self.drawn is not None:
+            model = load_language_model(spec.model, spec.hook_name, self.device, self.drawn)
         self.model = model
         self.data = study_data(spec, model, text, self.device)
         self.calibration = self.data.held_out.calibration
         self.held_out = self.evaluation = self.data.held_out.evaluation
         self.facts = {"held_out_documents": self.data.n_held_out}
+        if self.drawn is not None:
+            self.facts |= self.drawn.facts
 
     def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
         if self.spec.hook_name.endswith("hook_z"):
@@ -140,7 +144,7 @@ class TextSource:
         cfg = MultiSAETrainingRunnerConfig(
             saes={key.name: config for key, config in run.configs.items()},
             hook_names=spec.hook_name,
-            model_name=spec.model.recorded_name,
+            model_name=self.drawn.name if self.drawn else spec.model.recorded_name,
             model_class_name=spec.model.loader,
             model_from_pretrained_kwargs=model_kwargs(spec),
             dataset_path=path.name if path.exists() else spec.dataset.path,
@@ -157,6 +161,8 @@ class TextSource:
 
     @cached_property
     def _losses(self) -> BaseLosses | None:
+        if self.drawn is not None:
+            return None  # a random model predicts nothing that a reconstruction could recover
         return base_losses(self.model, self.spec, self.data.held_out)
 
     def measure(
