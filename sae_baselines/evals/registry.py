@@ -186,6 +186,13 @@ def is_null_for(constraint: str, suite: str, metric: str) -> bool:
     )
 
 
+def is_refused(constraint: str, suite: str) -> bool:
+    """Whether a suite is not run on members of this constraint: it would mean nothing."""
+    if not is_random_model(constraint) or suite not in _suites:
+        return False
+    return get_suite(suite).on_random_model.use == "refused"
+
+
 def is_unchanged(constraint: str, suite: str, metric: str) -> bool:
     """Whether a member of this constraint must have its source's score on a metric."""
     kind = kind_of(constraint)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sae_baselines.baselines import CONSTRAINTS
 from sae_baselines.controls import PUBLISHED, TRAINED
-from sae_baselines.evals.registry import get_suite, is_unchanged, suite_names
+from sae_baselines.evals.registry import get_suite, is_refused, is_unchanged, suite_names
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
@@ -201,7 +201,11 @@ def _missing(table: Results, context: ReportContext) -> Iterable[Caveat]:
     every = {pair for pairs in have.values() for pair in pairs}
     rank = {m: i for i, m in enumerate(table.members)}
     for suite in dict.fromkeys([*context.suites, *(s for s in have if s != "panel")]):
-        lacking = every - have[suite]
+        lacking = {
+            (panel, member)
+            for panel, member in every - have[suite]
+            if not is_refused(table.constraints[member], suite)
+        }
         if not lacking or all(_has_failed(context, suite, *pair) for pair in lacking):
             continue
         named = [f"{p}/{m}" for p, m in sorted(lacking, key=lambda x: (x[0], rank[x[1]]))]

@@ -15,7 +15,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.study import StudyResult, train_study
 from sae_baselines.study.engine import tasks
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.patches.spec import PatchSpec
+from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.redraw import RandomModel, redraw
 from sae_baselines.study.spec import ModelSpec, PanelSpec, spec_from_dict
 from sae_baselines.study.synthetic.spec import ToySpec
@@ -148,5 +148,5 @@ def test_what_has_no_random_model_is_refused_in_a_line(model_folder: Path):
                 "d_sae": 64,
                 "l0": 8,
             },
-            kind=PatchSpec,
+            kind=VisionSpec,
         )
