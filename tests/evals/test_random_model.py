@@ -22,7 +22,9 @@ from sae_baselines.pipeline import evaluate as evaluate_study
 from sae_baselines.stats import verdicts
 from sae_baselines.study import train_study
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.spec import PanelSpec, spec_from_dict
+from sae_baselines.study.redraw import RandomModel
+from sae_baselines.study.spec import ModelSpec, PanelSpec, spec_from_dict
+from tests.evals import tiny_hub as hub
 from tests.evals.fake_suite import FakeSuite
 from tests.tiny_model import HOOK, save_tiny_model, tiny_panel, tiny_text
 
@@ -168,3 +170,15 @@ def test_its_folder_alone_knows_its_model(study: Evaluated, tmp_path: Path) -> N
     sae.cfg.metadata.model_name = "model"
     with pytest.raises(UserError, match=r"model\+random_model_seed_1"):
         evaluate({"it": sae}, {"fake": {}}, tmp_path, model=study.model)
+
+
+def test_a_model_of_the_hub_is_drawn_as_its_folder_is(tiny_hub: Path) -> None:
+    name = f"EleutherAI/{hub.MODEL}"
+    drawn = RandomModel(name, "random_model:embeddings_kept", 2)
+    digests = {
+        _digest(load_language_model(ModelSpec(name=str(where)), hub.HOOK, "cpu", drawn))
+        for where in (name, hub.MODEL, tiny_hub / name)
+    }
+    assert len(digests) == 1
+    real = load_language_model(ModelSpec(name=name), hub.HOOK, "cpu")
+    assert _digest(real) not in digests
