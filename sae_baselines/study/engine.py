@@ -331,9 +331,10 @@ def measure_latents(
                 "first"
             )
         for source in spec.source_names:
-            keys = [k for panel in spec.panels(source) for k in members_of(spec, panel)]
+            keys = [k for panel in spec.panels(source) for k in members_of(spec, panel, source)]
             missing = [k.name for k in keys if Latents.load(folder.member(k)) is None]
-            if spec.reference is not None and Latents.load(folder.published) is None:
+            first = source == spec.source_names[0]
+            if first and spec.reference and Latents.load(folder.published) is None:
                 missing.append(PUBLISHED)
             if missing:
                 _Work(spec, folder, source, inputs).measure_latents(missing)

@@ -213,7 +213,8 @@ def _correlation(first: csr_array, second: csr_array, match: np.ndarray) -> floa
 
 def pairs_of(spec: StudySpec) -> list[tuple[MemberKey, MemberKey]]:
     """Each member with itself in other seeds; the trained one with frozen decoders of all."""
-    members = all_members(spec)
+    # Of random language models each seed has another, with nothing in common to find again.
+    members = {k: m for k, m in all_members(spec).items() if not m.on_random_model}
     found = [
         (a, b)
         for a, b in combinations(members, 2)
