@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import std
@@ -25,6 +26,15 @@ class _Lines(std.tqdm):
         # The ticker writes; what is over sooner than it ticks is one line.
         given = {**options, "delay": float("inf")}
         super().__init__(*args, **{**given, "bar_format": _LINE, "ncols": None})
+
+    def __iter__(self) -> Iterator[Any]:
+        # tqdm's own counts nothing before the delay is over.
+        try:
+            for item in self.iterable:
+                yield item
+                self.n += 1
+        finally:
+            self.close()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write one line."""

@@ -45,3 +45,18 @@ def test_what_is_short_is_one_line():
     assert list(progress([1, 2, 3], desc="Measuring", unit="SAE", file=out)) == [1, 2, 3]
     (line,) = out.getvalue().splitlines()
     assert line.startswith("Measuring: 3 of 3 SAE, ")
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_what_is_walked_through_is_counted_on_the_way(
+    kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_EVERY", 0.02)
+    out = kind()
+    for item in progress(range(3), desc="Measuring", unit="SAE", file=out):
+        time.sleep(0.15)
+        if item == 2:
+            break
+    moved = out.getvalue()
+    for n in range(3):
+        assert any(f"{n} of 3" in part or f"{n}/3" in part for part in moved.splitlines()), n
