@@ -12,6 +12,7 @@ from sae_lens import SAE
 from sae_baselines.controls.latents import chunks, flat_copy
 from sae_baselines.errors import UserError
 from sae_baselines.files import new_file, reading
+from sae_baselines.study.spec import PER_TOKEN_NORMS
 
 LATENTS_FILE = "latents.npz"
 # Activations whose active latents are kept one by one, to be compared between seeds.
@@ -158,9 +159,12 @@ def latents_of(
 def _linear_decoder(sae: SAE[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """What decoding adds for each latent, ``[d_sae, d_in]``, and for none, ``[d_in]``.
 
-    Not simply W_dec: some SAEs scale activations by its norms.
+    Not simply W_dec: some SAEs scale activations by its norms. Where what comes out is scaled
+    by each activation's own norm there is no such map; W_dec will be found not to be one.
     """
     d_sae = sae.cfg.d_sae
+    if sae.cfg.normalize_activations in PER_TOKEN_NORMS:
+        return sae.W_dec, sae.b_dec
     bias = sae.decode(torch.zeros(1, d_sae, device=sae.device, dtype=sae.dtype))[0]
     rows = []
     for first in range(0, d_sae, _ROWS_PER_CHUNK):
