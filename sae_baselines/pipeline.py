@@ -46,7 +46,7 @@ from sae_baselines.stats.spreads import Spread, spreads_of
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.engine import measure_latents, resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
-from sae_baselines.study.latents import Latents
+from sae_baselines.study.latents import LATENTS_FILE, Latents
 from sae_baselines.study.plan import MemberKey, all_members
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
@@ -400,7 +400,7 @@ def _train(spec: PanelSpec, root: Path, model: Any) -> None:
     train_study(spec, root, resume=True, model=model)
     folder = StudyFolder(root)
     # Of studies of before, `latents` measures it.
-    if all(Latents.load(folder.member(key)) is not None for key in all_members(spec)):
+    if all((folder.member(key) / LATENTS_FILE).exists() for key in all_members(spec)):
         with folder.locked():
             measure_stability(spec, root)
 

@@ -9,13 +9,10 @@ target by one factor on their thresholds, as a study does it. The guard of verdi
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import torch
-from search import MEMBERS, Data, append, data_of, known, measured, trained
-
-from sae_baselines.study.l0_record import L0Record, recorded_l0
+from search import MEMBERS, Candidate, append, data_of, known, run
 
 HERE = Path(__file__).parent
 BASE = "jumprelu"
@@ -24,30 +21,6 @@ COLUMNS = (
     *("data", "base", "ratio", "member", "seed", "ev_dev", "ev_test"),
     *("l0_dev", "l0_test", "alive", "threshold_factor", "l0_in_training"),
 )
-
-
-def run(data: Data, ratio: float, seed: int) -> list[dict[str, object]]:
-    """Train the members of one panel at a multiple of the L0 that they are measured at."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        trainers = trained(
-            data,
-            BASE,
-            MEMBERS,
-            seed,
-            folder,
-            fields={"l0": ratio * data.l0},
-            change=lambda _config: {},
-            around=lambda _spec, saes: L0Record(folder / "l0", saes),
-        )
-        return [
-            {
-                "member": name,
-                **measured(one.sae, data, folder / name),
-                "l0_in_training": recorded_l0(folder / "l0", name)["end"] / data.l0,
-            }
-            for name, one in trainers.items()
-        ]
 
 
 def main() -> None:
@@ -69,7 +42,9 @@ def main() -> None:
                 what = {"data": name, "base": BASE, "ratio": str(ratio), "seed": str(seed)}
                 if names <= known(args.out, what):
                     continue
-                append(args.out, [{**what, **row} for row in run(data, ratio, seed)], COLUMNS)
+                at_ratio = Candidate({"l0": ratio * data.l0})
+                rows = run(data, BASE, at_ratio, seed, MEMBERS)
+                append(args.out, [{**what, **row} for row in rows], COLUMNS)
                 print(name, ratio, seed, flush=True)
 
 

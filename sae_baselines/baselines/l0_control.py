@@ -53,11 +53,10 @@ class L0ControlConfig(ConfigMixin):
     Args:
         l0_control: Gain of the control. Before each step thresholds are multiplied by
             (L0 of the last batch / target_l0) to this power, and brought 1 % nearer to their
-            mean; biases are lowered by this times
-            the logarithm of that ratio, in units of the mean active value, and gradients of a
-            standard or gated SAE are those at constant L0. The drift that remains is learned
-            and taken off too. 0 leaves L0 to the penalty, as SAELens does; sae_baselines'
-            studies use 0.1.
+            mean; biases are lowered by this times the logarithm of that ratio, in units of the
+            mean active value, and gradients of a standard or gated SAE are those at constant
+            L0. The drift that remains is learned and taken off too. 0 leaves L0 to the
+            penalty, as SAELens does; sae_baselines' studies use 0.1.
     """
 
     l0_control: float = 0.0

@@ -24,7 +24,7 @@ from sae_baselines.results.table import COMPARED
 from sae_baselines.stats.decision import Correct
 from sae_baselines.stats.differences import differences
 from sae_baselines.stats.verdict import Verdict, verdicts
-from sae_baselines.study.latents import Latents
+from sae_baselines.study.latents import Latents, decades
 
 # The decade of latents that never fired.
 NEVER = None
@@ -82,13 +82,6 @@ class AtRate:
     decade: int
     n: float
     verdict: Verdict
-
-
-def decades(rates: np.ndarray) -> np.ndarray:
-    """k with 10^k <= rate < 10^(k + 1), -1 for a rate of 1; NaN for one of 0."""
-    with np.errstate(divide="ignore"):
-        found = np.floor(np.log10(rates) + 1e-12)
-    return np.where(rates > 0, np.minimum(found, -1), np.nan)
 
 
 def strata(rated: Rated) -> dict[int | None, Stratum]:

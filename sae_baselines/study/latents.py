@@ -156,6 +156,13 @@ def latents_of(
     )
 
 
+def decades(rates: np.ndarray) -> np.ndarray:
+    """k with 10^k <= rate < 10^(k + 1), -1 for a rate of 1; NaN for one of 0."""
+    with np.errstate(divide="ignore"):
+        found = np.floor(np.log10(rates) + 1e-12)
+    return np.where(rates > 0, np.minimum(found, -1), np.nan)
+
+
 def _linear_decoder(sae: SAE[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """What decoding adds for each latent, ``[d_sae, d_in]``, and for none, ``[d_in]``.
 

@@ -25,7 +25,7 @@ from sae_baselines.files import read_json, reading, write_sealed
 from sae_baselines.progress import progress
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.identity import WEIGHTS
-from sae_baselines.study.latents import Latents
+from sae_baselines.study.latents import Latents, decades
 from sae_baselines.study.plan import MemberKey, all_members
 from sae_baselines.study.spec import StudySpec
 
@@ -156,7 +156,7 @@ def _one_way(first: Dictionary, second: Dictionary, seed: list[int]) -> dict[str
         drawn = _summary(best_matches(rows, others)[0])
         drawn["one_to_one"] = _one_to_one(rows, others)
         found |= {f"{what}_{name}": value for what, value in drawn.items()}
-    decade = np.minimum(np.floor(np.log10(first.rates) + 1e-12), -1).astype(int)
+    decade = decades(first.rates).astype(int)
     shuffled = match.copy()
     for d in np.unique(decade):
         (part,) = np.nonzero(decade == d)
