@@ -47,11 +47,13 @@ from sae_baselines.stats import (
     PlacedAgainstRandom,
     Placement,
     Retained,
+    Room,
     Verdict,
     against_random,
     corrected,
     differences,
     retained,
+    room_of_member,
     verdicts,
 )
 from sae_baselines.stats.by_rate import AtRate
@@ -152,7 +154,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     found = verdicts(compared, margins=used, correct=context.correct)
     reference = None
     if every.has_published:
-        reference = of_reference.place(every, metrics, context.correct)
+        reference = of_reference.place(every, metrics, context)
     trained = TRAINED in table.constraints.values()
     if reference is not None:
         # Without an SAE trained here nothing can be paired, which is as it was asked for.
@@ -199,6 +201,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         table=table,
         metrics=metrics,
         drawn=drawn["scores"],
+        rooms=_rooms(table, metrics),
         paper=_beside_paper(table, metrics),
         setting=paper.SETTING,
     )
@@ -370,6 +373,24 @@ def _draw(
             "distributions": plots.distribution_figures(table),
             "answer": list(answered.values()),
         }, answered
+
+
+def _rooms(
+    table: Results, metrics: Sequence[MetricKey]
+) -> list[tuple[Group, list[MetricKey], list[tuple[str, list[Room]]]]]:
+    """By group, the metrics with floor and ceiling, and every member's room on each."""
+    found = []
+    for group in table.groups:
+        rooms = {
+            metric: {m: room_of_member(table, group, metric, m) for m in table.present(group)}
+            for metric in metrics
+            if metric_of(*metric).floors
+        }
+        shown = [m for m, of in rooms.items() if any(r.share == r.share for r in of.values())]
+        members = [(m, [rooms[metric][m] for metric in shown]) for m in table.present(group)]
+        if shown:
+            found.append((group, shown, members))
+    return found
 
 
 def _held_out(

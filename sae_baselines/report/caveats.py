@@ -10,7 +10,13 @@ import numpy as np
 
 from sae_baselines.baselines import CONSTRAINTS
 from sae_baselines.controls import PUBLISHED, TRAINED
-from sae_baselines.evals.registry import get_suite, is_refused, is_unchanged, suite_names
+from sae_baselines.evals.registry import (
+    get_suite,
+    is_refused,
+    is_unchanged,
+    metric_of,
+    suite_names,
+)
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
@@ -80,6 +86,7 @@ def caveats(
         *_l0(table),
         *_l0_apart(items),
         *_l0_unchecked(table, items),
+        *_floors(table, items),
         *_rounding(items),
         *_failed_runs(items),
         *_baselines(table),
@@ -272,6 +279,26 @@ def _l0_unchecked(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
     unknown = [s for s in compared if get_suite(s).needs.model and s not in table.suite_l0]
     if unknown:
         yield caveat("L0 unchecked", suites=unknown)
+
+
+def _floors(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
+    """Suites whose metrics have floors that were not measured: evaluated before there were."""
+    compared = dict.fromkeys((v.suite, v.metric) for v in items)
+    if table.has_published:
+        compared |= dict.fromkeys(m for m in table.metrics if table.direction(m))
+    tested = PUBLISHED if table.has_published else TRAINED
+    unmeasured = [
+        suite
+        for suite, metric in compared
+        if (floors := metric_of(suite, metric).floors)
+        and not any(
+            table.aggregates((suite, floor), group, tested)
+            for floor in floors
+            for group in table.groups
+        )
+    ]
+    if unmeasured:
+        yield caveat("floors not measured", suites=list(dict.fromkeys(unmeasured)))
 
 
 def _rounding(items: Sequence[Verdict]) -> Iterable[Caveat]:

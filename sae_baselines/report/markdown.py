@@ -29,7 +29,7 @@ from markupsafe import Markup, escape
 
 from sae_baselines.controls import is_control
 from sae_baselines.report import names, numbers, paper
-from sae_baselines.stats import METHOD, Interval, above_chance
+from sae_baselines.stats import CANNOT_TELL, METHOD, Interval, above_chance, null_of
 
 _HERE = "sae_baselines.report"
 _CODE = re.compile(r"`([^`]+)`")
@@ -278,6 +278,8 @@ def _metric(of: Any) -> tuple[str, str]:
 def _answer(item: Any) -> str:
     if item.worse:
         return "falls short"
+    if item.cannot_tell:
+        return CANNOT_TELL
     return {True: f"beats {item.question}", False: "not shown"}.get(item.beats, "no verdict")
 
 
@@ -330,6 +332,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "p_value": numbers.p_value,
     "percent": numbers.percent,
     "above_chance": above_chance,
+    "null": null_of,
     "share": _share,
     "estimated": _estimated,
     "interval": lambda found: numbers.interval(found.low, found.high),

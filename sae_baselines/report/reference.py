@@ -13,7 +13,7 @@ from sae_baselines.report.names import key, title
 from sae_baselines.report.numbers import MISSING, number
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import (
-    Correct,
+    CANNOT_TELL,
     PlacedAgainstRandom,
     Placement,
     placed_against_random,
@@ -62,18 +62,18 @@ def for_pairing(table: Results) -> Results:
     return others.only(members=[m for m in others.members if is_random(others.constraints[m])])
 
 
-def place(table: Results, metrics: Sequence[MetricKey], correct: Correct) -> Reference:
+def place(table: Results, metrics: Sequence[MetricKey], context: ReportContext) -> Reference:
     """Where it falls, in the order of metrics and members.
 
     Args:
         table: All rows.
         metrics: Suites and metrics to place it on.
-        correct: As of `placed_against_random`.
+        context: Margins, and what is corrected together.
     """
     found: list[Placement] = []
     if metrics:
         names = [key(*metric) for metric in metrics]
-        found = placements(table, metrics=names, on_missing="exclude")
+        found = placements(table, metrics=names, on_missing="exclude", margins=context.margins)
     rank = {metric: i for i, metric in enumerate(metrics)}
     order = {member: i for i, member in enumerate(table.members)}
     found.sort(key=lambda p: (p.architecture, p.l0, rank[p.suite, p.metric], order[p.member]))
@@ -82,8 +82,8 @@ def place(table: Results, metrics: Sequence[MetricKey], correct: Correct) -> Ref
         others=_others(table),
         groups=tuple(g for g in table.groups if PUBLISHED in table.present(g)),
         placements=tuple(found),
-        placed=tuple(placed_against_random(found, "random", correct)),
-        nearly_free=tuple(placed_against_random(found, "nearly free", correct)),
+        placed=tuple(placed_against_random(found, "random", context.correct)),
+        nearly_free=tuple(placed_against_random(found, "nearly free", context.correct)),
     )
 
 
@@ -115,7 +115,8 @@ def not_in_strips(reference: Reference, metrics: Sequence[MetricKey]) -> list[Me
 def unplaced(items: Sequence[Placement]) -> list[Caveat]:
     """What could not be placed, a caveat per reason."""
     names = tuple(f"{item.suite}/{item.metric} " for item in items)
-    found = grouped([item for item in items if not item.placed], lambda item: item.reason)
+    barred = [item for item in items if item.word == NO_PLACEMENT]
+    found = grouped(barred, lambda item: item.reason)
     return [
         caveat(
             "no placement",
@@ -177,6 +178,7 @@ def section(
         PUBLISHED=PUBLISHED,
         WITHIN=WITHIN,
         NO_PLACEMENT=NO_PLACEMENT,
+        CANNOT_TELL=CANNOT_TELL,
     )
 
 

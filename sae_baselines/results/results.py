@@ -271,6 +271,13 @@ class Results:
             if (g, m) == (group, member) and (panel, seed) in known
         }
 
+    def of_tasks(
+        self, metric: MetricKey, group: Group, member: str, seed: int
+    ) -> dict[str, float]:
+        """By task, of one SAE, also where only other metrics are kept."""
+        panel = self.panels.get((group, member, seed))
+        return self._of_tasks.get((*metric, member), {}).get((panel, seed), {})
+
     @cached_property
     def same_weights(self) -> dict[SAEKey, set[SAEKey]]:
         """Of an SAE, the others that have its weights."""
@@ -293,6 +300,20 @@ class Results:
         for suite, metric, member, *sae, value in columns.itertuples(index=False, name=None):
             found[suite, metric, member][sae[0], sae[1]] = value
         return dict(found)
+
+    @cached_property
+    def _of_tasks(
+        self,
+    ) -> dict[tuple[str, str, str], dict[tuple[str | None, int], dict[str, float]]]:
+        rows = self.every.loc[self.every["task"] != ""]
+        columns = rows[["suite", "metric", "member", "panel", "seed", "task", "value"]]
+        found: dict[tuple[str, str, str], dict[tuple[str | None, int], dict[str, float]]]
+        found = defaultdict(lambda: defaultdict(dict))
+        for suite, metric, member, panel, seed, task, value in columns.itertuples(
+            index=False, name=None
+        ):
+            found[suite, metric, member][panel, seed][task] = value
+        return found
 
     @cached_property
     def _directions(self) -> dict[MetricKey, int]:

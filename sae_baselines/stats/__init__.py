@@ -19,6 +19,7 @@ from sae_baselines.stats.decision import (
 )
 from sae_baselines.stats.differences import Comparison, Exclusion, differences
 from sae_baselines.stats.fitness import LEAST_BOUND, collapsed
+from sae_baselines.stats.floors import CANNOT_TELL, Room, null_of, room_of_member
 from sae_baselines.stats.intervals import (
     Interval,
     level_at_once,
@@ -39,6 +40,7 @@ from sae_baselines.stats.verdict import Verdict, first_of, n_families, to_frame,
 
 __all__ = [
     "ALPHA",
+    "CANNOT_TELL",
     "LEAST_BOUND",
     "METHOD",
     "AgainstRandom",
@@ -54,6 +56,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Retained",
+    "Room",
     "Verdict",
     "Word",
     "above_chance",
@@ -67,11 +70,13 @@ __all__ = [
     "level_at_once",
     "margin_for",
     "n_families",
+    "null_of",
     "placed_against_random",
     "placements",
     "planned",
     "read_spreads",
     "retained",
+    "room_of_member",
     "t_interval",
     "tasks_interval",
     "to_frame",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sae_baselines.controls import PUBLISHED, TRAINED, Question, is_control, question_of
 from sae_baselines.stats.decision import Correct, holm
 from sae_baselines.stats.differences import OnMetric
+from sae_baselines.stats.floors import CANNOT_TELL
 from sae_baselines.stats.placement import Placement
 from sae_baselines.stats.verdict import Verdict
 
@@ -31,6 +32,7 @@ class AgainstRandom(OnMetric):
         worse: Those whose verdict is "falls short".
         silent: Those without a verdict.
         baselines: All of them.
+        cannot_tell: Whether the metric tells nothing of the trained SAE (`stats.floors`).
     """
 
     question: Question
@@ -43,6 +45,7 @@ class AgainstRandom(OnMetric):
     worse: tuple[str, ...]
     silent: tuple[str, ...]
     baselines: tuple[str, ...]
+    cannot_tell: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class PlacedAgainstRandom(OnMetric):
         below: Those that it is below all seeds of.
         members: All of them.
         silent: Those that give no placement.
+        cannot_tell: Whether the metric tells nothing of the published SAE.
     """
 
     question: Question
@@ -76,6 +80,7 @@ class PlacedAgainstRandom(OnMetric):
     below: tuple[str, ...]
     members: tuple[str, ...]
     silent: tuple[str, ...]
+    cannot_tell: bool = False
 
 
 def against_random(
@@ -190,7 +195,7 @@ def _combine_verdicts(
 ) -> AgainstRandom:
     unbeaten = {v.baseline: v.word for v in vs if v.word != "beats"}
     worse = tuple(v.baseline for v in vs if v.word == "falls short")
-    mute = [v for v in vs if v.p is None]
+    mute = [v for v in vs if v.p is None or v.word == CANNOT_TELL]
     # Last, one that has no difference.
     closest = min(vs, key=lambda v: (math.isnan(v.mean_difference), v.mean_difference)).baseline
     beats: bool | None = None
@@ -221,6 +226,7 @@ def _combine_verdicts(
         worse=worse,
         silent=tuple(v.baseline for v in mute),
         baselines=tuple(v.baseline for v in vs),
+        cannot_tell=any(v.word == CANNOT_TELL for v in vs),
     )
 
 
@@ -261,7 +267,7 @@ def _combine_placements(
             f"member{'' if len(ps) == 1 else 's'}; the closest is {closest}"
         )
     if mute:
-        reasons += [f"no placement among {p.member}: {p.reason}" for p in mute]
+        reasons += [f"{p.word} among {p.member}: {p.reason}" for p in mute]
     elif untested:
         why = "one seed" if untested[0].n_seeds == 1 else "no spread over seeds"
         reasons.append(f"no prediction p, as {untested[0].member} has {why}")
@@ -278,6 +284,7 @@ def _combine_placements(
         below=tuple(p.member for p in ps if p.is_below),
         members=tuple(p.member for p in ps),
         silent=tuple(p.member for p in mute),
+        cannot_tell=any(p.word == CANNOT_TELL for p in ps),
     )
 
 

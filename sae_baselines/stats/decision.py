@@ -37,7 +37,15 @@ ALPHA = 0.05
 # What is corrected together: each baseline's metrics, or all of a study.
 Correct = Literal["baseline", "study"]
 
-Word = Literal["beats", "matches", "falls short", "inconclusive", "single seed", "no verdict"]
+Word = Literal[
+    "beats",
+    "matches",
+    "falls short",
+    "inconclusive",
+    "cannot tell",
+    "single seed",
+    "no verdict",
+]
 
 
 def corrected(name: str) -> Correct:

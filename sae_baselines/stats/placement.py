@@ -1,7 +1,7 @@
 """Where one published SAE falls among the seeds of every other member."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,8 @@ import pandas as pd
 
 from sae_baselines.controls import PUBLISHED
 from sae_baselines.errors import UserError
-from sae_baselines.evals.registry import is_null_for
+from sae_baselines.evals.metrics import Margin
+from sae_baselines.evals.registry import is_null_for, margin_for
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (
@@ -20,6 +21,7 @@ from sae_baselines.stats.differences import (
     comparable,
 )
 from sae_baselines.stats.fitness import collapses, not_two, remarks, trained_elsewhere
+from sae_baselines.stats.floors import CANNOT_TELL, room_of
 from sae_baselines.stats.intervals import Interval, spread
 from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures, unmatched
@@ -44,8 +46,9 @@ class Placement(OnMetric):
         direction: +1 where higher is better, -1 where lower is.
         member: The other member.
         constraint: Its constraint, or which control it is.
-        word: "above all n seeds", "below all n seeds" ("the one seed"), "within", or
-            "no placement".
+        word: "above all n seeds", "below all n seeds" ("the one seed"), "within";
+            "cannot tell" where the published SAE is not above its floor over tasks, or there
+            is no room above that (`stats.floors`); or "no placement".
         reason: The word explained, in one sentence.
         value: Of the published SAE; NaN where there is none.
         null_mean: Mean over the other member's seeds.
@@ -100,7 +103,7 @@ class Placement(OnMetric):
     @property
     def placed(self) -> bool:
         """Whether there is a placement at all."""
-        return self.word != NO_PLACEMENT
+        return self.word not in (NO_PLACEMENT, CANNOT_TELL)
 
     @property
     def is_above(self) -> bool:
@@ -122,6 +125,7 @@ def placements(
     unpaired_suites: Collection[str] = UNPAIRED_SUITES,
     on_missing: Literal["error", "exclude"] = "error",
     alpha: float = ALPHA,
+    margins: Mapping[str, float | Margin] | None = None,
 ) -> list[Placement]:
     """Place the published SAE among the seeds of every member, on every metric.
 
@@ -139,6 +143,7 @@ def placements(
         on_missing: "error" raises where a score is missing or not a number; "exclude" gives
             "no placement", the reason saying why.
         alpha: One minus the level of the intervals.
+        margins: Margins in place of the defaults, for the room that a metric must have.
 
     Returns:
         One per architecture and L0 that the tested member has, suite, metric and member, in
@@ -170,18 +175,23 @@ def placements(
                     raise UserError(failure)
                 own = [*not_two(match), *trained_elsewhere(match)]
                 barred = failure or _joined(own) or _unmatched(match)
-                placed.append(_place(match, barred, alpha))
+                unseen = None
+                if barred is None:
+                    room = room_of(match, list(match.values[0]), metric[0] in unpaired_suites)
+                    margin = margin_for(*metric, margins)
+                    unseen = room.unseen(margin and margin.value, alpha)
+                placed.append(_place(match, barred, unseen, alpha))
     return placed
 
 
-def _place(match: Match, barred: str | None, alpha: float) -> Placement:
+def _place(match: Match, barred: str | None, unseen: str | None, alpha: float) -> Placement:
     table, group, member = match.table, match.group, match.other
     sign = table.direction(match.metric)
     value = next(iter(match.values[0].values()), math.nan)
     null = np.array(list(match.values[1].values()))
     rank = normal = None
     step = step_of(match)
-    if barred is None:
+    if barred is None and unseen is None:
         rank = ranked(sign * value, sign * null, 1 - alpha, step)
         drawn, at = sign * null, sign * value
         if is_coarse(drawn, step):
@@ -201,8 +211,8 @@ def _place(match: Match, barred: str | None, alpha: float) -> Placement:
         direction=sign,
         member=member,
         constraint=table.constraints[member],
-        word=NO_PLACEMENT if rank is None else _word(rank),
-        reason=barred or (_reason(rank) if rank else ""),
+        word=_word(rank) if rank else CANNOT_TELL if unseen else NO_PLACEMENT,
+        reason=barred or unseen or (_reason(rank) if rank else ""),
         value=value,
         null_mean=float(whole.mean()),
         null_sd=sd,

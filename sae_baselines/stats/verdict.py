@@ -1,5 +1,6 @@
 """Does the trained SAE beat this baseline on this metric, and how sure are we?"""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,7 @@ from sae_baselines.stats.differences import (
     comparisons_of,
 )
 from sae_baselines.stats.fitness import dominant
+from sae_baselines.stats.floors import CANNOT_TELL, above
 from sae_baselines.stats.intervals import (
     Interval,
     spread,
@@ -51,7 +53,8 @@ class Verdict(Paired):
     Differences are oriented: positive means trained is better.
 
     Attributes:
-        word: beats, matches, falls short, inconclusive; "single seed" and "no verdict" where
+        word: beats, matches, falls short, inconclusive; "cannot tell" where the metric tells
+            nothing of the trained SAE (`stats.floors`); "single seed" and "no verdict" where
             none is given.
         reason: The word explained, in one sentence.
         trained: Mean over seeds of the trained member.
@@ -79,6 +82,11 @@ class Verdict(Paired):
         caveats: What a reader must know.
         bars: Kind and reason of all that forbids a word; their reasons are in ``reason``.
         step: How far off rounding to half precision can put a difference; 0 for not at all.
+        floor: The trained member's highest floor, mean over seeds; NaN where none was measured.
+        floor_is: Its metric; "" where none was measured.
+        above_floor: (1 - 2 alpha) interval of the trained score - that floor, over seeds or,
+            of one seed, tasks; None where that cannot be had.
+        ceiling: What bounds the metric, mean over seeds; NaN where nothing was measured.
     """
 
     word: Word
@@ -106,6 +114,10 @@ class Verdict(Paired):
     caveats: tuple[str, ...]
     bars: tuple[Bar, ...] = ()
     step: float = 0.0
+    floor: float = math.nan
+    floor_is: str = ""
+    above_floor: Interval | None = None
+    ceiling: float = math.nan
 
     @property
     def short_reason(self) -> str:
@@ -190,6 +202,12 @@ def verdicts(
             else:
                 tests[i] |= vars(decision)
             tests[i]["n_metrics"] = len(family)
+    for i, c in enumerate(comparisons):
+        limit = None if (m := margin[i]) is None else m.value
+        unseen = c.room and tests[i].get("word") != "no verdict" and c.room.unseen(limit, alpha)
+        if unseen:
+            word = {"word": CANNOT_TELL, "reason": unseen, "within_margin": False}
+            tests[i] = {**tests[i], **word}
     return [_verdict(c, margin[i], tests[i], alpha) for i, c in enumerate(comparisons)]
 
 
@@ -214,6 +232,8 @@ def _flat(item: Any) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for field in fields(item):
         value = getattr(item, field.name)
+        if field.name == "above_floor":
+            value = value or Interval(np.nan, np.nan, np.nan)
         if isinstance(value, Interval):
             row[f"{field.name}_low"], row[f"{field.name}_high"] = value.low, value.high
         elif field.name == "margin":
@@ -281,6 +301,7 @@ def _verdict(
         seeds_needed_for=None,
         caveats=c.caveats,
         step=c.step,
+        **_floor(c, alpha),
     )
     if verdict.word == "inconclusive":
         needed, goal = _needed(verdict)
@@ -290,6 +311,18 @@ def _verdict(
         reason=verdict.reason or _reason(verdict),
         caveats=(*c.caveats, *_caveats(verdict, c)),
     )
+
+
+def _floor(c: Comparison, alpha: float) -> dict[str, Any]:
+    """What is told of the trained member's floor and ceiling, where they were measured."""
+    if c.room is None:
+        return {}
+    told: dict[str, Any] = {"ceiling": c.room.ceiling}
+    highest = c.room.highest
+    if highest is not None:
+        interval = above(highest, alpha)
+        told |= {"floor": highest.value, "floor_is": highest.metric, "above_floor": interval}
+    return told
 
 
 def _rounded(c: Comparison) -> str:

@@ -1,0 +1,167 @@
+"""Whether a metric can tell anything of an SAE: its score above its floor, and room above that.
+
+A floor is what a metric gives when there is nothing to find, measured on the same SAE, tasks
+and seed (`Metric.floors`): latents drawn at random, permuted labels. Where the tested SAE is
+not above each of its floors, or from the highest of them to the ceiling (`Metric.ceilings`) is
+less than the margin, no comparison on this metric means anything: the word is `CANNOT_TELL`.
+
+"Above" is a one-sided t test at alpha of score - floor, paired by seed; with one seed, by task,
+where tasks of two SAEs are the same. Several floors need no correction: to be above all of them
+is an intersection-union claim. The word only takes other words away, so that these stay as rare
+where they are false as without it; families are corrected as if it had not been said.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sae_baselines.evals.registry import metric_of
+from sae_baselines.results import Group, MetricKey, Results
+from sae_baselines.stats.intervals import Interval, t_interval
+from sae_baselines.stats.match import Match
+
+CANNOT_TELL = "cannot tell"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One null of a metric of the tested SAE.
+
+    Attributes:
+        metric: Its name in the results table.
+        value: Mean over seeds.
+        gaps: Score - floor, turned so that positive is better, ``[n_seeds]``, or of one seed
+            ``[n_tasks]``.
+        over: "seeds" or "tasks".
+    """
+
+    metric: str
+    value: float
+    gaps: np.ndarray
+    over: str
+
+    @property
+    def title(self) -> str:
+        """What is null about it."""
+        return null_of(self.metric)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Between which values the tested SAE's score can lie.
+
+    Attributes:
+        tested: The member.
+        score: Its mean over seeds.
+        direction: +1 where higher is better, -1 where lower is.
+        floors: Its nulls that were measured.
+        ceiling: The best of its ceilings, mean over seeds; NaN where none was measured.
+    """
+
+    tested: str
+    score: float
+    direction: int
+    floors: tuple[Floor, ...] = ()
+    ceiling: float = math.nan
+
+    @property
+    def highest(self) -> Floor | None:
+        """The floor that is hardest to be above."""
+        turned = [(self.direction * floor.value, floor) for floor in self.floors]
+        return max(turned, key=lambda pair: pair[0])[1] if turned else None
+
+    @property
+    def span(self) -> float:
+        """From the highest floor to the ceiling; a score beyond the ceiling shows more room."""
+        if self.highest is None or math.isnan(self.ceiling):
+            return math.nan
+        top = max(self.direction * self.ceiling, self.direction * self.score)
+        return top - self.direction * self.highest.value
+
+    @property
+    def share(self) -> float:
+        """(score - floor) / (ceiling - floor); NaN where one is unknown or none is above."""
+        if self.highest is None:
+            return math.nan
+        whole = self.direction * (self.ceiling - self.highest.value)
+        gained = self.direction * (self.score - self.highest.value)
+        return gained / whole if whole > 0 else math.nan
+
+    def unseen(self, margin: float | None, alpha: float) -> str | None:
+        """Why nothing can be told, if nothing can.
+
+        Args:
+            margin: The metric's equivalence margin.
+            alpha: Of the one-sided test of being above a floor.
+        """
+        for floor in self.floors:
+            interval = above(floor, alpha)
+            if interval is not None and not interval.low > 0:
+                return (
+                    f"{self.tested} is not above its floor ({floor.title}): "
+                    f"{self.score:.4g} and {floor.value:.4g}, apart by "
+                    f"{floor.gaps.mean():+.3g}, {interval.level:.0%} interval "
+                    f"[{interval.low:+.3g}, {interval.high:+.3g}] over {len(floor.gaps)} "
+                    f"{floor.over}"
+                )
+        if margin is not None and self.highest is not None and self.span < margin:
+            return (
+                f"from its floor ({self.highest.title}, {self.highest.value:.4g}) to its "
+                f"ceiling ({self.ceiling:.4g}) is {self.span:.3g}, less than the margin of "
+                f"{margin:g}"
+            )
+        return None
+
+
+def null_of(metric: str) -> str:
+    """What is null about a floor, from its name."""
+    return metric.partition("_null_")[2].replace("_", " ") or metric
+
+
+def above(floor: Floor, alpha: float) -> Interval | None:
+    """Of score - floor; its lower end is that of the one-sided test. None from one value."""
+    return t_interval(floor.gaps, 1 - 2 * alpha) if len(floor.gaps) > 1 else None
+
+
+def room_of_member(table: Results, group: Group, metric: MetricKey, member: str) -> Room:
+    """The room of any member, over all of its seeds."""
+    match = Match(table, group, metric, member, member)
+    return room_of(match, list(match.values[0]), unpaired=True)
+
+
+def room_of(match: Match, seeds: Sequence[int], unpaired: bool) -> Room:
+    """The room of the tested member of a pair.
+
+    Args:
+        match: The pair, on a metric.
+        seeds: Those compared.
+        unpaired: Whether tasks are each SAE's own.
+    """
+    table, group, (suite, _) = match.table, match.group, match.metric
+    known, sign = metric_of(*match.metric), table.direction(match.metric)
+    scores = {s: match.values[0][s] for s in seeds if math.isfinite(match.values[0][s])}
+    floors = []
+    for name in known.floors:
+        by_seed = table.aggregates((suite, name), group, match.tested)
+        both = [s for s in scores if math.isfinite(by_seed.get(s, math.nan))]
+        if not both:
+            continue
+        gaps, over = np.array([sign * (scores[s] - by_seed[s]) for s in both]), "seeds"
+        if len(both) == 1 and known.tasks_paired and not unpaired:
+            tasks = table.of_tasks((suite, name), group, match.tested, both[0])
+            own = {t: v for (s, t), v in match.cells[0].items() if s == both[0] and t in tasks}
+            if len(own) > 1:
+                gaps = np.array([sign * (v - tasks[t]) for t, v in sorted(own.items())])
+                over = "tasks"
+        floors.append(Floor(name, float(np.mean([by_seed[s] for s in both])), gaps, over))
+    tops = [table.aggregates((suite, name), group, match.tested) for name in known.ceilings]
+    means = [np.mean(list(top.values())) for top in tops if top]
+    return Room(
+        tested=match.tested,
+        score=float(np.mean(list(scores.values()))) if scores else math.nan,
+        direction=sign,
+        floors=tuple(floors),
+        ceiling=float(sign * max(sign * mean for mean in means)) if means else math.nan,
+    )
