@@ -33,6 +33,7 @@ from sae_baselines.stats import (
 )
 from sae_baselines.stats.decision import holm
 from sae_baselines.stats.fitness import dominant
+from sae_baselines.stats.floors import Floor, Room
 from sae_baselines.stats.intervals import paired_t
 from sae_baselines.stats.one_value import predicted
 
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("coverage", coverage),
         ("power", power),
         ("equivalence", equivalence),
+        ("floors", floors),
     ):
         print(f"{name} ...", flush=True)
         record[name] = simulate(settings)
@@ -489,6 +491,39 @@ def equivalence(settings: Settings) -> list[dict[str, Any]]:
     return out
 
 
+def floors(settings: Settings) -> list[dict[str, Any]]:
+    """Words with a floor that the trained SAE is ``signal`` above: none false more often, and
+    how often the metric is called blind although it sees.
+
+    Signal is in standard deviations, over seeds, of score - floor. A baseline is the trained
+    SAE's equal, or its score is that of the floor.
+    """
+    out = []
+    for kind in NOISE:
+        for signal in (0.0, 1.0, 2.0, 4.0):
+            for n in settings.seeds:
+                rng = np.random.default_rng([11, n, int(signal), list(NOISE).index(kind)])
+                shape = (3, settings.repeats, n)
+                trained, floor, other = draws(rng, kind, shape) / math.sqrt(2)
+                trained = trained + signal
+                gaps = trained - floor
+                mean, p = paired_t(gaps)
+                # One-sided at alpha, which is how Room.unseen reads its interval.
+                seen = (mean > 0) & (p / 2 < ALPHA)
+                for i in range(20):
+                    known = Floor("null", 0.0, gaps[i], "seeds")
+                    room = Room("trained", 0.0, 1, (known,))
+                    assert (room.unseen(None, ALPHA) is None) == bool(seen[i])
+                row: dict[str, Any] = {"noise": kind, "signal": signal, "seeds": n}
+                for name, against in (("equal", other + signal), ("at_the_floor", other)):
+                    ahead, p = paired_t(trained - against)
+                    beats = (p <= ALPHA) & (ahead > 0)
+                    row[f"beats_{name}"] = rate(beats & seen)
+                    row[f"beats_{name}_without_floor"] = rate(beats)
+                out.append({**row, "cannot_tell": rate(~seen)})
+    return out
+
+
 # What came of it
 
 
@@ -541,6 +576,14 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "false_word_of_4_panels_corrected_over_the_study": worst(
             record["panels"], "any_word_corrected_over_study"
         ),
+        "false_beats_with_a_floor": worst(record["floors"], "beats_equal"),
+        "cannot_tell_without_signal": _range(_at(record["floors"], 0.0), "cannot_tell"),
+        **{
+            f"cannot_tell_at_{signal:g}_sd": _by_seeds(
+                _of(_at(record["floors"], signal), "normal"), "cannot_tell"
+            )
+            for signal in (1.0, 2.0, 4.0)
+        },
         "prediction_of_normal_scores": _range(_of(record["prediction"], "normal"), "above"),
         "prediction_of_scores_with_a_long_tail": _range(
             _of(record["prediction"], "exponential", "skewed"), "above"
@@ -554,6 +597,10 @@ def _by_seeds(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
 
 def _of(rows: list[dict[str, Any]], *noise: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["noise"] in noise]
+
+
+def _at(rows: list[dict[str, Any]], signal: float) -> list[dict[str, Any]]:
+    return [row for row in rows if row["signal"] == signal]
 
 
 def _range(rows: list[dict[str, Any]], key: str) -> list[float]:
@@ -612,6 +659,19 @@ def tables(record: dict[str, Any]) -> str:
             for sd in (0.0, 1.0, 3.0)
             for name, key in (("t", "t"), ("over tasks", "over_tasks"))
             for text, which in (("these tasks", "these_tasks"), ("any tasks", "any_tasks"))
+        ],
+    )
+    blind = lines(
+        record["floors"],
+        [
+            (f"'cannot tell', score {signal:g} sd above its floor", "cannot_tell", where)
+            for signal in (0.0, 1.0, 2.0, 4.0)
+            for where in ({"noise": "normal", "signal": signal},)
+        ]
+        + [
+            (f"false 'beats', score {signal:g} sd above its floor", "beats_equal", where)
+            for signal in (0.0, 4.0)
+            for where in ({"noise": "normal", "signal": signal},)
         ],
     )
     failing = lines(
@@ -682,6 +742,7 @@ def tables(record: dict[str, Any]) -> str:
         f"False words when 'trained' is itself a baseline\n\n{false}\n"
         f"False 'beats random' when another baseline ties on each metric\n\n{ties}\n"
         f"False words where only the baseline has runs that go wrong\n\n{unlike}\n"
+        f"With a floor\n\n{blind}\n"
         f"Where trained fails in {FAILING:.0%} of its runs, with equal means\n\n{failing}\n"
         f"Where differences have a tail to one side, mean 0\n\n{tail}\n"
         f"Any false word of {N_PANELS} panels\n\n{several}\n"

@@ -1,19 +1,35 @@
 """SAEBench's core suite: reconstruction, cross-entropy, KL, sparsity."""
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE
+import torch
+from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from transformer_lens import HookedTransformer
 
 from sae_baselines.compat.saebench import core_errors, recorded_tokens, saebench
 from sae_baselines.evals.measured import HIGHER, LOWER, Measured
-from sae_baselines.evals.metrics import CE, KL, Metric, explained_variance
+from sae_baselines.evals.metrics import (
+    CE,
+    KL,
+    Metric,
+    explained_variance,
+    null_name,
+    with_floors,
+)
+from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import Extras, Needs, OnRandomModel, Subject, Suite, SuiteCall
 from sae_baselines.evals.variance import explained_variance as explained_variance_of
+from sae_baselines.evals.variance import mean_activation
+from sae_baselines.files import write_atomically
 
 PAPER_EV = "explained_variance_paper"
 
+_MEAN = {"mean_ablation": "the mean activation in place of every one"}
+# In the cache: the tokens of the first part, and what they score with their mean.
+_TOKENS, _MEAN_SCORES = "tokens.pt", "mean_ablation.json"
 _VARIANCE_METRICS = {
     "explained_variance",
     "explained_variance_legacy",
@@ -29,7 +45,11 @@ _VARIANCE_METRICS = {
 
 
 class Core(Suite):
-    """SAEBench's ``multiple_evals``, and the paper's EV on the very same tokens."""
+    """SAEBench's ``multiple_evals``, and the paper's EV on the very same tokens.
+
+    Its scores are 0 by definition where activations are zero (CE, KL) or their mean (EV), which
+    is `Metric.least`. What CE and KL score where every activation is the mean is measured.
+    """
 
     name = "core"
     n_of = "tokens"
@@ -42,15 +62,18 @@ class Core(Suite):
         ),
         explained_variance(PAPER_EV, "Explained variance, the paper's definition"),
         Metric("explained_variance*", unit="fraction", depends="reconstruction"),
-        Metric(
-            "kl_div_score",
-            HIGHER,
-            "KL divergence score",
-            KL,
-            "fraction",
-            "reconstruction",
-            least=0,
-            rounded=("kl_div_with_sae", "kl_div_with_ablation"),
+        *with_floors(
+            Metric(
+                "kl_div_score",
+                HIGHER,
+                "KL divergence score",
+                KL,
+                "fraction",
+                "reconstruction",
+                least=0,
+                rounded=("kl_div_with_sae", "kl_div_with_ablation"),
+            ),
+            _MEAN,
         ),
         Metric(
             "kl_div_with_sae",
@@ -61,15 +84,18 @@ class Core(Suite):
             "reconstruction",
             rounded=("kl_div_with_sae",),
         ),
-        Metric(
-            "ce_loss_score",
-            HIGHER,
-            "Cross-entropy loss score",
-            CE,
-            "fraction",
-            "reconstruction",
-            least=0,
-            rounded=("ce_loss_with_sae", "ce_loss_with_ablation", "ce_loss_without_sae"),
+        *with_floors(
+            Metric(
+                "ce_loss_score",
+                HIGHER,
+                "Cross-entropy loss score",
+                CE,
+                "fraction",
+                "reconstruction",
+                least=0,
+                rounded=("ce_loss_with_sae", "ce_loss_with_ablation", "ce_loss_without_sae"),
+            ),
+            _MEAN,
         ),
         Metric(
             "ce_loss_with_sae",
@@ -121,32 +147,17 @@ class Core(Suite):
             )
 
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
-        options = dict(call.options)
-        n_first = options["n_eval_reconstruction_batches"]
-        with core_errors() as errors, recorded_tokens() as batches:
-            saebench("multiple_evals")(
-                selected_saes=[(call.name, sae)],
-                eval_batch_size_prompts=call.subject.llm_batch_size,
-                compute_featurewise_density_statistics=True,
-                compute_featurewise_weight_based_metrics=True,
-                output_folder=str(call.output),
-                dtype=call.subject.llm_dtype,
-                device=call.subject.device,
-                **options,
-            )
+        n_first = call.options["n_eval_reconstruction_batches"]
+        with recorded_tokens() as batches:
+            errors = _evaluate(sae, call, call.output)
         if not call.expected.exists():
             raise RuntimeError("; ".join(errors) or "SAEBench wrote no result and no reason")
-        model = HookedTransformer.from_pretrained_no_processing(
-            call.subject.model_name,
-            device=call.subject.device,
-            dtype=sae.W_enc.dtype,
-            **_model_kwargs(sae),
-        )
-        tokenizer: Any = model.tokenizer
-        ignored = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+        model, ignored = _model_of(sae, call)
         ev, n = explained_variance_of(
             model, sae, call.subject.hook_name, batches[n_first:], ignored
         )
+        if call.options[FLOORS] and not (call.cache / _TOKENS).exists():
+            torch.save(batches[:n_first], call.cache / _TOKENS)
         trained_on = getattr(sae.cfg.metadata, "seqpos_slice", None) or (None,)
         notes = []
         if tuple(trained_on) != (None,):
@@ -155,6 +166,47 @@ class Core(Suite):
                 f"positions {list(trained_on)} (start, stop) alone"
             )
         return Extras({PAPER_EV: ev, "n_variance_tokens": n}, notes)
+
+    def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
+        """CE and KL with the mean activation in place of every one: the same for all SAEs."""
+        known = call.cache / _MEAN_SCORES
+        if not known.exists():
+            write_atomically(known, json.dumps(self._mean_ablated(sae, call)))
+        return self.numbers(json.loads(known.read_text(encoding="utf-8")))
+
+    def _mean_ablated(self, sae: SAE[Any], call: SuiteCall) -> dict[str, float]:
+        """Scores of SAEBench's own functions on an SAE that says the mean of its tokens."""
+        same = StandardSAE(StandardSAEConfig(d_in=sae.cfg.d_in, d_sae=1, dtype="float32"))
+        same.cfg.metadata = sae.cfg.metadata
+        same = same.to(call.subject.device)
+        few = {"n_eval_sparsity_variance_batches": 1}
+        with torch.no_grad():
+            for weight in same.parameters():
+                weight.zero_()
+        tokens = call.cache / _TOKENS
+        if not tokens.exists():
+            with recorded_tokens() as batches:
+                _evaluate(same, call, call.work / "zero", **few)
+            torch.save(batches[: call.options["n_eval_reconstruction_batches"]], tokens)
+        model, ignored = _model_of(sae, call)
+        with torch.no_grad():
+            same.b_dec.copy_(
+                mean_activation(model, sae, call.subject.hook_name, torch.load(tokens), ignored)
+            )
+        output = call.work / "mean"
+        errors = _evaluate(same, call, output, **few)
+        file = output / call.expected.name
+        if not file.exists():
+            raise RuntimeError("; ".join(errors) or "SAEBench wrote no result and no reason")
+        metrics = json.loads(file.read_text(encoding="utf-8"))["eval_result_metrics"]
+        return {
+            null_name(name, kind): metrics[category][name]
+            for kind in _MEAN
+            for category, name in (
+                ("model_performance_preservation", "ce_loss_score"),
+                ("model_behavior_preservation", "kl_div_score"),
+            )
+        }
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         metrics: Mapping[str, Any] = payload["eval_result_metrics"]
@@ -171,6 +223,35 @@ class Core(Suite):
         if PAPER_EV in extras:
             rows.append(self.number(PAPER_EV, extras[PAPER_EV], n=extras["n_variance_tokens"]))
         return rows
+
+
+def _evaluate(sae: SAE[Any], call: SuiteCall, output: Path, **options: Any) -> list[str]:
+    """Run SAEBench's core; returns what it logged as errors."""
+    theirs = {k: v for k, v in {**call.options, **options}.items() if k != FLOORS}
+    with core_errors() as errors:
+        saebench("multiple_evals")(
+            selected_saes=[(call.name, sae)],
+            eval_batch_size_prompts=call.subject.llm_batch_size,
+            compute_featurewise_density_statistics=True,
+            compute_featurewise_weight_based_metrics=True,
+            output_folder=str(output),
+            dtype=call.subject.llm_dtype,
+            device=call.subject.device,
+            **theirs,
+        )
+    return errors
+
+
+def _model_of(sae: SAE[Any], call: SuiteCall) -> tuple[HookedTransformer, set[Any]]:
+    """The language model, and the tokens that SAEBench leaves out."""
+    model = HookedTransformer.from_pretrained_no_processing(
+        call.subject.model_name,
+        device=call.subject.device,
+        dtype=sae.W_enc.dtype,
+        **_model_kwargs(sae),
+    )
+    tokenizer: Any = model.tokenizer
+    return model, {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
 
 
 def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,43 @@ def test_saebenchs_own_ev_is_another_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny_hub")
+def test_the_floor_of_cross_entropy_is_the_score_of_an_sae_that_says_the_mean(
+    tmp_path: Path,
+) -> None:
+    sae, suite = tiny_sae(), Core()
+    call = suite_call(suite, tmp_path, OPTIONS, sae=sae, batch=8)
+    evaluate_with(suite, sae, call)
+    floors = {row.metric: row for row in suite.floors(sae, call)}
+    tokens = torch.cat(torch.load(call.cache / "tokens.pt"))
+    assert tokens.shape == (2 * 8, 64)
+    model = HookedTransformer.from_pretrained_no_processing(MODEL, device="cpu")
+    tokenizer: Any = model.tokenizer
+    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    keep = ~torch.isin(tokens, torch.tensor(special))
+    constant = tiny_sae(architecture="standard")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=[HOOK])
+        for weight in constant.parameters():
+            weight.zero_()
+        constant.b_dec.copy_(cache[HOOK][keep].mean(0))
+    payload, _, rows = run(constant, tmp_path / "mean", floors=False)
+    own = {row.metric: row.value for row in rows}
+    for name in ("ce_loss_score", "kl_div_score"):
+        floor = floors[f"{name}_null_mean_ablation"]
+        assert floor.value == pytest.approx(own[name], abs=1e-5)
+        assert floor.direction == NEITHER
+        known = suite.metric(name)
+        assert known is not None
+        assert known.floors == (floor.metric,)
+    assert payload["eval_result_metrics"]["sparsity"]["l0"] == 0
+    # Of a result that was made without: from nothing but the SAE.
+    other = suite_call(suite, tmp_path / "later", OPTIONS, sae=sae, batch=8)
+    assert {r.metric: r.value for r in suite.floors(sae, other)} == {
+        name: row.value for name, row in floors.items()
+    }
+
+
+@pytest.mark.usefixtures("tiny_hub")
 def test_what_saebench_swallows_is_raised(tmp_path: Path) -> None:
     sae = tiny_sae()
     call = suite_call(

@@ -1,0 +1,41 @@
+"""A metric that cannot tell anything, on the first screen, in tables and in caveats."""
+
+import numpy as np
+
+from sae_baselines.report import ReportContext, build_report
+from sae_baselines.report.write import to_html, to_markdown
+from tests.stats.test_floors import NOISE, NULLS, SCORE, SUITE, table
+
+CONTEXT = ReportContext(study="floors", primary=[f"{SUITE}/{SCORE}"])
+
+
+def test_a_blind_metric_is_named_first_and_in_every_table() -> None:
+    report = build_report(table(0.6 + NOISE, 0.5 - NOISE, 0.6 + NOISE[::-1]), CONTEXT)
+    page = to_markdown(report)
+    first = page.partition("## Caveats")[0]
+    assert "**cannot tell** on 1 of 1 metrics (SAE-probes, top-1 accuracy)" in first
+    assert "beats random" not in first
+    assert "| **cannot tell** | 0.600 | 0.500 | 0.600 | 0.950 |" in page
+    assert "random latents" in page
+    assert "- **cannot tell**: the metric says nothing of the trained SAE" in page
+    assert 'class="word cannot-tell"' in to_html(report)
+    assert not any(c.kind == "floors not measured" for c in report.caveats)
+
+
+def test_scores_stand_between_floor_and_ceiling_where_both_are_known() -> None:
+    found = table(0.8 + NOISE, 0.5 - NOISE, 0.6 + NOISE[::-1])
+    page = to_markdown(build_report(found, CONTEXT))
+    assert "(score - floor) / (ceiling - floor)" in page
+    assert f"{(0.8 - 0.6) / (0.95 - 0.6):.1%} (0.600 to 0.950)" in page
+    assert "**beats**" in page
+
+
+def test_a_study_without_floors_is_reported_as_before_with_one_caveat() -> None:
+    found = table(0.8 + NOISE, 0.5 - NOISE, np.full(5, 0.6))
+    report = build_report(found[~found.metric.isin(NULLS)], CONTEXT)
+    assert [v.word for v in report.verdicts] == ["beats"]
+    (said,) = [c.text for c in report.caveats if c.kind == "floors not measured"]
+    assert SUITE in said
+    page = to_markdown(report)
+    assert "(ceiling - floor)" not in page
+    assert "| floor |" not in page
