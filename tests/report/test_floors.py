@@ -32,7 +32,7 @@ def test_scores_stand_between_floor_and_ceiling_where_both_are_known() -> None:
 
 def test_a_study_without_floors_is_reported_as_before_with_one_caveat() -> None:
     found = table(0.8 + NOISE, 0.5 - NOISE, np.full(5, 0.6))
-    report = build_report(found[~found.metric.isin(NULLS)], CONTEXT)
+    report = build_report(found.loc[~found.metric.isin(NULLS)], CONTEXT)
     assert [v.word for v in report.verdicts] == ["beats"]
     (said,) = [c.text for c in report.caveats if c.kind == "floors not measured"]
     assert SUITE in said
