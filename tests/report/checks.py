@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_baselines.evals.registry import metric_of
 from sae_baselines.report import ReportContext
 from tests.report.studies import VERSIONS
 
@@ -51,6 +52,8 @@ METRICS: tuple[tuple[str, str, int, tuple[str, ...], float, tuple[float, ...], f
         0.004,
     ),
 )
+# What they give where there is nothing to find: no trained or published SAE is at it.
+FLOORS = {"sparse_probing": 0.5, "absorption": 0.6}
 PRIMARY = tuple(f"{suite}/{metric}" for suite, metric, *_ in METRICS)
 RECORD: dict[str, Any] = {
     "source": "some-release-res:layer_12/width_16k/average_l0_32",
@@ -116,6 +119,11 @@ def checked(
             if member in members:
                 for s in range(seeds):
                     found += _scored(member, s, level + float(noise[s]), tasks, base)
+        for floor in metric_of(suite, metric).floors:
+            nothing = {"suite": suite, "metric": floor, "direction": 0}
+            every = [("published", -1), *((m, s) for m in members for s in range(seeds))]
+            for member, s in every:
+                found += _scored(member, s, FLOORS[suite], tasks, nothing)
     suites = dict.fromkeys(["panel", *(suite for suite, *_ in METRICS)])
     measured = [(suite, "l0", 31.4, 32.0) for suite in suites]
     for suite, name, own, level in (*measured, ("panel", "alive", 16_000.0, 16_300.0)):

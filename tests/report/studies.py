@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_baselines.evals.registry import metric_of
 from sae_baselines.report import ReportContext
 from tests.stats.tables import rows
 
@@ -22,6 +23,12 @@ PRIMARY = (
     "core/explained_variance_paper",
     "absorption/mean_absorption_fraction_score",
     "ravel/disentanglement_score",
+)
+
+# What metrics give where there is nothing to find: no member is at it.
+FLOORS = (
+    ("absorption", "mean_absorption_fraction_score", 0.5),
+    ("ravel", "disentanglement_score", 0.2),
 )
 
 
@@ -66,6 +73,10 @@ def clean(
                 for key, value in score(levels(0.6, 0.7, 0.4, 0.41), seeds).items()
             }
             found += rows(tasks, suite="ravel", metric="disentanglement_score", **where)
+            for suite, metric, level in FLOORS:
+                for floor in metric_of(suite, metric).floors:
+                    nothing = score(levels(*[level] * 4), seeds, 2)
+                    found += rows(nothing, suite=suite, metric=floor, direction=0, **where)
             for metric, value in (("l0", l0), ("alive", 990)):
                 same = {(m, s): value for m in MEMBERS for s in range(seeds)}
                 found += rows(same, suite="panel", metric=metric, direction=0, **where)
