@@ -55,10 +55,14 @@ NAMES = {
     "METHODS": "sae_probes.run_baselines",
     "get_dataset_sizes": "sae_probes.utils_data",
     "ensure_dataset_activations": "sae_probes.generate_model_activations",
+    "Activations": "sae_probes.generate_sae_activations",
     "generate_sae_activations": "sae_probes.generate_sae_activations",
+    "get_save_metrics_path": "sae_probes.run_sae_evals",
     "get_sorted_indices": "sae_probes.run_sae_evals",
     "mean_act_normalization": "sae_probes.run_sae_evals",
     "find_best_reg": "sae_probes.utils_training",
+    "get_xy_traintest": "sae_probes.utils_data",
+    "create_meaned_model_activations": "sae_bench.sae_bench_utils.activation_collection",
     "get_sae_meaned_activations": "sae_bench.sae_bench_utils.activation_collection",
     "train_probe_on_activations": f"{_EVALS}.sparse_probing.probe_training",
     "ScrAndTppEvalConfig": f"{_EVALS}.scr_and_tpp.eval_config",
@@ -263,22 +267,24 @@ def seen_datasets(see: Callable[[str, Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def seen_classes(see: Callable[[Any, Any], None]) -> Iterator[None]:
+def seen_classes(see: Callable[[Any, Any, Any], None]) -> Iterator[None]:
     """Show what SAEBench's sparse probing encodes of a dataset, before it trains its probes.
 
     Args:
         see: Called with a class's ``[examples, d_sae]`` by its name, of training and of test,
-            for each dataset in the order of the config.
+            and what was encoded for both, ``[examples, context, d_in]``, for each dataset in
+            the order of the config.
     """
     module = import_module(NAMES["get_sae_meaned_activations"])
     encode, train = module.get_sae_meaned_activations, []
 
-    def seen(*given: Any) -> Any:
-        latents = encode(*given)
+    def seen(activations: Any, *given: Any) -> Any:
+        latents = encode(activations, *given)
         if train:
-            see(train.pop(), latents)
+            of_training, encoded = train.pop()
+            see(of_training, latents, (encoded, activations))
         else:
-            train.append(latents)
+            train.append((latents, activations))
         return latents
 
     with patch.object(module, "get_sae_meaned_activations", seen):

@@ -64,6 +64,7 @@ class Metric:
         floors: Metrics of the suite that are its nulls, measured on the same SAE and tasks:
             what it gives when there is nothing to find; "*" as in the name.
         ceilings: Metrics of the suite that bound it: the language model's own probe, say.
+        beside: Metrics of the suite that a reader wants beside it, though they bound nothing.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Metric:
     rounded: tuple[str, ...] = ()
     floors: tuple[str, ...] = ()
     ceilings: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def named(self, name: str) -> "Metric | None":
         """The metric of that name, if this describes it."""
@@ -89,12 +91,12 @@ class Metric:
         if match is None:
             return None
         text = "".join(match.groups())
-        floors, ceilings = (
-            tuple(other.replace("*", text) for other in others)
-            for others in (self.floors, self.ceilings)
-        )
+        others = {
+            of: tuple(other.replace("*", text) for other in getattr(self, of))
+            for of in ("floors", "ceilings", "beside")
+        }
         title = self.title.replace("{}", text)
-        return replace(self, name=name, title=title, floors=floors, ceilings=ceilings)
+        return replace(self, name=name, title=title, **others)
 
 
 def find(metrics: Iterable[Metric], name: str) -> Metric | None:
@@ -110,13 +112,20 @@ PROBE_NULLS = {
 }
 
 
+# The metric of probes on one latent.
+TOP_LATENT = "sae_top_1_test_accuracy"
+
+
 def null_name(metric: str, kind: str) -> str:
     """Of the metric that is another one's floor."""
     return f"{metric}_null_{kind}"
 
 
 def with_floors(
-    metric: Metric, kinds: Mapping[str, str], ceilings: tuple[str, ...] = ()
+    metric: Metric,
+    kinds: Mapping[str, str],
+    ceilings: tuple[str, ...] = (),
+    beside: tuple[str, ...] = (),
 ) -> tuple[Metric, ...]:
     """The metrics that are its nulls, then the metric that names them.
 
@@ -124,6 +133,7 @@ def with_floors(
         metric: The score.
         kinds: Kind of null, and what is null about it in words.
         ceilings: `Metric.ceilings`.
+        beside: `Metric.beside`.
     """
     title = metric.title or metric.name.replace("*", "{}")
     nulls = tuple(
@@ -137,7 +147,12 @@ def with_floors(
         for kind, words in kinds.items()
     )
     floors = tuple(null.name for null in nulls)
-    return (*nulls, replace(metric, floors=floors, ceilings=ceilings))
+    return (*nulls, replace(metric, floors=floors, ceilings=ceilings, beside=beside))
+
+
+# Probes on as many principal components of the model's activations, for each number k and what
+# is measured. No ceiling: an SAE has more directions to choose from, and can be above them.
+PCA = "pca_top_{}_test_{}"
 
 
 EV = Margin(
@@ -202,13 +217,22 @@ def accuracies(title: str, others: Margin | None = None) -> tuple[Metric, ...]:
         probes("sae_top_*_test_auc", "AUC", others),
         probes("sae_top_*_test_f1", "F1", others, guess=False),
     )
+    found: list[Metric] = []
+    for m in top:
+        measured = m.name.rpartition("_")[2]
+        dense = replace(
+            m,
+            name=PCA.format("*", measured),
+            direction=NEITHER,
+            title=f"{m.title}, on principal components",
+            margin=None,
+        )
+        # The ceiling is on all of the model's own dimensions.
+        named = (f"llm_test_{measured}",), (dense.name,)
+        found += [*with_floors(m, PROBE_NULLS, *named), dense]
     return (
-        *(
-            each
-            for m in top
-            # On all of the model's own dimensions.
-            for each in with_floors(m, PROBE_NULLS, (f"llm_{m.name.split('*_')[1]}",))
-        ),
+        *found,
+        probes("sae_top_*_at_rate_*", "", None),
         probes("sae_*accuracy", "", _ACCURACY),
         probes("sae_*", "", others, guess=False),
         probes("class_sae_*accuracy", "", _ACCURACY),

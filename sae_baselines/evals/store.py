@@ -30,6 +30,8 @@ from sae_baselines.files import (
 EVALS = "evals"
 # The option of suites that measure floors, which changes no score, and where they are recorded.
 FLOORS = "floors"
+# Of a record: latents that probes were trained on, best first, by task.
+CHOSEN = "chosen"
 _RESULT = "_custom_sae_eval_results.json"
 _RECORD = ".record.json"
 _FAILURE = ".failed.json"

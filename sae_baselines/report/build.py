@@ -212,7 +212,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     if answers:
         text = render("joint.md.j2", answers=answers, correct=context.correct)
         parts.append(Section("joint", "Against all baselines of a question at once", text))
-    rates = rates_of(table, context.latents, context.correct)
+    rates = rates_of(table, context.latents, context.correct, context.chosen)
     if rates is not None:
         parts.append(rates.section)
         drawn["rates"] = list(rates.figures)
@@ -377,8 +377,9 @@ def _draw(
 
 def _rooms(
     table: Results, metrics: Sequence[MetricKey]
-) -> list[tuple[Group, list[MetricKey], list[tuple[str, list[Room]]]]]:
-    """By group, the metrics with floor and ceiling, and every member's room on each."""
+) -> list[tuple[Group, list[MetricKey], list[tuple[str, list[Room]]], list[float]]]:
+    """By group, the metrics with floor and ceiling, every member's room on each, and what
+    stands beside each, if anything does; NaN where nothing does."""
     found = []
     for group in table.groups:
         rooms = {
@@ -389,8 +390,21 @@ def _rooms(
         shown = [m for m, of in rooms.items() if any(r.share == r.share for r in of.values())]
         members = [(m, [rooms[metric][m] for metric in shown]) for m in table.present(group)]
         if shown:
-            found.append((group, shown, members))
+            beside = [_beside(table, group, metric) for metric in shown]
+            known = beside if any(map(math.isfinite, beside)) else []
+            found.append((group, shown, members, known))
     return found
+
+
+def _beside(table: Results, group: Group, metric: MetricKey) -> float:
+    """What depends on no SAE, mean over whatever measured it."""
+    values = [
+        value
+        for name in metric_of(*metric).beside
+        for member in table.present(group)
+        for value in table.aggregates((metric[0], name), group, member).values()
+    ]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _held_out(

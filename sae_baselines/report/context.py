@@ -9,13 +9,14 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.evals.results import Checks
 from sae_baselines.evals.spec import primary_of, settings_of
-from sae_baselines.evals.store import EvalStore
+from sae_baselines.evals.store import CHOSEN, EvalStore
 from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements, published_record
 from sae_baselines.provenance import hardware, versions
 from sae_baselines.redact import data_without_places, without_places
 from sae_baselines.results import SAEKey
 from sae_baselines.stats import Correct, Margin
+from sae_baselines.stats.by_rate import Chosen
 from sae_baselines.study.identity import WEIGHTS
 from sae_baselines.study.latents import Latents
 from sae_baselines.study.spec import spec_to_dict
@@ -86,6 +87,8 @@ class ReportContext:
         checks: What nothing vouches for in the results.
         latents: By panel and member, what each latent does on held-out text, where it is
             stored.
+        chosen: By panel and member, and suite and task, the latents that probes were trained
+            on, best first, where that was recorded.
         without_latents: SAEs whose weights are here and of which it is not.
         stability: Pairs of SAEs that were held against each other; see
             `study.stability.measure_stability`.
@@ -114,6 +117,7 @@ class ReportContext:
     folder: str = "<study>"
     checks: Checks = field(default_factory=Checks)
     latents: Mapping[SAEKey, Latents] = field(default_factory=dict)
+    chosen: Mapping[SAEKey, Chosen] = field(default_factory=dict)
     without_latents: int = 0
     stability: Sequence[Mapping[str, Any]] = ()
 
@@ -162,6 +166,7 @@ def study_context(study: Path) -> ReportContext:
         published=data_without_places(published_record(study) or {}),
         folder=folder,
         latents={key: found for key, found in latents.items() if found is not None},
+        chosen=_chosen(records),
         without_latents=sum(
             found is None and weights[key].exists() for key, found in latents.items()
         ),
@@ -171,6 +176,15 @@ def study_context(study: Path) -> ReportContext:
             if pair["weights"] == [now.get(pair["first"]), now.get(pair["second"])]
         ],
     )
+
+
+def _chosen(records: list[dict[str, Any]]) -> dict[SAEKey, dict[str, Any]]:
+    found: dict[SAEKey, dict[str, Any]] = {}
+    for record in records:
+        if CHOSEN in record["extras"]:
+            key = record["facts"]["panel"], record["facts"]["member"]
+            found.setdefault(key, {})[record["suite"]] = record["extras"][CHOSEN]
+    return found
 
 
 def _failure(failed: FailedEvaluation) -> Failure:

@@ -4,11 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sae_baselines.controls import PUBLISHED
+from sae_baselines.evals.metrics import TOP_LATENT
 from sae_baselines.report.markdown import Figure, Section, grouped, render
 from sae_baselines.report.names import title
 from sae_baselines.results import Group, Results, SAEKey
 from sae_baselines.stats import Correct
-from sae_baselines.stats.by_rate import AtRate, Rated, by_rate, mean_strata
+from sae_baselines.stats.by_rate import (
+    AtRate,
+    Choice,
+    Chosen,
+    Rated,
+    by_rate,
+    choices,
+    mean_strata,
+)
 from sae_baselines.study.latents import Latents
 
 
@@ -28,7 +37,10 @@ class Rates:
 
 
 def rates_of(
-    table: Results, latents: Mapping[SAEKey, Latents], correct: Correct
+    table: Results,
+    latents: Mapping[SAEKey, Latents],
+    correct: Correct,
+    chosen: Mapping[SAEKey, Chosen] | None = None,
 ) -> Rates | None:
     """Compare latents of like rates; None where nothing is stored of any.
 
@@ -36,8 +48,13 @@ def rates_of(
         table: The results, without a published SAE.
         latents: By panel and member.
         correct: As of `stats.verdicts`.
+        chosen: By panel and member, what probes chose.
     """
-    rated = {k: Rated.of(found) for k, found in latents.items() if k[1] != PUBLISHED}
+    rated = {
+        k: Rated.of(found, (chosen or {}).get(k))
+        for k, found in latents.items()
+        if k[1] != PUBLISHED
+    }
     keys = {
         group: {
             member: [
@@ -74,10 +91,32 @@ def rates_of(
             for group in saes
         },
         drawn=drawn,
+        chosen=_chosen(saes),
         compared=list(grouped(found, _what).items()),
     )
     section = Section("rates", "Latents by how often they fire", text)
     return Rates(section, tuple(drawn), tuple(found))
+
+
+def _chosen(
+    saes: Mapping[Group, Mapping[str, list[Rated]]],
+) -> list[tuple[Group, str, tuple[int, int], dict[str, dict[int | None, Choice]]]]:
+    """By group and suite: tasks, latents chosen for each, and choices by member and decade."""
+    found = []
+    for group, of in saes.items():
+        suites = {suite for seeds in of.values() for rated in seeds for suite in rated.chosen}
+        for suite in sorted(suites):
+            known = {
+                member: have
+                for member, seeds in of.items()
+                if (have := [rated for rated in seeds if rated.chosen.get(suite)])
+            }
+            tasks = [rated.chosen[suite] for have in known.values() for rated in have]
+            if tasks:
+                counts = max(map(len, tasks)), max(len(js) for t in tasks for js in t.values())
+                by_member = {m: choices(have, suite) for m, have in known.items()}
+                found.append((group, suite, counts, by_member))
+    return found
 
 
 def _what(item: AtRate) -> tuple[Group, str]:
@@ -86,4 +125,6 @@ def _what(item: AtRate) -> tuple[Group, str]:
     what = (
         "variance explained by as many latents" if v.suite == "panel" else title(v.suite, name)
     )
+    if name == TOP_LATENT:
+        what += " on the datasets for which both chose one of the decade"
     return (v.architecture, v.l0), what

@@ -6,18 +6,22 @@ and of a bin in which one SAE has k latents and the other more, k are compared: 
 over the bin, on either side (coarsened exact matching, Iacus, King and Porro, *Political
 Analysis* 20, 2012). Nobody's latents are drawn at random, and none counts twice.
 
+Probes choose their latents for a dataset, and datasets are not equally hard. So accuracies are
+compared on the datasets for which both SAEs' first latents are of one decade.
+
 Strata are decades of the rate. Each gets a word by the same rules as any metric
 (`stats.decision`), with Holm's correction over the strata of a baseline.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sae_baselines.evals.metrics import TOP_LATENT
 from sae_baselines.evals.registry import is_null_for
 from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results, SAEKey, row
 from sae_baselines.results.table import COMPARED
@@ -30,8 +34,12 @@ from sae_baselines.study.latents import Latents, decades
 NEVER = None
 _BINS = 10  # per decade
 _BINS_OF_SCORES = 2  # few latents are scored: fine bins would match none of them
+_LEAST_TASKS = 5  # of a seed, for a mean accuracy
 _VARIANCE = (PANEL_SUITE, "explained_variance")
 _AT_RATE = "_at_rate_1e"
+
+
+Chosen = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +50,18 @@ class Rated:
         rates: Share of held-out activations that each is active on, ``[d_sae]``.
         explained: Share of variance that each explains, ``[d_sae]``.
         cosines: Of each decoder row with its start, ``[d_sae]``; NaN where it is not known.
+        chosen: By suite and task, the latents that its probes are on, best first.
     """
 
     rates: np.ndarray
     explained: np.ndarray
     cosines: np.ndarray
+    chosen: Chosen = field(default_factory=dict)
 
     @classmethod
-    def of(cls, latents: Latents) -> "Rated":
-        """From what is stored beside an SAE."""
-        return cls(latents.rates, latents.explained, latents.cos_to_start)
+    def of(cls, latents: Latents, chosen: Chosen | None = None) -> "Rated":
+        """From what is stored beside an SAE, and in the records of its evaluations."""
+        return cls(latents.rates, latents.explained, latents.cos_to_start, chosen or {})
 
 
 @dataclass(frozen=True)
@@ -70,18 +80,35 @@ class Stratum:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Of one decade, what probes chose beside what there was to choose from.
+
+    Attributes:
+        live: Share of the latents that fire on held-out text; 0 of those that never do.
+        first: Share of the tasks whose first latent is of the decade.
+        every: Share of all latents chosen; one that several tasks chose counts for each.
+    """
+
+    live: float
+    first: float
+    every: float
+
+
+@dataclass(frozen=True)
 class AtRate:
     """A comparison within one decade.
 
     Attributes:
         decade: k of the rates from 10^k to 10^(k + 1).
-        n: Latents matched, mean over seeds.
+        n: How many are compared, mean over seeds.
         verdict: Of the stratum.
+        n_of: What n counts: latents, or datasets on which probes are compared.
     """
 
     decade: int
     n: float
     verdict: Verdict
+    n_of: str = "latents"
 
 
 def strata(rated: Rated) -> dict[int | None, Stratum]:
@@ -97,6 +124,34 @@ def strata(rated: Rated) -> dict[int | None, Stratum]:
         )
         for d, part in parts.items()
     }
+
+
+def choices(seeds: Sequence[Rated], suite: str) -> dict[int | None, Choice]:
+    """Latents that probes chose, by decade, mean over an SAE's seeds; `NEVER` last.
+
+    Probes that chose among live latents at random would have `Choice.live` in each decade.
+
+    Args:
+        seeds: Those of which it is known what the suite's probes chose.
+        suite: Name.
+    """
+    found: dict[int | None, list[np.ndarray]] = {}
+    for i, rated in enumerate(seeds):
+        every, tasks = decades(rated.rates), rated.chosen[suite].values()
+        first = every[[latents[0] for latents in tasks]]
+        picked = every[[j for latents in tasks for j in latents]]
+        alive = every[~np.isnan(every)]
+        parts = (alive, first, picked)
+        for decade in np.unique(np.concatenate([alive, picked])):
+            known = NEVER if np.isnan(decade) else int(decade)
+            rows = found.setdefault(known, [np.zeros(3)] * len(seeds))
+            shares = [
+                (np.isnan(x) if known is NEVER else x == decade).mean() if len(x) else 0.0
+                for x in parts
+            ]
+            rows[i] = np.array(shares)
+    order = sorted(found, key=lambda d: np.inf if d is None else -d)
+    return {d: Choice(*(float(x) for x in np.mean(found[d], axis=0))) for d in order}
 
 
 def _mean(values: np.ndarray) -> float:
@@ -141,8 +196,9 @@ def by_rate(
 ) -> list[AtRate]:
     """Verdicts within decades of the firing rate, on latents that are matched in rate.
 
-    Compared are the share of variance that as many latents of the same rates explain, and the
-    mean AutoInterp score of the latents that were scored.
+    Compared are the share of variance that as many latents of the same rates explain, the
+    mean AutoInterp score of the latents that were scored, and the accuracy of probes on one
+    latent.
 
     Args:
         results: The table; its rows of the panel say which SAEs may be compared.
@@ -156,7 +212,7 @@ def by_rate(
             continue
         for baseline in results.compared_with(group, tested):
             pairs = _pairs(results, latents, group, (tested, baseline))
-            for metric in (_VARIANCE, *_scored(results, group)):
+            for metric in (_VARIANCE, *_scored(results, group), *_probed(results, pairs)):
                 if pairs and is_null_for(results.constraints[baseline], *_at(metric, -1)):
                     members = (tested, baseline)
                     found += _at_rates(results, group, pairs, metric, members, correct)
@@ -193,6 +249,63 @@ def _scored(results: Results, group: Group) -> list[MetricKey]:
     ]
 
 
+def _probed(results: Results, pairs: Mapping[int, tuple[Rated, Rated]]) -> list[MetricKey]:
+    """Accuracies on one latent, of suites of which it is known which one."""
+    suites = {suite for pair in pairs.values() for rated in pair for suite in rated.chosen}
+    return [m for m in results.metrics if m[0] in suites and m[1] == TOP_LATENT]
+
+
+def _compared(
+    results: Results,
+    group: Group,
+    metric: MetricKey,
+    members: tuple[str, str],
+    seed: int,
+    pair: tuple[Rated, Rated],
+) -> dict[int, tuple[int, float, float]]:
+    """By decade, how many are compared and each SAE's value."""
+    if metric == _VARIANCE:
+        first, second = pair
+        if not all(np.isfinite(r.explained).all() for r in pair):
+            return {}
+        return matched((first.rates, second.rates), (first.explained, second.explained))
+    if metric[1] == TOP_LATENT:
+        return _of_one_decade(results, group, metric, members, seed, pair)
+    first, second = (_scores(results, group, metric, m, seed) for m in members)
+    rates = pair[0].rates[first.index], pair[1].rates[second.index]
+    values = first.to_numpy(), second.to_numpy()
+    if not all(np.isfinite(v).all() for v in values):
+        return {}
+    found = matched(rates, values, _BINS_OF_SCORES)
+    return {d: (n, a / n, b / n) for d, (n, a, b) in found.items()}
+
+
+def _of_one_decade(
+    results: Results,
+    group: Group,
+    metric: MetricKey,
+    members: tuple[str, str],
+    seed: int,
+    pair: tuple[Rated, Rated],
+) -> dict[int, tuple[int, float, float]]:
+    """Mean accuracies on the tasks for which both chose a latent of the decade."""
+    scores = [results.of_tasks(metric, group, m, seed) for m in members]
+    tops = [
+        {task: decades(r.rates[[js[0]]])[0] for task, js in r.chosen.get(metric[0], {}).items()}
+        for r in pair
+    ]
+    tasks: dict[int, list[str]] = defaultdict(list)
+    for task in sorted(set(tops[0]) & set(tops[1]) & set(scores[0]) & set(scores[1])):
+        if tops[0][task] == tops[1][task]:
+            tasks[int(tops[0][task])].append(task)
+    found = {}
+    for decade, alike in tasks.items():
+        if len(alike) >= _LEAST_TASKS:
+            first, second = (float(np.mean([of[t] for t in alike])) for of in scores)
+            found[decade] = len(alike), first, second
+    return found
+
+
 def _at_rates(
     results: Results,
     group: Group,
@@ -205,18 +318,10 @@ def _at_rates(
     counts: dict[int, list[int]] = defaultdict(list)
     direction = results.direction(metric)
     for seed, pair in pairs.items():
-        if metric == _VARIANCE:
-            rates, values, bins = [r.rates for r in pair], [r.explained for r in pair], _BINS
-        else:
-            scores = [_scores(results, group, metric, m, seed) for m in members]
-            rates = [r.rates[s.index] for r, s in zip(pair, scores, strict=True)]
-            values, bins = [s.to_numpy() for s in scores], _BINS_OF_SCORES
-        if not all(np.isfinite(v).all() for v in values):
-            continue
-        found = matched((rates[0], rates[1]), (values[0], values[1]), bins)
-        for decade, (n, *totals) in found.items():
+        found = _compared(results, group, metric, members, seed, pair)
+        for decade, (n, *values) in found.items():
             counts[decade].append(n)
-            for member, total in zip(members, totals, strict=True):
+            for member, value in zip(members, values, strict=True):
                 facts = {
                     "panel": results.panels[group, member, seed],
                     "member": member,
@@ -225,7 +330,6 @@ def _at_rates(
                     "l0": group[1],
                     "seed": seed,
                 }
-                value = total if metric == _VARIANCE else total / n
                 rows.append(row(facts, _at(metric, decade), value, direction=direction or 1))
     if not rows:
         return []
@@ -247,7 +351,12 @@ def _at_rates(
     )
     words = {int(v.metric.rsplit("1e", 1)[1]): v for v in verdicts(compared, correct=correct)}
     return [
-        AtRate(decade, float(np.mean(counts[decade])), words[decade])
+        AtRate(
+            decade,
+            float(np.mean(counts[decade])),
+            words[decade],
+            "datasets" if metric[1] == TOP_LATENT else "latents",
+        )
         for decade in sorted(words, reverse=True)
     ]
 

@@ -212,6 +212,10 @@ def test_what_the_probes_of_nulls_call_is_called_as_before() -> None:
     wanted = {
         "find_best_reg": {"X_train", "y_train", "X_test", "y_test", "penalty", "seed"},
         "get_sorted_indices": {"X_train_sae", "y_train", "normalize_fn"},
+        "get_xy_traintest": {"num_train", "model_name", "model_cache_path", "seed"},
+        "get_save_metrics_path": {"dataset", "hook_name", "reg_type", "setting"},
+        "Activations": {"X_train", "X_test", "y_train", "y_test"},
+        "create_meaned_model_activations": {"all_llm_activations_BLD"},
         "generate_sae_activations": {"sae", "setting", "dataset", "num_train", "frac", "seed"},
         "ensure_dataset_activations": {"model_cache_path", "device"},
         "train_probe_on_activations": {"train_activations", "test_activations", "select_top_k"},

@@ -1,9 +1,11 @@
 """A metric that cannot tell anything, on the first screen, in tables and in caveats."""
 
 import numpy as np
+import pandas as pd
 
 from sae_baselines.report import ReportContext, build_report
 from sae_baselines.report.write import to_html, to_markdown
+from tests.stats.tables import paired, rows
 from tests.stats.test_floors import NOISE, NULLS, SCORE, SUITE, table
 
 CONTEXT = ReportContext(study="floors", primary=[f"{SUITE}/{SCORE}"])
@@ -39,3 +41,19 @@ def test_a_study_without_floors_is_reported_as_before_with_one_caveat() -> None:
     page = to_markdown(report)
     assert "(ceiling - floor)" not in page
     assert "| floor |" not in page
+
+
+def test_principal_components_stand_beside_scores_and_bound_nothing() -> None:
+    found = table(0.8 + NOISE, 0.5 - NOISE, 0.6 + NOISE[::-1])
+    pca = rows(
+        paired([0.97] * 5, [0.97] * 5),
+        metric="pca_top_1_test_accuracy",
+        suite=SUITE,
+        direction=0,
+    )
+    without = build_report(found, CONTEXT)
+    beside = build_report(pd.concat([found, pd.DataFrame(pca)]), CONTEXT)
+    assert "| as many principal components | 0.970 |" in to_markdown(beside)
+    assert "as many principal components" not in to_markdown(without)
+    assert beside.verdicts == without.verdicts
+    assert {v.ceiling for v in beside.verdicts} == {0.95}

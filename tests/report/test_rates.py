@@ -65,3 +65,20 @@ def test_an_older_study_is_told_how_to_get_them():
     (found,) = (c for c in built.caveats if c.kind == "no rates")
     assert "3 SAEs" in found.text
     assert "`sae-baselines latents studies/x`" in found.text
+
+
+def test_latents_that_probes_chose_are_shown_beside_those_there_were() -> None:
+    table = clean(seeds=2)
+    saes = set(table[["panel", "member"]].itertuples(index=False, name=None))
+    stored = {key: latents(key[1], int(key[0][-1])) for key in saes}
+    picks = {f"dataset_{i}": [i, 0, 7 + i] for i in range(10)}
+    chosen = {key: {"sparse_probing_sae_probes": picks} for key in saes}
+    context_ = replace(context(), latents=stored, chosen=chosen)
+    (text,) = (s.text for s in build_report(table, context_).sections if s.id == "rates")
+    assert "| member | of live latents | of first choices | of the first 3 |" in text
+    assert "chose for 10 datasets, mean over 2" in text
+    # Latents 0 to 6 never fire: seven of ten first choices.
+    part = text.partition("latents that probes chose (sparse_probing_sae_probes), on no token")[
+        2
+    ]
+    assert "| 0.0% | 70.0% |" in part.partition("Shares of")[0]

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_baselines.results import Results
-from sae_baselines.stats.by_rate import NEVER, Rated, by_rate, decades, matched, strata
+from sae_baselines.stats.by_rate import (
+    NEVER,
+    Choice,
+    Rated,
+    by_rate,
+    choices,
+    decades,
+    matched,
+    strata,
+)
 from tests.stats.tables import frame, paired, rows
 
 RATES = st.lists(st.integers(0, 1000), min_size=1, max_size=60)
@@ -123,3 +132,75 @@ def test_saes_that_must_not_be_compared_are_not_compared_by_rate():
     apart.loc[off, "value"] = 40.0
     words = {i.verdict.word for i in by_rate(Results.of(apart), latents)}
     assert words == {"no verdict"}
+
+
+def test_what_probes_chose_stands_beside_what_there_was() -> None:
+    rates = np.array([0.5, 0.2, 0.05, 0.002, 0.0])
+    nothing = np.zeros(5)
+    chosen = {"probing": {"a": [0, 2], "b": [2, 2], "c": [4, 3], "d": [2, 0]}}
+    found = choices([Rated(rates, nothing, nothing, chosen)] * 2, "probing")
+    assert found == {
+        -1: Choice(0.5, 0.25, 0.25),
+        -2: Choice(0.25, 0.5, 0.5),
+        -3: Choice(0.25, 0.0, 0.125),
+        NEVER: Choice(0.0, 0.25, 0.125),
+    }
+    assert list(found) == [-1, -2, -3, NEVER]
+    # A seed without latents of a decade counts as none.
+    other = Rated(np.full(5, 0.5), nothing, nothing, chosen)
+    assert choices([Rated(rates, nothing, nothing, chosen), other], "probing")[-1] == Choice(
+        0.75, 0.625, 0.625
+    )
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.integers(0, 500), min_size=2, max_size=40).filter(any),
+    st.data(),
+)
+def test_shares_of_choices_sum_to_one(firings: list[int], data: st.DataObject) -> None:
+    rates = np.array(firings) / 500
+    pick = st.lists(st.integers(0, len(rates) - 1), min_size=1, max_size=4)
+    chosen = {"s": data.draw(st.dictionaries(st.text("abc"), pick, min_size=1))}
+    found = choices([Rated(rates, rates, rates, chosen)], "s").values()
+    for name in ("live", "first", "every"):
+        assert sum(getattr(c, name) for c in found) == pytest.approx(1)
+
+
+def test_probes_are_compared_on_datasets_for_which_both_chose_alike() -> None:
+    """Hard datasets get rare latents: what is compared must not be the datasets."""
+    results, latents = study(gain=0.0, seeds=3)
+    suite = "sparse_probing_sae_probes"
+    scored, told = {}, {}
+    for (panel, member), rated in latents.items():
+        seed = int(panel[-1])
+        of_decade = [np.flatnonzero(decades(rated.rates) == d)[0] for d in (-1, -2, -3)]
+        tasks = {}
+        for i in range(24):
+            which = i % 3
+            tasks[f"task_{i}"] = of_decade[which]
+            gain = 0.1 * (member == "trained" and which == 2) + 0.001 * seed
+            scored.setdefault((member, seed), {})[f"task_{i}"] = 0.9 - 0.2 * which + gain
+        if member == "trained":
+            # Where the twin's first is of another decade the trained SAE gets everything.
+            tasks["task_24"] = of_decade[0]
+            scored[member, seed]["task_24"] = 1.0
+        else:
+            tasks["task_24"] = of_decade[1]
+            scored[member, seed]["task_24"] = 0.0
+        chosen = {suite: {task: [int(j)] for task, j in tasks.items()}}
+        told[panel, member] = Rated(rated.rates, rated.explained, rated.cosines, chosen)
+    metric = "sae_top_1_test_accuracy"
+    table = Results.of(
+        pd.concat(
+            [results.frame, pd.DataFrame(rows(scored, suite=suite, metric=metric))],
+            ignore_index=True,
+        )
+    )
+    found = [i for i in by_rate(table, told) if i.verdict.suite == suite]
+    assert {i.decade: i.verdict.mean_difference for i in found} == pytest.approx(
+        {-1: 0, -2: 0, -3: 0.1}, abs=1e-9
+    )
+    assert {(i.n, i.n_of) for i in found} == {(8, "datasets")}
+    assert {i.verdict.margin for i in found} == {None}
+    assert not [i for i in by_rate(table, latents) if i.verdict.suite == suite]

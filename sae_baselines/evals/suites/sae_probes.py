@@ -14,13 +14,15 @@ from sae_lens import SAE
 from sae_baselines.compat.saebench import saebench, seen_datasets
 from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import (
+    PCA,
     PERMUTED_LABELS,
     PROBES,
     RANDOM_LATENTS,
     accuracies,
     null_name,
 )
-from sae_baselines.evals.store import FLOORS, drop_half_written, fingerprint
+from sae_baselines.evals.pca import coordinates
+from sae_baselines.evals.store import CHOSEN, FLOORS, drop_half_written, fingerprint
 from sae_baselines.evals.suite import (
     PROBES_ON_RANDOM,
     Extras,
@@ -96,34 +98,41 @@ class SaeProbes(SAEBenchSuite):
             notes.append(
                 f"{self.name}: the language model ran in float32, as sae-probes has no other"
             )
-        return Extras({"test_examples": tested}, notes)
+        chosen = {name: _chosen(results, name, call) for name in config.dataset_names}
+        return Extras({"test_examples": tested, CHOSEN: chosen}, notes)
 
     def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
         results, activations = _folders(sae, call)
         names, hook = call.options["dataset_names"], call.subject.hook_name
         missing = [name for name in names if not _nulls_file(results, name).exists()]
-        if missing:
+        of_model = [name for name in names if not _dense_file(call, name).exists()]
+        device = call.subject.device
+        if missing or of_model:
             ensure = saebench("ensure_dataset_activations")
-            where = {"model_cache_path": activations, "device": call.subject.device}
-            ensure(call.subject.model_name, missing, [hook], **where)
-            for name in missing:
-                found = saebench("generate_sae_activations")(
-                    sae=sae,
-                    setting=call.options["setting"],
-                    dataset=name,
-                    hook_name=hook,
-                    model_name=call.subject.model_name,
-                    num_train=None,
-                    frac=None,
-                    seed=call.seed,
-                    **where,
-                )
-                _keep_nulls(results, name, found, call)
+            every = [name for name in names if name in {*missing, *of_model}]
+            ensure(call.subject.model_name, every, [hook], activations, device=device)
+        for name in missing:
+            found = saebench("generate_sae_activations")(
+                sae=sae,
+                setting=call.options["setting"],
+                dataset=name,
+                hook_name=hook,
+                model_name=call.subject.model_name,
+                num_train=None,
+                frac=None,
+                seed=call.seed,
+                model_cache_path=activations,
+                device=device,
+            )
+            _keep_nulls(results, name, found, call)
+        for name in of_model:
+            _keep_dense(name, activations, call)
         sizes = saebench("get_dataset_sizes")()
         rows = []
         for name in names:
-            values = json.loads(_nulls_file(results, name).read_text(encoding="utf-8"))
-            rows += self.numbers(values, name, _test_examples(sizes[name]))
+            for file in (_nulls_file(results, name), _dense_file(call, name)):
+                values = json.loads(file.read_text(encoding="utf-8"))
+                rows += self.numbers(values, name, _test_examples(sizes[name]))
         return means_over_tasks(rows)
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
@@ -186,7 +195,7 @@ def _keep_nulls(results: Path, dataset: str, activations: Any, call: SuiteCall) 
     the classes best; and training labels permuted before these are chosen. Both are tested on
     the real labels.
     """
-    options, n = call.options, len(activations.y_train)
+    n = len(activations.y_train)
     draw = np.random.default_rng([call.seed, *dataset.encode()])
     firing = (activations.X_train != 0).any(0).numpy()
     # Those that do not fire come last, for an SAE with fewer than k that do.
@@ -197,28 +206,93 @@ def _keep_nulls(results: Path, dataset: str, activations: Any, call: SuiteCall) 
         activations.X_train, permuted, saebench("mean_act_normalization")
     )
     values = {}
-    for k in options["ks"]:
-        for kind, order, labels in (
-            (RANDOM_LATENTS, drawn, activations.y_train),
-            (PERMUTED_LABELS, told, permuted),
-        ):
-            found = saebench("find_best_reg")(
-                X_train=activations.X_train[:, order[:k]],
-                y_train=labels,
-                X_test=activations.X_test[:, order[:k]],
-                y_test=activations.y_test,
-                penalty=options["reg_type"],
-                seed=call.seed,
-            ).metrics
-            for metric, value in (
-                ("accuracy", found.test_acc),
-                ("auc", found.test_auc),
-                ("f1", found.test_f1),
-            ):
-                values[null_name(f"sae_top_{k}_test_{metric}", kind)] = value
-    path = _nulls_file(results, dataset)
+    for kind, order, labels in (
+        (RANDOM_LATENTS, drawn, activations.y_train),
+        (PERMUTED_LABELS, told, permuted),
+    ):
+        scores = _probes(activations._replace(y_train=labels), order, call)
+        values |= {
+            null_name(f"sae_top_{k}_test_{metric}", kind): value
+            for (k, metric), value in scores.items()
+        }
+    _write(_nulls_file(results, dataset), values)
+
+
+def _probes(activations: Any, order: torch.Tensor, call: SuiteCall) -> dict[Any, float]:
+    """What sae-probes' probes score on the first k columns, by k and metric.
+
+    Args:
+        activations: sae-probes' ``X_train``, ``X_test``, ``y_train``, ``y_test``.
+        order: Of columns.
+        call: Its options name the numbers k.
+    """
+    values = {}
+    for k in call.options["ks"]:
+        found = saebench("find_best_reg")(
+            X_train=activations.X_train[:, order[:k]],
+            y_train=activations.y_train,
+            X_test=activations.X_test[:, order[:k]],
+            y_test=activations.y_test,
+            penalty=call.options["reg_type"],
+            seed=call.seed,
+        ).metrics
+        values[k, "accuracy"] = found.test_acc
+        values[k, "auc"] = found.test_auc
+        values[k, "f1"] = found.test_f1
+    return values
+
+
+def _dense_file(call: SuiteCall, dataset: str) -> Path:
+    return call.cache / f"pca_seed_{call.seed}" / f"{dataset}.json"
+
+
+def _keep_dense(dataset: str, activations: Path, call: SuiteCall) -> None:
+    """Train the same probes on as many principal components of the model's activations.
+
+    They are those of the training set; of them sae-probes chooses as it does of latents. No
+    SAE changes what they score, so it is kept for all.
+    """
+    size = saebench("get_dataset_sizes")()[dataset]
+    X_train, y_train, X_test, y_test = saebench("get_xy_traintest")(
+        min(size - _LEAST_TEST, _MOST_TRAINING),
+        dataset,
+        call.subject.hook_name,
+        model_name=call.subject.model_name,
+        model_cache_path=activations,
+        seed=call.seed,
+    )
+    data = saebench("Activations")(
+        *coordinates(X_train, X_train, X_test), torch.tensor(y_train), torch.tensor(y_test)
+    )
+    order = saebench("get_sorted_indices")(
+        data.X_train, data.y_train, saebench("mean_act_normalization")
+    )
+    scores = _probes(data, order, call)
+    values = {PCA.format(k, metric): value for (k, metric), value in scores.items()}
+    _write(_dense_file(call, dataset), values)
+
+
+def _write(path: Path, values: dict[str, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(values))
+
+
+def _chosen(results: Path, dataset: str, call: SuiteCall) -> list[int]:
+    """The latents that tell a dataset's classes best, best first: as many as the largest k.
+
+    Those of a smaller k are the first of them. sae-probes lists them in its own files, which
+    SAEBench reads without these.
+    """
+    path = saebench("get_save_metrics_path")(
+        dataset,
+        call.subject.hook_name,
+        call.options["reg_type"],
+        call.subject.model_name,
+        results / f"{call.name}_custom_sae",
+        setting=call.options["setting"],
+    )
+    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    return max((entry["indices"] for entry in entries), key=len)
 
 
 def _check_datasets(payload: Mapping[str, Any]) -> None:

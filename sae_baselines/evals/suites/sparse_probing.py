@@ -11,11 +11,13 @@ from sae_lens import SAE
 from sae_baselines.compat.saebench import saebench, seen_classes
 from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import (
+    PCA,
     PERMUTED_LABELS,
     RANDOM_LATENTS,
     accuracies,
     null_name,
 )
+from sae_baselines.evals.pca import coordinates
 from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import (
     PROBES_ON_RANDOM,
@@ -76,9 +78,10 @@ class SparseProbing(SeedCachedSuite):
         names = iter(call.options["dataset_names"])
         nulls: dict[str, dict[str, float]] = {}
 
-        def see(train: Any, test: Any) -> None:
+        def see(train: Any, test: Any, activations: Any) -> None:
             if call.options[FLOORS]:
-                nulls[name] = _nulls(name := next(names), train, test, call)
+                values = _nulls(name := next(names), train, test, call)
+                nulls[name] = {**values, **_dense(name, activations, call)}
 
         with seen_classes(see):
             self.run_on_seed_cache(self.config(call.options, **call.config), sae, call)
@@ -97,11 +100,10 @@ class SparseProbing(SeedCachedSuite):
         for name in options["dataset_names"]:
             if name not in nulls:
                 read = torch.load(folder / f"{name}_activations.pt".replace("/", "_"))
-                train, test = (
-                    encode(read[part], sae, options["sae_batch_size"])
-                    for part in ("train", "test")
-                )
-                nulls[name] = _nulls(name, train, test, call)
+                parts = read["train"], read["test"]
+                train, test = (encode(part, sae, options["sae_batch_size"]) for part in parts)
+                values = _nulls(name, train, test, call)
+                nulls[name] = {**values, **_dense(name, parts, call)}
             n = _test_examples(name, options["probe_test_set_size"])
             rows += self.numbers(nulls[name], name, n)
         return means_over_tasks(rows)
@@ -163,6 +165,35 @@ def _nulls(dataset: str, train: Any, test: Any, call: SuiteCall) -> dict[str, fl
             ):
                 name = null_name(f"sae_top_{k}_test_accuracy", kind)
                 values[name] = sum(by_class.values()) / len(by_class)
+    return values
+
+
+def _dense(dataset: str, activations: Any, call: SuiteCall) -> dict[str, float]:
+    """What SAEBench's own probes score on as many principal components of the activations.
+
+    No SAE changes it, so it is kept. Components are of all classes' training examples, and the
+    k that tell a class best are chosen as latents are.
+
+    Args:
+        dataset: Its name.
+        activations: Class to ``[examples, context, d_in]``, of training and of test.
+        call: Seed, options, cache.
+    """
+    path = call.cache / f"seed_{call.seed}" / "pca" / f"{dataset.replace('/', '_')}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    fit = saebench("train_probe_on_activations")
+    parts = [saebench("create_meaned_model_activations")(part) for part in activations]
+    every = torch.cat(list(parts[0].values()))
+    found = iter(coordinates(every, *(x for part in parts for x in part.values())))
+    train, test = ({name: next(found) for name in part} for part in parts)
+    values = {}
+    with from_seed(zlib.crc32(f"{call.seed} {dataset} pca".encode())), torch.no_grad():
+        for k in call.options["k_values"]:
+            _, by_class = fit(train, test, select_top_k=k)
+            values[PCA.format(k, "accuracy")] = sum(by_class.values()) / len(by_class)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(values))
     return values
 
 

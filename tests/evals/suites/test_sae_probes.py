@@ -96,6 +96,36 @@ def test_floors_are_of_the_same_sae_and_tasks_and_whoever_measures_them_the_same
         r.value for r in floors if r.metric == "sae_top_1_test_auc_null_permuted_labels"
     ]
     assert all(abs(value - 0.5) < 0.25 for value in permuted)
+    # What no SAE changes is measured once for all.
+    second = tiny_sae(seed=2)
+    call = call_for(runs.folder, second, "other")
+    os.chdir(call.work)
+    try:
+        others = {(r.metric, r.task): r.value for r in SUITE.floors(second, call)}
+    finally:
+        os.chdir(before)
+    for name in (f"sae_top_{k}_test_auc" for k in (1, 3, 5)):
+        known = SUITE.metric(name)
+        assert known is not None
+        (dense,) = known.beside
+        assert dense not in known.ceilings
+        of = {r.task: r for r in floors if r.metric == dense}
+        assert set(of) == {"", *ASKED}
+        assert {others[dense, task] for task in of} == {row.value for row in of.values()}
+        assert {row.direction for row in of.values()} == {NEITHER}
+    assert any(others[r.metric, r.task] != r.value for r in floors if "_null_" in r.metric)
+    assert len(list(call.cache.glob("pca_seed_0/*.json"))) == len(ASKED)
+
+
+def test_the_latents_that_a_probe_chose_are_kept_in_their_order(runs: Runs) -> None:
+    call = call_for(runs.folder, tiny_sae(seed=1), "first")
+    chosen = runs.extras["chosen"]
+    assert set(chosen) == set(ASKED)
+    for file, (_, text) in files_of(call).items():
+        (dataset,) = (name for name in ASKED if file.startswith(name))
+        for entry in json.loads(text):
+            assert chosen[dataset][: entry["k"]] == entry["indices"]
+        assert len(chosen[dataset]) == max(OPTIONS["ks"])
 
 
 def test_no_warm_up_is_needed(runs: Runs) -> None:

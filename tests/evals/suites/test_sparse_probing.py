@@ -76,7 +76,8 @@ def test_floors_measured_in_the_run_are_those_measured_after_it(runs: Runs) -> N
         known = SUITE.metric(f"sae_top_{k}_test_accuracy")
         assert known is not None
         assert known.ceilings == ("llm_test_accuracy",)
-        assert set(known.floors) < names
+        assert known.beside == (f"pca_top_{k}_test_accuracy",)
+        assert {*known.floors, *known.beside} < names
     scores = {r.task: r.value for r in runs.rows if r.metric == "sae_top_5_test_accuracy"}
     for kind in ("random_latents", "permuted_labels"):
         of = {r.task: r for r in floors if r.metric == f"sae_top_5_test_accuracy_null_{kind}"}
