@@ -167,6 +167,23 @@ def sha256_of(path: Path) -> str:
     return _sha256(path.resolve(), state.st_size, state.st_mtime_ns)
 
 
+def size_text(n: float, base: int = 1024) -> str:
+    """Bytes for people, to three digits: ``3.81 GiB``.
+
+    Args:
+        n: Bytes.
+        base: 1024, as memory and disks are counted; or 1000, as the Hub shows files (``kB``).
+    """
+    units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    if base == 1000:
+        units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while n >= base and len(units) > 1:
+        n /= base
+        units.pop(0)
+    digits = 0 if units[0] == "B" or n >= 100 else 1 if n >= 10 else 2
+    return f"{n:,.{digits}f} {units[0]}"
+
+
 def parse_json(text: str | bytes) -> Any:
     """What JSON says.
 

@@ -100,6 +100,7 @@ def _rehearse(planned: "Publication", private: bool, replace: bool) -> None:
     from rich.text import Text
 
     from sae_baselines.errors import UserError
+    from sae_baselines.files import size_text
     from sae_baselines.hub.layout import total_size
     from sae_baselines.hub.upload import check_target, compare, read_remote
     from sae_baselines.redact import redacted_logs
@@ -128,21 +129,14 @@ def _rehearse(planned: "Publication", private: bool, replace: bool) -> None:
     table = Table("file", "size", "")
     table.columns[1].justify = "right"
     for file in planned.files:
-        table.add_row(Text(file.path), _size(file.size), states.get(file.path, ""))
+        table.add_row(Text(file.path), size_text(file.size, 1000), states.get(file.path, ""))
     for path in changes.gone if changes is not None else ():
         table.add_row(Text(path), "", "deleted")
     console.print(table)
-    total = f"{len(planned.files)} files, {_size(total_size(planned.files))}"
+    total = f"{len(planned.files)} files, {size_text(total_size(planned.files), 1000)}"
     if changes is not None:
-        total += f"; to upload: {len(changes.upload)}, {_size(total_size(changes.upload))}"
+        left = size_text(total_size(changes.upload), 1000)
+        total += f"; to upload: {len(changes.upload)}, {left}"
     say(f"{total}. Nothing was uploaded.")
     console.rule(planned.card.path)
     typer.echo(visible(planned.card_text), nl=False)
-
-
-def _size(n: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.2f} GB"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sae_baselines import files
@@ -18,6 +20,7 @@ from sae_baselines.files import (
     new_folder,
     read_json,
     remove,
+    size_text,
     unreadable,
     write_atomically,
 )
@@ -298,3 +301,13 @@ def test_a_disk_without_locks_is_one_line(
     ):
         pass
     assert "\n" not in str(it.value)
+
+
+@given(n=st.floats(0, 2**60), base=st.sampled_from([1000, 1024]))
+def test_a_size_is_shown_to_three_digits(n: float, base: int):
+    number, unit = size_text(n, base).split()
+    power = ["B", *(f"{u}{'i' if base == 1024 else ''}B" for u in "KMGTP")].index(
+        unit.replace("k", "K")
+    )
+    assert float(number.replace(",", "")) * base**power == pytest.approx(n, rel=5e-3, abs=0.5)
+    assert len(number.replace(",", "").replace(".", "")) <= 4

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sae_baselines.errors import UserError
+from sae_baselines.files import size_text
 from sae_baselines.study.plan import trained_of
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ def check_memory(spec: "StudySpec", d_in: int) -> None:
     has = memory_of(spec.device)
     if has is not None and one * members > has:
         raise UserError(
-            f"d_sae: {d_sae:,} at d_in {d_in:,} takes at least {_size(one)} of memory a "
-            f"member, {_size(one * members)} for the {members} that train at once, and "
-            f"{spec.device} has {_size(has)}; lower d_sae or expansion, name fewer members, or "
-            "train fewer panels at once (max_panels_per_pass)"
+            f"d_sae: {d_sae:,} at d_in {d_in:,} takes at least {size_text(one)} of memory a "
+            f"member, {size_text(one * members)} for the {members} that train at once, and "
+            f"{spec.device} has {size_text(has)}; lower d_sae or expansion, name fewer "
+            "members, or train fewer panels at once (max_panels_per_pass)"
         )
     has = memory_of()
     for fields in (("calibration_tokens", "eval_tokens"), ("calibration_samples",)):
@@ -63,19 +64,12 @@ def check_memory(spec: "StudySpec", d_in: int) -> None:
         if has is not None and held_out > has:
             raise UserError(
                 f"{', '.join(fields)}: their activations at d_in {d_in:,} take "
-                f"{_size(held_out)} of memory, and this machine has {_size(has)}; lower them"
+                f"{size_text(held_out)} of memory, and this machine has {size_text(has)}; "
+                "lower them"
             )
     features = 4 * d_in * getattr(spec, "m", 0)
     if has is not None and features > has:
         raise UserError(
-            f"m: the true features take {_size(features)} of memory, and this machine has "
-            f"{_size(has)}; lower m"
+            f"m: the true features take {size_text(features)} of memory, and this machine has "
+            f"{size_text(has)}; lower m"
         )
-
-
-def _size(n: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if n < 1024:
-            return f"{n:.3g} {unit}"
-        n /= 1024
-    return f"{n:,.3g} PiB"

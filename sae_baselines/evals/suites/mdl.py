@@ -14,6 +14,7 @@ from sae_baselines.compat.saebench import mdl_defects, runnable_mdl
 from sae_baselines.evals.measured import LOWER, Measured
 from sae_baselines.evals.metrics import Metric
 from sae_baselines.evals.suite import Extras, OnRandomModel, SAEBenchSuite, Subject, SuiteCall
+from sae_baselines.files import size_text
 from sae_baselines.study.memory import memory_of
 
 # Context that SAEs are usually trained on; the SAE's own decides.
@@ -78,8 +79,8 @@ class Mdl(SAEBenchSuite):
         there = memory_of(subject.device)
         if there is not None and needed > there:
             yield (
-                f"sae_batch_size: {size} needs about {needed / 1e9:.0f} GB for "
-                f"{subject.d_sae} latents, there are {there / 1e9:.0f}; half of it needs a "
+                f"sae_batch_size: {size} needs about {size_text(needed)} for "
+                f"{subject.d_sae} latents, there are {size_text(there)}; half of it needs a "
                 "quarter"
             )
 

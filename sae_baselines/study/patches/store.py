@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import own_file, parse_json, write_atomically
+from sae_baselines.files import own_file, parse_json, size_text, write_atomically
 from sae_baselines.progress import progress
 from sae_baselines.study.patches.images import Crop, CropLoader, Photographs, Split, plan_crops
 from sae_baselines.study.patches.patches import PatchModel
@@ -164,8 +164,8 @@ def _check_room(folder: Path, shape: tuple[int, int], dtype: str) -> None:
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise UserError(
-            f"training_samples: activations need {wanted / 2**30:.1f} GiB in {folder}, which "
-            f"has {free / 2**30:.1f} free; use activation_dtype=float16, fewer samples, or "
+            f"training_samples: activations need {size_text(wanted)} in {folder}, which "
+            f"has {size_text(free)} free; use activation_dtype=float16, fewer samples, or "
             "another folder"
         )
 
