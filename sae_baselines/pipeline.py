@@ -29,7 +29,6 @@ from sae_baselines.evals.doctor import (
     diagnose,
     require_possible,
     require_runnable,
-    say_if_silent,
 )
 from sae_baselines.evals.endpoint import check_endpoint
 from sae_baselines.evals.registry import get_suite
@@ -40,6 +39,7 @@ from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
+from sae_baselines.reach import say_if_silent
 from sae_baselines.report import Report, report
 from sae_baselines.stats import METHOD, Plan, planned, read_spreads
 from sae_baselines.stats.spreads import Spread, spreads_of

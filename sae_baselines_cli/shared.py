@@ -123,8 +123,16 @@ def names_in(listed: str, option: str) -> list[str]:
 
 
 # They print what they log, of every retry, of every flawed line and of settings that no user of
-# this command has; what matters of it is in the one line that ends a failed command.
+# this command has; what matters of it is in the one line that ends a failed command, and one
+# when a retry begins.
 _PRINTING = ("huggingface_hub", "datasets", "transformers")
+
+
+class _Retries(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from sae_baselines.reach import say_if_retried
+
+        say_if_retried(record.getMessage())
 
 
 def _quieten_libraries() -> None:
@@ -134,9 +142,17 @@ def _quieten_libraries() -> None:
         root.addHandler(logging.NullHandler())
     for name in _PRINTING:
         logger = logging.getLogger(name)
-        logger.handlers = [logging.NullHandler()]
+        logger.handlers = [_Retries()]
         # What it prints with is added when it is imported, which it is not yet.
         vars(logger)["addHandler"] = lambda _: None
+
+
+class _OneLine(logging.Handler):
+    """A line a message, where rich would break it at the 80 columns that it assumes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.levelname:<8} {self.format(record)}"
+        errors.print(text, highlight=False, soft_wrap=True)
 
 
 def log_to_terminal(verbose: bool) -> None:
@@ -145,7 +161,8 @@ def log_to_terminal(verbose: bool) -> None:
 
     logger = logging.getLogger("sae_baselines")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False)]
+    shown = RichHandler(console=errors, show_path=False, show_time=False)
+    logger.handlers = [shown if errors.is_terminal else _OneLine()]
     logger.propagate = False
     if not verbose:
         _quieten_libraries()

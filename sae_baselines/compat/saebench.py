@@ -34,6 +34,8 @@ SAEBENCH_MODEL = "gpt-4o-mini"
 # The OpenAI client's own number of retries.
 CLIENT_RETRIES = 2
 MDL = "sae_bench.evals.mdl.main"
+# Dataset of sparse probing to its configurations that SAEBench reads, where it has any.
+CONFIGURATIONS = {"Helsinki-NLP/europarl": ("en-fr", "fr-it", "de-en", "es-fr", "nl-pt")}
 # Rows whose active latents are counted at a time.
 _ROWS = 4096
 

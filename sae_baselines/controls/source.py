@@ -31,6 +31,7 @@ from sae_baselines.compat.folder import (
 from sae_baselines.errors import UserError, nearest, one_line
 from sae_baselines.files import failed, flaw_of, unreadable
 from sae_baselines.provenance import samples_seen
+from sae_baselines.reach import say_if_silent
 
 # Normalisations that SAELens folds into the weights at the end of training.
 FOLDED_LATER = ("expected_average_only_in", "covariance_whitening")
@@ -158,6 +159,7 @@ def from_release(release: str, sae_id: str) -> SAE[Any]:
         near = difflib.get_close_matches(release, list(known), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "give user/repo:folder"
         raise UserError(f"sae: {release!r} is no release that SAELens knows; {hint}")
+    say_if_silent([f"{release}:{sae_id}"])
     try:
         sae = SAE.from_pretrained(release, sae_id, device="cpu")
     except Exception as error:  # each of SAELens' loaders has its own

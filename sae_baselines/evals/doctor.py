@@ -1,24 +1,20 @@
 """Which suites can run here, and why the others cannot, before an hour is spent."""
 
 import json
-import logging
 import math
 import os
 import re
 import shutil
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
+import datasets
 import torch
+from datasets.naming import camelcase_to_snakecase
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 from rich.console import Console
 from rich.table import Table
@@ -33,18 +29,16 @@ from sae_baselines.evals.versions import (
     problems_of_every_suite,
     version_problems,
 )
+from sae_baselines.files import size_text
+from sae_baselines.reach import TIMEOUT, silence
 from sae_baselines.study.language_model import hub_name
 
 Options = Mapping[str, Mapping[str, Any]]
 
-logger = logging.getLogger(__name__)
-
-TIMEOUT = 1.5
 _OPENAI = "https://api.openai.com/v1"
 # Repositories whose licence has to be accepted before the Hub gives the weights away.
 _GATED = ("google/gemma", "meta-llama/")
 _GATEKEEPER = "https://huggingface.co"
-_GIB = 2**30
 # Published weights have at least two bytes per parameter.
 _BYTES_ON_DISK = 2
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", re.IGNORECASE)
@@ -208,7 +202,7 @@ class _Machine:
                     "these SAEs read a model whose writing weights are centred "
                     "(center_writing_weights), and this suite reads it as it is; use core"
                 )
-        unseen = self._reach(need, options or given)
+        unseen = self._reach(suite, options or given)
         warnings += unseen
         unchecked = bool(unseen) or self.subject is None
         return Diagnosis(suite.name, tuple(dict.fromkeys(problems)), tuple(warnings), unchecked)
@@ -219,11 +213,11 @@ class _Machine:
 
     @cached_property
     def hub_silence(self) -> str | None:
-        return _silence(constants.ENDPOINT, self.timeout)
+        return silence(constants.ENDPOINT, self.timeout)
 
     @cached_property
     def judge_silence(self) -> str | None:
-        return _silence(os.environ.get("OPENAI_BASE_URL") or _OPENAI, self.timeout)
+        return silence(os.environ.get("OPENAI_BASE_URL") or _OPENAI, self.timeout)
 
     @cached_property
     def model_problems(self) -> list[str]:
@@ -259,8 +253,8 @@ class _Machine:
         wanted, free = model_on_disk(subject), _free(cache)
         if free < wanted:
             problems.append(
-                f"{cache} has {_gib(free)} free and {repo} takes {_gib(wanted)} or more; free "
-                "some, or set HF_HOME to another disk"
+                f"{cache} has {size_text(free)} free and {repo} takes {size_text(wanted)} or "
+                "more; free some, or set HF_HOME to another disk"
             )
         return problems
 
@@ -280,8 +274,9 @@ class _Machine:
         if free >= wanted:
             return []
         return [
-            f"{subject.device} has {_gib(free)} free and model and SAE take {_gib(wanted)} or "
-            "more; end what else runs there, use --device cpu, or a smaller llm_dtype"
+            f"{subject.device} has {size_text(free)} free and model and SAE take "
+            f"{size_text(wanted)} or more; end what else runs there, use --device cpu, or a "
+            "smaller llm_dtype"
         ]
 
     def _disk(
@@ -294,53 +289,69 @@ class _Machine:
             return [], []  # an option of another type, which the adapter has complained about
         free = _free(self.out)
         self.planned += wanted
-        where = f"{self.out} has {_gib(free)} free and"
-        remedy = "free some, or choose another folder"
+        where = f"{self.out} has {size_text(free)} free and cached activations"
+        remedy = "or more; free some, or choose another folder"
         if wanted > free:
-            return [f"{where} cached activations take {_gib(wanted)} or more; {remedy}"], []
+            return [f"{where} take {size_text(wanted)} {remedy}"], []
         if wanted and self.planned > free:
-            text = f"{where} cached activations of all suites {_gib(self.planned)} or more"
-            return [], [f"{text}; {remedy}"]
+            return [], [f"{where} of all suites {size_text(self.planned)} {remedy}"]
         return [], []
 
-    def _reach(self, need: Needs, options: Mapping[str, Any]) -> list[str]:
+    @property
+    def without_hub(self) -> str | None:
+        """Why nothing comes from the Hub; None if it may."""
+        if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set"
+        if self.hub_silence is None:
+            return None
+        return f"{constants.ENDPOINT} does not answer ({self.hub_silence})"
+
+    def _reach(self, suite: Suite, options: Mapping[str, Any]) -> list[str]:
         """Addresses that give no sign of life; a proxy or a cache may make up for it."""
         found = []
-        given = options.get("dataset") or options.get("dataset_name")
-        from_hub = need.data and not (given and Path(str(given)).exists())
-        if from_hub and constants.HF_HUB_OFFLINE:
-            found.append("HF_HUB_OFFLINE is set: runs only if its datasets are cached")
-        elif from_hub and self.hub_silence is not None:
-            found.append(
-                f"{constants.ENDPOINT} does not answer ({self.hub_silence}): runs only if its "
-                "datasets are cached"
-            )
+        if asks_for_data(suite, options) and self.without_hub is not None:
+            names = list(suite.datasets(options))
+            absent = [name for name in names if not dataset_in_cache(name)]
+            if absent or not names:
+                text = f"{self.without_hub}: runs only if its datasets are cached"
+                if absent:
+                    be = "is" if len(absent) == 1 else "are"
+                    where = datasets.config.HF_DATASETS_CACHE
+                    text += f", and {', '.join(absent)} {be} not in {where}"
+                found.append(text)
         # Silence of an address that is unset or malformed was reported with its remedy.
-        if need.judge and not list(endpoint_problems()) and self.judge_silence is not None:
+        judged = suite.needs.judge and not list(endpoint_problems())
+        if judged and self.judge_silence is not None:
             found.append(f"the judge's address does not answer ({self.judge_silence})")
         return found
 
 
-def say_if_silent(names: Iterable[str]) -> None:
-    """Say at once that the Hub, which these are asked of, gives no sign of life.
+def asks_for_data(suite: Suite, options: Mapping[str, Any]) -> bool:
+    """Whether a suite's data is the Hub's, and not a dataset that is here."""
+    given = options.get("dataset") or options.get("dataset_name")
+    return suite.needs.data and not (given and Path(str(given)).exists())
 
-    Its clients try again for minutes, without a word, before they give up.
+
+def asked_of_hub(subject: Subject, suites: Options) -> list[str]:
+    """What these suites will ask of the Hub, in words: the model, their data."""
+    model = [hub_name(subject.weights_of)]
+    if subject.local_model is not None or not any(get_suite(s).needs.model for s in suites):
+        model = []
+    data = [s for s, options in suites.items() if asks_for_data(get_suite(s), options)]
+    return [*model, f"the data of {', '.join(data)}"] if data else model
+
+
+def dataset_in_cache(name: str) -> bool:
+    """Whether `datasets` has prepared a dataset before, which it then reads without the Hub.
 
     Args:
-        names: Of models and datasets; those that are here are not asked for.
+        name: ``owner/name``, or ``owner/name/configuration``.
     """
-    wanted = [name for name in dict.fromkeys(names) if not Path(name).exists()]
-    if not wanted or constants.HF_HUB_OFFLINE:
-        return
-    silence = _silence(constants.ENDPOINT, TIMEOUT)
-    if silence is not None:
-        logger.warning(
-            "%s does not answer (%s) and is asked for %s, again and again for minutes; with "
-            "HF_HUB_OFFLINE=1 what is cached is used, or refused, at once",
-            constants.ENDPOINT,
-            silence,
-            " and ".join(wanted),
-        )
+    *owner, own, config = name.split("/") if name.count("/") == 2 else [*name.split("/"), "*"]
+    # As `datasets` names its folders.
+    folder = "___".join([*owner, camelcase_to_snakecase(own)])
+    cache = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
+    return any(cache.glob(f"{folder}/{config}/*/*/dataset_info.json"))
 
 
 def in_cache(repo: str) -> bool:
@@ -425,52 +436,8 @@ def _of_adapter(
         return [f"cannot be imported ({reason}); pip install 'sae-baselines[bench]'"], None
 
 
-def _silence(url: str, timeout: float) -> str | None:
-    """Why an address gives no sign of life; None if it does. Any HTTP answer is one.
-
-    Args:
-        url: Address; only its host is asked, since the rest may hold a password.
-        timeout: Seconds for all of it, name resolution included.
-    """
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    root = f"{parts.scheme}://{host}/"
-    return _within(timeout, lambda: _head(root, timeout), "no answer in time")
-
-
-def _head(url: str, timeout: float) -> str | None:
-    try:
-        with urlopen(Request(url, method="HEAD"), timeout=timeout):
-            return None
-    except HTTPError:
-        return None
-    except URLError as error:
-        # Certificates are the clients' own business, and they bring their own.
-        reason = one_line(error.reason if isinstance(error.reason, Exception) else error, 80)
-        return None if "CERTIFICATE" in reason.upper() else reason
-    except (OSError, ValueError, HTTPException) as error:
-        return type(error).__name__
-
-
-def _within(timeout: float, work: Callable[[], str | None], late: str) -> str | None:
-    """The result of some work, or ``late``: a name server can keep one waiting for long."""
-    result: list[str | None] = [late]
-
-    def run() -> None:
-        result[0] = work()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return result[0]
-
-
 def _free(folder: Path) -> int:
     """Free bytes where a folder is or will be."""
     folder = folder.absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     return shutil.disk_usage(existing).free
-
-
-def _gib(size: float) -> str:
-    return f"{size / _GIB:.1f} GiB"

@@ -21,7 +21,7 @@ from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from sae_baselines.compat.saebench import counted_latents
 from sae_baselines.controls import is_random_model
 from sae_baselines.errors import UserError, one_line
-from sae_baselines.evals.doctor import diagnose, require_runnable
+from sae_baselines.evals.doctor import asked_of_hub, diagnose, require_runnable
 from sae_baselines.evals.measured import not_finite
 from sae_baselines.evals.models import LanguageModels
 from sae_baselines.evals.registry import get_suite, suite_names
@@ -48,6 +48,7 @@ from sae_baselines.files import checksum_of, keep_links_inside, own_file
 from sae_baselines.home import own_key
 from sae_baselines.progress import progress
 from sae_baselines.provenance import environment, now, versions
+from sae_baselines.reach import say_if_silent
 from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.redraw import RandomModel
 
@@ -147,6 +148,7 @@ def prepared(
             continue
         own = spec.only(suites)
         subject = subject_of(of_model, own, device, model)
+        say_if_silent(asked_of_hub(subject, own.suites))
         diagnoses = diagnose(subject, suites, own.suites, out)
         require_runnable(diagnoses)
         for diagnosis in diagnoses:

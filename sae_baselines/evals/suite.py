@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # pyright: ignore[reportPriv
 from pydantic import ValidationError
 from sae_lens import SAE
 
-from sae_baselines.compat.saebench import main_of, saebench
+from sae_baselines.compat.saebench import CONFIGURATIONS, main_of, saebench
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import Metric, find
@@ -235,6 +235,15 @@ class Suite(ABC):
                     f"{option}: {value!r} is neither a file or folder here nor a name on the "
                     "Hub; give a path that is there, or owner/name"
                 )
+
+    def datasets(self, options: Mapping[str, Any]) -> Iterable[str]:
+        """What it loads from the Hub through `datasets`, whose cache may hold it.
+
+        Returns:
+            ``owner/name``, or ``owner/name/configuration``; nothing where it loads otherwise.
+        """
+        named = (options.get(option) for option in self.local_data)
+        return [name for name in named if isinstance(name, str) and local_path(name) is None]
 
     @abstractmethod
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
@@ -457,6 +466,12 @@ class SeedCachedSuite(SAEBenchSuite):
 
     warm_up = True
     sizes: ClassVar[tuple[str, str]]
+
+    def datasets(self, options: Mapping[str, Any]) -> Iterable[str]:
+        for name in options.get("dataset_names", ()):
+            # SAEBench has several names for some.
+            repo = name.split("_class_set")[0].removesuffix("_sentiment")
+            yield from [f"{repo}/{each}" for each in CONFIGURATIONS.get(repo, ())] or [repo]
 
     def run_on_seed_cache(self, config: Any, sae: SAE[Any], call: SuiteCall) -> None:
         """Run on the cache of the call's seed."""

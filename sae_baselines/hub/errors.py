@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from sae_baselines.errors import UserError, one_line
+from sae_baselines.reach import say_if_silent
 from sae_baselines.redact import redacted
 
 logger = logging.getLogger("sae_baselines")
@@ -71,6 +72,7 @@ def reading_errors(repo: str, near: str) -> Iterator[None]:
         repo: The repo, for messages.
         near: What else may have been meant; "" for nothing.
     """
+    say_if_silent([repo])
     try:
         yield
     except UserError:

@@ -16,6 +16,7 @@ from datasets import (
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.errors import UserError
+from sae_baselines.reach import say_if_silent
 from sae_baselines.study.language_model import n_vocab_of
 from sae_baselines.study.rows import (
     BUILDERS,
@@ -143,6 +144,7 @@ def _load(spec: DatasetSpec) -> Any:
                 streaming=spec.streaming,
                 **options,
             )
+        say_if_silent([spec.path])
         return load_dataset(
             spec.path, name=spec.name, split=spec.split, streaming=spec.streaming
         )

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae_baselines.compat.models import known_as, official_name, set_rotary_base
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import flaw_of, unreadable
+from sae_baselines.reach import say_if_silent
 from sae_baselines.study.redraw import RandomModel, redraw
 from sae_baselines.study.spec import ModelSpec
 
@@ -46,6 +47,7 @@ def load_language_model(
     dtype = getattr(torch, spec.dtype)
     if local.exists():
         check_model_folder(local)
+    say_if_silent([spec.name])
     try:
         if spec.loader == "AutoModelForCausalLM":
             tokenizer, hf_model = _whole_model(spec.name, dtype, drawn)

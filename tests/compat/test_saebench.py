@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -26,6 +27,13 @@ from tests.evals.tiny_hub import tiny_sae
 def test_a_name_is_where_it_was(name: str) -> None:
     module = import_module(compat.NAMES[name])
     assert hasattr(module, name), f"{compat.NAMES[name]}.{name} moved; see compat/saebench.py"
+
+
+@pytest.mark.parametrize("name", compat.CONFIGURATIONS)
+def test_configurations_of_a_dataset_are_those_that_are_read(name: str) -> None:
+    module = import_module("sae_bench.sae_bench_utils.dataset_utils")
+    read = inspect.getsource(getattr(module, f"get_{name.split('/')[1]}_dataset"))
+    assert set(re.findall(r'"(\w\w-\w\w)"', read)) == set(compat.CONFIGURATIONS[name])
 
 
 @pytest.mark.parametrize("evaluation", compat.RUNNABLE)

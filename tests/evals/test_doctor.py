@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from huggingface_hub import constants
@@ -26,13 +27,14 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals import versions
 from sae_baselines.evals.doctor import (
     Diagnosis,
+    asked_of_hub,
     diagnose,
     model_parameters,
     print_diagnoses,
-    say_if_silent,
 )
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.suite import Subject
+from sae_baselines.reach import say_if_silent
 
 GOOD = {
     "sae-bench": "0.6.0",
@@ -315,7 +317,7 @@ def test_a_full_disk_stops_what_caches_activations(
     found = diagnose(local, suites, out=tmp_path)
     assert refused(found) == {"sparse_probing"}
     # 8 datasets, 2 classes at least, 2500 texts of 128 tokens, 512 numbers of 4 bytes.
-    assert f"{8 * 2 * 2500 * 128 * 512 * 4 / GIB:.1f} GiB" in found[1].problems[0]
+    assert f"{8 * 2 * 2500 * 128 * 512 * 4 / GIB:.2f} GiB" in found[1].problems[0]
     few = {"sparse_probing": {"dataset_names": ["fancyzhx/ag_news"]}}
     assert refused(diagnose(local, suites, few, tmp_path)) == set()
 
@@ -367,7 +369,7 @@ def test_a_gated_model_needs_a_token(monkeypatch: pytest.MonkeyPatch, local: Sub
     assert only(diagnose(gemma, ["core"])).ok
     official = "https://huggingface.co"
     monkeypatch.setattr(constants, "ENDPOINT", official)
-    monkeypatch.setattr("sae_baselines.evals.doctor.urlopen", _answered)
+    monkeypatch.setattr("sae_baselines.reach.urlopen", _answered)
     found = only(diagnose(gemma, ["core"]))
     assert "google/gemma-2-2b is gated" in found.problems[0]
     assert "hf auth login" in found.problems[0]
@@ -411,6 +413,44 @@ def test_offline_needs_a_cached_model(
     found = only(diagnose(SUBJECT, ["core"]))
     assert found.ok
     assert "datasets are cached" in found.warnings[0]
+
+
+def test_a_cached_dataset_needs_no_hub(
+    local: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", silent)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    mine = {
+        "core": {"dataset": "org/SomeText"},
+        "sparse_probing": {"dataset_names": ["Helsinki-NLP/europarl", "fancyzhx/ag_news"]},
+    }
+
+    def cache(*folders: str) -> list[Diagnosis]:
+        for folder in folders:
+            file = tmp_path / "datasets" / folder / "0.0.0/abc/dataset_info.json"
+            file.parent.mkdir(parents=True)
+            file.touch()
+        return diagnose(local, list(mine), mine)
+
+    core, probing = cache("fancyzhx___ag_news/default", "Helsinki-NLP___europarl/en-fr")
+    assert core.unchecked
+    assert f"and org/SomeText is not in {tmp_path / 'datasets'}" in core.warnings[0]
+    # SAEBench reads five of its configurations.
+    assert "and Helsinki-NLP/europarl/fr-it, Helsinki-NLP/europarl/de-en" in probing.warnings[0]
+    assert "ag_news" not in probing.warnings[0]
+    others = [
+        f"Helsinki-NLP___europarl/{pair}" for pair in ("fr-it", "de-en", "es-fr", "nl-pt")
+    ]
+    for found in cache("org___some_text/default", *others):
+        assert found.warnings == ()
+        assert not found.unchecked
+
+
+def test_what_an_evaluation_asks_of_the_hub_is_known_before_it_does(local: Subject) -> None:
+    suites = {"core": {}, "tpp": {}, "meta_structure": {}}
+    model, data = asked_of_hub(SUBJECT, suites)
+    assert (model, data) == ("EleutherAI/pythia-70m-deduped", "the data of core, tpp")
+    assert asked_of_hub(local, {"core": {"dataset": str(local.local_model)}}) == []
 
 
 def test_a_name_server_that_hangs_is_not_waited_for(

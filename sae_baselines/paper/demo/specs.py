@@ -12,6 +12,7 @@ from sae_baselines.paper.demo.vision_assets import (
     prepare_photographs,
     prepare_vision_model,
 )
+from sae_baselines.reach import say_if_silent
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.spec import PanelSpec, spec_from_dict
 
@@ -31,6 +32,7 @@ def middle_hook(model: str) -> str:
     Raises:
         UserError: The model's config cannot be read or does not say how many layers it has.
     """
+    say_if_silent([model])
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises what comes

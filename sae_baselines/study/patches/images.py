@@ -20,6 +20,7 @@ from datasets.exceptions import DatasetsError
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sae_baselines.errors import UserError, did_you_mean, one_line
+from sae_baselines.reach import say_if_silent
 from sae_baselines.study.patches.spec import ImagesSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -144,6 +145,7 @@ class _Folder:
 
 class _Dataset:
     def __init__(self, spec: ImagesSpec) -> None:
+        say_if_silent([spec.path])
         try:
             rows: Any = load_dataset(spec.path, name=spec.name, split=spec.split)
         except (OSError, ValueError, DatasetsError) as error:

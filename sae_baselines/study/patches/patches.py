@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from sae_baselines.errors import UserError, one_line
+from sae_baselines.reach import say_if_silent
 from sae_baselines.study.language_model import check_model_folder, reason_of_model
 from sae_baselines.study.patches.spec import VisionModelSpec
 
@@ -57,6 +58,7 @@ class PatchModel:
         self.name, self.hook_name, self.device = spec.name, hook_name, device
         if Path(spec.name).exists():
             check_model_folder(Path(spec.name), tokenizer=False)
+        say_if_silent([spec.name])
         try:
             config: Any = AutoConfig.from_pretrained(spec.name)
             # Not the fast processors: they need torchvision, built for the installed torch.
