@@ -34,6 +34,7 @@ from sae_baselines.results import (
     checksum_file,
     load_results,
     read_table,
+    refuse_empty,
     row,
     table_of,
     versions_text,
@@ -274,6 +275,7 @@ def checked_results(root: str | Path) -> tuple[pd.DataFrame, Checks]:
             else not records or whose[-1] in absent
         )
     if not any(only_here):
+        refuse_empty(fresh, path)
         return fresh, Checks(unsealed=unsealed)
     load_results(root)  # its numbers count, so it must be as it was written
     unvouched = {pair for pair, here in zip(whose, only_here, strict=True) if here}

@@ -181,7 +181,17 @@ def load_results(root: str | Path) -> pd.DataFrame:
         raise UserError(f"results: {path} is not there; run sae-baselines eval first")
     table = read_table(path)
     _check_checksum(path)
+    refuse_empty(table, path)
     return table
+
+
+def refuse_empty(table: pd.DataFrame, path: Path) -> None:
+    """Raises `UserError` for a table without rows, of which nothing can be said."""
+    if table.empty:
+        raise UserError(
+            f"results: {path} has a header and no rows: nothing was measured; run "
+            "sae-baselines train and eval first"
+        )
 
 
 def read_table(path: Path) -> pd.DataFrame:

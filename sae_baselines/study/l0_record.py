@@ -13,7 +13,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.baselines.l0_control import mean_l0
 from sae_baselines.compat.training import TrainingStep, around_each_step
-from sae_baselines.files import remove
+from sae_baselines.errors import UserError
+from sae_baselines.files import failed, remove
 
 # The L0 that a member was trained at in the end is the mean over this share of its steps.
 END_SHARE = 0.05
@@ -114,6 +115,12 @@ def _opened(path: Path, steps: int) -> Any:
             if values.shape == (steps,) and values.dtype == np.float32:
                 return values
     remove(path)
-    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(steps,))
+    try:
+        values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(steps,))
+    except OSError as error:
+        raise UserError(
+            f"{path}: the L0 of {steps:,} steps cannot be recorded there ({failed(error)}); "
+            "train fewer steps, if as many are not meant"
+        ) from error
     values[:] = np.nan
     return values

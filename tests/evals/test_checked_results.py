@@ -103,6 +103,17 @@ def test_settings_that_are_empty_are_none_and_not_the_defaults(study: Path) -> N
         report_of_study(study)
 
 
+def test_a_table_without_rows_is_no_report(study: Path) -> None:
+    head = (study / "results.csv").read_text().splitlines()[0]
+    for folder in ("panels", "evals"):
+        shutil.rmtree(study / folder)
+    (study / "results.csv").write_text(f"{head}\n")
+    (study / "results.csv.sha256").unlink()
+    with pytest.raises(UserError, match=r"results\.csv has a header and no rows") as said:
+        report_of_study(study)
+    assert "\n" not in str(said.value)
+
+
 def edit_record(study: Path) -> None:
     edit(EvalStore(study).record_file("fake", named(0)), '"seed": 0', '"seed": 1')
 

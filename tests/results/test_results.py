@@ -184,13 +184,17 @@ CSV = GOOD.to_csv(index=False)
         (CSV.replace(",8.0,0,", ",many,0,").encode(), "l0 of row 1 is 'many', no number"),
         (CSV.replace(",x,0,", ",x,0.5,").encode(), "direction of row 1 is .*0.5"),
         (CSV.replace(",x,0,", f",x,{2**70},").encode(), "direction of row 1 is "),
+        (
+            CSV.splitlines()[0].encode() + b"\n",
+            "has a header and no rows: .*; run sae-baselines",
+        ),
         (None, "cannot be read: Is a directory"),
     ],
 )
 def test_a_table_that_is_none_is_one_line(content: bytes | None, words: str, tmp_path: Path):
     path = tmp_path / "results.csv"
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"results\.csv: {words}") as said:
+    with pytest.raises(UserError, match=rf"results\.csv:? {words}") as said:
         load_results(tmp_path)
     assert "\n" not in str(said.value)
 

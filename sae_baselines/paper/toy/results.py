@@ -25,6 +25,7 @@ from sae_baselines.stats import (
 from sae_baselines.study.folder import MEASUREMENT_FILE, STUDY_FILE, StudyFolder
 from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import spec_from_dict
+from sae_baselines.study.synthetic.curve import read_curve
 from sae_baselines.study.synthetic.measure import FEATURES_FILE, PerFeature
 from sae_baselines.study.synthetic.spec import ToyPanelKey, ToySpec
 from sae_baselines.yaml_text import read_yaml
@@ -169,8 +170,7 @@ def load_toy(root: str | Path) -> ToyResults:
         features.append(({**who, "n_samples": measured["n_samples"]}, arrays))
     curves = []
     for path in sorted((folder.root / "curves").glob("*.csv")):
-        with reading(path, "delete it, which leaves its curve out"):
-            curves.append(pd.read_csv(path))
+        curves.append(read_curve(path, "delete it, which leaves its curve out"))
     return ToyResults(
         spec,
         record,

@@ -3,18 +3,26 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.synthetic import SyntheticModel
 
+from sae_baselines.errors import UserError
 from sae_baselines.files import reading, write_atomically
 from sae_baselines.reconstruction import explained_variance
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.stream import StreamTraining
 from sae_baselines.study.synthetic.recovery import best_cosine, recovered_count
+
+# Whose a row is, and of when.
+_KEY = ("architecture", "member", "seed", "step")
+_NUMBERS = (
+    *("seed", "lr", "batch", "step", "samples", "ev", "l0", "recovered", "recovered_share"),
+    *("mean_best_cosine", "silent"),
+)
 
 
 class Curve:
@@ -52,10 +60,7 @@ class Curve:
         self.steps = snapshot_steps(training.steps, n_snapshots)
         self.rows: list[dict[str, Any]] = []
         if path.exists():
-            with reading(path, "delete it"):
-                self.rows = pd.read_csv(path).to_dict("records")
-                for row in self.rows:
-                    _owner(row), int(row["step"])
+            self.rows = read_curve(path, "delete it").to_dict("records")
 
     @torch.no_grad()
     def watch(self, step: int, saes: dict[str, TrainingSAE[Any]]) -> None:
@@ -88,6 +93,32 @@ class Curve:
             "mean_best_cosine": float(best.mean()),
             "silent": sae.cfg.d_sae - alive,
         }
+
+
+def read_curve(path: Path, remedy: str) -> pd.DataFrame:
+    """Rows of a CSV of `Curve`.
+
+    Args:
+        path: The file.
+        remedy: What to do if it is damaged.
+
+    Raises:
+        UserError: It cannot be read, does not say whose its rows are, or a number is none.
+    """
+    with reading(path, remedy):
+        table = pd.read_csv(path)
+    if absent := [name for name in _KEY if name not in table]:
+        raise UserError(f"{path}: has no column {', '.join(absent)}; {remedy}")
+    for name in [name for name in _NUMBERS if name in table]:
+        cells, to_numeric = table[name], cast(Any, pd.to_numeric)
+        numbers = to_numeric(cells, errors="coerce")
+        if (wrong := (numbers.isna() & cells.notna()).to_numpy()).any():
+            row = int(wrong.argmax())
+            raise UserError(
+                f"{path}: {name} of row {row + 1} is {cells.iloc[row]!r}, no number; {remedy}"
+            )
+        table[name] = numbers
+    return table
 
 
 def _owner(row: Mapping[str, Any]) -> tuple[str, str, int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,24 @@ def test_the_curve_ends_where_the_measurement_is(study: Path) -> None:
     assert (merged["recovered_curve"] == merged["recovered"]).all()
     assert np.allclose(merged["mean_best_cosine_curve"], merged["mean_best_cosine"], atol=1e-6)
     assert sorted(set(results.curves["step"])) == sorted(snapshot_steps(100, 4))
+
+
+def test_a_curve_with_text_for_a_number_is_one_line(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "study"
+    shutil.copytree(study, copy)
+    path = next((copy / "curves").glob("*.csv"))
+    table = pd.read_csv(path, dtype=str)
+    table.loc[2, "ev"] = "high"
+    table.to_csv(path, index=False)
+    said = rf"{path.name}: ev of row 3 is 'high', no number; delete it"
+    with pytest.raises(UserError, match=said):
+        load_toy(copy)
+    # Also where a run would go on with it.
+    with pytest.raises(UserError, match=said):
+        curve_module.read_curve(path, "delete it")
+    table.drop(columns="step").to_csv(path, index=False)
+    with pytest.raises(UserError, match=rf"{path.name}: has no column step; delete it"):
+        load_toy(copy)
 
 
 def test_tables_say_what_was_measured(study: Path) -> None:
