@@ -183,6 +183,9 @@ def member_config(
         known,
     )
     options |= spec.sae_options
+    if getattr(spec, "hook_name", "").endswith("hook_z"):
+        # Trained on flattened heads; says that users of the export need not flatten.
+        options["reshape_activations"] = "hook_z"
     try:
         return config_class(**options)
     except (TypeError, ValueError) as error:

@@ -154,10 +154,6 @@ class Source(Protocol):
     start_folder: Path
     scratch: ClassVar[Sequence[str]]
 
-    def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
-        """A member's config with what only this source knows."""
-        ...
-
     def train(self, run: PassRun) -> Trained:
         """Train every member of a pass; a pass that was interrupted is resumed.
 
@@ -465,7 +461,7 @@ class _Work:
         configs = member_configs(spec, members, self.start, d_in, self.source.device)
         run = PassRun(
             this_pass,
-            {key: self.source.adapt(config) for key, config in configs.items()},
+            configs,
             self.start,
             checkpoints,
             self.source.held_out,

@@ -46,6 +46,16 @@ def configs(tmp_path: Path, architecture: str, **overrides: Any) -> dict[str, An
     }
 
 
+@pytest.mark.parametrize(
+    ("hook", "says"), [("attn.hook_z", "hook_z"), ("hook_mlp_out", "none")]
+)
+def test_saes_of_heads_say_that_they_read_them_flattened(
+    hook: str, says: str, tmp_path: Path
+) -> None:
+    made = configs(tmp_path, "topk", hook_name=f"blocks.1.{hook}")
+    assert {config.reshape_activations for config in made.values()} == {says}
+
+
 def test_fair_holds_l0_with_a_penalty_that_leaves_it_alone(tmp_path: Path) -> None:
     made = configs(tmp_path, "jumprelu")
     square_norm = float(X.pow(2).sum(dim=1).mean())
@@ -205,6 +215,17 @@ def test_l0_over_training_is_that_of_each_batch_also_of_a_resumed_run(tmp_path: 
                 trainer.step(next(batches(seed=9)))
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), l0, rtol=1e-6)
     assert recorded_l0(tmp_path, "a")["end"] == pytest.approx(l0[-1])
+
+
+def test_more_steps_than_a_file_can_hold_are_one_line(tmp_path: Path) -> None:
+    sae = make_sae("frozen_decoder_standard")
+    trainer = make_trainer(sae, 10**17)
+    with (
+        pytest.raises(UserError, match=r"a\.npy: the L0 of 100,000,.* steps cannot be") as said,
+        L0Record(tmp_path, {"a": sae}),
+    ):
+        trainer.step(next(batches()))
+    assert "\n" not in str(said.value)
 
 
 def test_l0_of_a_run_that_is_known_in_part() -> None:

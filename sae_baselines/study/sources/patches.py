@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from sae_lens import SAE
-from sae_lens.saes.sae import TrainingSAEConfig
 from safetensors.torch import load_file, save
 
 from sae_baselines.errors import UserError
@@ -202,9 +201,6 @@ class PatchSource:
             "train_patches_dropped": len(self.rows) - len(self.keep),
         }
         write_atomically(path, json.dumps(facts, indent=2))
-
-    def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
-        return config
 
     def train(self, run: PassRun) -> Trained:
         spec = self.spec

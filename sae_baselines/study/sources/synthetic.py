@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
-from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_baselines.files import new_folder
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
@@ -57,9 +56,6 @@ class SyntheticSource:
         self.facts = {"setting": name}
         with new_folder(folder.root / "models" / name) as scratch:
             self.model.save(scratch)
-
-    def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
-        return config
 
     def train(self, run: PassRun) -> Trained:
         spec = self.spec

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from datasets import IterableDataset
 from sae_lens import SAE, LoggingConfig, MultiSAETrainingRunnerConfig
-from sae_lens.saes.sae import TrainingSAEConfig
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.compat.training import careful_resuming
@@ -87,12 +86,6 @@ class TextSource:
         self.facts = {"held_out_documents": self.data.n_held_out}
         if self.drawn is not None:
             self.facts |= self.drawn.facts
-
-    def adapt(self, config: TrainingSAEConfig) -> TrainingSAEConfig:
-        if self.spec.hook_name.endswith("hook_z"):
-            # Trained on flattened heads; says that users of the export need not flatten.
-            config.reshape_activations = "hook_z"
-        return config
 
     def train(self, run: PassRun) -> Trained:
         spec = self.spec
