@@ -19,22 +19,33 @@ _LINE = (
 )
 
 
-class _Lines(std.tqdm):
+class _Counting(std.tqdm):
+    """Counts each item as it is done.
+
+    tqdm's own loop counts several at once, and none before a tenth of a second is over: what
+    is drawn while a slow item follows quick ones would be too few.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for item in self.iterable:
+                yield item
+                self.update()
+        finally:
+            self.close()
+
+
+class _Bar(_Counting, best):
+    """A bar, or in a notebook a widget."""
+
+
+class _Lines(_Counting):
     """A line at intervals instead of a bar that is drawn over itself."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # The ticker writes; what is over sooner than it ticks is one line.
         given = {**options, "delay": float("inf")}
         super().__init__(*args, **{**given, "bar_format": _LINE, "ncols": None})
-
-    def __iter__(self) -> Iterator[Any]:
-        # tqdm's own counts nothing before the delay is over.
-        try:
-            for item in self.iterable:
-                yield item
-                self.n += 1
-        finally:
-            self.close()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write one line."""
@@ -60,8 +71,7 @@ def progress(*args: Any, **options: Any) -> Any:
     """
     out = options.get("file") or sys.stderr
     at_terminal = bool(getattr(out, "isatty", bool)())
-    # In a notebook `best` is a widget.
-    kind: Any = best if at_terminal or best is not tqdm_asyncio else _Lines
+    kind: Any = _Bar if at_terminal or best is not tqdm_asyncio else _Lines
     bar = kind(*args, **options)
     if not bar.disable:
         _tick(bar)

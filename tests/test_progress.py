@@ -60,3 +60,16 @@ def test_what_is_walked_through_is_counted_on_the_way(
     moved = out.getvalue()
     for n in range(3):
         assert any(f"{n} of 3" in part or f"{n}/3" in part for part in moved.splitlines()), n
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_what_was_quick_is_counted_while_what_follows_is_slow(
+    kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_EVERY", 0.02)
+    out = kind()
+    for item in progress(range(4), desc="Exporting", unit="SAE", file=out):
+        if item == 3:
+            time.sleep(0.2)
+            moved = out.getvalue()
+    assert "3 of 4" in moved or "3/4" in moved
