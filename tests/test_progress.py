@@ -67,7 +67,7 @@ def test_what_was_quick_is_counted_while_what_follows_is_slow(
     kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "_EVERY", 0.02)
-    out = kind()
+    out, moved = kind(), ""
     for item in progress(range(4), desc="Exporting", unit="SAE", file=out):
         if item == 3:
             time.sleep(0.2)

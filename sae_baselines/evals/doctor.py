@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
+import datasets.config
 import torch
 from datasets.naming import camelcase_to_snakecase
 from huggingface_hub import constants, get_token, try_to_load_from_cache

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
-import datasets
+import datasets.config
 import pytest
 import torch
 from huggingface_hub import constants

@@ -112,7 +112,8 @@ def read_curve(path: Path, remedy: str) -> pd.DataFrame:
     for name in [name for name in _NUMBERS if name in table]:
         cells, to_numeric = table[name], cast(Any, pd.to_numeric)
         numbers = to_numeric(cells, errors="coerce")
-        if (wrong := (numbers.isna() & cells.notna()).to_numpy()).any():
+        wrong = numbers.isna() & (cells.notna() | (name in _KEY))
+        if (wrong := wrong.to_numpy()).any():
             row = int(wrong.argmax())
             raise UserError(
                 f"{path}: {name} of row {row + 1} is {cells.iloc[row]!r}, no number; {remedy}"
