@@ -147,7 +147,18 @@ def write_vision_results(
     members: Mapping[MemberKey, MemberSpec],
     measurements: Mapping[MemberKey, Mapping[str, Any]],
 ) -> Path:
-    """Write ``results.csv`` of a vision study; ``n`` counts held-out patches."""
+    """Write ``results.csv`` of a vision study."""
+    path = folder.root / RESULTS_FILE
+    write_table(vision_results(folder, members, measurements), path)
+    return path
+
+
+def vision_results(
+    folder: StudyFolder,
+    members: Mapping[MemberKey, MemberSpec],
+    measurements: Mapping[MemberKey, Mapping[str, Any]],
+) -> pd.DataFrame:
+    """The table of a vision study; ``n`` counts held-out patches."""
     # Statistics match members by the panel's L0, wherever it is from.
     metrics = {**{("vision", metric): metric for metric in _VISION}, MEASURED_L0: "l0"}
     rows = [
@@ -168,9 +179,7 @@ def write_vision_results(
         (facts_of_member(key, members[key].constraint).to_dict(), folder.member(key), measured)
         for key, measured in measurements.items()
     )
-    path = folder.root / RESULTS_FILE
-    write_table(table_of([*rows, *identity_rows(saes, _VISION_VERSIONS)]), path)
-    return path
+    return table_of([*rows, *identity_rows(saes, _VISION_VERSIONS)])
 
 
 def identity_rows(

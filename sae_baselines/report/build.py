@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import TRAINED, is_random_model, kind_of
+from sae_baselines.controls import PUBLISHED, TRAINED, is_random_model, kind_of
 from sae_baselines.evals.registry import (
     get_suite,
     is_null_for,
@@ -56,7 +56,7 @@ from sae_baselines.stats import (
     room_of_member,
     verdicts,
 )
-from sae_baselines.stats.by_rate import AtRate
+from sae_baselines.stats.by_rate import AtRate, Rated
 
 _NO_PAIRS = "nothing to compare"
 _PANEL_EV = ("panel", "explained_variance")
@@ -212,7 +212,12 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     if answers:
         text = render("joint.md.j2", answers=answers, correct=context.correct)
         parts.append(Section("joint", "Against all baselines of a question at once", text))
-    rates = rates_of(table, context.latents, context.correct, context.chosen)
+    rated = {
+        key: Rated.of(found, context.chosen.get(key))
+        for key, found in context.latents.items()
+        if key[1] != PUBLISHED
+    }
+    rates = rates_of(table, rated, context.correct)
     if rates is not None:
         parts.append(rates.section)
         drawn["rates"] = list(rates.figures)

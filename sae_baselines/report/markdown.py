@@ -232,11 +232,11 @@ def heading(of: Any, direction: int | None = None) -> str:
     return f"{names.title(suite, metric)} {names.arrow(up)} ({names.better(up)}), {key}"
 
 
-def rate(decade: int | None) -> str:
+def rate(decade: int | None, unit: str = "tokens") -> str:
     """``on 0.1 to 1 % of tokens``; None for latents that never fire."""
     if decade is None:
-        return "on no token"
-    return f"on {100 * 10.0**decade:g} to {100 * 10.0 ** (decade + 1):g} % of tokens"
+        return f"on no {unit.removesuffix('es' if unit.endswith('ches') else 's')}"
+    return f"on {100 * 10.0**decade:g} to {100 * 10.0 ** (decade + 1):g} % of {unit}"
 
 
 def _by_decade(items: Any) -> list[tuple[int | None, list[Any]]]:

@@ -13,13 +13,21 @@ from sae_baselines.stats.by_rate import Rated
 _PER_DECADE = 4
 
 
-def rate_figure(table: Results, group: Group, members: Mapping[str, Sequence[Rated]]) -> Figure:
+def rate_figure(
+    table: Results,
+    group: Group,
+    members: Mapping[str, Sequence[Rated]],
+    unit: str = "tokens",
+    name: str = "rates",
+) -> Figure:
     """How many latents fire how often, and how much of the variance they explain.
 
     Args:
         table: Whose members these are.
         group: Architecture and L0.
         members: Latents of each seed, by member.
+        unit: What latents fire on.
+        name: What the figure's name begins with.
     """
     looks = style.looks(table.members, table.controls)
     every = np.concatenate([rated.rates for seeds in members.values() for rated in seeds])
@@ -48,16 +56,15 @@ def rate_figure(table: Results, group: Group, members: Mapping[str, Sequence[Rat
             )
     count.set_ylabel("latents")
     share.set_ylabel("share of variance")
-    share.set_xlabel("share of held-out tokens that a latent fires on")
+    share.set_xlabel(f"share of held-out {unit} that a latent fires on")
     share.axhline(0, color=style.GRID, linewidth=0.8)
     for ax in (count, share):
         ax.set_xscale("log")
         ax.grid(axis="y")
     handles, labels = count.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower left", ncols=2, columnspacing=1.0)
-    name = f"rates-{group[0]}-l0-{group[1]:g}"
     caption = (
         f"{named(group)}: latents by how often they fire, {_PER_DECADE} bins per decade, and "
         "the share of variance that those of a bin explain; mean over seeds."
     )
-    return style.finish(fig, name, caption)
+    return style.finish(fig, f"{name}-{group[0]}-l0-{group[1]:g}", caption)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sae_baselines.controls import PUBLISHED
-from sae_baselines.evals.metrics import TOP_LATENT
 from sae_baselines.report.markdown import Figure, Section, grouped, render
 from sae_baselines.report.names import title
 from sae_baselines.results import Group, Results, SAEKey
@@ -12,13 +10,11 @@ from sae_baselines.stats import Correct
 from sae_baselines.stats.by_rate import (
     AtRate,
     Choice,
-    Chosen,
     Rated,
     by_rate,
     choices,
     mean_strata,
 )
-from sae_baselines.study.latents import Latents
 
 
 @dataclass(frozen=True)
@@ -38,27 +34,26 @@ class Rates:
 
 def rates_of(
     table: Results,
-    latents: Mapping[SAEKey, Latents],
-    correct: Correct,
-    chosen: Mapping[SAEKey, Chosen] | None = None,
+    rated: Mapping[SAEKey, Rated],
+    correct: Correct = "baseline",
+    unit: str = "tokens",
+    name: str = "rates",
+    heading: str = "Latents by how often they fire",
 ) -> Rates | None:
     """Compare latents of like rates; None where nothing is stored of any.
 
     Args:
         table: The results, without a published SAE.
-        latents: By panel and member.
+        rated: By panel and member.
         correct: As of `stats.verdicts`.
-        chosen: By panel and member, what probes chose.
+        unit: What latents fire on.
+        name: Of the section, and what figures' names begin with.
+        heading: Of the section.
     """
-    rated = {
-        k: Rated.of(found, (chosen or {}).get(k))
-        for k, found in latents.items()
-        if k[1] != PUBLISHED
-    }
-    keys = {
+    every = {
         group: {
             member: [
-                key
+                rated[key]
                 for seed in table.seeds(group, member)
                 if (key := (table.panels[group, member, seed], member)) in rated
             ]
@@ -67,8 +62,8 @@ def rates_of(
         for group in table.groups
     }
     saes = {
-        group: {member: [rated[key] for key in found] for member, found in of.items() if found}
-        for group, of in keys.items()
+        group: {member: found for member, found in of.items() if found}
+        for group, of in every.items()
         if any(of.values())
     }
     if not saes:
@@ -77,24 +72,25 @@ def rates_of(
     from sae_baselines.report import rate_plots, style  # noqa: PLC0415
 
     with style.drawing():
-        drawn = [rate_plots.rate_figure(table, group, of) for group, of in saes.items()]
+        drawn = [
+            rate_plots.rate_figure(table, group, of, unit, name) for group, of in saes.items()
+        ]
     found = by_rate(table, rated, correct=correct)
     text = render(
         "rates.md.j2",
         table=table,
+        unit=unit,
+        known={g for g, of in saes.items() if any(r.recovers is not None for r in _each(of))},
         members={
             group: {member: mean_strata(seeds) for member, seeds in of.items()}
             for group, of in saes.items()
         },
-        offsets={
-            group: min(float(latents[k].offset) for of in keys[group].values() for k in of)
-            for group in saes
-        },
+        offsets={group: min(rated.offset for rated in _each(of)) for group, of in saes.items()},
         drawn=drawn,
         chosen=_chosen(saes),
         compared=list(grouped(found, _what).items()),
     )
-    section = Section("rates", "Latents by how often they fire", text)
+    section = Section(name, heading, text)
     return Rates(section, tuple(drawn), tuple(found))
 
 
@@ -104,7 +100,7 @@ def _chosen(
     """By group and suite: tasks, latents chosen for each, and choices by member and decade."""
     found = []
     for group, of in saes.items():
-        suites = {suite for seeds in of.values() for rated in seeds for suite in rated.chosen}
+        suites = {suite for rated in _each(of) for suite in rated.chosen}
         for suite in sorted(suites):
             known = {
                 member: have
@@ -119,12 +115,18 @@ def _chosen(
     return found
 
 
+def _each(members: Mapping[str, list[Rated]]) -> list[Rated]:
+    return [rated for seeds in members.values() for rated in seeds]
+
+
 def _what(item: AtRate) -> tuple[Group, str]:
     v = item.verdict
     name = v.metric.split("_at_rate_")[0]
     what = (
         "variance explained by as many latents" if v.suite == "panel" else title(v.suite, name)
     )
-    if name == TOP_LATENT:
+    if item.n_of == "datasets":
         what += " on the datasets for which both chose one of the decade"
+    elif item.n_of == "features":
+        what = "share of features recovered"
     return (v.architecture, v.l0), what

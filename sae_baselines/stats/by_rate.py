@@ -51,17 +51,30 @@ class Rated:
         explained: Share of variance that each explains, ``[d_sae]``.
         cosines: Of each decoder row with its start, ``[d_sae]``; NaN where it is not known.
         chosen: By suite and task, the latents that its probes are on, best first.
+        offset: What the mean of the reconstruction loses; see `Latents`.
+        recovers: Whether each recovers a feature, where features are known, ``[d_sae]``.
+        truth: By metric, what is known of each feature: its rate, the same for every SAE, and
+            the SAE's value, both ``[n_features]``.
     """
 
     rates: np.ndarray
     explained: np.ndarray
     cosines: np.ndarray
     chosen: Chosen = field(default_factory=dict)
+    offset: float = float("nan")
+    recovers: np.ndarray | None = None
+    truth: Mapping[MetricKey, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, latents: Latents, chosen: Chosen | None = None) -> "Rated":
         """From what is stored beside an SAE, and in the records of its evaluations."""
-        return cls(latents.rates, latents.explained, latents.cos_to_start, chosen or {})
+        return cls(
+            latents.rates,
+            latents.explained,
+            latents.cos_to_start,
+            chosen or {},
+            float(latents.offset),
+        )
 
 
 @dataclass(frozen=True)
@@ -72,11 +85,13 @@ class Stratum:
         n: How many.
         explained: Share of variance that they explain together.
         cosine: Mean cosine of their decoder rows with the start; NaN where it is not known.
+        recovers: Share of them that recover a feature; NaN where features are not known.
     """
 
     n: float
     explained: float
     cosine: float
+    recovers: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,7 @@ class AtRate:
         decade: k of the rates from 10^k to 10^(k + 1).
         n: How many are compared, mean over seeds.
         verdict: Of the stratum.
-        n_of: What n counts: latents, or datasets on which probes are compared.
+        n_of: What n counts: latents, datasets on which probes are compared, or features.
     """
 
     decade: int
@@ -118,9 +133,13 @@ def strata(rated: Rated) -> dict[int | None, Stratum]:
     parts: dict[int | None, np.ndarray] = {d: decade == d for d in known}
     if np.isnan(decade).any():
         parts[NEVER] = np.isnan(decade)
+    known_of = np.full(len(decade), np.nan) if rated.recovers is None else rated.recovers
     return {
         d: Stratum(
-            float(part.sum()), float(rated.explained[part].sum()), _mean(rated.cosines[part])
+            float(part.sum()),
+            float(rated.explained[part].sum()),
+            _mean(rated.cosines[part]),
+            _mean(known_of[part]),
         )
         for d, part in parts.items()
     }
@@ -197,8 +216,8 @@ def by_rate(
     """Verdicts within decades of the firing rate, on latents that are matched in rate.
 
     Compared are the share of variance that as many latents of the same rates explain, the
-    mean AutoInterp score of the latents that were scored, and the accuracy of probes on one
-    latent.
+    mean AutoInterp score of the latents that were scored, the accuracy of probes on one
+    latent, and where features are known how many of those that fire as often are recovered.
 
     Args:
         results: The table; its rows of the panel say which SAEs may be compared.
@@ -212,7 +231,8 @@ def by_rate(
             continue
         for baseline in results.compared_with(group, tested):
             pairs = _pairs(results, latents, group, (tested, baseline))
-            for metric in (_VARIANCE, *_scored(results, group), *_probed(results, pairs)):
+            kinds = (_scored(results, group), _probed(results, pairs), _known(results, pairs))
+            for metric in (_VARIANCE, *(m for kind in kinds for m in kind)):
                 if pairs and is_null_for(results.constraints[baseline], *_at(metric, -1)):
                     members = (tested, baseline)
                     found += _at_rates(results, group, pairs, metric, members, correct)
@@ -255,6 +275,12 @@ def _probed(results: Results, pairs: Mapping[int, tuple[Rated, Rated]]) -> list[
     return [m for m in results.metrics if m[0] in suites and m[1] == TOP_LATENT]
 
 
+def _known(results: Results, pairs: Mapping[int, tuple[Rated, Rated]]) -> list[MetricKey]:
+    """Metrics of features."""
+    known = {m for pair in pairs.values() for rated in pair for m in rated.truth}
+    return [m for m in results.metrics if m in known]
+
+
 def _compared(
     results: Results,
     group: Group,
@@ -271,6 +297,10 @@ def _compared(
         return matched((first.rates, second.rates), (first.explained, second.explained))
     if metric[1] == TOP_LATENT:
         return _of_one_decade(results, group, metric, members, seed, pair)
+    if metric in pair[0].truth and metric in pair[1].truth:
+        (rates, mine), (_, others) = (r.truth[metric] for r in pair)
+        found = matched((rates, rates), (mine, others))
+        return {d: (n, a / n, b / n) for d, (n, a, b) in found.items()}
     first, second = (_scores(results, group, metric, m, seed) for m in members)
     rates = pair[0].rates[first.index], pair[1].rates[second.index]
     values = first.to_numpy(), second.to_numpy()
@@ -355,10 +385,18 @@ def _at_rates(
             decade,
             float(np.mean(counts[decade])),
             words[decade],
-            "datasets" if metric[1] == TOP_LATENT else "latents",
+            _n_of(metric, pairs),
         )
         for decade in sorted(words, reverse=True)
     ]
+
+
+def _n_of(metric: MetricKey, pairs: Mapping[int, tuple[Rated, Rated]]) -> str:
+    if metric[1] == TOP_LATENT:
+        return "datasets"
+    return (
+        "features" if any(metric in rated.truth for rated, _ in pairs.values()) else "latents"
+    )
 
 
 def _scores(
@@ -387,10 +425,11 @@ def mean_strata(seeds: Sequence[Rated]) -> dict[int | None, Stratum]:
     out = {}
     for d in sorted(order, key=lambda d: np.inf if d is None else -d):
         parts = [found.get(d, nothing) for found in every]
-        cosines = np.array([p.cosine for p in parts if p.n])
+        there = [p for p in parts if p.n]
         out[d] = Stratum(
             float(np.mean([p.n for p in parts])),
             float(np.mean([p.explained for p in parts])),
-            _mean(cosines),
+            _mean(np.array([p.cosine for p in there])),
+            _mean(np.array([p.recovers for p in there])),
         )
     return out

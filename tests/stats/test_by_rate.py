@@ -1,5 +1,7 @@
 """Latents matched in firing rate, and verdicts within decades of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -204,3 +206,27 @@ def test_probes_are_compared_on_datasets_for_which_both_chose_alike() -> None:
     assert {(i.n, i.n_of) for i in found} == {(8, "datasets")}
     assert {i.verdict.margin for i in found} == {None}
     assert not [i for i in by_rate(table, latents) if i.verdict.suite == suite]
+
+
+def test_features_are_compared_at_the_rates_at_which_they_fire() -> None:
+    """The trained SAE recovers what is frequent; the twin a fifth of all."""
+    results, latents = study(gain=0.0, seeds=3)
+    metric = ("toy_variable", "recovered_share")
+    rates = np.repeat([0.5, 0.03, 0.002, 0.0], 10)
+    every, told = {}, {}
+    for (panel, member), rated in latents.items():
+        found = rates > 0.01 if member == "trained" else np.arange(40) % 5 == 0
+        truth = {metric: (rates, found)}
+        told[panel, member] = replace(rated, truth=truth, recovers=rated.rates > 0.1)
+        every[member, int(panel[-1])] = float(found.mean())
+    frame_ = pd.concat(
+        [results.frame, pd.DataFrame(rows(every, suite=metric[0], metric=metric[1]))],
+        ignore_index=True,
+    )
+    found = [i for i in by_rate(Results.of(frame_), told) if i.verdict.suite == metric[0]]
+    assert {i.decade: i.verdict.mean_difference for i in found} == pytest.approx(
+        {-1: 0.8, -2: 0.8, -3: -0.2}
+    )
+    assert {(i.n, i.n_of) for i in found} == {(10, "features")}
+    shares = {d: s.recovers for d, s in strata(next(iter(told.values()))).items()}
+    assert shares == {-1: 1, -2: 0, -3: 0, -4: 0}

@@ -28,7 +28,9 @@ from sae_baselines.paper.toy.results import (
 from sae_baselines.report.build import Report
 from sae_baselines.report.markdown import Figure, Section, render
 from sae_baselines.report.numbers import mean_sd
+from sae_baselines.report.rates import Rates, rates_of
 from sae_baselines.report.write import write_report
+from sae_baselines.results import Results
 from sae_baselines.stats import Correct, Verdict, corrected
 from sae_baselines.study.folder import STUDY_FILE
 from sae_baselines.study.measure import L0_TOLERANCE
@@ -79,6 +81,8 @@ def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Repo
     nearly_free = toy_answers(verdicts, "nearly free", correct)
     answers = {setting: [*random[setting], *nearly_free[setting]] for setting in verdicts}
     figures = _figures(results)
+    by_rate = {setting: _by_rate(results, setting, correct) for setting in verdicts}
+    rates = {setting: found for setting, found in by_rate.items() if found is not None}
     single_seed = len(spec.seeds) == 1
     record = {"spec": results.record["spec"], **results.record}
     seeds = "one training seed" if len(spec.seeds) == 1 else f"{len(spec.seeds)} training seeds"
@@ -100,6 +104,7 @@ def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Repo
             Section(setting, f"Setting: {setting}", _setting(results, setting, found))
             for setting, found in verdicts.items()
         ),
+        *(found.section for found in rates.values()),
         Section("figures", "Figures", _words("toy_figures.md.j2", drawn=figures)),
         Section(
             "sceptic",
@@ -128,10 +133,23 @@ def build_toy_report(results: ToyResults, correct: Correct = "baseline") -> Repo
         f"on data whose features are known. {spec.training_samples:,} samples each, learning "
         f"rate {spec.lr:g}, {seeds}; every member of a setting sees the same samples.",
         sections=sections,
-        figures=tuple(figures),
+        figures=(*figures, *(f for found in rates.values() for f in found.figures)),
         verdicts=tuple(v for vs in verdicts.values() for v in vs),
         against_random=tuple(r for rs in random.values() for r in rs),
         nearly_free=tuple(r for rs in nearly_free.values() for r in rs),
+        by_rate=tuple(item for found in rates.values() for item in found.found),
+    )
+
+
+def _by_rate(results: ToyResults, setting: str, correct: Correct) -> Rates | None:
+    rows = results.rows.loc[results.rows["setting"] == setting]
+    return rates_of(
+        Results.of(rows.drop(columns="setting")),
+        results.rated,
+        correct,
+        unit="samples",
+        name=f"rates-{setting}",
+        heading=f"Latents and features by how often they fire: {setting}",
     )
 
 

@@ -1,11 +1,14 @@
 """A finished synthetic study, read from its folder: tidy rows, arrays, chance, verdicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file
 
 from sae_baselines.controls import Question
@@ -13,7 +16,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals.results import identity_rows
 from sae_baselines.files import parse_json, reading
 from sae_baselines.paper.toy.chance import SimulatedRecovery, simulate_recovery
-from sae_baselines.results import PANEL_SUITE, row
+from sae_baselines.results import PANEL_SUITE, SAEKey, row
 from sae_baselines.stats import (
     AgainstRandom,
     Correct,
@@ -22,11 +25,14 @@ from sae_baselines.stats import (
     differences,
     verdicts,
 )
-from sae_baselines.study.folder import MEASUREMENT_FILE, STUDY_FILE, StudyFolder
+from sae_baselines.stats.by_rate import Rated
+from sae_baselines.study.folder import MEASURE_AGAIN, MEASUREMENT_FILE, STUDY_FILE, StudyFolder
+from sae_baselines.study.latents import Latents
 from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.study.synthetic.curve import read_curve
 from sae_baselines.study.synthetic.measure import FEATURES_FILE, PerFeature
+from sae_baselines.study.synthetic.recovery import RECOVERED_ABOVE, best_cosine
 from sae_baselines.study.synthetic.spec import ToyPanelKey, ToySpec
 from sae_baselines.yaml_text import read_yaml
 
@@ -92,6 +98,8 @@ class ToyResults:
         curves: Snapshots of all runs.
         sizes: Per setting: d_in, number of features, mean active features.
         chance: Per setting, recovery of these features by random dictionaries.
+        rated: By panel and member, latents and features by how often they fire, where it is
+            stored of latents.
     """
 
     spec: ToySpec
@@ -102,6 +110,7 @@ class ToyResults:
     curves: pd.DataFrame
     sizes: dict[str, tuple[int, int, float]]
     chance: dict[str, SimulatedRecovery]
+    rated: dict[SAEKey, Rated] = field(default_factory=dict)
 
     @property
     def is_the_papers(self) -> bool:
@@ -128,6 +137,7 @@ def load_toy(root: str | Path) -> ToyResults:
     frame: list[dict[str, Any]] = []
     features: list[tuple[dict[str, Any], PerFeature]] = []
     sizes: dict[str, tuple[int, int, float]] = {}
+    rated: dict[SAEKey, Rated] = {}
     for key, member in all_members(spec).items():
         measured = folder.measurement(key)
         if measured is None:
@@ -168,6 +178,14 @@ def load_toy(root: str | Path) -> ToyResults:
         frame.append({**measured, **who, "l0": measured["l0"], **training})
         arrays = PerFeature.load(folder.member(key) / FEATURES_FILE)
         features.append(({**who, "n_samples": measured["n_samples"]}, arrays))
+        latents = Latents.load(folder.member(key))
+        if latents is not None:
+            found = arrays.firings / measured["n_samples"], arrays.best_cosine > RECOVERED_ABOVE
+            rated[key.panel.name, key.member] = replace(
+                Rated.of(latents),
+                recovers=_recovers(folder.member(key), weights.parent),
+                truth={(f"toy_{setting}", "recovered_share"): found},
+            )
     curves = []
     for path in sorted((folder.root / "curves").glob("*.csv")):
         curves.append(read_curve(path, "delete it, which leaves its curve out"))
@@ -180,14 +198,33 @@ def load_toy(root: str | Path) -> ToyResults:
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
         sizes,
         {setting: _chance(folder.root / "models" / setting, spec) for setting in sizes},
+        rated,
     )
 
 
 def _chance(model: Path, spec: ToySpec) -> SimulatedRecovery:
+    features = _features(model)
+    return simulate_recovery(features, spec.d_sae, seed=spec.model_seed, draws=_DRAWS)
+
+
+def _features(model: Path) -> torch.Tensor:
     path = model / "synthetic_model.safetensors"
     with reading(path, _MODEL_AGAIN):
-        features = load_file(path)["feature_vectors"]
-    return simulate_recovery(features, spec.d_sae, seed=spec.model_seed, draws=_DRAWS)
+        return load_file(path)["feature_vectors"]
+
+
+def _recovers(member: Path, model: Path) -> np.ndarray | None:
+    """Whether each latent recovers any feature; None where the weights were left behind."""
+    path = member / SAE_WEIGHTS_FILENAME
+    if not path.exists():
+        return None
+    with reading(path, MEASURE_AGAIN):
+        rows = load_file(path)["W_dec"]
+    found = np.zeros(len(rows), dtype=bool)
+    has_direction = rows.norm(dim=1) > 0
+    best = best_cosine(_features(model), rows[has_direction])
+    found[has_direction.numpy()] = (best > RECOVERED_ABOVE).numpy()
+    return found
 
 
 def toy_verdicts(

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from sae_baselines.evals.results import vision_results
 from sae_baselines.files import keep_links_inside, write_atomically
 from sae_baselines.paper.vision import table
 from sae_baselines.paper.vision.picks import (
@@ -26,10 +27,15 @@ from sae_baselines.paper.vision.picks import (
 )
 from sae_baselines.report.build import Report
 from sae_baselines.report.markdown import Section, code, render
+from sae_baselines.report.rates import rates_of
 from sae_baselines.report.write import to_html
+from sae_baselines.results import Results
+from sae_baselines.stats.by_rate import Rated
 from sae_baselines.study.engine import measurements_of
 from sae_baselines.study.folder import StudyFolder
+from sae_baselines.study.latents import Latents
 from sae_baselines.study.patches import norms
+from sae_baselines.study.plan import all_members
 from sae_baselines.study.sources.patches import PatchData, spec_of_study
 
 _SIDE = 84
@@ -118,7 +124,17 @@ def write_page(
 
 def _report(source: PatchData, patches: str, n_rows: int) -> Report:
     spec, facts = source.spec, source.facts
-    measured = measurements_of(spec, StudyFolder(source.root))
+    folder = StudyFolder(source.root)
+    measured = measurements_of(spec, folder)
+    rates = rates_of(
+        Results.of(vision_results(folder, all_members(spec), measured)),
+        {
+            (key.panel.name, key.member): Rated.of(latents)
+            for key in measured
+            if (latents := Latents.load(folder.member(key))) is not None
+        },
+        unit="patches",
+    )
     numbers = _words(
         "vision_numbers.md.j2",
         columns=table.COLUMNS,
@@ -139,8 +155,10 @@ def _report(source: PatchData, patches: str, n_rows: int) -> Report:
         sections=(
             Section("patches", "Rare latents", patches),
             Section("numbers", "Numbers", numbers),
+            *([] if rates is None else [rates.section]),
             Section("how", "How this was made", how),
         ),
+        figures=() if rates is None else rates.figures,
     )
 
 

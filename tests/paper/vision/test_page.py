@@ -42,6 +42,9 @@ def test_the_page_has_the_tables_numbers_and_nothing_from_elsewhere(study: Study
     plain = re.sub(r"<[^>]+>", "", html).replace("&#39;", "'").replace("&lt;", "<")
     assert notes(study.measurements)[0][:80] in plain
     assert "Single seed" in plain
+    assert "Latents by how often they fire" in plain
+    assert "% of patches" in plain
+    assert "of tokens" not in plain
     # Trained and two controls; two latents; four patches, near and far.
     assert len(_IMAGE.findall(html)) == 3 * 2 * len(PERCENTILES) * 2
     assert not re.search(r'(?:src|href)="(?!data:|#)', html)

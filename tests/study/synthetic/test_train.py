@@ -122,6 +122,47 @@ def test_the_recorded_counts_are_those_of_the_exports(study: Path) -> None:
         assert measured["mean_best_cosine"] == pytest.approx(best.mean(), abs=1e-6)
 
 
+def test_recovery_by_rate_is_of_the_recorded_counts(study: Path) -> None:
+    results = load_toy(study)
+    rows = results.frame.to_dict("records")
+    assert len(results.rated) == len(rows)
+    for row in rows:
+        rated = results.rated[row["panel"], row["member"]]
+        assert rated.recovers is not None
+        assert rated.recovers.sum() == row["recovering_latents"]
+        ((metric, (rates, found)),) = rated.truth.items()
+        assert metric == (f"toy_{row['setting']}", "recovered_share")
+        assert found.sum() == row["recovered"]
+        assert rates.sum() == pytest.approx(row["true_l0"], rel=1e-6)
+    page = (study / "report.md").read_text()
+    for setting in ("constant", "variable"):
+        assert f"Latents and features by how often they fire: {setting}" in page
+        assert (study / f"figures/rates-{setting}-topk-l0-3.png").exists()
+    assert "% of samples" in page
+    assert "of tokens" not in page
+    assert "| recover a feature |" in page
+    table = pd.read_csv(study / "by_rate.csv")
+    parts = table.loc[
+        (table["suite"] == "toy_variable")
+        & table["metric"].str.startswith("recovered_share_at_rate_1e-")
+        & (table["architecture"] == "topk")
+        & (table["baseline"] == "frozen_decoder")
+    ]
+    firing = next(f for who, f in results.features if who["panel"].startswith("variable_topk"))
+    decade = np.floor(np.log10(firing.firings / 8192))
+    n = {d: int((decade == d).sum()) for d in np.unique(decade)}
+    total = sum(
+        share * n[int(name.rsplit("1e", 1)[1])]
+        for name, share in zip(parts["metric"], parts["trained"], strict=True)
+    )
+    (trained,) = (
+        row["recovered"]
+        for row in rows
+        if row["panel"].startswith("variable_topk") and row["member"] == "trained"
+    )
+    assert total == pytest.approx(trained)
+
+
 def test_the_curve_ends_where_the_measurement_is(study: Path) -> None:
     """The last snapshot is the trained SAE: the same decoder, so the same recovery."""
     results = load_toy(study)
