@@ -138,7 +138,7 @@ def test_recovery_by_rate_is_of_the_recorded_counts(study: Path) -> None:
     for setting in ("constant", "variable"):
         assert f"Latents and features by how often they fire: {setting}" in page
         assert (study / f"figures/rates-{setting}-topk-l0-3.png").exists()
-    assert "% of samples" in page
+    assert "share of features recovered, features that fire on 1 to 10 % of samples" in page
     assert "of tokens" not in page
     assert "| recover a feature |" in page
     table = pd.read_csv(study / "by_rate.csv")
