@@ -329,7 +329,9 @@ class _Machine:
 def asks_for_data(suite: Suite, options: Mapping[str, Any]) -> bool:
     """Whether a suite's data is the Hub's, and not a dataset that is here."""
     given = options.get("dataset") or options.get("dataset_name")
-    return suite.needs.data and not (given and Path(str(given)).exists())
+    # Entities that are named are never the Hub's.
+    here = (given and Path(str(given)).exists()) or options.get("entities")
+    return suite.needs.data and not here
 
 
 def asked_of_hub(subject: Subject, suites: Options) -> list[str]:

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from sae_baselines.errors import UserError, did_you_mean, one_line
 from sae_baselines.evals.models import DEFAULT_BYTES
 from sae_baselines.evals.registry import DEFAULT_SUITES, check_pattern, get_suite, suite_names
-from sae_baselines.evals.store import EVALS, FLOORS
+from sae_baselines.evals.store import EVALS
 from sae_baselines.files import checksum_of, write_atomically
 from sae_baselines.yaml_text import read_yaml
 
@@ -219,8 +219,8 @@ def settings_hash(
     """
     data = {
         "suite": suite,
-        # Floors change no score: a result made without them is completed.
-        "options": {k: v for k, v in spec.options_of(suite).items() if k != FLOORS},
+        # Without floors, which change no score: a result made without them is completed.
+        "options": get_suite(suite).deciding(spec.options_of(suite)),
         # As in hashes of before where a seed changes nothing.
         "seed": spec.seed if get_suite(suite).seeded else DEFAULT_SEED,
         "llm_dtype": spec.llm_dtype,

@@ -350,6 +350,10 @@ class Suite(ABC):
             )
         return complete
 
+    def deciding(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those options that scores depend on: floors change none."""
+        return {name: value for name, value in options.items() if name != FLOORS}
+
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What scores depend on besides options, versions, device, model and local data."""
         del options

@@ -181,6 +181,30 @@ def test_what_is_encoded_for_a_null_is_not_counted() -> None:
     assert encoded.n == 2
 
 
+def test_ravel_loads_hooks_and_asks_through_its_names() -> None:
+    """What compat/saebench_ravel.py replaces."""
+    main = compat.main_of("ravel")
+    instance = import_module("sae_bench.evals.ravel.instance")
+    collection = import_module("sae_bench.sae_bench_utils.activation_collection")
+    assert instance.RAVELFilteredDataset is main.RAVELFilteredDataset
+    wanted: dict[Any, list[str]] = {
+        collection.get_module: ["model", "layer_num"],
+        instance.RAVELInstance.build_and_tokenize_prompts: ["self", "tokenizer"],
+        main.RAVELFilteredDataset.load: ["load_path"],
+    }
+    for function, names in wanted.items():
+        given = list(inspect.signature(function).parameters)
+        assert given == names, f"{function.__name__} takes {given}"
+    source = inspect.getsource(main)
+    for name in (
+        "LLM_NAME_MAP[config.model_name]",
+        "AutoModelForCausalLM.from_pretrained(",
+        "AutoTokenizer.from_pretrained(config.model_name)",
+        "RAVELFilteredDataset.load(",
+    ):
+        assert name in source, f"evals.ravel.main: {name} moved"
+
+
 def test_nulls_are_where_saebench_scores() -> None:
     """What compat/saebench_nulls.py wraps: by these names, called with these arguments."""
     scr_and_tpp = compat.main_of("scr_and_tpp")
@@ -208,6 +232,8 @@ def test_nulls_are_where_saebench_scores() -> None:
         given = list(inspect.signature(function).parameters)
         assert given[: len(first)] == first, f"{function.__name__} takes {given}"
     assert compat.main_of("ravel").intervention is ravel
+    collection = import_module("sae_bench.sae_bench_utils.activation_collection")
+    assert ravel.activation_collection is collection
     source = inspect.getsource(calculator.FeatureAbsorptionCalculator)
     for name in ("self._build_prompts(", "sae.encode(", "sae.W_dec", "run_with_cache("):
         assert name in source, f"FeatureAbsorptionCalculator: {name} moved"

@@ -5,17 +5,21 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from filelock import FileLock
 from sae_lens import SAE
 from typing_extensions import override
 
 from sae_baselines.compat.saebench import saebench
 from sae_baselines.compat.saebench_nulls import Edits, observed_edits
-from sae_baselines.errors import UserError
+from sae_baselines.compat.saebench_ravel import any_model, own_prompts, stopped_when_known
+from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.evals.entities import CITIES, NO_CITIES, Entities, entities_of
 from sae_baselines.evals.measured import HIGHER, Measured
 from sae_baselines.evals.metrics import RANDOM_LATENTS, Margin, Metric, with_floors
 from sae_baselines.evals.nulls import Nulls, NullsInRun
@@ -28,12 +32,15 @@ from sae_baselines.evals.suite import (
     resid_post_problems,
 )
 from sae_baselines.evals.versions import Requirement
-from sae_baselines.files import checksum_of, write_atomically
+from sae_baselines.files import checksum_of, read_json, sha256_of, write_atomically
+from sae_baselines.home import cache_dir
+from sae_baselines.study.language_model import hub_name
 
 _MARGIN = Margin(0.02, "2 points of a 0 to 1 score whose spread in the paper is 0.05.")
 # Attributes have another word for what they add to the aggregate.
 _OF_AN_ATTRIBUTE = {"disentangle_score": "disentanglement_score"}
 _IDENTITY = "identity"
+_ANSWERED = "answered.json"
 _NULLS = {
     RANDOM_LATENTS: "as many latents at random in place of the learned ones",
     _IDENTITY: "nothing swapped, the model left alone",
@@ -46,6 +53,9 @@ class Ravel(NullsInRun):
     What the language model knows is found out once, drawing nothing, and kept in the cache;
     the seed is set anew for every SAE: no warm-up is needed. ``llm_batch_size`` is also the
     batch of the masks' training, so it changes scores.
+
+    With ``entities`` it runs on any language model, on prompts that are not SAEBench's: their
+    scores stand for themselves. What a model answers of them is kept for all studies.
     """
 
     name = "ravel"
@@ -92,6 +102,14 @@ class Ravel(NullsInRun):
     per_call = (*NullsInRun.per_call, "artifact_dir")
     # The first scores something else in place of the SAE; the second does nothing.
     not_offered = ("train_mdas", "force_dataset_recompute")
+    own = {
+        # "cities" or a CSV file; None: SAEBench's own prompts.
+        "entities": None,
+        "n_cities": 300,
+        "templates": None,
+        "least_entities": 30,
+        "shim": True,
+    }
     positive = (
         "top_n_entities",
         "top_n_templates",
@@ -101,44 +119,126 @@ class Ravel(NullsInRun):
     )
 
     def subject_problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
-        del options
         yield from self.own_version_problems()
-        if _short_name(subject.model_name) is None:
-            yield (
-                f"model: {subject.model_name!r} is unknown to SAEBench's RAVEL; it runs on "
-                f"{' and '.join(saebench('LLM_NAME_MAP'))}"
-            )
-        if subject.local_model is not None:
-            yield (
-                "model: RAVEL loads the language model from the Hub by its name, not from a "
-                "folder; leave the folder out"
-            )
+        wrong = list(_wrong_values(options))
+        yield from wrong
+        if not wrong:
+            try:
+                entities = entities_of(options)
+            except UserError as error:
+                yield str(error)
+            else:
+                if entities is None:
+                    yield from _stock_problems(subject)
+                else:
+                    yield from _own_problems(entities, options)
         yield from resid_post_problems(
             subject, "RAVEL replaces what leaves the block, whatever the SAE"
         )
+
+    @override
+    def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
+        return [p for p in super().problems_of_file(subject, options) if p != NO_CITIES]
 
     def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:
         yield from super().option_problems(subject, config)
         yield from _problems(config, subject.llm_batch_size)
 
+    @override
+    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        named = options["entities"]
+        path = named if named in (None, CITIES) else str(Path(named).resolve())
+        return {**options, "entities": path}
+
+    @override
+    def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        entities = entities_of(options)
+        return {} if entities is None else {"entities": entities.checksum}
+
+    @override
+    def deciding(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        # What is asked is among the conditions, by its contents; the rest changes no score.
+        decide = super().deciding(options)
+        return {name: value for name, value in decide.items() if name not in self.own}
+
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
+        entities = entities_of(call.options)
+        if entities is None:
+            given = {"model_name": str(_short_name(call.subject.model_name))}
+            with all_or_nothing(call.cache / "knowledge") as folder:
+                self._score(sae, call, folder, given)
+            return Extras()
+        name = call.subject.model_name
+        given = {
+            "model_name": name,
+            "entity_attribute_selection": _selection(entities, call.options),
+        }
+        with any_model(name, call.subject.local_model or hub_name(name)), own_prompts():
+            folder = self._ask(sae, call, entities, given)
+            answered = read_json(folder / _ANSWERED) or {}
+            _check_answered(answered, entities, call)
+            self._score(sae, call, folder, given)
+        return Extras({"answered": answered}, [_note(answered, entities)])
+
+    def _score(
+        self, sae: SAE[Any], call: SuiteCall, folder: Path, given: Mapping[str, Any]
+    ) -> None:
+        config = self._config(call, folder, given)
+        nulls = Nulls(call)
+        looking = observed_edits(nulls_of_edits(nulls, config, call.cache))
+        with looking if nulls.wanted else nullcontext():
+            self._run_on(config, sae, call)
+        _check_scored(call.payload, call.subject)
+        nulls.leave(_over_entities(nulls.rows, config.entity_attribute_selection))
+
+    def _config(self, call: SuiteCall, folder: Path, given: Mapping[str, Any]) -> Any:
+        """A fresh one, since SAEBench renames the model in it."""
         # SAEBench publishes this path, so it is below the working directory.
         artifacts = call.work / "artifacts"
         artifacts.unlink(missing_ok=True)
-        short = str(_short_name(call.subject.model_name))
-        with all_or_nothing(call.cache / "knowledge") as folder:
-            artifacts.symlink_to(folder, target_is_directory=True)
-            # A fresh config, since SAEBench renames the model in it.
-            given = {**call.config, "model_name": short, "artifact_dir": artifacts.name}
-            config = self.config(call.options, **given)
-            nulls = Nulls(call)
-            looking = observed_edits(nulls_of_edits(nulls, config, call.cache))
-            with looking if nulls.wanted else nullcontext():
-                self.run_eval(config, sae, call, force_rerun=True, artifacts_path="unused")
+        artifacts.symlink_to(folder, target_is_directory=True)
+        more = {**call.config, **given, "artifact_dir": artifacts.name}
+        return self.config({k: v for k, v in call.options.items() if k not in more}, **more)
+
+    def _run_on(self, config: Any, sae: SAE[Any], call: SuiteCall) -> None:
+        self.run_eval(config, sae, call, force_rerun=True, artifacts_path="unused")
         shutil.rmtree(Path("unused"), ignore_errors=True)
-        _check_scored(call.payload, call.subject)
-        nulls.leave(_over_entities(nulls.rows, config.entity_attribute_selection))
-        return Extras()
+
+    def _ask(
+        self, sae: SAE[Any], call: SuiteCall, entities: Entities, given: Mapping[str, Any]
+    ) -> Path:
+        """Folder with what the model answers, which is asked once for all SAEs and studies."""
+        subject, local = call.subject, call.subject.local_model
+        files = [] if local is None else sorted(p for p in local.iterdir() if p.is_file())
+        key = {
+            "model": subject.model_name,
+            "weights": {p.name: sha256_of(p) for p in files},
+            "entities": entities.checksum,
+            **{name: call.options[name] for name in ("top_n_entities", "n_generated_tokens")},
+            **given,
+            # Rounding, which an answer may hang on.
+            "rounding": [
+                subject.llm_dtype,
+                subject.llm_batch_size,
+                torch.device(subject.device).type,
+            ],
+            "versions": {
+                p: metadata.version(p) for p in ("sae-bench", "transformers", "torch")
+            },
+        }
+        folder = cache_dir() / "ravel" / checksum_of(key)[:16]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"), all_or_nothing(folder):
+            if not (folder / _ANSWERED).exists():
+                entities.write(folder)
+                with stopped_when_known() as prompts:
+                    self._run_on(self._config(call, folder, given), sae, call)
+                counts = {
+                    attribute: _counts([p for p in prompts if p.attribute_type == attribute])
+                    for attribute in given["entity_attribute_selection"][entities.kind]
+                }
+                write_atomically(folder / _ANSWERED, json.dumps(counts))
+        return folder
 
     @override
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
@@ -224,17 +324,121 @@ def _check_scored(payload: Mapping[str, Any], subject: Subject) -> None:
         )
 
 
-def _problems(config: Any, batch: int) -> Iterable[str]:
-    if not 0 < config.train_test_split < 1:
-        yield f"train_test_split: {config.train_test_split} is not between 0 and 1"
-        return
-    pairs = 2 * config.num_pairs_per_attribute
-    trained = int(pairs * config.train_test_split)
+def _wrong_values(options: Mapping[str, Any]) -> Iterable[str]:
+    """Options of ours of another type."""
+    for name in ("n_cities", "least_entities"):
+        value = options[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield f"{name}: {value!r} is not a positive whole number"
+    if not isinstance(options["shim"], bool):
+        yield f"shim: {options['shim']!r} is neither true nor false"
+    named = options["entities"]
+    if named is not None and (not isinstance(named, str) or not named):
+        yield f"entities: {named!r} is neither {CITIES} nor a CSV file"
+
+
+def _stock_problems(subject: Subject) -> Iterable[str]:
+    other = f"entities: {CITIES} (or a CSV file) among its options asks prompts of ours"
+    if _short_name(subject.model_name) is None:
+        yield (
+            f"model: {subject.model_name!r} is unknown to SAEBench's RAVEL; it runs on "
+            f"{' and '.join(saebench('LLM_NAME_MAP'))}; for any other, {other}"
+        )
+    if subject.local_model is not None:
+        yield (
+            "model: RAVEL loads the language model from the Hub by its name, not from a "
+            f"folder; leave the folder out; of a folder, {other}"
+        )
+
+
+def _own_problems(entities: Entities, options: Mapping[str, Any]) -> Iterable[str]:
+    if not options["shim"]:
+        yield (
+            "shim: without it SAEBench's RAVEL runs on its own prompts alone; leave out "
+            "entities, or shim"
+        )
+    try:
+        _selection(entities, options)
+    except UserError as error:
+        yield str(error)
+
+
+def _default_selection() -> dict[str, list[str]]:
+    return saebench("RAVELEvalConfig")().entity_attribute_selection
+
+
+def _selection(entities: Entities, options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What is asked for: by default all that a file has, and of cities what SAEBench asks."""
+    field, kind = "entity_attribute_selection", entities.kind
+    wanted, default = options[field], _default_selection()
+    if wanted == default:
+        usual = default["city"] if options["entities"] == CITIES else entities.attributes
+        return {kind: list(usual)}
+    if not isinstance(wanted, Mapping) or set(wanted) != {kind}:
+        raise UserError(f"{field}: {wanted!r} must have {kind!r} alone: {entities.source}")
+    for name in wanted[kind]:
+        if name not in entities.attributes:
+            hint = did_you_mean(name, entities.attributes)
+            raise UserError(f"{field}: {name!r} is no attribute of {entities.source}; {hint}")
+    return {kind: list(wanted[kind])}
+
+
+def _counts(prompts: Sequence[Any]) -> dict[str, int]:
+    """Of prompts that a model answers."""
+    return {
+        "entities": len({p.entity_label for p in prompts}),
+        "values": len({p.attribute_label for p in prompts}),
+        "prompts": len(prompts),
+    }
+
+
+def _check_answered(answered: Mapping[str, Any], entities: Entities, call: SuiteCall) -> None:
+    options, batch = call.options, call.subject.llm_batch_size
+    least, most = options["least_entities"], options["num_pairs_per_attribute"]
+    few = {n: c for n, c in answered.items() if c["entities"] < least or c["values"] < 2}
+    if few:
+        raise UserError(
+            f"suites.ravel: the language model answers {_in_words(few)}, of "
+            f"{len(entities.values)} entities ({entities.source}), and needed are {least} "
+            f"(least_entities) of two values: leave {', '.join(few)} out of "
+            "entity_attribute_selection, or give other templates or more entities"
+        )
+    edits = {name: min(most, count["prompts"]) for name, count in answered.items()}
+    for name, mine in edits.items():
+        pairs = mine + min(mine, sum(edits.values()) - mine)
+        for problem in _unfilled(pairs, options["train_test_split"], batch):
+            raise UserError(f"suites.ravel: {name}: {problem}")
+
+
+def _in_words(answered: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} of {count['entities']} ({count['values']} values, {count['prompts']} prompts)"
+        for name, count in answered.items()
+    )
+
+
+def _note(answered: Mapping[str, Any], entities: Entities) -> str:
+    return (
+        f"asked of {len(entities.values)} entities ({entities.source}) the language model "
+        f"answers {_in_words(answered)}; these are not SAEBench's prompts, with whose scores "
+        "these are not to be compared"
+    )
+
+
+def _unfilled(pairs: int, train_test_split: float, batch: int) -> Iterable[str]:
+    trained = int(pairs * train_test_split)
     if min(trained, pairs - trained) < batch:
         yield (
             f"llm_batch_size: {batch}: SAEBench drops batches that are not full, and has "
             f"{trained} pairs to train and {pairs - trained} to test; lower it"
         )
+
+
+def _problems(config: Any, batch: int) -> Iterable[str]:
+    if not 0 < config.train_test_split < 1:
+        yield f"train_test_split: {config.train_test_split} is not between 0 and 1"
+        return
+    yield from _unfilled(2 * config.num_pairs_per_attribute, config.train_test_split, batch)
     if config.full_dataset_downsample is not None:
         yield (
             "full_dataset_downsample: it is drawn by the first SAE alone, whose score would "

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sae_bench.evals.ravel import main as _main  # noqa: F401  (imported before the clock runs)
 
+from sae_baselines.compat.saebench_ravel import any_model
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import HIGHER
 from sae_baselines.evals.suite import Subject
@@ -96,6 +97,15 @@ def test_score_depends_on_the_sae_alone(results: list[Any]) -> None:
     first, other, again = (rows for _, _, rows in results)
     assert first == again
     assert first != other
+
+
+def test_the_shim_changes_no_number(results: list[Any], tiny_hub: Path, tmp_path: Path) -> None:
+    stock, _, rows = results[2]
+    with any_model(RAVEL_MODEL, tiny_hub / "EleutherAI" / RAVEL_MODEL):
+        payload, _, shimmed = run(tmp_path, sae_of(0), floors=False)
+    assert shimmed == rows
+    for part in ("eval_result_metrics", "eval_result_unstructured", "eval_config"):
+        assert payload[part] == stock[part]
 
 
 @pytest.mark.usefixtures("tiny_hub")

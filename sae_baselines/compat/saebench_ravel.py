@@ -1,0 +1,168 @@
+"""What is patched in SAEBench's RAVEL so that it runs on any language model, on any prompts.
+
+Two context managers: `any_model` changes no number of the models that SAEBench knows;
+`own_prompts` is for prompts that are not SAEBench's. tests/compat has the contracts.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from sae_baselines.compat.saebench import main_of
+from sae_baselines.errors import UserError
+
+_COLLECTION = "sae_bench.sae_bench_utils.activation_collection"
+_INSTANCE = "sae_bench.evals.ravel.instance"
+
+
+@contextmanager
+def any_model(name: str, where: str | Path) -> Iterator[None]:
+    """While open, SAEBench's RAVEL runs on a language model that it does not know.
+
+    The name is on its map of names. Blocks are found in models of any class, and one that
+    returns a tensor looks to SAEBench's hooks like one that returns a tuple. The model's
+    weights take no gradients, which nothing uses: a mask's are the same without, in a fraction
+    of the time and memory.
+
+    Args:
+        name: Of the model, for SAEBench's JSON.
+        where: Name on the Hub or folder that it is loaded from.
+    """
+    main = main_of("ravel")
+    names: dict[str, str] = main.LLM_NAME_MAP
+
+    def from_here(stock: Any) -> Callable[[str], Any]:
+        return lambda _, **given: stock.from_pretrained(str(where), **given)
+
+    load = from_here(main.AutoModelForCausalLM)
+    replaced: dict[str, Any] = {
+        "AutoTokenizer": SimpleNamespace(from_pretrained=from_here(main.AutoTokenizer)),
+        "AutoModelForCausalLM": SimpleNamespace(
+            from_pretrained=lambda *args, **given: load(*args, **given).requires_grad_(False)
+        ),
+    }
+    with (
+        patch.dict(names, {name: names.get(name, name)}),
+        patch.multiple(main, **replaced),
+        patch.object(import_module(_COLLECTION), "get_module", _block_of),
+    ):
+        yield
+
+
+class _Block:
+    """A block whose forward hooks see a tuple, as SAEBench's expect, whatever it returns."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        self.block = block
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Any:
+        def shown(module: Any, inputs: Any, outputs: Any) -> Any:
+            if isinstance(outputs, tuple):
+                return hook(module, inputs, outputs)
+            return hook(module, inputs, (outputs,))[0]
+
+        return self.block.register_forward_hook(shown)
+
+
+def _block_of(model: Any, number: int) -> _Block:
+    count = model.config.get_text_config().num_hidden_layers
+    found: dict[str, torch.nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        # A block may have as many experts as the model has blocks.
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count and not inside:
+            found[name] = module
+    if len(found) != 1:
+        raise UserError(
+            f"model: {type(model).__name__} has {len(found)} lists of {count} blocks "
+            f"({', '.join(found) or 'none'}), so that SAEBench's RAVEL cannot be told where "
+            "to edit; leave the suite ravel out"
+        )
+    (blocks,) = found.values()
+    return _Block(blocks[number])
+
+
+@contextmanager
+def own_prompts() -> Iterator[None]:
+    """While open, three of SAEBench's habits do not depend on the model's tokenizer.
+
+    - Edited is the last token of the entity. SAEBench counts the tokens of what follows, with
+      one for BOS, so that where the tokenizer adds none it edits the token after the entity.
+    - Positions are counted from a text's first token. SAEBench leaves it to the model, which
+      counts padding as well: learned positions are others then.
+    - Generation goes on after EOS. Where all texts of a batch end, SAEBench would take the end
+      of the prompt for an answer.
+    """
+    main, cls = main_of("ravel"), import_module(_INSTANCE).RAVELInstance
+    build, load = cls.build_and_tokenize_prompts, main.AutoModelForCausalLM.from_pretrained
+
+    def built(self: Any, tokenizer: Any) -> Any:
+        prompts = build(self, tokenizer)
+        for prompt in prompts:
+            until = prompt.template.split("%s")[0] + prompt.entity_label
+            shared = _shared(tokenizer.encode(until), prompt.input_ids)
+            prompt.final_entity_token_pos = max(shared, 1) - 1 - len(prompt.input_ids)
+        return prompts
+
+    def loaded(*args: Any, **given: Any) -> Any:
+        model = load(*args, **given)
+        model.generation_config.eos_token_id = None
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            model.register_forward_pre_hook(_counted, with_kwargs=True)
+        return model
+
+    replaced: Any = SimpleNamespace(from_pretrained=loaded)
+    with (
+        patch.object(cls, "build_and_tokenize_prompts", built),
+        patch.object(main, "AutoModelForCausalLM", replaced),
+    ):
+        yield
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    for i, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(one), len(other))
+
+
+def _counted(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    if mask is None or ids is None or kwargs.get("position_ids") is not None:
+        return args, kwargs
+    if mask.shape == ids.shape:
+        kwargs = {**kwargs, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    return args, kwargs
+
+
+class _Known(Exception):  # noqa: N818 (it is no error)
+    pass
+
+
+@contextmanager
+def stopped_when_known() -> Iterator[list[Any]]:
+    """SAEBench's RAVEL ends here, without an error, when it has found out what a model knows.
+
+    Yields:
+        Its prompts that the model answers, once it has ended.
+    """
+    main = main_of("ravel")
+    stock, known = main.RAVELFilteredDataset, []
+
+    def load(path: str) -> Any:
+        known.extend(stock.load(path).prompts)
+        raise _Known
+
+    with (
+        suppress(_Known),
+        patch.object(main, "RAVELFilteredDataset", SimpleNamespace(load=load)),
+    ):
+        yield known
