@@ -27,9 +27,9 @@ def any_model(name: str, where: str | Path) -> Iterator[None]:
     """While open, SAEBench's RAVEL runs on a language model that it does not know.
 
     The name is on its map of names. Blocks are found in models of any class, and one that
-    returns a tensor looks to SAEBench's hooks like one that returns a tuple. The model's
-    weights take no gradients, which nothing uses: a mask's are the same without, in a fraction
-    of the time and memory.
+    returns a tensor looks to SAEBench's hooks like one that returns a tuple. Weights still take
+    gradients that nothing uses: without, torch multiplies bfloat16 on a CPU by other kernels,
+    which take four times as long (torch 2.13).
 
     Args:
         name: Of the model, for SAEBench's JSON.
@@ -41,12 +41,10 @@ def any_model(name: str, where: str | Path) -> Iterator[None]:
     def from_here(stock: Any) -> Callable[[str], Any]:
         return lambda _, **given: stock.from_pretrained(str(where), **given)
 
-    load = from_here(main.AutoModelForCausalLM)
+    loaders = "AutoTokenizer", "AutoModelForCausalLM"
     replaced: dict[str, Any] = {
-        "AutoTokenizer": SimpleNamespace(from_pretrained=from_here(main.AutoTokenizer)),
-        "AutoModelForCausalLM": SimpleNamespace(
-            from_pretrained=lambda *args, **given: load(*args, **given).requires_grad_(False)
-        ),
+        name: SimpleNamespace(from_pretrained=from_here(getattr(main, name)))
+        for name in loaders
     }
     with (
         patch.dict(names, {name: names.get(name, name)}),
