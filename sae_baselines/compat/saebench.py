@@ -8,7 +8,7 @@ import ast
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -246,51 +246,6 @@ def counted_latents(sae: SAE[Any], journal: Path | None = None) -> Iterator[Enco
 
     with patch.object(kind, "encode", counting):
         yield counted
-
-
-@contextmanager
-def seen_datasets(see: Callable[[str, Any], None]) -> Iterator[None]:
-    """Show what sae-probes encodes of a dataset, before it trains its probes on it.
-
-    Args:
-        see: Called with the dataset's name and its ``X_train``, ``X_test``, ``y_train``,
-            ``y_test``.
-    """
-    module = import_module("sae_probes.run_sae_evals")
-    generate = module.generate_sae_activations
-
-    def seen(**given: Any) -> Any:
-        activations = generate(**given)
-        see(given["dataset"], activations)
-        return activations
-
-    with patch.object(module, "generate_sae_activations", seen):
-        yield
-
-
-@contextmanager
-def seen_classes(see: Callable[[Any, Any, Any], None]) -> Iterator[None]:
-    """Show what SAEBench's sparse probing encodes of a dataset, before it trains its probes.
-
-    Args:
-        see: Called with a class's ``[examples, d_sae]`` by its name, of training and of test,
-            and what was encoded for both, ``[examples, context, d_in]``, for each dataset in
-            the order of the config.
-    """
-    module = import_module(NAMES["get_sae_meaned_activations"])
-    encode, train = module.get_sae_meaned_activations, []
-
-    def seen(activations: Any, *given: Any) -> Any:
-        latents = encode(activations, *given)
-        if train:
-            of_training, encoded = train.pop()
-            see(of_training, latents, (encoded, activations))
-        else:
-            train.append((latents, activations))
-        return latents
-
-    with patch.object(module, "get_sae_meaned_activations", seen):
-        yield
 
 
 @contextmanager

@@ -18,9 +18,56 @@ from unittest.mock import patch
 import torch
 from sae_lens import SAE
 
+from sae_baselines.compat.saebench import NAMES
+
 _EVALS = "sae_bench.evals"
 # The attributes that SCR ablates for a score, of the three that it ablates.
 SCORED_BY_SCR = ("male / female", "professor / nurse")
+
+
+@contextmanager
+def observed_datasets(look: Callable[[str, Any], None]) -> Iterator[None]:
+    """While open, ``look`` is called with what sae-probes encodes, before it trains probes.
+
+    Args:
+        look: Called with the dataset's name and its ``X_train``, ``X_test``, ``y_train``,
+            ``y_test``.
+    """
+    module = import_module("sae_probes.run_sae_evals")
+    generate = module.generate_sae_activations
+
+    def observed(**given: Any) -> Any:
+        activations = generate(**given)
+        look(given["dataset"], activations)
+        return activations
+
+    with patch.object(module, "generate_sae_activations", observed):
+        yield
+
+
+@contextmanager
+def observed_classes(look: Callable[[Any, Any, Any], None]) -> Iterator[None]:
+    """The same of SAEBench's sparse probing.
+
+    Args:
+        look: Called with a class's ``[examples, d_sae]`` by its name, of training and of test,
+            and what was encoded for both, ``[examples, context, d_in]``, for each dataset in
+            the order of the config.
+    """
+    module = import_module(NAMES["get_sae_meaned_activations"])
+    encode, train = module.get_sae_meaned_activations, []
+
+    def observed(activations: Any, *given: Any) -> Any:
+        latents = encode(activations, *given)
+        if train:
+            of_training, encoded = train.pop()
+            look(of_training, latents, (encoded, activations))
+        else:
+            train.append((latents, activations))
+        return latents
+
+    with patch.object(module, "get_sae_meaned_activations", observed):
+        yield
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from sae_lens import SAE
 
 from sae_baselines.compat.saebench import uncounted
@@ -16,7 +17,8 @@ from sae_baselines.evals.metrics import null_name
 from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import SAEBenchSuite, SuiteCall, from_seed, means_over_tasks
 
-_FILE = "floors.json"
+# What a run leaves of nulls in its working folder, for `Suite.floors`.
+FLOORS_FILE = f"{FLOORS}.json"
 
 
 class Nulls:
@@ -32,7 +34,7 @@ class Nulls:
         self.wanted = bool(call.options.get(FLOORS, False))
         self.rows: list[Measured] = []
         self.drawn = 0
-        self._file = call.work / _FILE
+        self._file = call.work / FLOORS_FILE
         self._seed = call.seed
         self._failed: str | None = None
         self._file.unlink(missing_ok=True)
@@ -74,13 +76,25 @@ class NullsInRun(SAEBenchSuite):
     """A suite whose `run` leaves its nulls (`Nulls.leave`); without them it runs again."""
 
     def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
-        file = call.work / _FILE
+        file = call.work / FLOORS_FILE
         if not file.exists():
             self.run(sae, call)
         left = json.loads(file.read_text(encoding="utf-8"))
         if left["failed"]:
             raise RuntimeError(left["failed"])
         return [Measured(**row) for row in left["rows"]]
+
+
+def firing_first(firing: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Latents in the order they were drawn in, but those that never fire after all others.
+
+    An SAE may have fewer that fire than are asked for.
+
+    Args:
+        firing: Bool ``[d_sae]``.
+        drawn: A permutation of the latents.
+    """
+    return drawn[torch.argsort(~firing[drawn], stable=True)]
 
 
 def exchanged(

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from sae_lens import SAE
 
-from sae_baselines.compat.saebench import saebench, seen_datasets
+from sae_baselines.compat.saebench import saebench
+from sae_baselines.compat.saebench_nulls import observed_datasets
 from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import (
     PCA,
@@ -21,6 +22,7 @@ from sae_baselines.evals.metrics import (
     accuracies,
     null_name,
 )
+from sae_baselines.evals.nulls import firing_first
 from sae_baselines.evals.pca import coordinates
 from sae_baselines.evals.store import CHOSEN, FLOORS, drop_half_written, fingerprint
 from sae_baselines.evals.suite import (
@@ -88,7 +90,7 @@ class SaeProbes(SAEBenchSuite):
             if call.options[FLOORS]:
                 _keep_nulls(results, dataset, activations, call)
 
-        with seen_datasets(see):
+        with observed_datasets(see):
             self.run_eval(config, sae, call, force_rerun=True)
         _check_datasets(call.payload)
         sizes = saebench("get_dataset_sizes")()
@@ -197,10 +199,8 @@ def _keep_nulls(results: Path, dataset: str, activations: Any, call: SuiteCall) 
     """
     n = len(activations.y_train)
     draw = np.random.default_rng([call.seed, *dataset.encode()])
-    firing = (activations.X_train != 0).any(0).numpy()
-    # Those that do not fire come last, for an SAE with fewer than k that do.
-    drawn = draw.permutation(len(firing))
-    drawn = torch.as_tensor(drawn[np.argsort(~firing[drawn], kind="stable")].copy())
+    firing = (activations.X_train != 0).any(0)
+    drawn = firing_first(firing, torch.as_tensor(draw.permutation(len(firing))))
     permuted = activations.y_train[torch.as_tensor(draw.permutation(n))]
     told = saebench("get_sorted_indices")(
         activations.X_train, permuted, saebench("mean_act_normalization")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from sae_baselines.compat.saebench import saebench, seen_classes
+from sae_baselines.compat.saebench import saebench
+from sae_baselines.compat.saebench_nulls import observed_classes
 from sae_baselines.evals.measured import Measured
 from sae_baselines.evals.metrics import (
     PCA,
@@ -17,6 +18,7 @@ from sae_baselines.evals.metrics import (
     accuracies,
     null_name,
 )
+from sae_baselines.evals.nulls import FLOORS_FILE, firing_first
 from sae_baselines.evals.pca import coordinates
 from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import (
@@ -34,7 +36,6 @@ from sae_baselines.evals.versions import Requirement
 from sae_baselines.files import write_atomically
 
 _SUFFIX = "_results"
-_NULLS = "nulls.json"
 # Balanced over two columns, so that a quarter of the size is drawn from each quadrant.
 _QUADRANTS = ("LabHC/bias_in_bios", "canrager/amazon_reviews_mcauley_1and5")
 _SENTIMENT = "_sentiment"
@@ -83,14 +84,14 @@ class SparseProbing(SeedCachedSuite):
                 values = _nulls(name := next(names), train, test, call)
                 nulls[name] = {**values, **_dense(name, activations, call)}
 
-        with seen_classes(see):
+        with observed_classes(see):
             self.run_on_seed_cache(self.config(call.options, **call.config), sae, call)
         if nulls:
-            write_atomically(call.work / _NULLS, json.dumps(nulls))
+            write_atomically(call.work / FLOORS_FILE, json.dumps(nulls))
         return Extras()
 
     def floors(self, sae: SAE[Any], call: SuiteCall) -> list[Measured]:
-        options, file = call.options, call.work / _NULLS
+        options, file = call.options, call.work / FLOORS_FILE
         nulls = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         sae = sae.to(dtype=saebench("str_to_dtype")(call.subject.llm_dtype))
         encode = saebench("get_sae_meaned_activations")
@@ -152,8 +153,7 @@ def _nulls(dataset: str, train: Any, test: Any, call: SuiteCall) -> dict[str, fl
     with from_seed(zlib.crc32(f"{call.seed} {dataset}".encode())), torch.no_grad():
         every = torch.cat(list(train.values()))
         firing = (every != 0).any(0)
-        drawn = torch.randperm(len(firing)).to(firing.device)
-        drawn = drawn[torch.argsort(~firing[drawn], stable=True)]
+        drawn = firing_first(firing, torch.randperm(len(firing)).to(firing.device))
         mixed = every[torch.randperm(len(every)).to(every.device)]
         sizes = [len(latents) for latents in train.values()]
         permuted = dict(zip(train, mixed.split(sizes), strict=True))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sae_bench.evals.absorption import feature_absorption
 from sae_bench.evals.absorption.feature_absorption_calculator import (
     FeatureAbsorptionCalculator,
@@ -24,13 +26,21 @@ from sae_baselines.compat.saebench_nulls import (
     observed_letters,
     other_ablations,
 )
-from sae_baselines.evals.nulls import Nulls
+from sae_baselines.evals.nulls import Nulls, firing_first
 from sae_baselines.evals.suite import Extras, SuiteCall
 from sae_baselines.evals.suites.ravel import Ravel, nulls_of_edits
 from tests.evals.tiny_hub import D_MODEL, suite_call, tiny_sae
 
 LATENTS = 2
 STRENGTH = 1.0
+
+
+@given(firing=st.lists(st.booleans(), min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_latents_that_never_fire_are_drawn_last(firing: list[bool], seed: int) -> None:
+    drawn = torch.randperm(len(firing), generator=torch.Generator().manual_seed(seed))
+    found = firing_first(torch.tensor(firing), drawn).tolist()
+    fired = [latent for latent in drawn.tolist() if firing[latent]]
+    assert found == fired + [latent for latent in drawn.tolist() if not firing[latent]]
 
 
 def coordinates(turn: torch.Tensor | None = None) -> Any:

@@ -69,7 +69,7 @@ def test_floors_measured_in_the_run_are_those_measured_after_it(runs: Runs) -> N
     member = tiny_sae(seed=1)
     call = suite_call(SUITE, runs.folder, OPTIONS, name="member", sae=member)
     floors = SUITE.floors(member, call)
-    (call.work / "nulls.json").unlink()
+    (call.work / "floors.json").unlink()
     assert SUITE.floors(member, call) == floors
     names = {r.metric for r in floors}
     for k in (1, 2, 5):
