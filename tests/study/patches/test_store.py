@@ -93,7 +93,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(
     crops = crops_of(spec, split, N_PATCHES)["train"]
     model = _Counting(spec.model, spec.hook_name, "cpu")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=r"activations need .* GiB"):
+    with pytest.raises(UserError, match=r"activations need 372 KiB in .* has 1,000 B"):
         ActivationFile(tmp_path / "x.npy", "x").make(model, photographs, crops, 4, "float32")
     assert model.passes == 0
 
