@@ -12,7 +12,7 @@ import torch
 from sae_lens import SAE
 
 from sae_baselines.baselines.directions import read_tensor
-from sae_baselines.controls import Control, make_control
+from sae_baselines.controls import PUBLISHED, TRAINED, Control, make_control
 from sae_baselines.errors import UserError
 from sae_baselines.evals import (
     EvalReport,
@@ -41,17 +41,27 @@ from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
 from sae_baselines.reach import say_if_silent
 from sae_baselines.report import Report, report
+from sae_baselines.report.exports import Member, write_neuronpedia, write_saedashboard
+from sae_baselines.report.gallery import PAGE, Shown
+from sae_baselines.report.latents_page import (
+    BLIND_PAGE,
+    About,
+    rows_of,
+    write_blind,
+    write_gallery,
+)
 from sae_baselines.stats import METHOD, Plan, planned, read_spreads
 from sae_baselines.stats.spreads import Spread, spreads_of
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
+from sae_baselines.study.contexts import check_same_model, measure_contexts
 from sae_baselines.study.engine import measure_latents, resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.latents import LATENTS_FILE, Latents
-from sae_baselines.study.plan import MemberKey, all_members
+from sae_baselines.study.plan import MemberKey, all_members, members_named, panel_named
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import import_plugins
-from sae_baselines.study.stability import measure_stability
+from sae_baselines.study.stability import measure_stability, nearest_latents
 from sae_baselines.yaml_text import read_yaml
 
 FIGURE_FILES = (".png", ".svg")
@@ -142,6 +152,15 @@ def latents(
     Raises:
         UserError: Bad input, in one line.
     """
+    spec = _spec_here(study, device, allow_plugins)
+    found = measure_latents(spec, study)
+    with StudyFolder(study).locked():
+        measure_stability(spec, study)
+    return found
+
+
+def _spec_here(study: str | Path, device: str | None, allow_plugins: bool) -> PanelSpec:
+    """Of a study whose model is to be read again."""
     spec, _ = load_study(study)
     if allow_plugins:
         import_plugins(spec.plugins)
@@ -150,10 +169,116 @@ def latents(
     # As stored, the path of a local model may be relative to the study.
     if local := local_model_of(study):
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, name=str(local)))
-    found = measure_latents(spec, study)
-    with StudyFolder(study).locked():
-        measure_stability(spec, study)
-    return found
+    return spec
+
+
+@dataclass(frozen=True)
+class GalleryOptions:
+    """What `gallery` shows, and what it writes.
+
+    Attributes:
+        panel: Name of the panel; default the first.
+        members: Names; default all of the panel.
+        per_decade: Rows of each decade of the firing rate.
+        seed: Draws them.
+        named: Member and index of latents that get a row of their own, first.
+        blind: Pairs with the names hidden instead, and their key.
+        out: The page; default ``latents.html`` or ``latents_blind.html`` in the study.
+        neuronpedia: Folder for Neuronpedia's files of the same latents.
+        saedashboard: Folder for SAEDashboard's.
+    """
+
+    panel: str | None = None
+    members: Sequence[str] | None = None
+    per_decade: int = 4
+    seed: int = 0
+    named: Sequence[tuple[str, int]] = ()
+    blind: bool = False
+    out: Path | None = None
+    neuronpedia: Path | None = None
+    saedashboard: Path | None = None
+
+
+def gallery(
+    study: str | Path,
+    options: GalleryOptions | None = None,
+    *,
+    device: str | None = None,
+    allow_plugins: bool = False,
+    **inputs: Any,
+) -> list[Path]:
+    """Latents of a panel side by side, with the held-out text on which they fire.
+
+    Text is read where contexts of one of the latents are not kept yet.
+
+    Args:
+        study: Study folder, whose `latents` are measured.
+        options: What to show and to write.
+        device: Torch device; default: the panel's.
+        allow_plugins: As of `evaluate`.
+        inputs: ``dataset`` and ``model`` in memory.
+
+    Returns:
+        Files and folders that were written.
+
+    Raises:
+        UserError: Bad input, in one line.
+    """
+    options = options or GalleryOptions()
+    spec, folder = _spec_here(study, device, allow_plugins), StudyFolder(study)
+    chosen = panel_named(spec, options.panel)
+    keys = members_named(spec, chosen, options.members)
+    if spec.published is not None and options.members is None:
+        keys.insert(0, MemberKey(chosen, PUBLISHED))
+    check_same_model(spec, {key: folder.member(key) for key in keys})
+    known = {key: Latents.load(folder.member(key)) for key in keys}
+    measured = {key: found for key, found in known.items() if found is not None}
+    if len(measured) < len(keys):
+        raise UserError(
+            f"study: latents of {study} are not measured; run sae-baselines latents"
+        )
+    rows = rows_of(measured, options.named, options.per_decade, options.seed)
+    wanted = {key: [row[key] for _, row in rows] for key in keys}
+    contexts = measure_contexts(spec, study, wanted, **inputs)
+    near = {} if options.blind else nearest_latents(spec, study, wanted)
+
+    def called(other: MemberKey) -> str:
+        same = other.panel == chosen
+        return other.member if same else f"{other.member} (seed {other.panel.seed})"
+
+    shown = [
+        (
+            decade,
+            [
+                Shown(
+                    key.member,
+                    i,
+                    float(measured[key].rates[i]),
+                    float(measured[key].cos_to_start[i]),
+                    contexts[key].latents[i],
+                    {called(n.key): n for n in near.get((key, i), [])},
+                    blind=options.blind,
+                )
+                for key, i in row.items()
+            ],
+        )
+        for decade, row in rows
+    ]
+    about = About(spec.name, spec.model.recorded_name, spec.hook_name, chosen.name)
+    trained = [m.name for m in spec.member_specs if m.constraint == TRAINED]
+    default = Path(study) / (BLIND_PAGE if options.blind else PAGE)
+    out = options.out or default
+    if options.blind:
+        written = write_blind(out, shown, trained, options.seed, about)
+    else:
+        written = write_gallery(out, [key.member for key in keys], shown, options.seed, about)
+    created = str(load_study(study)[1].get("created", ""))
+    saes = [Member((key.panel.name, key.member), contexts[key], created) for key in keys]
+    if options.neuronpedia is not None:
+        written += write_neuronpedia(options.neuronpedia, spec, saes)
+    if options.saedashboard is not None:
+        written += write_saedashboard(options.saedashboard, saes)
+    return written
 
 
 def evaluate(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sae_baselines_cli.known import LARGEST
 from sae_baselines_cli.shared import (
     INCOMPLETE,
     Device,
@@ -21,8 +22,12 @@ from sae_baselines_cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sae_baselines.pipeline import Evaluation
     from sae_baselines.report import Report
+    from sae_baselines.study.latents import Latents
+    from sae_baselines.study.plan import MemberKey
 
 app = group()
 
@@ -172,34 +177,116 @@ def doctor(
 @app.command()
 def latents(
     study: Annotated[Path, typer.Argument(help="Trained study folder, with its weights.")],
+    panel: Annotated[str | None, typer.Option(help="Panel; default: the first.")] = None,
+    members: Annotated[
+        str | None, typer.Option(help="Columns, comma-separated; default: all members.")
+    ] = None,
+    per_decade: Annotated[
+        int, typer.Option(help="Rows of each decade of the firing rate.", min=0, max=1000)
+    ] = 4,
+    seed: Annotated[int, typer.Option(help="Draws the latents.", min=0, max=LARGEST)] = 0,
+    latent: Annotated[
+        list[str] | None,
+        typer.Option(help="MEMBER:INDEX of a latent to show, beside others of its rate."),
+    ] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Hide who is who, and ask; the key is a file.")
+    ] = False,
+    score: Annotated[
+        Path | None, typer.Option(help="Answers to a blind page: how many are right.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Page; default: in the study.")
+    ] = None,
+    neuronpedia: Annotated[
+        Path | None, typer.Option(help="Folder for the same latents as Neuronpedia's files.")
+    ] = None,
+    saedashboard: Annotated[
+        Path | None, typer.Option(help="Folder for the same latents as SAEDashboard's JSON.")
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Measure what each latent does on held-out text, where an older study lacks it.
+    """Show latents side by side: latents.html, with the text on which each fires.
 
-    How often it fires, how much of the variance it explains, how far its direction moved:
-    latents.npz beside each SAE's weights, and by decade of the firing rate in the report. If
-    SAEs lack it, the model is loaded and the study's text read; studies trained today have it.
-    Seeds are held against each other too: which latents does another seed find again?
+    A column is an SAE, a row holds latents that fire about as often. Contexts are kept beside
+    each SAE's weights; the model is loaded where some are missing, and where an older study
+    lacks what each latent does (latents.npz). Seeds are held against each other too: which
+    latents does another seed find again?
 
     Examples:
 
     - `sae-baselines latents studies/demo`
+    - `sae-baselines latents studies/demo --latent trained:123 --per-decade 2`
+    - `sae-baselines latents studies/demo --blind`
+    - `sae-baselines latents studies/demo --score latents_answers.json`
     """
+    from sae_baselines.pipeline import GalleryOptions, gallery
+    from sae_baselines.pipeline import latents as measured
+
+    if score is not None:
+        _print_score(study, out, score)
+        return
+    named = [_latent_named(text) for text in latent or ()]
+    print_latents(measured(study, device=device))
+    options = GalleryOptions(
+        panel=panel,
+        members=None if members is None else names_in(members, "members"),
+        per_decade=per_decade,
+        seed=seed,
+        named=named,
+        blind=blind,
+        out=out,
+        neuronpedia=neuronpedia,
+        saedashboard=saedashboard,
+    )
+    for path in gallery(study, options, device=device):
+        say(f"Wrote {path}")
+
+
+def _latent_named(text: str) -> tuple[str, int]:
+    member, _, index = text.rpartition(":")
+    if not member or not index.isdecimal() or len(index) > 9:
+        raise typer.BadParameter(
+            f"{text!r} is no MEMBER:INDEX, such as trained:123", param_hint="--latent"
+        )
+    return member, int(index)
+
+
+def print_latents(found: "Mapping[MemberKey, Latents]") -> None:
+    """Variance explained by latents, by decade of the rate."""
     from rich.table import Table
 
-    from sae_baselines.pipeline import latents as measured
     from sae_baselines.report.markdown import rate
     from sae_baselines.stats.by_rate import Rated, strata
 
     table = Table("SAE", "latents that fire", title="Variance explained by latents")
     for column in ("latents", "variance explained"):
         table.add_column(column, justify="right")
-    for key, found in measured(study, device=device).items():
-        for decade, stratum in strata(Rated.of(found)).items():
+    for key, latents in found.items():
+        for decade, stratum in strata(Rated.of(latents)).items():
             share = f"{100 * stratum.explained:.2f} %"
             table.add_row(key.name, rate(decade), f"{stratum.n:,.0f}", share)
         table.add_section()
     print_table(table)
+
+
+def _print_score(study: Path, out: Path | None, answers: Path) -> None:
+    from rich.table import Table
+
+    from sae_baselines.report.blind import score
+    from sae_baselines.report.latents_page import BLIND_PAGE, key_file
+
+    found, unanswered = score(key_file(out or study / BLIND_PAGE), answers)
+    table = Table("trained against", title="Which latent is the trained SAE's?")
+    for column in ("right", "of", "accuracy", "95 % interval"):
+        table.add_column(column, justify="right")
+    for told in found:
+        low, high = told.interval.low, told.interval.high
+        share = f"{told.right / told.n:.2f}"
+        name = told.against or "all"
+        table.add_row(name, str(told.right), str(told.n), share, f"{low:.2f} to {high:.2f}")
+    print_table(table)
+    say(f"Guessing is right in 0.50. Pairs without an answer: {unanswered}.")
 
 
 @app.command()

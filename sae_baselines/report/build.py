@@ -33,6 +33,7 @@ from sae_baselines.report.caveats import (
     version_mix,
 )
 from sae_baselines.report.context import ReportContext, study_context
+from sae_baselines.report.gallery import section_of as latents_section
 from sae_baselines.report.markdown import Figure, Section, render, words
 from sae_baselines.report.names import key
 from sae_baselines.report.rates import rates_of
@@ -221,6 +222,9 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     if rates is not None:
         parts.append(rates.section)
         drawn["rates"] = list(rates.figures)
+    gallery = latents_section(context.contexts, context.latents, context.folder)
+    if gallery is not None:
+        parts.append(gallery)
     stable = section_of(table, context.stability)
     if stable is not None:
         parts.append(stable[0])

@@ -17,6 +17,7 @@ from sae_baselines.redact import data_without_places, without_places
 from sae_baselines.results import SAEKey
 from sae_baselines.stats import Correct, Margin
 from sae_baselines.stats.by_rate import Chosen
+from sae_baselines.study.contexts import Contexts
 from sae_baselines.study.identity import WEIGHTS
 from sae_baselines.study.latents import Latents
 from sae_baselines.study.spec import spec_to_dict
@@ -90,6 +91,7 @@ class ReportContext:
         chosen: By panel and member, and suite and task, the latents that probes were trained
             on, best first, where that was recorded.
         without_latents: SAEs whose weights are here and of which it is not.
+        contexts: By panel and member, text on which latents fire, where it is kept.
         stability: Pairs of SAEs that were held against each other; see
             `study.stability.measure_stability`.
     """
@@ -119,6 +121,7 @@ class ReportContext:
     latents: Mapping[SAEKey, Latents] = field(default_factory=dict)
     chosen: Mapping[SAEKey, Chosen] = field(default_factory=dict)
     without_latents: int = 0
+    contexts: Mapping[SAEKey, Contexts] = field(default_factory=dict)
     stability: Sequence[Mapping[str, Any]] = ()
 
 
@@ -131,6 +134,7 @@ def study_context(study: Path) -> ReportContext:
     there = measurements(study)
     widths = {m["d_sae"] for _, _, m in there}
     latents = {(sae.panel, sae.member): Latents.load(path) for sae, path, _ in there}
+    contexts = {(sae.panel, sae.member): Contexts.load(path) for sae, path, _ in there}
     weights = {(sae.panel, sae.member): path / SAE_WEIGHTS_FILENAME for sae, path, _ in there}
     now = {f"{sae.panel}.{sae.member}": m.get(WEIGHTS) for sae, _, m in there}
     # As it was typed, unless that would publish where a home folder is.
@@ -170,6 +174,7 @@ def study_context(study: Path) -> ReportContext:
         without_latents=sum(
             found is None and weights[key].exists() for key, found in latents.items()
         ),
+        contexts={key: found for key, found in contexts.items() if found is not None},
         stability=[
             pair
             for pair in read_stability(study)

@@ -67,11 +67,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: an id for links, a heading, and Markdown from `render`."""
+    """A part of the page: an id for links, a heading, and Markdown from `render`.
+
+    ``html`` follows it on the page, and in Markdown nothing does.
+    """
 
     id: str
     title: str
     text: str
+    html: str = ""
 
 
 def code(text: object) -> str:
@@ -116,6 +120,11 @@ def render(template: str, package: str = _HERE, /, **values: Any) -> str:
     return tidied(_environment(package).get_template(template).render(values))
 
 
+def page(template: str, /, **values: Any) -> str:
+    """HTML from a template of the report; values are text, but for `Markup`."""
+    return _pages().get_template(template).render(values)
+
+
 def words(template: str, macro: str, package: str = _HERE, /, **values: Any) -> str:
     """A text that a macro of a template writes, as one line that is not escaped yet."""
     module: Any = _plain_environment(package).get_template(template).module
@@ -131,6 +140,17 @@ def tidied(markdown: str) -> str:
 def without_marks(markdown: str) -> str:
     """Without the comments that say how a page lays out its tables."""
     return tidied(re.sub(r"^<!-- /?table.*-->$", "", markdown, flags=re.MULTILINE))
+
+
+@lru_cache
+def _pages() -> Environment:
+    return Environment(
+        loader=PackageLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 @lru_cache

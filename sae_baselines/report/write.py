@@ -3,15 +3,12 @@
 import csv
 import io
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sae_baselines.errors import UserError
 from sae_baselines.files import keep_links_inside, write_atomically
 from sae_baselines.report.build import Report, report_of_study
-from sae_baselines.report.markdown import inline_html, page_parts, render
+from sae_baselines.report.markdown import inline_html, page, page_parts, render
 from sae_baselines.stats import Placement, Verdict, to_frame
 
 # Sections of report.md that are open; the others are folded below them.
@@ -89,8 +86,8 @@ def report_files(report: Report) -> dict[str, str | bytes]:
 def to_html(report: Report) -> str:
     """The page."""
     figures = {figure.name: figure for figure in report.figures}
-    template = _pages().get_template("report.html.j2")
-    return template.render(
+    return page(
+        "report.html.j2",
         report=report,
         lede=inline_html(report.lede),
         parts_of=lambda section: page_parts(section.text, figures),
@@ -116,14 +113,3 @@ def _csv(items: Sequence[Verdict] | Sequence[Placement]) -> str:
     out = io.StringIO()
     to_frame(items).to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     return out.getvalue()
-
-
-@lru_cache
-def _pages() -> Environment:
-    return Environment(
-        loader=PackageLoader("sae_baselines.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

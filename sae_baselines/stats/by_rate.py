@@ -16,7 +16,7 @@ Strata are decades of the rate. Each gets a word by the same rules as any metric
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ _BINS_OF_SCORES = 2  # few latents are scored: fine bins would match none of the
 _LEAST_TASKS = 5  # of a seed, for a mean accuracy
 _VARIANCE = (PANEL_SUITE, "explained_variance")
 _AT_RATE = "_at_rate_1e"
+K = TypeVar("K")
 
 
 Chosen = Mapping[str, Mapping[str, Sequence[int]]]
@@ -192,7 +193,7 @@ def matched(
     Returns:
         By decade: latents matched, and of each SAE the total over as many, weighted by bin.
     """
-    cells = [np.floor(bins * np.log10(r[r > 0]) + 1e-9).clip(max=-1).astype(int) for r in rates]
+    cells = [_cells(r[r > 0], bins) for r in rates]
     found: dict[int, tuple[int, float, float]] = {}
     for cell in np.intersect1d(cells[0], cells[1]):
         means = [v[r > 0][c == cell] for r, v, c in zip(rates, values, cells, strict=True)]
@@ -205,6 +206,68 @@ def matched(
             before[2] + totals[1],
         )
     return found
+
+
+def _cells(rates: np.ndarray, bins: int) -> np.ndarray:
+    """Bins of positive rates, so many per decade."""
+    return np.floor(bins * np.log10(rates) + 1e-9).clip(max=-1).astype(int)
+
+
+def like_rows(
+    rates: Mapping[K, np.ndarray], per_decade: int, seed: int
+) -> list[tuple[int, dict[K, int]]]:
+    """Rows of latents to look at: in each one of every SAE, that fire about as often.
+
+    Of each decade bins are drawn, a bin as often at most as every SAE has latents in it, and of
+    a bin latents; none twice. Bins are a tenth of a decade wide, or the narrowest of a fifth, a
+    half and a decade with which there are as many rows as asked for.
+
+    Args:
+        rates: By SAE, share of held-out activations that each latent is active on; 0 for one
+            that may not be drawn.
+        per_decade: Rows of each decade, fewer where the SAEs share fewer.
+        seed: Of the draw.
+
+    Returns:
+        Decade and latents of each row, from frequent to rare.
+    """
+    random = np.random.default_rng(seed)
+    every = {k: decades(r) for k, r in rates.items()}
+    shared = set.intersection(*(set(d[~np.isnan(d)].tolist()) for d in every.values()))
+    rows = []
+    for decade in sorted(map(int, shared), reverse=True):
+        own = {k: np.flatnonzero(d == decade) for k, d in every.items()}
+        places: list[int] = []
+        pools: dict[int, dict[K, list[int]]] = {}
+        for bins in (_BINS, 5, _BINS_OF_SCORES, 1):
+            cells = {k: _cells(rates[k][latents], bins) for k, latents in own.items()}
+            shared_cells = set.intersection(*(set(c.tolist()) for c in cells.values()))
+            pools = {
+                cell: {k: own[k][c == cell].tolist() for k, c in cells.items()}
+                for cell in sorted(shared_cells)
+            }
+            places = [
+                c for c, pool in pools.items() for _ in range(min(map(len, pool.values())))
+            ]
+            if len(places) >= per_decade:
+                break
+        drawn = random.permutation(places)[:per_decade].tolist()
+        for cell in sorted(map(int, drawn), reverse=True):
+            row = {}
+            for k, pool in pools[cell].items():
+                row[k] = pool.pop(int(random.integers(len(pool))))
+            rows.append((decade, row))
+    return rows
+
+
+def like(rates: np.ndarray, rate: float, seed: int) -> int | None:
+    """A latent of the rate that is nearest to this one, drawn of the nearest; None if dead."""
+    alive = np.flatnonzero(rates > 0)
+    if len(alive) == 0:
+        return None
+    apart = np.abs(np.log(rates[alive] / rate))
+    nearest = alive[apart <= apart.min() + 1e-12]
+    return int(np.random.default_rng(seed).choice(nearest))
 
 
 def by_rate(

@@ -111,6 +111,12 @@ def t_interval(differences: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(float(low), float(high), level)
 
 
+def share_interval(k: int, n: int, level: float = 0.95) -> Interval:
+    """Of a share of which k of n are seen: Clopper and Pearson's (*Biometrika* 26, 1934)."""
+    found = stats.binomtest(k, n).proportion_ci(level, method="exact")
+    return Interval(float(found.low), float(found.high), level)
+
+
 def tasks_interval(
     rows: Sequence[np.ndarray], *, level: float = 0.95, crossed: bool = True
 ) -> Interval:

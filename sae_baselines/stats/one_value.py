@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from sae_baselines.stats.intervals import Interval, spread
+from sae_baselines.stats.intervals import Interval, share_interval, spread
 
 # Differences this small, relative to the values, are rounding: the same as `spread` takes it.
 _ROUNDING = 1e-12
@@ -84,14 +84,14 @@ def ranked(value: float, others: np.ndarray, level: float = 0.95, step: float = 
     tied = np.abs(others - value) <= close
     equal = int(tied.sum())
     below = int(((others < value) & ~tied).sum())
-    low = stats.binomtest(below, n).proportion_ci(level, method="exact").low
-    high = stats.binomtest(below + equal, n).proportion_ci(level, method="exact").high
+    low = share_interval(below, n, level).low
+    high = share_interval(below + equal, n, level).high
     return Ranked(
         below=below,
         equal=equal,
         n=n,
         share=(below + equal / 2) / n,
-        interval=Interval(float(low), float(high), level),
+        interval=Interval(low, high, level),
         p=(1 + n - below) / (n + 1),
     )
 

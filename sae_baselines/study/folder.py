@@ -33,6 +33,7 @@ from sae_baselines.provenance import PROVENANCE_FILE, environment
 from sae_baselines.study.identity import WEIGHTS
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import (
+    PUBLISHED,
     PanelSpec,
     spec_difference,
     spec_from_dict,
@@ -74,6 +75,8 @@ class StudyFolder:
         return self.root / "published"
 
     def member(self, key: MemberKey) -> Path:
+        if key.member == PUBLISHED:
+            return self.published
         return self.root / "panels" / key.panel.name / key.member
 
     @contextmanager

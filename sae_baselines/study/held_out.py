@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,11 +30,15 @@ class HeldOut:
         calibration: float32 CPU ``[n, d_in]``; thresholds and covariance come from these.
         evaluation: float32 CPU ``[n, d_in]``; everything reported is measured on these.
         tokens: int64 CPU ``[contexts, context_size]``; evaluation contexts to splice into.
+        contexts: int64 CPU, likewise; every evaluation context.
+        places: int64 CPU ``[n]``; where each evaluation activation is in them, flattened.
     """
 
     calibration: torch.Tensor
     evaluation: torch.Tensor
     tokens: torch.Tensor
+    contexts: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0).long())
+    places: torch.Tensor = field(default_factory=lambda: torch.empty(0).long())
 
 
 @dataclass(frozen=True)
@@ -213,8 +217,15 @@ def collect_held_out(
         return acts[~torch.isin(ids, special)]
 
     evaluation = slice(n_calibration, None)
+    every = contexts[evaluation]
+    places = torch.arange(every.numel()).reshape(every.shape)[:, slice(*spec.seqpos_slice)]
+    places = places.reshape(-1)
+    if special is not None:
+        places = places[~torch.isin(every.reshape(-1)[places], special)]
     return HeldOut(
         calibration=flat(slice(n_calibration)),
         evaluation=flat(evaluation),
-        tokens=contexts[evaluation][:n_ce],
+        tokens=every[:n_ce],
+        contexts=every,
+        places=places,
     )

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sae_baselines.reach import say_if_silent
 from sae_baselines.study.redraw import RandomModel, redraw
 from sae_baselines.study.spec import ModelSpec
 
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "merges.txt", "spiece.*")
 
 
@@ -101,6 +103,60 @@ def n_ctx_of(model: HookedRootModule) -> int | None:
 def n_vocab_of(model: HookedRootModule) -> int | None:
     """How many token ids a model knows, where it says so."""
     return _config_of(model, "d_vocab", "vocab_size")
+
+
+# Hooks that write to the residual stream as it is, which the unembedding reads.
+_RESIDUAL = re.compile(r"hook_resid_(pre|mid|post)|hook_(attn|mlp)_out|\d+")
+
+
+def unembedding(model: Any, hook_name: str) -> torch.Tensor | None:
+    """What a direction at a hook adds to each token's logit, float32 ``[d_model, vocabulary]``.
+
+    With the last norm's weights, where TransformerLens keeps them apart, and without its scale,
+    which is another at each token: logits are relative to one another.
+
+    Args:
+        model: The language model.
+        hook_name: Of the residual stream; at others a direction is none of the unembedding's.
+
+    Returns:
+        The map; None for other hooks, or where the model has no such matrix.
+    """
+    if not _RESIDUAL.fullmatch(hook_name.rsplit(".", 1)[-1]):
+        return None
+    weights = getattr(model, "W_U", None)
+    if weights is None:
+        head = getattr(getattr(model, "model", None), "get_output_embeddings", lambda: None)()
+        return None if head is None else head.weight.detach().T.float()
+    norm = getattr(getattr(model, "ln_final", None), "w", None)
+    weights = weights.detach().float()
+    return weights if norm is None else weights * norm.detach().float()[:, None]
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each of these tokens says, a space before it where it has one.
+
+    A character whose bytes are spread over tokens stands with the first of them, and the others
+    say nothing; bytes that are no character are one replacement character each.
+    """
+    texts = [_token_text(tokenizer, i) for i in ids]
+    first = 0
+    while first < len(texts):
+        last = first
+        while last < len(texts) and _BROKEN in texts[last]:
+            last += 1
+            if _BROKEN not in (whole := tokenizer.decode(list(ids[first:last]))):
+                texts[first:last] = [whole, *[""] * (last - first - 1)]
+                break
+        first = max(last, first + 1)
+    return texts
+
+
+def _token_text(tokenizer: Any, token: int) -> str:
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    # Decoders leave out the space before the first word.
+    raw = tokenizer.convert_ids_to_tokens(token)
+    return f" {text}" if str(raw)[:1] == "\u2581" and text[:1] != " " else text
 
 
 def check_model_folder(folder: Path, *, tokenizer: bool = True) -> None:

@@ -1,7 +1,10 @@
 """Which SAEs a spec asks for, and in how many passes over the text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from sae_baselines.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from sae_baselines.study.spec import MemberSpec, StudySpec
@@ -80,3 +83,36 @@ def controls_of(
 ) -> dict[MemberKey, "MemberSpec"]:
     """The controls of one panel, which are made after training."""
     return {k: m for k, m in members_of(spec, panel, source).items() if m.is_control}
+
+
+def panel_named(spec: "StudySpec", name: str | None) -> PanelKey:
+    """A panel of the study; without a name the first.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    panels = {panel.name: panel for panel in panels_of(spec)}
+    if name is None:
+        return next(iter(panels.values()))
+    if name not in panels:
+        raise UserError(f"panel: {name!r} is unknown; {did_you_mean(name, list(panels))}")
+    return panels[name]
+
+
+def members_named(
+    spec: "StudySpec", panel: PanelKey, names: Sequence[str] | None
+) -> list[MemberKey]:
+    """Members of a panel; all of them without names, or where these are ``["all"]``.
+
+    Raises:
+        UserError: One is unknown.
+    """
+    members = {k.member: k for k in members_of(spec, panel)}
+    if names is None or list(names) == ["all"]:
+        return list(members.values())
+    for name in names:
+        if name not in members:
+            raise UserError(
+                f"members: {name!r} is unknown; {did_you_mean(name, list(members))}"
+            )
+    return [members[name] for name in names]

@@ -274,3 +274,71 @@ def read_stability(root: str | Path) -> list[dict[str, Any]]:
     """
     found: Mapping[str, Any] = read_json(Path(root) / STABILITY_FILE, _AGAIN) or {}
     return list(found.get("pairs", ()))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The latent of another SAE whose decoder row is nearest.
+
+    Attributes:
+        key: Whose.
+        latent: Its index.
+        cosine: Of the rows.
+    """
+
+    key: MemberKey
+    latent: int
+    cosine: float
+
+
+def nearest_latents(
+    spec: StudySpec, root: str | Path, wanted: Mapping[MemberKey, Iterable[int]]
+) -> dict[tuple[MemberKey, int], list[Nearest]]:
+    """For single latents, the nearest of the panel's other members and of other seeds.
+
+    Of latents that fire on held-out text. One decoder is read at a time.
+
+    Args:
+        spec: The study; every member must have its `Latents`.
+        root: Its folder.
+        wanted: Latents by member.
+
+    Raises:
+        UserError: Weights cannot be read.
+    """
+    folder = StudyFolder(root)
+    # Of random language models each seed has another, with nothing in common to find again.
+    members = [k for k, m in all_members(spec).items() if not m.on_random_model]
+    lists = {k: list(latents) for k, latents in wanted.items() if k in members}
+    own = {k: _unit_rows(folder.member(k))[latents] for k, latents in lists.items()}
+    found: dict[tuple[MemberKey, int], list[Nearest]] = {
+        (k, i): [] for k, latents in lists.items() for i in latents
+    }
+    for other in members:
+        near = [
+            k
+            for k in own
+            if k != other
+            and (k.panel == other.panel or k.member == other.member)
+            and _group(k) == _group(other)
+        ]
+        if not near:
+            continue
+        latents = Latents.load(folder.member(other))
+        assert latents is not None
+        alive = np.flatnonzero(latents.firings > 0)
+        if len(alive) == 0:
+            continue
+        rows = _unit_rows(folder.member(other))[alive]
+        for k in near:
+            best, match = best_matches(own[k], rows)
+            for i, cosine, j in zip(lists[k], best, alive[match], strict=True):
+                found[k, i].append(Nearest(other, int(j), float(cosine)))
+    return found
+
+
+def _unit_rows(folder: Path) -> torch.Tensor:
+    path = folder / SAE_WEIGHTS_FILENAME
+    with reading(path):
+        decoder = load_file(path)["W_dec"].float()
+    return torch.nn.functional.normalize(decoder, dim=1)

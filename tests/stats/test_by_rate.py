@@ -16,6 +16,8 @@ from sae_baselines.stats.by_rate import (
     by_rate,
     choices,
     decades,
+    like,
+    like_rows,
     matched,
     strata,
 )
@@ -230,3 +232,40 @@ def test_features_are_compared_at_the_rates_at_which_they_fire() -> None:
     assert {(i.n, i.n_of) for i in found} == {(10, "features")}
     shares = {d: s.recovers for d, s in strata(next(iter(told.values()))).items()}
     assert shares == {-1: 1, -2: 0, -3: 0, -4: 0}
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0, 1e-4, 2e-4, 0.003, 0.004, 0.09, 0.5, 1.0])), min_size=2
+    ),
+    st.integers(0, 5),
+    st.integers(0, 3),
+)
+@settings(max_examples=60)
+def test_rows_of_latents_to_look_at_fire_about_as_often(
+    every: list[list[float]], per_decade: int, seed: int
+):
+    rates = {i: np.array(r, dtype=float) for i, r in enumerate(every)}
+    found = like_rows(rates, per_decade, seed)
+    assert found == like_rows(rates, per_decade, seed)
+    assert [d for d, _ in found] == sorted((d for d, _ in found), reverse=True)
+    for decade, row in found:
+        shown = [rates[k][i] for k, i in row.items()]
+        assert set(row) == set(rates)
+        assert all(decades(np.array(shown)) == decade)
+    for k in rates:
+        used = [row[k] for _, row in found]
+        assert len(used) == len(set(used))
+    # As many as asked for, or as the SAE with the fewest has.
+    for decade in {d for r in rates.values() for d in decades(r) if np.isfinite(d)}:
+        fewest = min(int((decades(r) == decade).sum()) for r in rates.values())
+        assert sum(d == decade for d, _ in found) == min(per_decade, fewest)
+
+
+def test_rows_are_matched_as_narrowly_as_there_are_latents_for():
+    many = 10 ** np.linspace(-3, -2.001, 200)
+    found = like_rows({"a": many, "b": many[::-1].copy()}, 8, seed=0)
+    apart = [abs(np.log10(many[r["a"]] / many[::-1][r["b"]])) for _, r in found]
+    assert max(apart) <= 0.1
+    assert like(many, 0.005, seed=0) == np.abs(np.log(many / 0.005)).argmin()
+    assert like(np.zeros(3), 0.1, seed=0) is None

@@ -6,25 +6,18 @@ What is said stands in ``templates/``.
 import base64
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from sae_baselines.evals.results import vision_results
 from sae_baselines.files import keep_links_inside, write_atomically
 from sae_baselines.paper.vision import table
-from sae_baselines.paper.vision.picks import (
-    Pick,
-    Pictures,
-    members_named,
-    panel_named,
-    picks_of,
-)
+from sae_baselines.paper.vision.picks import Pictures, members_named, picks_of
+from sae_baselines.report.blind import shuffled
 from sae_baselines.report.build import Report
 from sae_baselines.report.markdown import Section, code, render
 from sae_baselines.report.rates import rates_of
@@ -35,7 +28,7 @@ from sae_baselines.study.engine import measurements_of
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.latents import Latents
 from sae_baselines.study.patches import norms
-from sae_baselines.study.plan import all_members
+from sae_baselines.study.plan import all_members, panel_named
 from sae_baselines.study.sources.patches import PatchData, spec_of_study
 
 _SIDE = 84
@@ -89,19 +82,15 @@ def write_page(
     source = PatchData(spec, root)
     picks = picks_of(source, chosen, n_latents, seed)
     pictures = Pictures(source, 2 * _SIDE)  # for screens of twice the resolution
-    rows: list[Sequence[Pick]] = list(zip(*picks, strict=True))
+    rows = [list(row) for row in zip(*picks, strict=True)]
     columns = [key.member for key in chosen]
     if blind:
-        # A new order in every row.
-        for i, row in enumerate(rows):
-            order = np.random.default_rng([seed, i]).permutation(len(row))
-            rows[i] = [row[j] for j in order]
-        columns = [chr(ord("A") + i) for i in range(len(chosen))]
+        columns, rows = shuffled(rows, seed)
     page = root / ("vision_blind.html" if blind else "vision.html")
     patches = _words(
         "vision_patches.md.j2",
         columns=columns,
-        rows=rows,
+        rows=list(enumerate(rows, start=1)),
         pictures=pictures,
         image=_image,
         seed=seed,

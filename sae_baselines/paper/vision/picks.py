@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 from sae_lens import SAE
 
-from sae_baselines.errors import UserError, did_you_mean
+from sae_baselines.errors import UserError
+from sae_baselines.study import plan
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches.images import CropLoader, patch_box
 from sae_baselines.study.patches.latents import (
@@ -15,7 +16,7 @@ from sae_baselines.study.patches.latents import (
     choose,
 )
 from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.plan import MemberKey, PanelKey, all_members, panels_of
+from sae_baselines.study.plan import MemberKey, PanelKey
 from sae_baselines.study.sources.patches import PatchData, firing_of
 from sae_baselines.study.spec import TRAINED
 
@@ -62,20 +63,6 @@ class Pick:
     shots: tuple[Shot, ...]
 
 
-def panel_named(spec: VisionSpec, name: str | None) -> PanelKey:
-    """A panel of the study; without a name the first.
-
-    Raises:
-        UserError: There is none of this name.
-    """
-    panels = {panel.name: panel for panel in panels_of(spec)}
-    if name is None:
-        return next(iter(panels.values()))
-    if name not in panels:
-        raise UserError(f"panel: {name!r} is unknown; {did_you_mean(name, list(panels))}")
-    return panels[name]
-
-
 def members_named(
     spec: VisionSpec, panel: PanelKey, names: list[str] | None
 ) -> list[MemberKey]:
@@ -84,18 +71,10 @@ def members_named(
     Raises:
         UserError: One is unknown.
     """
-    members = {k.member: k for k in all_members(spec) if k.panel == panel}
-    if names == ["all"]:
-        return list(members.values())
     if names is None:
         shown = [m for m in spec.member_specs if m.constraint == TRAINED or m.is_control]
         names = [m.name for m in shown]
-    for name in names:
-        if name not in members:
-            raise UserError(
-                f"members: {name!r} is unknown; {did_you_mean(name, list(members))}"
-            )
-    return [members[name] for name in names]
+    return plan.members_named(spec, panel, names)
 
 
 def picks_of(

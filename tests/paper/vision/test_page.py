@@ -13,14 +13,14 @@ from sae_lens import SAE
 
 from sae_baselines.errors import UserError
 from sae_baselines.paper.vision.page import write_page
-from sae_baselines.paper.vision.picks import Pictures, members_named, panel_named, picks_of
+from sae_baselines.paper.vision.picks import Pictures, members_named, picks_of
 from sae_baselines.paper.vision.table import notes, rows_of
 from sae_baselines.study.engine import StudyResult
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.patches.images import CropLoader, patch_box
 from sae_baselines.study.patches.latents import PERCENTILES
 from sae_baselines.study.patches.spec import VisionSpec
-from sae_baselines.study.plan import MemberKey
+from sae_baselines.study.plan import MemberKey, panel_named
 from sae_baselines.study.sources.patches import PatchData
 from tests.study.patches.tiny import GRID, N_PATCHES, SIZE
 
