@@ -15,13 +15,11 @@ from sae_baselines.report.build import Report, report_of_study
 from sae_baselines.report.context import ReportContext, study_context
 from sae_baselines.report.write import report_files
 from sae_baselines.results import Results
-from sae_baselines.study.folder import STUDY_FILE, StudyFolder
+from sae_baselines.study.folder import OTHER_KINDS, STUDY_FILE, StudyFolder
 from sae_baselines.study.plan import MemberKey, members_of, panels_of
 from sae_baselines.study.spec import MemberSpec, PanelSpec, spec_hash
 from sae_baselines.yaml_text import read_yaml
 
-# Fields that other kinds of study have, and what makes those.
-_OTHER_KINDS = {"images": "vision train", "settings": "toy"}
 # They tell how the report was made (paths as typed, machine), not what it says.
 _HOW = {
     "report.md": r"^<a id=\"(sceptic|provenance)\"></a>\n.*?(?=^<a id=|\Z)",
@@ -140,7 +138,7 @@ def _check_kind(root: Path) -> None:
     fields = told.get("spec") if isinstance(told, dict) else None
     if not isinstance(fields, dict):
         raise UserError(f"study: {path} holds no spec; train one with sae-baselines train")
-    for field, command in _OTHER_KINDS.items():
+    for field, (command, _) in OTHER_KINDS.items():
         if field in fields:
             raise UserError(
                 f"study: {root} was made by sae-baselines {command}; what can be published is "

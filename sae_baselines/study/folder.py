@@ -51,6 +51,11 @@ CHECKPOINTS = "checkpoints"
 # Field of provenance.json: name to SHA-256 of the files that verdicts rest on.
 CHECKSUMS = "sha256"
 _WEIGHTS = (SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME)
+# Fields that studies of other kinds have, what makes those, and what shows their latents.
+OTHER_KINDS = {
+    "images": ("vision train", "sae-baselines vision page shows its latents"),
+    "settings": ("toy", "its features are numbers, and there is no text to show"),
+}
 # What is read of study.yaml.
 _STUDY = {"spec": dict, "spec_hash?": str, "versions?": {str: str}, "hardware?": dict}
 
@@ -374,4 +379,10 @@ def load_study(study: str | Path) -> tuple[PanelSpec, dict[str, Any]]:
         record = parse_yaml(path.read_bytes())
         check_shape(path, record, _STUDY, again)
         spec = record.pop("spec")
+    for field, (command, note) in OTHER_KINDS.items():
+        if field in spec:
+            raise UserError(
+                f"study: {study} was made by sae-baselines {command}, not from a language "
+                f"model's activations; {note}"
+            )
     return spec_from_dict(spec, where=str(path), stored=True), record

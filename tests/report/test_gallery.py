@@ -273,3 +273,13 @@ def test_members_of_another_model_are_refused(study: Path, text: Dataset):
             gallery(study, dataset=text)
     finally:
         path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("images", "vision page shows its latents"), ("settings", "there is no text to show")],
+)
+def test_studies_without_text_say_so(tmp_path: Path, field: str, message: str):
+    (tmp_path / "study.yaml").write_text(f"spec: {{name: x, {field}: {{}}}}")
+    with pytest.raises(UserError, match=message):
+        gallery(tmp_path)
