@@ -227,7 +227,8 @@ def contexts_of(
     """Read held-out activations context by context and keep what is shown of some latents.
 
     In memory at once are a context's latents (``context_size * d_sae`` numbers, and the
-    encoder's temporary copies of them), and of the wanted ones 12 bytes for each firing and 13 for each held-out context.
+    encoder's temporary copies of them), and of the wanted ones 12 bytes for each firing and 13
+    for each held-out context.
 
     Args:
         sae: Inference SAE.
