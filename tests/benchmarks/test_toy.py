@@ -124,3 +124,19 @@ def test_the_tau_sweep_is_what_its_table_says() -> None:
         ]
         checked += 1
     assert checked == 9
+
+
+def test_the_length_at_which_a_share_is_reached_is_the_first_snapshot_with_it() -> None:
+    table = runpy.run_path(str(BENCHMARKS / "toy_length.py"))["table"]
+    line = {"lr": 3e-3, "batch": 4096, "silent": 7}
+    share = {1_000_000: 0.0, 9_000_000: 0.05, 35_000_000: 0.2, 100_000_000: 0.6}
+    rows = [
+        {"setting": "variable", "architecture": a, **line, "samples": n, "recovered_share": s,
+         "ev": 0.6 + s / 10}
+        for a, up in (("topk", 1.0), ("batchtopk", 0.1))
+        for n, s in ((n, s * up) for n, s in share.items())
+    ]  # fmt: skip
+    found = table(pd.DataFrame(rows)).splitlines()[2:]
+    assert "| 0.0% / 5.0% / 20.0% / 60.0% (100 M) |" in found[0]
+    assert found[0].endswith("| 43.00%, 100 M |")
+    assert found[1].endswith("| 9.28%, not reached |")
