@@ -580,6 +580,8 @@ def _of_pilot(pilot: str | Path) -> list[Spread]:
 
 
 def _power(spec: PanelSpec, evals: EvalSpec, spreads: Sequence[Spread]) -> Plan:
+    compared = sum(m.constraint != TRAINED for m in spec.member_specs)
+    groups = len(spec.architectures) * len(spec.l0s)
     return planned(
         spreads,
         evals.primary_metrics,
@@ -587,6 +589,7 @@ def _power(spec: PanelSpec, evals: EvalSpec, spreads: Sequence[Spread]) -> Plan:
         constraints={m.constraint for m in spec.member_specs},
         architectures=spec.architectures,
         margins=evals.margins,
+        families=compared * groups if evals.correct == "study" else 1,
     )
 
 
@@ -595,7 +598,7 @@ def power_notes(plan: Plan) -> list[str]:
     lines = []
     if plan.planned:
         lines.append(
-            f"{METHOD.power:.0%} power at level {METHOD.alpha:g}/{plan.n_metrics} (the first "
+            f"{METHOD.power:.0%} power at level {METHOD.alpha:g}/{plan.n_tests} (the first "
             f"step of {METHOD.correction}). Spreads are of {', '.join(plan.sources)}; in "
             "brackets: seeds if the true spread is at the upper 80 % limit of these few seeds. "
             "Another model, layer, width or budget may spread more or less."
@@ -613,7 +616,7 @@ def power_lines(plan: Plan) -> list[str]:
         return ["What 1 seed can show: numbers, and no verdict."]
     lines = [
         f"What {n} seeds can show ({METHOD.power:.0%} power, {METHOD.correction} over "
-        f"{plan.n_metrics} metrics; see sae-baselines power):"
+        f"{plan.n_tests} tests; see sae-baselines power):"
     ]
     for p in plan.planned:
         line = f"- {p.name}: differences of {p.smallest(n):.2g} ({n + 1} seeds: "

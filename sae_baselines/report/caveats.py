@@ -283,22 +283,23 @@ def _l0_unchecked(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
 
 def _floors(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
     """Suites whose metrics have floors that were not measured: evaluated before there were."""
-    compared = dict.fromkeys((v.suite, v.metric) for v in items)
+    compared = dict.fromkeys(((v.suite, v.metric), (v.architecture, v.l0)) for v in items)
     if table.has_published:
-        compared |= dict.fromkeys(m for m in table.metrics if table.direction(m))
+        scored = [m for m in table.metrics if table.direction(m)]
+        compared |= dict.fromkeys((m, group) for m in scored for group in table.groups)
     tested = PUBLISHED if table.has_published else TRAINED
-    unmeasured = [
-        suite
-        for suite, metric in compared
-        if (floors := metric_of(suite, metric).floors)
-        and not any(
-            table.aggregates((suite, floor), group, tested)
-            for floor in floors
-            for group in table.groups
-        )
-    ]
-    if unmeasured:
-        yield caveat("floors not measured", suites=list(dict.fromkeys(unmeasured)))
+    none: dict[str, list[bool]] = defaultdict(list)
+    for metric, group in compared:
+        scores = table.aggregates(metric, group, tested)
+        for floor in metric_of(*metric).floors:
+            known = table.aggregates((metric[0], floor), group, tested)
+            none[metric[0]] += [not math.isfinite(known.get(s, math.nan)) for s in scores]
+    for part, suites in (
+        (False, [suite for suite, missing in none.items() if missing and all(missing)]),
+        (True, [suite for suite, missing in none.items() if any(missing) and not all(missing)]),
+    ):
+        if suites:
+            yield caveat("floors not measured", suites=suites, part=part)
 
 
 def _rounding(items: Sequence[Verdict]) -> Iterable[Caveat]:

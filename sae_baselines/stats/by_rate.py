@@ -15,18 +15,20 @@ Strata are decades of the rate. Each gets a word by the same rules as any metric
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from sae_baselines.evals.metrics import TOP_LATENT
-from sae_baselines.evals.registry import is_null_for
+from sae_baselines.evals.registry import is_null_for, margin_for
 from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results, SAEKey, row
 from sae_baselines.results.table import COMPARED
 from sae_baselines.stats.decision import Correct
 from sae_baselines.stats.differences import differences
+from sae_baselines.stats.floors import CANNOT_TELL, cannot_tell, rooms_of
+from sae_baselines.stats.match import Match
 from sae_baselines.stats.verdict import Verdict, verdicts
 from sae_baselines.study.latents import Latents, decades
 
@@ -443,6 +445,14 @@ def _at_rates(
         on_missing="exclude",
     )
     words = {int(v.metric.rsplit("1e", 1)[1]): v for v in verdicts(compared, correct=correct)}
+    if metric != _VARIANCE:
+        # A decade has no floor of its own: where the metric tells nothing, its parts do not.
+        rooms = rooms_of(Match(results, group, metric, *members), unpaired=True)
+        margin = margin_for(*metric)
+        for decade, v in words.items():
+            unseen = cannot_tell(rooms, margin and margin.value, v.alpha)
+            if unseen and v.word != "no verdict":
+                words[decade] = replace(v, word=CANNOT_TELL, reason=unseen, within_margin=False)
     return [
         AtRate(
             decade,

@@ -13,7 +13,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import is_null_for
 from sae_baselines.results import Results
 from sae_baselines.stats.fitness import remarks, unfit
-from sae_baselines.stats.floors import Room, room_of
+from sae_baselines.stats.floors import Room, rooms_of
 from sae_baselines.stats.match import Bar, Match, named
 from sae_baselines.stats.matched import unmatched
 from sae_baselines.stats.rounding import step_of
@@ -108,7 +108,8 @@ class Comparison(Paired):
         unfit: Why a word would mean nothing although there are numbers (`stats.fitness`):
             kind and reason of each.
         step: How far off rounding can put a difference; 0 where scores are not rounded.
-        room: Floors and ceiling of the trained member; None where there is nothing to compare.
+        rooms: Floors and ceilings that matter (`stats.floors.rooms_of`), the trained member's
+            first; none where there is nothing to compare.
         caveats: What a reader must know.
     """
 
@@ -122,7 +123,7 @@ class Comparison(Paired):
     failure: str | None = None
     unfit: tuple[Bar, ...] = ()
     step: float = 0.0
-    room: Room | None = None
+    rooms: tuple[Room, ...] = ()
     caveats: tuple[str, ...] = ()
 
     @property
@@ -261,7 +262,7 @@ def _compare(match: Match, unpaired: bool, on_missing: str) -> Comparison:
         excluded=tuple(Exclusion(seed, bar) for seed, bar in excluded.items()),
         unfit=unfit(match),
         step=step_of(match),
-        room=room_of(match, seeds, unpaired),
+        rooms=rooms_of(match, unpaired, seeds),
         caveats=(*caveats, *remarks(match)),
     )
 

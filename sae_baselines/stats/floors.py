@@ -12,7 +12,7 @@ where they are false as without it; families are corrected as if it had not been
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ from sae_baselines.stats.intervals import Interval, t_interval
 from sae_baselines.stats.match import Match
 
 CANNOT_TELL = "cannot tell"
+# Of one SAE: fewer tasks give no test of being above a floor.
+LEAST_TASKS = 8
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,20 @@ class Room:
         """
         for floor in self.floors:
             interval = above(floor, alpha)
-            if interval is not None and not interval.low > 0:
-                return (
-                    f"{self.tested} is not above its floor ({floor.title}): "
-                    f"{self.score:.4g} and {floor.value:.4g}, apart by "
-                    f"{floor.gaps.mean():+.3g}, {interval.level:.0%} interval "
-                    f"[{interval.low:+.3g}, {interval.high:+.3g}] over {len(floor.gaps)} "
-                    f"{floor.over}"
-                )
+            # Without a test: what is not even higher is not above.
+            apart = self.direction * (self.score - floor.value)
+            if (apart if interval is None else interval.low) > 0:
+                continue
+            why = (
+                f"{self.tested} is not above its floor ({floor.title}): {self.score:.4g} and "
+                f"{floor.value:.4g}, apart by {apart:+.3g}"
+            )
+            if interval is None:
+                return why
+            return (
+                f"{why}, {interval.level:.0%} interval [{interval.low:+.3g}, "
+                f"{interval.high:+.3g}] over {len(floor.gaps)} {floor.over}"
+            )
         if margin is not None and self.highest is not None and self.span < margin:
             return (
                 f"from its floor ({self.highest.title}, {self.highest.value:.4g}) to its "
@@ -121,8 +129,33 @@ def null_of(metric: str) -> str:
 
 
 def above(floor: Floor, alpha: float) -> Interval | None:
-    """Of score - floor; its lower end is that of the one-sided test. None from one value."""
-    return t_interval(floor.gaps, 1 - 2 * alpha) if len(floor.gaps) > 1 else None
+    """Of score - floor; its lower end is that of the one-sided test.
+
+    None from one seed, and from fewer than `LEAST_TASKS` tasks: how much harder one task is
+    than another counts as noise there, and of a few it alone would decide.
+    """
+    least = LEAST_TASKS if floor.over == "tasks" else 2
+    return t_interval(floor.gaps, 1 - 2 * alpha) if len(floor.gaps) >= least else None
+
+
+def cannot_tell(rooms: Iterable[Room], margin: float | None, alpha: float) -> str | None:
+    """Why a comparison means nothing, if so: `Room.unseen` of one of its `rooms_of`."""
+    return next((why for room in rooms if (why := room.unseen(margin, alpha))), None)
+
+
+def rooms_of(
+    match: Match, unpaired: bool, seeds: Sequence[int] | None = None
+) -> tuple[Room, ...]:
+    """The rooms that a comparison needs: the tested member's.
+
+    And the other's, on a metric that random SAEs are good at for nothing: there a baseline that
+    is at its own floor wins by having nothing to be measured (absorption).
+    """
+    tested = room_of(match, list(match.values[0]) if seeds is None else seeds, unpaired)
+    if "random" not in metric_of(*match.metric).favours:
+        return (tested,)
+    turned = Match(match.table, match.group, match.metric, match.other, match.tested)
+    return tested, room_of(turned, list(turned.values[0]) if seeds is None else seeds, unpaired)
 
 
 def room_of_member(table: Results, group: Group, metric: MetricKey, member: str) -> Room:
@@ -145,17 +178,18 @@ def room_of(match: Match, seeds: Sequence[int], unpaired: bool) -> Room:
     floors = []
     for name in known.floors:
         by_seed = table.aggregates((suite, name), group, match.tested)
-        both = [s for s in scores if math.isfinite(by_seed.get(s, math.nan))]
-        if not both:
+        # A floor that some seeds lack is none: a mean over others would stand beside the score.
+        if not scores or not all(math.isfinite(by_seed.get(s, math.nan)) for s in scores):
             continue
-        gaps, over = np.array([sign * (scores[s] - by_seed[s]) for s in both]), "seeds"
-        if len(both) == 1 and known.tasks_paired and not unpaired:
-            tasks = table.of_tasks((suite, name), group, match.tested, both[0])
-            own = {t: v for (s, t), v in match.cells[0].items() if s == both[0] and t in tasks}
+        gaps, over = np.array([sign * (scores[s] - by_seed[s]) for s in scores]), "seeds"
+        if len(scores) == 1 and known.tasks_paired and not unpaired:
+            (seed,) = scores
+            tasks = table.of_tasks((suite, name), group, match.tested, seed)
+            own = {t: v for (s, t), v in match.cells[0].items() if s == seed and t in tasks}
             if len(own) > 1:
                 gaps = np.array([sign * (v - tasks[t]) for t, v in sorted(own.items())])
                 over = "tasks"
-        floors.append(Floor(name, float(np.mean([by_seed[s] for s in both])), gaps, over))
+        floors.append(Floor(name, float(np.mean([by_seed[s] for s in scores])), gaps, over))
     tops = [table.aggregates((suite, name), group, match.tested) for name in known.ceilings]
     means = [np.mean(list(top.values())) for top in tops if top]
     return Room(

@@ -21,7 +21,7 @@ from sae_baselines.stats.differences import (
     comparable,
 )
 from sae_baselines.stats.fitness import collapses, not_two, remarks, trained_elsewhere
-from sae_baselines.stats.floors import CANNOT_TELL, room_of
+from sae_baselines.stats.floors import CANNOT_TELL, cannot_tell, rooms_of
 from sae_baselines.stats.intervals import Interval, spread
 from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures, unmatched
@@ -177,9 +177,9 @@ def placements(
                 barred = failure or _joined(own) or _unmatched(match)
                 unseen = None
                 if barred is None:
-                    room = room_of(match, list(match.values[0]), metric[0] in unpaired_suites)
                     margin = margin_for(*metric, margins)
-                    unseen = room.unseen(margin and margin.value, alpha)
+                    rooms = rooms_of(match, metric[0] in unpaired_suites)
+                    unseen = cannot_tell(rooms, margin and margin.value, alpha)
                 placed.append(_place(match, barred, unseen, alpha))
     return placed
 
@@ -191,7 +191,9 @@ def _place(match: Match, barred: str | None, unseen: str | None, alpha: float) -
     null = np.array(list(match.values[1].values()))
     rank = normal = None
     step = step_of(match)
-    if barred is None and unseen is None:
+    # Placed even where the metric cannot tell: which metrics are corrected together must not
+    # hang on the published SAE's score.
+    if barred is None:
         rank = ranked(sign * value, sign * null, 1 - alpha, step)
         drawn, at = sign * null, sign * value
         if is_coarse(drawn, step):
@@ -211,7 +213,7 @@ def _place(match: Match, barred: str | None, unseen: str | None, alpha: float) -
         direction=sign,
         member=member,
         constraint=table.constraints[member],
-        word=_word(rank) if rank else CANNOT_TELL if unseen else NO_PLACEMENT,
+        word=CANNOT_TELL if unseen else _word(rank) if rank else NO_PLACEMENT,
         reason=barred or unseen or (_reason(rank) if rank else ""),
         value=value,
         null_mean=float(whole.mean()),

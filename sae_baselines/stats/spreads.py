@@ -134,7 +134,7 @@ class Planned:
         baseline: Constraint or control of the baseline whose difference spreads most.
         sd: Standard deviation of a difference over seeds, pooled over studies.
         df: Its degrees of freedom.
-        alpha: Level of one test: of Holm's first step over the study's metrics.
+        alpha: Level of one test: of Holm's first step.
         sources: Where the spread was measured.
     """
 
@@ -194,13 +194,15 @@ class Plan:
         seeds: Seeds that it has.
         planned: Metrics whose spread is known.
         unknown: Metrics that no study at hand has measured.
-        n_metrics: Metrics that are corrected for.
+        n_metrics: Metrics that words are for.
+        n_tests: Tests that are corrected for together.
     """
 
     seeds: int
     planned: tuple[Planned, ...]
     unknown: tuple[str, ...]
     n_metrics: int
+    n_tests: int
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -216,6 +218,7 @@ def planned(
     constraints: Collection[str] = (),
     architectures: Collection[str] = (),
     margins: Mapping[str, float | Margin] | None = None,
+    families: int = 1,
     alpha: float = ALPHA,
 ) -> Plan:
     """What so many seeds can show, a metric at a time.
@@ -231,7 +234,9 @@ def planned(
         constraints: Of its baselines and controls.
         architectures: Its base architectures.
         margins: In place of the defaults; see `margin_for`.
-        alpha: Chance of a false word in its metrics.
+        families: Of one baseline, architecture and L0 each, that are corrected together: all of
+            the study's under ``correct: study``.
+        alpha: Chance of a false word in them.
     """
     by_metric: dict[tuple[str, str], list[Spread]] = defaultdict(list)
     unknown = []
@@ -254,9 +259,9 @@ def planned(
         of = by_constraint[widest]
         margin, df = margin_for(suite, metric, margins), sum(s.seeds - 1 for s in of)
         sources = tuple(dict.fromkeys(s.source for s in of))
-        level = alpha / n_metrics
+        level = alpha / (n_metrics * families)
         found.append(Planned(suite, metric, margin, widest, sd, df, level, sources))
-    return Plan(seeds, tuple(found), tuple(unknown), n_metrics)
+    return Plan(seeds, tuple(found), tuple(unknown), n_metrics, n_metrics * families)
 
 
 def _pooled(spreads: Sequence[Spread]) -> float:

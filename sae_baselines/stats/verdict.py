@@ -22,7 +22,7 @@ from sae_baselines.stats.differences import (
     comparisons_of,
 )
 from sae_baselines.stats.fitness import dominant
-from sae_baselines.stats.floors import CANNOT_TELL, above
+from sae_baselines.stats.floors import CANNOT_TELL, above, cannot_tell
 from sae_baselines.stats.intervals import (
     Interval,
     spread,
@@ -204,8 +204,8 @@ def verdicts(
             tests[i]["n_metrics"] = len(family)
     for i, c in enumerate(comparisons):
         limit = None if (m := margin[i]) is None else m.value
-        unseen = c.room and tests[i].get("word") != "no verdict" and c.room.unseen(limit, alpha)
-        if unseen:
+        unseen = cannot_tell(c.rooms, limit, alpha)
+        if unseen and tests[i].get("word") != "no verdict":
             word = {"word": CANNOT_TELL, "reason": unseen, "within_margin": False}
             tests[i] = {**tests[i], **word}
     return [_verdict(c, margin[i], tests[i], alpha) for i, c in enumerate(comparisons)]
@@ -315,10 +315,10 @@ def _verdict(
 
 def _floor(c: Comparison, alpha: float) -> dict[str, Any]:
     """What is told of the trained member's floor and ceiling, where they were measured."""
-    if c.room is None:
+    if not c.rooms:
         return {}
-    told: dict[str, Any] = {"ceiling": c.room.ceiling}
-    highest = c.room.highest
+    told: dict[str, Any] = {"ceiling": c.rooms[0].ceiling}
+    highest = c.rooms[0].highest
     if highest is not None:
         interval = above(highest, alpha)
         told |= {"floor": highest.value, "floor_is": highest.metric, "above_floor": interval}

@@ -269,3 +269,32 @@ def test_rows_are_matched_as_narrowly_as_there_are_latents_for():
     assert max(apart) <= 0.1
     assert like(many, 0.005, seed=0) == np.abs(np.log(many / 0.005)).argmin()
     assert like(np.zeros(3), 0.1, seed=0) is None
+
+
+def test_where_a_metric_tells_nothing_its_decades_do_not():
+    results, latents = study(gain=0.0, seeds=3)
+    parts = [results.frame]
+    for metric, of_trained in (("autointerp_score", 0.73), ("null", 0.729)):
+        scores = {
+            (member, int(panel[-1])): {
+                "": of_trained if member == "trained" else 0.6,
+                **{
+                    f"latent_{j}": (of_trained if member == "trained" else 0.6) + 1e-5 * j
+                    for j in range(0, 400, 3)
+                    if metric != "null"
+                },
+            }
+            for panel, member in latents
+        }
+        name = "autointerp_score_null_exchanged" if metric == "null" else metric
+        of = {"suite": "autointerp", "metric": name, "direction": int(metric != "null")}
+        parts.append(pd.DataFrame(rows(scores, **of)))
+    table = pd.concat(parts, ignore_index=True)
+    null = table["metric"].str.contains("_null_")
+    words = {}
+    for floor in (0.6, 0.74):
+        table.loc[null, "value"] = floor
+        found = [i.verdict for i in by_rate(Results.of(table), latents)]
+        words[floor] = {v.word for v in found if v.suite == "autointerp"}
+    assert words[0.74] == {"cannot tell"}
+    assert "cannot tell" not in words[0.6]

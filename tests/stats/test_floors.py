@@ -91,18 +91,19 @@ def test_what_must_not_be_compared_at_all_is_said_first() -> None:
     assert verdicts(apart)[0].word == "no verdict"
 
 
-def by_task(value: float, spread: float) -> dict[str, float]:
-    return {"": value, **{str(i): value + spread * (-1) ** i * (i + 1) for i in range(4)}}
+def by_task(value: float, spread: float, n: int = 8) -> dict[str, float]:
+    return {"": value, **{str(i): value + spread * (-1) ** i * (i % 4 + 1) for i in range(n)}}
 
 
 def test_one_seed_is_held_against_its_floor_by_task() -> None:
     of: dict[str, Any] = {"suite": SUITE, "direction": 0}
 
-    def with_floor(value: float, tasks: bool = True) -> pd.DataFrame:
-        floor = by_task(value, -0.03) if tasks else value
+    def with_floor(value: float, tasks: bool = True, n: int = 8) -> pd.DataFrame:
+        floor = by_task(value, -0.03, n) if tasks else value
+        scores = {"trained": by_task(0.7, 0.01, n), "frozen_decoder": by_task(0.6, 0.0, n)}
         return frame(
             rows(
-                {("trained", 0): by_task(0.7, 0.01), ("frozen_decoder", 0): by_task(0.6, 0.0)},
+                {(member, 0): score for member, score in scores.items()},
                 metric=SCORE,
                 suite=SUITE,
             ),
@@ -111,10 +112,56 @@ def test_one_seed_is_held_against_its_floor_by_task() -> None:
 
     (found,) = verdicts(with_floor(0.69))
     assert found.word == "cannot tell"
-    assert "over 4 tasks" in found.reason
+    assert "over 8 tasks" in found.reason
     assert verdicts(with_floor(0.2))[0].word == "single seed"
-    # An aggregate alone has no spread to hold it against.
-    assert verdicts(with_floor(0.69, tasks=False))[0].word == "single seed"
+    # Few tasks, or an aggregate alone, have no spread to hold it against: what is not even
+    # higher is not above.
+    for few in ({"n": 3}, {"tasks": False}):
+        assert verdicts(with_floor(0.69, **few))[0].word == "single seed"
+        assert verdicts(with_floor(0.7, **few))[0].word == "cannot tell"
+
+
+def test_a_floor_that_one_seed_lacks_is_no_floor() -> None:
+    whole = table(0.6 + NOISE, 0.5 - NOISE, 0.6 + NOISE[::-1])
+    part = whole.loc[~(whole.metric.isin(NULLS) & (whole.seed == 2))]
+    assert (verdicts(whole)[0].word, verdicts(part)[0].word) == ("cannot tell", "beats")
+
+
+def test_a_baseline_with_nothing_to_measure_wins_nothing_where_random_saes_do() -> None:
+    absorbed: dict[str, Any] = {"suite": "absorption"}
+    name = "mean_absorption_fraction_score"
+    floor = rows(
+        paired(0.95 + NOISE, 0.005 + NOISE[::-1] / 10),
+        metric=f"{name}_null_shuffled_letters",
+        direction=0,
+        **absorbed,
+    )
+    of_scores = {"metric": name, "direction": -1, **absorbed}
+    blind = rows(paired(0.105 + NOISE, 0.005 - NOISE / 10), **of_scores)
+    (found,) = verdicts(frame(blind, floor))
+    assert found.word == "cannot tell"
+    assert "frozen_decoder is not above its floor (shuffled letters)" in found.reason
+    # On a metric that means something of a random SAE too, its own floor is not asked for.
+    low = table(0.8 + NOISE, 0.5 - NOISE, 0.6 + NOISE)
+    other = rows(paired([], 0.5 - NOISE), metric=NULLS[0], suite=SUITE, direction=0)
+    assert verdicts(pd.concat([low, pd.DataFrame(other)]))[0].word == "beats"
+
+
+def test_placements_are_corrected_over_metrics_that_cannot_tell_too() -> None:
+    of: dict[str, Any] = {"suite": SUITE}
+    parts = []
+    for k, floor in ((1, 0.2), (2, 0.6), (5, 0.6)):
+        name = f"sae_top_{k}_test_accuracy"
+        scores = {("published", -1): 0.6, **paired([], 0.57 + NOISE)}
+        parts.append(rows(scores, metric=name, **of))
+        known = {("published", -1): floor}
+        parts.append(rows(known, metric=f"{name}_null_random_latents", direction=0, **of))
+    both = frame(*parts)
+    bare = both.loc[~both.metric.str.contains("_null_")]
+    told, untold = (placed_against_random(placements(t)) for t in (both, bare))
+    assert [p.cannot_tell for p in told] == [False, True, True]
+    assert told[0].p_adjusted == untold[0].p_adjusted == pytest.approx(3 * (told[0].p or 0))
+    assert told[1].p_adjusted is None
 
 
 def test_a_published_sae_that_its_metric_cannot_see_is_not_placed() -> None:

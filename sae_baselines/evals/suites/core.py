@@ -23,7 +23,7 @@ from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import Extras, Needs, OnRandomModel, Subject, Suite, SuiteCall
 from sae_baselines.evals.variance import explained_variance as explained_variance_of
 from sae_baselines.evals.variance import mean_activation
-from sae_baselines.files import write_atomically
+from sae_baselines.files import new_file, write_atomically
 
 PAPER_EV = "explained_variance_paper"
 
@@ -157,7 +157,7 @@ class Core(Suite):
             model, sae, call.subject.hook_name, batches[n_first:], ignored
         )
         if call.options[FLOORS] and not (call.cache / _TOKENS).exists():
-            torch.save(batches[:n_first], call.cache / _TOKENS)
+            _keep(batches[:n_first], call.cache / _TOKENS)
         trained_on = getattr(sae.cfg.metadata, "seqpos_slice", None) or (None,)
         notes = []
         if tuple(trained_on) != (None,):
@@ -187,7 +187,7 @@ class Core(Suite):
         if not tokens.exists():
             with recorded_tokens() as batches:
                 _evaluate(same, call, call.work / "zero", **few)
-            torch.save(batches[: call.options["n_eval_reconstruction_batches"]], tokens)
+            _keep(batches[: call.options["n_eval_reconstruction_batches"]], tokens)
         model, ignored = _model_of(sae, call)
         with torch.no_grad():
             same.b_dec.copy_(
@@ -200,7 +200,7 @@ class Core(Suite):
             raise RuntimeError("; ".join(errors) or "SAEBench wrote no result and no reason")
         metrics = json.loads(file.read_text(encoding="utf-8"))["eval_result_metrics"]
         return {
-            null_name(name, kind): metrics[category][name]
+            null_name(name, kind): _with_nan(metrics[category])[name]
             for kind in _MEAN
             for category, name in (
                 ("model_performance_preservation", "ce_loss_score"),
@@ -223,6 +223,11 @@ class Core(Suite):
         if PAPER_EV in extras:
             rows.append(self.number(PAPER_EV, extras[PAPER_EV], n=extras["n_variance_tokens"]))
         return rows
+
+
+def _keep(batches: list[torch.Tensor], path: Path) -> None:
+    with new_file(path) as scratch:
+        torch.save(batches, scratch)
 
 
 def _evaluate(sae: SAE[Any], call: SuiteCall, output: Path, **options: Any) -> list[str]:
