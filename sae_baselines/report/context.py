@@ -186,7 +186,7 @@ def study_context(study: Path) -> ReportContext:
 def _chosen(records: list[dict[str, Any]]) -> dict[SAEKey, dict[str, Any]]:
     found: dict[SAEKey, dict[str, Any]] = {}
     for record in records:
-        if CHOSEN in record["extras"]:
+        if CHOSEN in record.get("extras", {}):
             key = record["facts"]["panel"], record["facts"]["member"]
             found.setdefault(key, {})[record["suite"]] = record["extras"][CHOSEN]
     return found
