@@ -58,8 +58,8 @@ def table(frame: pd.DataFrame) -> str:
         frame: Snapshots of trained SAEs, by line and then by samples.
     """
     lines = [list(_HEAD), ["---"] * len(_HEAD)]
-    for key, rows in frame.groupby(_LINE, sort=False):
-        setting, architecture, lr, batch = key
+    for _, rows in frame.groupby(_LINE, sort=False):
+        setting, architecture, lr, batch = rows.iloc[0][_LINE]
         last = rows.iloc[-1]
         shown = [_nearest(rows, at) for at in _AT if at < last["samples"]] + [last]
         paper = PAPER_RECOVERED.get((setting, architecture))

@@ -116,9 +116,9 @@ def test_one_seed_is_held_against_its_floor_by_task() -> None:
     assert verdicts(with_floor(0.2))[0].word == "single seed"
     # Few tasks, or an aggregate alone, have no spread to hold it against: what is not even
     # higher is not above.
-    for few in ({"n": 3}, {"tasks": False}):
-        assert verdicts(with_floor(0.69, **few))[0].word == "single seed"
-        assert verdicts(with_floor(0.7, **few))[0].word == "cannot tell"
+    for tasks, n in ((True, 3), (False, 8)):
+        assert verdicts(with_floor(0.69, tasks, n))[0].word == "single seed"
+        assert verdicts(with_floor(0.7, tasks, n))[0].word == "cannot tell"
 
 
 def test_a_floor_that_one_seed_lacks_is_no_floor() -> None:
