@@ -45,8 +45,7 @@ def drift_figure(name: str, log: DriftLog, shown: tuple[float, ...] = SHOWN) -> 
             ax.set_title(_ROW_TITLES[side], loc="left")
         plots[-1].set_xlabel("cosine with the start")
         fig.supylabel("share of latents", fontsize=9)
-        handles, labels = plots[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower left", ncols=2, columnspacing=1.0)
+        style.legend(fig, plots[0])
         caption = (
             f"{name}: cosine of each latent's direction with its start "
             f"({log.header['start']}), in bins of {_BINS_PER_BAR * 0.001:g}, at "

@@ -61,8 +61,7 @@ def rate_figure(
     for ax in (count, share):
         ax.set_xscale("log")
         ax.grid(axis="y")
-    handles, labels = count.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", ncols=2, columnspacing=1.0)
+    style.legend(fig, count)
     caption = (
         f"{named(group)}: latents by how often they fire, {_PER_DECADE} bins per decade, and "
         "the share of variance that those of a bin explain; mean over seeds."

@@ -47,8 +47,7 @@ def reappearance_figure(
     ax.set_xlabel("share of held-out tokens that a latent fires on")
     ax.set_ylabel("share that reappears")
     ax.grid(axis="y")
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", ncols=2, columnspacing=1.0)
+    style.legend(fig, ax)
     caption = (
         f"{named(group)}: share of latents that have a match above a cosine of 0.7 in another "
         "seed, by decade of their firing rate."

@@ -108,6 +108,12 @@ def canvas(height: float) -> tuple[Canvas, Axes]:
     return fig, fig.add_subplot()
 
 
+def legend(fig: Canvas, ax: Axes) -> None:
+    """What one of its plots shows, below all of them."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower left", ncols=2, columnspacing=1.0)
+
+
 def finish(fig: Canvas, name: str, caption: str) -> Figure:
     """Save in all forms; equal figures give equal bytes."""
     # The layout is worked out once, not at every save.

@@ -25,9 +25,9 @@ from sae_baselines.evals.metrics import TOP_LATENT
 from sae_baselines.evals.registry import is_null_for, margin_for
 from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results, SAEKey, row
 from sae_baselines.results.table import COMPARED
-from sae_baselines.stats.decision import Correct
+from sae_baselines.stats.decision import ALPHA, Correct
 from sae_baselines.stats.differences import differences
-from sae_baselines.stats.floors import CANNOT_TELL, cannot_tell, rooms_of
+from sae_baselines.stats.floors import cannot_tell, rooms_of
 from sae_baselines.stats.match import Match
 from sae_baselines.stats.verdict import Verdict, verdicts
 from sae_baselines.study.latents import Latents, decades
@@ -364,14 +364,16 @@ def _compared(
         return _of_one_decade(results, group, metric, members, seed, pair)
     if metric in pair[0].truth and metric in pair[1].truth:
         (rates, mine), (_, others) = (r.truth[metric] for r in pair)
-        found = matched((rates, rates), (mine, others))
-        return {d: (n, a / n, b / n) for d, (n, a, b) in found.items()}
+        return _means(matched((rates, rates), (mine, others)))
     first, second = (_scores(results, group, metric, m, seed) for m in members)
     rates = pair[0].rates[first.index], pair[1].rates[second.index]
     values = first.to_numpy(), second.to_numpy()
     if not all(np.isfinite(v).all() for v in values):
         return {}
-    found = matched(rates, values, _BINS_OF_SCORES)
+    return _means(matched(rates, values, _BINS_OF_SCORES))
+
+
+def _means(found: dict[int, tuple[int, float, float]]) -> dict[int, tuple[int, float, float]]:
     return {d: (n, a / n, b / n) for d, (n, a, b) in found.items()}
 
 
@@ -444,15 +446,13 @@ def _at_rates(
         tested=members[0],
         on_missing="exclude",
     )
-    words = {int(v.metric.rsplit("1e", 1)[1]): v for v in verdicts(compared, correct=correct)}
     if metric != _VARIANCE:
         # A decade has no floor of its own: where the metric tells nothing, its parts do not.
         rooms = rooms_of(Match(results, group, metric, *members), unpaired=True)
         margin = margin_for(*metric)
-        for decade, v in words.items():
-            unseen = cannot_tell(rooms, margin and margin.value, v.alpha)
-            if unseen and v.word != "no verdict":
-                words[decade] = replace(v, word=CANNOT_TELL, reason=unseen, within_margin=False)
+        blind = cannot_tell(rooms, margin and margin.value, ALPHA)
+        compared = [replace(c, blind=blind) for c in compared]
+    words = {int(v.metric.rsplit("1e", 1)[1]): v for v in verdicts(compared, correct=correct)}
     return [
         AtRate(
             decade,

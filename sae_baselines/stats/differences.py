@@ -110,6 +110,7 @@ class Comparison(Paired):
         step: How far off rounding can put a difference; 0 where scores are not rounded.
         rooms: Floors and ceilings that matter (`stats.floors.rooms_of`), the trained member's
             first; none where there is nothing to compare.
+        blind: Why the metric that this is a part of tells nothing; parts have no rooms.
         caveats: What a reader must know.
     """
 
@@ -124,6 +125,7 @@ class Comparison(Paired):
     unfit: tuple[Bar, ...] = ()
     step: float = 0.0
     rooms: tuple[Room, ...] = ()
+    blind: str | None = None
     caveats: tuple[str, ...] = ()
 
     @property

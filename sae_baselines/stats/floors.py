@@ -151,30 +151,32 @@ def rooms_of(
     And the other's, on a metric that random SAEs are good at for nothing: there a baseline that
     is at its own floor wins by having nothing to be measured (absorption).
     """
-    tested = room_of(match, list(match.values[0]) if seeds is None else seeds, unpaired)
+    tested = room_of(match, unpaired, seeds)
     if "random" not in metric_of(*match.metric).favours:
         return (tested,)
     turned = Match(match.table, match.group, match.metric, match.other, match.tested)
-    return tested, room_of(turned, list(turned.values[0]) if seeds is None else seeds, unpaired)
+    return tested, room_of(turned, unpaired, seeds)
 
 
 def room_of_member(table: Results, group: Group, metric: MetricKey, member: str) -> Room:
     """The room of any member, over all of its seeds."""
     match = Match(table, group, metric, member, member)
-    return room_of(match, list(match.values[0]), unpaired=True)
+    return room_of(match, unpaired=True)
 
 
-def room_of(match: Match, seeds: Sequence[int], unpaired: bool) -> Room:
+def room_of(match: Match, unpaired: bool, seeds: Sequence[int] | None = None) -> Room:
     """The room of the tested member of a pair.
 
     Args:
         match: The pair, on a metric.
-        seeds: Those compared.
         unpaired: Whether tasks are each SAE's own.
+        seeds: Those compared; all of the member's if not given.
     """
     table, group, (suite, _) = match.table, match.group, match.metric
     known, sign = metric_of(*match.metric), table.direction(match.metric)
-    scores = {s: match.values[0][s] for s in seeds if math.isfinite(match.values[0][s])}
+    values = match.values[0]
+    compared = values if seeds is None else seeds
+    scores = {s: values[s] for s in compared if math.isfinite(values[s])}
     floors = []
     for name in known.floors:
         by_seed = table.aggregates((suite, name), group, match.tested)

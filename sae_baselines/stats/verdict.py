@@ -204,7 +204,7 @@ def verdicts(
             tests[i]["n_metrics"] = len(family)
     for i, c in enumerate(comparisons):
         limit = None if (m := margin[i]) is None else m.value
-        unseen = cannot_tell(c.rooms, limit, alpha)
+        unseen = c.blind or cannot_tell(c.rooms, limit, alpha)
         if unseen and tests[i].get("word") != "no verdict":
             word = {"word": CANNOT_TELL, "reason": unseen, "within_margin": False}
             tests[i] = {**tests[i], **word}
