@@ -8,12 +8,14 @@ import json
 import os
 import random
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from filelock import FileLock
 from sae_bench.sae_bench_utils.dataset_info import amazon_category_dict, profession_dict
@@ -253,6 +255,18 @@ def evaluate_with(
         os.chdir(before)
     payload = json.loads(call.expected.read_text())
     return payload, extras.values, suite.rows(payload, extras.values)
+
+
+@contextmanager
+def floors_failing(suite: Suite) -> Iterator[None]:
+    """What orders latents for floors breaks."""
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no order")
+
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(f"{type(suite).__module__}.firing_first", fail)
+        yield
 
 
 def copy_of(sae: SAE[Any]) -> SAE[Any]:

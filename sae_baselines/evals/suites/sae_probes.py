@@ -22,7 +22,7 @@ from sae_baselines.evals.metrics import (
     accuracies,
     null_name,
 )
-from sae_baselines.evals.nulls import firing_first
+from sae_baselines.evals.nulls import firing_first, no_loss_of_score
 from sae_baselines.evals.pca import coordinates
 from sae_baselines.evals.store import CHOSEN, FLOORS, drop_half_written, fingerprint
 from sae_baselines.evals.suite import (
@@ -88,7 +88,8 @@ class SaeProbes(SAEBenchSuite):
 
         def see(dataset: str, activations: Any) -> None:
             if call.options[FLOORS]:
-                _keep_nulls(results, dataset, activations, call)
+                with no_loss_of_score():
+                    _keep_nulls(results, dataset, activations, call)
 
         with observed_datasets(see):
             self.run_eval(config, sae, call, force_rerun=True)

@@ -18,7 +18,7 @@ from sae_baselines.evals.metrics import (
     accuracies,
     null_name,
 )
-from sae_baselines.evals.nulls import FLOORS_FILE, firing_first
+from sae_baselines.evals.nulls import FLOORS_FILE, firing_first, no_loss_of_score
 from sae_baselines.evals.pca import coordinates
 from sae_baselines.evals.store import FLOORS
 from sae_baselines.evals.suite import (
@@ -81,8 +81,10 @@ class SparseProbing(SeedCachedSuite):
 
         def see(train: Any, test: Any, activations: Any) -> None:
             if call.options[FLOORS]:
-                values = _nulls(name := next(names), train, test, call)
-                nulls[name] = {**values, **_dense(name, activations, call)}
+                name = next(names)
+                with no_loss_of_score():
+                    values = _nulls(name, train, test, call)
+                    nulls[name] = {**values, **_dense(name, activations, call)}
 
         with observed_classes(see):
             self.run_on_seed_cache(self.config(call.options, **call.config), sae, call)

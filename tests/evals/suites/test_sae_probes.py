@@ -14,7 +14,7 @@ from sae_probes import DATASETS
 from sae_baselines.evals.measured import HIGHER, NEITHER
 from sae_baselines.evals.suite import SuiteCall
 from sae_baselines.evals.suites.sae_probes import SaeProbes
-from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
+from tests.evals.tiny_hub import evaluate_with, floors_failing, suite_call, tiny_sae
 
 # Those with the shortest texts.
 ASKED = ["119_us_state_TX", "118_us_state_CA"]
@@ -54,7 +54,8 @@ def runs(tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     first, extras, rows = evaluate_with(SUITE, member, call)
     second = tiny_sae(seed=2)
     other, _, _ = evaluate_with(SUITE, second, call_for(folder, second, "other"))
-    third, _, _ = evaluate_with(SUITE, member, call_for(folder, member, "third"))
+    with floors_failing(SUITE):
+        third, _, _ = evaluate_with(SUITE, member, call_for(folder, member, "third"))
     return Runs(folder, first, other, third, call.expected.read_text(), rows, extras)
 
 
@@ -115,6 +116,17 @@ def test_floors_are_of_the_same_sae_and_tasks_and_whoever_measures_them_the_same
         assert {row.direction for row in of.values()} == {NEITHER}
     assert any(others[r.metric, r.task] != r.value for r in floors if "_null_" in r.metric)
     assert len(list(call.cache.glob("pca_seed_0/*.json"))) == len(ASKED)
+
+
+def test_a_floor_that_fails_in_the_run_costs_no_score_and_is_measured_later(
+    runs: Runs,
+) -> None:
+    assert numbers(runs.third) == numbers(runs.first)
+    member = tiny_sae(seed=1)
+    floors = [
+        SUITE.floors(member, call_for(runs.folder, member, n)) for n in ("first", "third")
+    ]
+    assert floors[0] == floors[1]
 
 
 def test_the_latents_that_a_probe_chose_are_kept_in_their_order(runs: Runs) -> None:

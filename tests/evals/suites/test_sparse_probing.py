@@ -12,7 +12,7 @@ import torch
 from sae_baselines.evals import collect, evaluate
 from sae_baselines.evals.measured import HIGHER, NEITHER
 from sae_baselines.evals.suites.sparse_probing import SparseProbing
-from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
+from tests.evals.tiny_hub import evaluate_with, floors_failing, suite_call, tiny_sae
 
 BIOS = "LabHC/bias_in_bios_class_set1"
 NEWS = "fancyzhx/ag_news"
@@ -46,6 +46,7 @@ class Runs(NamedTuple):
     after_itself: Any
     rows: list[Any]
     folder: Path
+    cold_folder: Path
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,9 @@ def runs(tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         run(many, f"other_{seed}", tiny_sae(seed=seed, d_sae=d_sae))
     third, _, _ = run(many, "member", member)
     first, _, _ = run(cold, "member", member)
-    again, _, _ = run(cold, "again", member)
-    return Runs(alone, third, first, again, rows, one)
+    with floors_failing(SUITE):
+        again, _, _ = run(cold, "again", member)
+    return Runs(alone, third, first, again, rows, one, cold)
 
 
 def test_floors_measured_in_the_run_are_those_measured_after_it(runs: Runs) -> None:
@@ -84,6 +86,16 @@ def test_floors_measured_in_the_run_are_those_measured_after_it(runs: Runs) -> N
         assert set(of) == {"", BIOS, NEWS}
         assert of[""].value < scores[""]
         assert (of[BIOS].n, of[NEWS].n) == (40, 42)
+
+
+def test_a_floor_that_fails_in_the_run_costs_no_score_and_is_measured_later(
+    runs: Runs,
+) -> None:
+    assert about_the_sae(runs.after_itself) == about_the_sae(runs.alone)
+    member = tiny_sae(seed=1)
+    call = suite_call(SUITE, runs.cold_folder, OPTIONS, name="again", sae=member)
+    assert not (call.work / "floors.json").exists()
+    assert SUITE.floors(member, call)
 
 
 def test_a_members_numbers_do_not_depend_on_its_place(runs: Runs) -> None:
