@@ -21,6 +21,17 @@ def official_name(name: str) -> Iterator[None]:
         known.remove(name)
 
 
+@contextmanager
+def as_class(instance: Any, other: type) -> Iterator[None]:
+    """While open, an object is of another class."""
+    before = type(instance)
+    instance.__class__ = other
+    try:
+        yield
+    finally:
+        instance.__class__ = before
+
+
 # What TransformerLens and transformers call the sizes of a model.
 _SIZES = {
     "d_model": "hidden_size",

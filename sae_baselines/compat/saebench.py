@@ -137,17 +137,6 @@ def answered_loader(load: Any) -> Iterator[None]:
 
 
 @contextmanager
-def as_class(instance: Any, other: type) -> Iterator[None]:
-    """While open, an object is of another class."""
-    before = type(instance)
-    instance.__class__ = other
-    try:
-        yield
-    finally:
-        instance.__class__ = before
-
-
-@contextmanager
 def core_errors() -> Iterator[list[str]]:
     """What SAEBench's core suite logs as errors: it logs what goes wrong and carries on."""
     messages: list[str] = []

@@ -16,10 +16,10 @@ from pydantic import Field as PydanticField
 from pydantic.dataclasses import dataclass
 
 from sae_baselines.errors import UserError, did_you_mean, one_line
-from sae_baselines.evals.models import DEFAULT_BYTES
 from sae_baselines.evals.registry import DEFAULT_SUITES, check_pattern, get_suite, suite_names
 from sae_baselines.evals.store import EVALS
 from sae_baselines.files import checksum_of, write_atomically
+from sae_baselines.study.shared_model import DEFAULT_BYTES
 from sae_baselines.yaml_text import read_yaml
 
 logger = logging.getLogger("sae_baselines")

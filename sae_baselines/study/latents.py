@@ -129,9 +129,9 @@ def latents_of(
         total += acts.double().sum(dim=0).cpu()
         error += y.sum(dim=0).cpu()
         variance += float(centred.pow(2).sum())
-        unlike += float((acts @ decoder + bias - x_hat).double().pow(2).sum())
-        size += float(x_hat.double().pow(2).sum())
         if left > 0:
+            unlike += float((acts @ decoder + bias - x_hat).double().pow(2).sum())
+            size += float(x_hat.double().pow(2).sum())
             sample.append(_sparse(acts[:left].cpu()))
             left -= len(sample[-1][0])
     shift = error / n

@@ -8,7 +8,7 @@ from transformer_lens import loading_from_pretrained
 from transformer_lens.components.abstract_attention import AbstractAttention
 from transformers import Gemma3TextConfig, LlamaConfig
 
-from sae_baselines.compat.models import known_as, official_name
+from sae_baselines.compat.models import as_class, known_as, official_name
 
 
 def _names() -> list[str]:
@@ -18,6 +18,25 @@ def _names() -> list[str]:
         "local folders cannot be loaded under a name of their own"
     )
     return names
+
+
+def test_a_class_is_given_back_whatever_happens() -> None:
+    class Other:
+        pass
+
+    class Another(Other):
+        pass
+
+    instance = Other()
+
+    def interrupted() -> None:
+        with as_class(instance, Another):
+            assert isinstance(instance, Another)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert type(instance) is Other
 
 
 def test_a_name_is_on_the_list_for_a_while_whatever_happens() -> None:

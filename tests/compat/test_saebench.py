@@ -137,21 +137,6 @@ def test_mdl_leaves_nothing_behind_whatever_happens() -> None:
     assert not hasattr(import_module(compat.MDL), "config")
 
 
-def test_a_class_is_given_back_whatever_happens() -> None:
-    class Other:
-        pass
-
-    class Another(Other):
-        pass
-
-    instance = Other()
-    with pytest.raises(KeyboardInterrupt):
-        _interrupted(
-            compat.as_class(instance, Another), lambda _: isinstance(instance, Another)
-        )
-    assert type(instance) is Other
-
-
 @pytest.mark.parametrize("architecture", ["jumprelu", "topk", "standard"])
 def test_latents_are_counted_and_left_as_they_are(architecture: str) -> None:
     sae = tiny_sae(architecture=architecture)

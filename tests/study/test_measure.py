@@ -11,6 +11,7 @@ from sae_lens import SAE
 from sae_baselines.study.held_out import HeldOut
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.measure import base_losses, explained_variance, splice_loss
+from sae_baselines.study.shared_model import Memory, sharing
 from sae_baselines.study.spec import spec_from_dict
 from tests.helpers import activations, make_sae, train
 from tests.tiny_model import tiny_panel
@@ -49,6 +50,17 @@ def test_splicing_in_the_activations_themselves_changes_nothing(spliced: Any):
     assert splice_loss(model, spec, tokens, lambda x: x) == pytest.approx(clean, rel=1e-6)
     reference = model(tokens, return_type="loss")
     assert clean == pytest.approx(float(reference), rel=1e-5)
+
+
+def test_shared_passes_measure_the_same_bit_for_bit(spliced: Any):
+    spec, model, tokens = spliced
+    replacements = [None, torch.zeros_like, lambda x: 0.5 * x, lambda x: x.relu()]
+    alone = [splice_loss(model, spec, tokens, new) for new in replacements]
+    memory = Memory()
+    for _ in range(2):
+        with sharing(model, spec.hook_name, memory):
+            assert [splice_loss(model, spec, tokens, new) for new in replacements] == alone
+    assert memory.hits
 
 
 def test_only_trained_positions_are_spliced(spliced: Any):

@@ -21,6 +21,7 @@ from sae_baselines.study.measure import BaseLosses, Cosines, base_losses, measur
 from sae_baselines.study.reference.member import model_kwargs
 from sae_baselines.study.rows import reading
 from sae_baselines.study.runner import PanelRunner, checkpoint_to_resume
+from sae_baselines.study.shared_model import Memory, sharing
 from sae_baselines.study.spec import PanelSpec, spec_hash
 
 logger = logging.getLogger("sae_baselines")
@@ -80,6 +81,7 @@ class TextSource:
         if model is None or self.drawn is not None:
             model = load_language_model(spec.model, spec.hook_name, self.device, self.drawn)
         self.model = model
+        self._memory = Memory()  # of the passes that measure
         self.data = study_data(spec, model, text, self.device)
         self.calibration = self.data.held_out.calibration
         self.held_out = self.evaluation = self.data.held_out.evaluation
@@ -162,6 +164,7 @@ class TextSource:
         self, sae: SAE[Any], folder: Path, l0_target: float, cosines: Cosines | None
     ) -> dict[str, Any]:
         del folder
-        return measure_sae(
-            sae, self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines
-        ).to_dict()
+        with sharing(self.model, self.spec.hook_name, self._memory):
+            return measure_sae(
+                sae, self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines
+            ).to_dict()

@@ -12,12 +12,8 @@ from transformer_lens import HookedTransformer
 
 from sae_baselines.compat.saebench import answered_loader
 from sae_baselines.errors import UserError
-from sae_baselines.evals.models import (
-    Memory,
-    SharedTransformer,
-    sharing,
-)
 from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.shared_model import Memory, SharedTransformer, sharing
 from sae_baselines.study.spec import ModelSpec
 from tests.tiny_model import HOOK, save_tiny_model
 
