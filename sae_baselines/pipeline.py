@@ -1,8 +1,9 @@
 """The stages of a study as one call each, and all of them in one go."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
+from sae_baselines.provenance import now
 from sae_baselines.reach import say_if_silent
 from sae_baselines.report import Report, report
 from sae_baselines.report.exports import Member, write_neuronpedia, write_saedashboard
@@ -53,15 +55,16 @@ from sae_baselines.report.latents_page import (
 from sae_baselines.stats import METHOD, Plan, planned, read_spreads
 from sae_baselines.stats.spreads import Spread, spreads_of
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
-from sae_baselines.study.contexts import check_same_model, measure_contexts
+from sae_baselines.study.contexts import Contexts, check_same_model, measure_contexts
 from sae_baselines.study.engine import measure_latents, resolve_device
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.latents import LATENTS_FILE, Latents
 from sae_baselines.study.plan import MemberKey, all_members, members_named, panel_named
 from sae_baselines.study.reference.check import prepare_check
+from sae_baselines.study.reference.loose import read_loose
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import import_plugins
-from sae_baselines.study.stability import measure_stability, nearest_latents
+from sae_baselines.study.stability import Nearest, measure_stability, nearest_latents
 from sae_baselines.yaml_text import read_yaml
 
 FIGURE_FILES = (".png", ".svg")
@@ -237,13 +240,82 @@ def gallery(
         raise UserError(
             f"study: latents of {study} are not measured; run sae-baselines latents"
         )
+    about = About(f"`{chosen.name}` of `{spec.name}`", spec.model.recorded_name, spec.hook_name)
+    trained = [m.name for m in spec.member_specs if m.constraint == TRAINED]
+    return _write_gallery(
+        Path(study),
+        options,
+        spec,
+        measured,
+        partial(measure_contexts, spec, study, **inputs),
+        partial(nearest_latents, spec, study),
+        about,
+        trained,
+        str(load_study(study)[1].get("created", "")),
+    )
+
+
+def loose_gallery(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    options: GalleryOptions | None = None,
+    about: CheckOptions | None = None,
+) -> list[Path]:
+    """`gallery` of SAEs that are of no study: their model reads text for them.
+
+    Args:
+        sources: SAELens folders, ``release:sae_id`` or ``user/repo:folder``, all of one model
+            and hook. A blind page asks which latent is the first one's.
+        out: Folder for the page.
+        options: What to show and to write; ``panel`` and ``members`` say nothing here.
+        about: Model, hook, text and context size where the first SAE does not record them.
+
+    Returns:
+        Files and folders that were written.
+
+    Raises:
+        UserError: Bad input, in one line.
+    """
+    found = read_loose([str(source) for source in sources], about)
+    names = [key.member for key in found.latents]
+    return _write_gallery(
+        Path(out),
+        options or GalleryOptions(),
+        found.spec,
+        found.latents,
+        found.contexts,
+        found.nearest,
+        About(
+            ", ".join(f"`{name}`" for name in names),
+            found.spec.model.recorded_name,
+            found.spec.hook_name,
+        ),
+        names[:1],
+        now(),
+    )
+
+
+def _write_gallery(
+    folder: Path,
+    options: GalleryOptions,
+    spec: PanelSpec,
+    measured: Mapping[MemberKey, Latents],
+    read: Callable[[Mapping[MemberKey, Sequence[int]]], Mapping[MemberKey, Contexts]],
+    neighbours: Callable[
+        [Mapping[MemberKey, Sequence[int]]], Mapping[tuple[MemberKey, int], list[Nearest]]
+    ],
+    about: About,
+    trained: Sequence[str],
+    created: str,
+) -> list[Path]:
     rows = rows_of(measured, options.named, options.per_decade, options.seed)
+    keys = list(measured)
     wanted = {key: [row[key] for _, row in rows] for key in keys}
-    contexts = measure_contexts(spec, study, wanted, **inputs)
-    near = {} if options.blind else nearest_latents(spec, study, wanted)
+    contexts = read(wanted)
+    near = {} if options.blind else neighbours(wanted)
 
     def called(other: MemberKey) -> str:
-        same = other.panel == chosen
+        same = other.panel == keys[0].panel
         return other.member if same else f"{other.member} (seed {other.panel.seed})"
 
     shown = [
@@ -264,15 +336,11 @@ def gallery(
         )
         for decade, row in rows
     ]
-    about = About(spec.name, spec.model.recorded_name, spec.hook_name, chosen.name)
-    trained = [m.name for m in spec.member_specs if m.constraint == TRAINED]
-    default = Path(study) / (BLIND_PAGE if options.blind else PAGE)
-    out = options.out or default
+    out = options.out or folder / (BLIND_PAGE if options.blind else PAGE)
     if options.blind:
         written = write_blind(out, shown, trained, options.seed, about)
     else:
         written = write_gallery(out, [key.member for key in keys], shown, options.seed, about)
-    created = str(load_study(study)[1].get("created", ""))
     saes = [Member((key.panel.name, key.member), contexts[key], created) for key in keys]
     if options.neuronpedia is not None:
         written += write_neuronpedia(options.neuronpedia, spec, saes)

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -176,7 +176,13 @@ def doctor(
 
 @app.command()
 def latents(
-    study: Annotated[Path, typer.Argument(help="Trained study folder, with its weights.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="A trained study folder, with its weights; or SAEs of one model and hook: "
+            "SAELens folders, release:sae_id or user/repo:folder."
+        ),
+    ],
     panel: Annotated[str | None, typer.Option(help="Panel; default: the first.")] = None,
     members: Annotated[
         str | None, typer.Option(help="Columns, comma-separated; default: all members.")
@@ -196,7 +202,19 @@ def latents(
         Path | None, typer.Option(help="Answers to a blind page: how many are right.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Page; default: in the study.")
+        Path | None,
+        typer.Option("--out", "-o", help="Page; default: in the study, or here for SAEs."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="SAEs: Hub name or local folder of their model, if not as recorded."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="SAEs: Hub name or local file of text.")
+    ] = None,
+    hook: Annotated[str | None, typer.Option(help="SAEs: hook, if none is recorded.")] = None,
+    context_size: Annotated[
+        int | None, typer.Option(help="SAEs: tokens of a context.", min=2, max=LARGEST)
     ] = None,
     neuronpedia: Annotated[
         Path | None, typer.Option(help="Folder for the same latents as Neuronpedia's files.")
@@ -211,7 +229,8 @@ def latents(
     A column is an SAE, a row holds latents that fire about as often. Contexts are kept beside
     each SAE's weights; the model is loaded where some are missing, and where an older study
     lacks what each latent does (latents.npz). Seeds are held against each other too: which
-    latents does another seed find again?
+    latents does another seed find again? SAEs that are of no study are read on the text that
+    the first one's config names; a blind page asks which latent is the first one's.
 
     Examples:
 
@@ -219,15 +238,27 @@ def latents(
     - `sae-baselines latents studies/demo --latent trained:123 --per-decade 2`
     - `sae-baselines latents studies/demo --blind`
     - `sae-baselines latents studies/demo --score latents_answers.json`
+    - `sae-baselines latents my_sae other_sae --dataset NeelNanda/pile-10k`
     """
-    from sae_baselines.pipeline import GalleryOptions, gallery
-    from sae_baselines.pipeline import latents as measured
+    from sae_lens.constants import SAE_CFG_FILENAME
 
+    from sae_baselines.pipeline import GalleryOptions, gallery, loose_gallery
+    from sae_baselines.pipeline import latents as measured
+    from sae_baselines.study.folder import STUDY_FILE
+    from sae_baselines.study.reference.recipe import CheckOptions
+
+    study = Path(sources[0])
     if score is not None:
         _print_score(study, out, score)
         return
+    is_study = len(sources) == 1 and (study / STUDY_FILE).exists()
+    if len(sources) == 1 and study.is_dir() and not is_study:
+        is_study = not (study / SAE_CFG_FILENAME).exists()  # to be told what it is not
+    _refuse_of_others(is_study, panel=panel, members=members)
+    _refuse_of_others(
+        not is_study, model=model, dataset=dataset, hook=hook, context_size=context_size
+    )
     named = [_latent_named(text) for text in latent or ()]
-    print_latents(measured(study, device=device))
     options = GalleryOptions(
         panel=panel,
         members=None if members is None else names_in(members, "members"),
@@ -239,8 +270,33 @@ def latents(
         neuronpedia=neuronpedia,
         saedashboard=saedashboard,
     )
-    for path in gallery(study, options, device=device):
+    if is_study:
+        print_latents(measured(study, device=device))
+        written = gallery(study, options, device=device)
+    else:
+        about = CheckOptions(
+            model=model,
+            dataset=dataset,
+            hook_name=hook,
+            context_size=context_size,
+            device=device,
+        )
+        written = loose_gallery(sources, Path(), options, about)
+    for path in written:
         say(f"Wrote {path}")
+
+
+def _refuse_of_others(applies: bool, **options: Any) -> None:
+    """Options that say nothing here would mislead if they were ignored in silence."""
+    from sae_baselines.errors import UserError
+
+    given = [name for name, value in options.items() if value is not None]
+    if given and not applies:
+        of = "SAEs" if "model" in options else "a study"
+        other = "a study says it itself" if of == "SAEs" else "SAEs have none"
+        raise UserError(
+            f"{given[0].replace('_', '-')}: is for {of}, and {other}; leave it away"
+        )
 
 
 def _latent_named(text: str) -> tuple[str, int]:

@@ -79,12 +79,11 @@ def rows_of(
 
 @dataclass(frozen=True)
 class About:
-    """What a page is of: names of study, model, hook and panel."""
+    """What a page is of: SAEs (Markdown), and the names of model and hook."""
 
-    study: str
+    saes: str
     model: str
     hook: str
-    panel: str
 
 
 def write_gallery(
@@ -159,7 +158,7 @@ def _write(
     out: Path, title: str, html: str, n: int, seed: int, about: About, *, blind: bool
 ) -> list[Path]:
     text = render("latents_how.md.j2", n=n, seed=seed, about=about, blind=blind)
-    of = f"`{about.panel}` of `{about.study}`: {code(about.model)}, {code(about.hook)}."
+    of = f"{about.saes}: {code(about.model)}, {code(about.hook)}."
     sections = (
         Section("latents", "Latents", "", html),
         Section("how", "How to read this page", text),

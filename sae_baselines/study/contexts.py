@@ -185,19 +185,18 @@ class Words:
     unembedding: torch.Tensor | None
 
     @classmethod
-    def of(cls, source: TextSource) -> "Words":
-        """Of a study's model.
+    def of(cls, model: Any, spec: PanelSpec) -> "Words":
+        """Of the model that a spec names.
 
         Raises:
             UserError: It has no tokenizer.
         """
-        model: Any = source.model
         if getattr(model, "tokenizer", None) is None:
             raise UserError(
-                f"model.name: {source.spec.model.name} has no tokenizer, without which its "
+                f"model.name: {spec.model.name} has no tokenizer, without which its "
                 "tokens cannot be shown; add the tokenizer's files to its folder"
             )
-        return cls(model.tokenizer, unembedding(model, source.spec.hook_name))
+        return cls(model.tokenizer, unembedding(model, spec.hook_name))
 
     def texts(self, ids: torch.Tensor) -> list[str]:
         """Of tokens that follow one another."""
@@ -377,7 +376,7 @@ def measure_contexts(
             if not missing:
                 continue
             source = TextSource(spec, folder, name, **inputs)
-            words, held_out = Words.of(source), source.data.held_out
+            words, held_out = Words.of(source.model, spec), source.data.held_out
             for key, lacking in progress(missing.items(), desc="Contexts", unit="SAE"):
                 path = folder.member(key)
                 with reading(path):
@@ -401,16 +400,32 @@ def check_same_model(spec: PanelSpec, folders: Mapping[MemberKey, Path]) -> None
         UserError: Names one of another model than the first.
     """
     on_random = {m.name for m in spec.member_specs if m.on_random_model} | {PUBLISHED}
-    known: dict[tuple[Any, Any], str] = {}
+    known: dict[str, Any] = {}
     for key, folder in folders.items():
-        if key.member in on_random:
-            continue
-        metadata = (read_json(folder / SAE_CFG_FILENAME) or {}).get("metadata") or {}
-        known.setdefault((metadata.get("model_name"), metadata.get("hook_name")), key.name)
-    if len(known) > 1:
-        (first, a), (second, b) = list(known.items())[:2]
+        if key.member not in on_random:
+            found = (read_json(folder / SAE_CFG_FILENAME) or {}).get("metadata")
+            known[key.name] = found or {}
+    refuse_others(known, "members", "leave one out with --members")
+
+
+def refuse_others(known: Mapping[str, Mapping[str, Any]], field: str, remedy: str) -> None:
+    """Refuse SAEs that were trained on different models or hooks.
+
+    Args:
+        known: SAELens' metadata of each.
+        field: Where they were named.
+        remedy: What to do.
+
+    Raises:
+        UserError: Names one of another model than the first.
+    """
+    found: dict[tuple[Any, Any], str] = {}
+    for name, metadata in known.items():
+        found.setdefault((metadata.get("model_name"), metadata.get("hook_name")), name)
+    if len(found) > 1:
+        (first, a), (second, b) = list(found.items())[:2]
         raise UserError(
-            f"members: {b} is of {' '.join(map(str, second))} and {a} of "
+            f"{field}: {b} is of {' '.join(map(str, second))} and {a} of "
             f"{' '.join(map(str, first))}; latents of different models have nothing to be "
-            "matched by, so leave one out with --members"
+            f"matched by, so {remedy}"
         )

@@ -6,9 +6,9 @@ closed form for directions uniform on the sphere (`drift.sphere`), simulations o
 simulations of directions with the dictionaries' own covariance, which crowd where theirs do.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -309,29 +309,47 @@ def nearest_latents(
     folder = StudyFolder(root)
     # Of random language models each seed has another, with nothing in common to find again.
     members = [k for k, m in all_members(spec).items() if not m.on_random_model]
-    lists = {k: list(latents) for k, latents in wanted.items() if k in members}
-    own = {k: _unit_rows(folder.member(k))[latents] for k, latents in lists.items()}
+
+    def decoder(key: MemberKey) -> tuple[torch.Tensor, np.ndarray]:
+        latents = Latents.load(folder.member(key))
+        assert latents is not None
+        return _unit_rows(folder.member(key)), latents.firings
+
+    def near(key: MemberKey, other: MemberKey) -> bool:
+        alike = key.panel == other.panel or key.member == other.member
+        return alike and _group(key) == _group(other)
+
+    return nearest_among({k: partial(decoder, k) for k in members}, wanted, near)
+
+
+def nearest_among(
+    saes: Mapping[MemberKey, Callable[[], tuple[torch.Tensor, np.ndarray]]],
+    wanted: Mapping[MemberKey, Iterable[int]],
+    near: Callable[[MemberKey, MemberKey], bool] | None = None,
+) -> dict[tuple[MemberKey, int], list[Nearest]]:
+    """For single latents, the nearest of each other SAE's latents that fire.
+
+    Args:
+        saes: Read when it is its turn: unit decoder rows ``[d_sae, d_in]`` and how often each
+            latent fires ``[d_sae]``.
+        wanted: Latents by SAE.
+        near: Whether the second is to be looked at for the first; default: all but itself.
+    """
+    lists = {k: list(latents) for k, latents in wanted.items() if k in saes}
+    own = {k: saes[k]()[0][latents] for k, latents in lists.items()}
     found: dict[tuple[MemberKey, int], list[Nearest]] = {
         (k, i): [] for k, latents in lists.items() for i in latents
     }
-    for other in members:
-        near = [
-            k
-            for k in own
-            if k != other
-            and (k.panel == other.panel or k.member == other.member)
-            and _group(k) == _group(other)
-        ]
-        if not near:
+    for other, read in saes.items():
+        looking = [k for k in own if k != other and (near is None or near(k, other))]
+        if not looking:
             continue
-        latents = Latents.load(folder.member(other))
-        assert latents is not None
-        alive = np.flatnonzero(latents.firings > 0)
+        rows, firings = read()
+        alive = np.flatnonzero(firings > 0)
         if len(alive) == 0:
             continue
-        rows = _unit_rows(folder.member(other))[alive]
-        for k in near:
-            best, match = best_matches(own[k], rows)
+        for k in looking:
+            best, match = best_matches(own[k], rows[alive])
             for i, cosine, j in zip(lists[k], best, alive[match], strict=True):
                 found[k, i].append(Nearest(other, int(j), float(cosine)))
     return found
@@ -340,5 +358,9 @@ def nearest_latents(
 def _unit_rows(folder: Path) -> torch.Tensor:
     path = folder / SAE_WEIGHTS_FILENAME
     with reading(path):
-        decoder = load_file(path)["W_dec"].float()
-    return torch.nn.functional.normalize(decoder, dim=1)
+        return unit_rows(load_file(path)["W_dec"])
+
+
+def unit_rows(decoder: torch.Tensor) -> torch.Tensor:
+    """Directions of decoder rows ``[d_sae, d_in]``, float32, on the CPU."""
+    return torch.nn.functional.normalize(decoder.detach().cpu().float(), dim=1)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sae_lens import SAE
 from scipy.stats import binom
 
 from sae_baselines.errors import UserError
-from sae_baselines.pipeline import GalleryOptions, gallery
+from sae_baselines.pipeline import GalleryOptions, gallery, loose_gallery
 from sae_baselines.report.blind import score
 from sae_baselines.report.build import Report
 from sae_baselines.report.context import study_context
@@ -23,6 +24,7 @@ from sae_baselines.study.contexts import CONTEXTS_FILE, NEAR, TOP, Context, Cont
 from sae_baselines.study.folder import StudyFolder, load_study
 from sae_baselines.study.latents import Latents
 from sae_baselines.study.plan import all_members
+from sae_baselines.study.reference.recipe import CheckOptions
 from sae_baselines.study.spec import spec_from_dict
 from tests.report.page import Node, parse
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
@@ -283,3 +285,49 @@ def test_studies_without_text_say_so(tmp_path: Path, field: str, message: str):
     (tmp_path / "study.yaml").write_text(f"spec: {{name: x, {field}: {{}}}}")
     with pytest.raises(UserError, match=message):
         gallery(tmp_path)
+
+
+def test_saes_of_no_study_are_read_on_the_text_that_is_named(
+    study: Path, text: Dataset, tmp_path: Path
+):
+    root = study / "panels"
+    (panel,) = [p for p in root.iterdir() if p.name.endswith("seed_0")]
+    sources = [panel / "trained", panel / "frozen_decoder"]
+    dataset = tmp_path / "text.jsonl"
+    text.to_json(dataset)
+    spec = load_study(study)[0]
+    sizes = {"calibration_tokens": spec.calibration_tokens, "eval_tokens": spec.eval_tokens}
+    about = CheckOptions(model=spec.model.name, dataset=str(dataset), overrides=sizes)
+    wanted = GalleryOptions(per_decade=2, saedashboard=tmp_path / "files")
+    written = loose_gallery(sources, tmp_path, wanted, about)
+    assert written[0] == tmp_path / "latents.html"
+    found = parse(written[0].read_text(encoding="utf-8"))
+    (table,) = found.all("table", "latents")
+    names = [th.text for th in table.all("thead")[0].all("th")]
+    assert names == ["", "trained", "frozen_decoder"]
+    assert len(table.all("tr", "row")) == 2
+    assert all(
+        "frozen_decoder" in td.all("p", "moves")[-1].text
+        for td in (row.all("td")[0] for row in table.all("tr", "row"))
+    )
+    # Two of one name are called by more of where they are.
+    (other,) = [p for p in root.iterdir() if p.name.endswith("seed_1")]
+    same = [sources[0], other / "trained"]
+    blind = loose_gallery(same, tmp_path, GalleryOptions(per_decade=2, blind=True), about)
+    against = json.loads(blind[1].read_text())["pairs"]["1"]["against"]
+    assert against == f"{other.name}.trained"
+    for named, wrong in (
+        ([sources[0], sources[0]], "named twice"),
+        ([sources[0], _of_another_hook(other / "trained", tmp_path)], "different models"),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            loose_gallery(named, tmp_path, wanted, about)
+
+
+def _of_another_hook(folder: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "moved"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "cfg.json").read_text())
+    config["metadata"]["hook_name"] = "blocks.1.hook_mlp_out"
+    (copy / "cfg.json").write_text(json.dumps(config))
+    return copy

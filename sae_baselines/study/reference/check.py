@@ -5,8 +5,10 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from sae_lens import SAE
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.controls.latents import measured_l0
@@ -14,7 +16,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.study.data import load_text
 from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import STUDY_FILE, load_study
-from sae_baselines.study.held_out import study_data
+from sae_baselines.study.held_out import Data, study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.reference.member import as_measured
 from sae_baselines.study.reference.read import Reference, read_reference
@@ -117,23 +119,51 @@ def _answers_of(stored: PanelSpec) -> Ask:
     return lambda option, _: answers[option]
 
 
-def _measure(
-    recipe: Recipe, reference: Reference
-) -> tuple[float, float | None, HookedRootModule]:
-    # L0 is what has to be found out; any valid one will do until then.
+def read_text(recipe: Recipe, reference: Reference) -> tuple[PanelSpec, HookedRootModule, Data]:
+    """The model, and the held-out text that an SAE is measured on.
+
+    Returns:
+        A spec that says of the text what the study's will, the model, and what it reads.
+
+    Raises:
+        UserError: Model or text cannot be read, or do not fit.
+    """
+    # Any valid L0 will do for this.
     spec = spec_at(recipe, reference, 1.0, None)
     spec = dataclasses.replace(spec, published=None, members=["trained"])
     device = resolve_device(spec.device)
     text = load_text(spec.dataset)
     model = load_language_model(spec.model, spec.hook_name, device)
-    data = study_data(spec, model, text, device)
-    activations = data.held_out.calibration
+    return spec, model, study_data(spec, model, text, device)
+
+
+def measured_at(
+    reference: Reference, activations: torch.Tensor
+) -> tuple[SAE[Any], float | None]:
+    """The SAE as it is measured here, and the factor of its inputs that was folded into it.
+
+    Args:
+        reference: The SAE.
+        activations: ``[n, d_in]``, held out.
+
+    Raises:
+        UserError: Its weights are not finite.
+    """
     scale = None
     if reference.sae.cfg.normalize_activations == "expected_average_only_in":
         scale = activations.shape[1] ** 0.5 / float(activations.norm(dim=-1).mean())
     sae = as_measured(reference.sae, scale)
     if not all(bool(torch.isfinite(w).all()) for w in sae.state_dict().values()):
         raise UserError("sae: its weights contain NaN or infinity")
+    return sae, scale
+
+
+def _measure(
+    recipe: Recipe, reference: Reference
+) -> tuple[float, float | None, HookedRootModule]:
+    _, model, data = read_text(recipe, reference)
+    activations = data.held_out.calibration
+    sae, scale = measured_at(reference, activations)
     l0 = measured_l0(sae, activations)
     if not 0 < l0 < sae.cfg.d_sae / 2:
         raise UserError(
