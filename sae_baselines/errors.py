@@ -1,10 +1,23 @@
 """Errors meant for the person at the command line."""
 
 import difflib
+import signal
 
 
 class UserError(ValueError):
     """A mistake in the input, in one line: the field, the value, the remedy."""
+
+
+class StoppedError(Exception):
+    """Work was asked to stop, and what there is of it is kept.
+
+    Attributes:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def one_line(error: BaseException, limit: int | None = None) -> str:

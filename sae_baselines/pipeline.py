@@ -34,13 +34,14 @@ from sae_baselines.evals.doctor import (
 from sae_baselines.evals.endpoint import check_endpoint
 from sae_baselines.evals.registry import get_suite
 from sae_baselines.evals.results import PANEL_SUITE, checked_results
-from sae_baselines.evals.run import prepared, subject_of
+from sae_baselines.evals.run import Prepared, prepared, subject_of
 from sae_baselines.evals.spec import has_eval_spec, store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
-from sae_baselines.provenance import now
+from sae_baselines.home import own_key
+from sae_baselines.provenance import environment, now
 from sae_baselines.reach import say_if_silent
 from sae_baselines.report import Report, report
 from sae_baselines.report.exports import Member, write_neuronpedia, write_saedashboard
@@ -56,7 +57,7 @@ from sae_baselines.stats import METHOD, Plan, planned, read_spreads
 from sae_baselines.stats.spreads import Spread, spreads_of
 from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
 from sae_baselines.study.contexts import Contexts, check_same_model, measure_contexts
-from sae_baselines.study.engine import measure_latents, resolve_device
+from sae_baselines.study.engine import measure_latents, resolve_device, train_on
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.latents import LATENTS_FILE, Latents
 from sae_baselines.study.plan import MemberKey, all_members, members_named, panel_named
@@ -65,6 +66,8 @@ from sae_baselines.study.reference.loose import read_loose
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import import_plugins
 from sae_baselines.study.stability import Nearest, measure_stability, nearest_latents
+from sae_baselines.work.claims import Share
+from sae_baselines.work.executor import Executor, require_same
 from sae_baselines.yaml_text import read_yaml
 
 FIGURE_FILES = (".png", ".svg")
@@ -90,6 +93,8 @@ def train(
     *,
     resume: bool = False,
     device: str | None = None,
+    on: Executor | None = None,
+    retry_failed: bool = False,
 ) -> StudyResult:
     """Train an SAE and its baselines on one activation stream.
 
@@ -99,6 +104,8 @@ def train(
         out: Study folder; default ``studies/<name>``.
         resume: Continue unfinished work in ``out``.
         device: Torch device; default: the panel's.
+        on: What starts processes that share the work; default: it is done in this one.
+        retry_failed: With ``on``, try again what failed before.
 
     Returns:
         Folder and measurements.
@@ -125,7 +132,10 @@ def train(
     say_if_silent((spec.model.name, spec.dataset.path))
     if evals is not None:
         _require_possible(spec, evals)
-    result = train_study(spec, folder, resume=resume)
+    if on is None:
+        result = train_study(spec, folder, resume=resume)
+    else:
+        result = train_on(on, spec, folder, resume=resume, retry_failed=retry_failed)
     if evals is not None:
         store_spec(folder, evals)
     return result
@@ -363,6 +373,8 @@ def evaluate(
     verbose: bool = False,
     command: str | None = None,
     allow_plugins: bool = False,
+    on: Executor | None = None,
+    retry_failed: bool = False,
 ) -> Evaluation:
     """Run SAEBench's suites on a study, on SAELens folders, or on published SAEs.
 
@@ -383,10 +395,14 @@ def evaluate(
         command: Command line to record.
         allow_plugins: Import the modules that a study names under ``plugins``, where its SAEs
             have a class that only they know. They run: only for studies whose code you trust.
+        on: What starts processes that share the work; default: it is done in this one.
+        retry_failed: With ``on``, try again what failed before.
 
     Raises:
         UserError: Bad input, before any work.
     """
+    if on is not None and force:
+        raise UserError("force: makes all anew in one process; leave --on away")
     named = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
     study = len(named) == 1 and _is_study(named[0])
     if study and out is not None:
@@ -400,11 +416,17 @@ def evaluate(
             "evaluation"
         )
     root = Path(out or named[0])
-    if study and allow_plugins:
-        import_plugins(load_study(root)[0].plugins)
-    spec = _settings(root, config, suites, device)
-    targets = _targets(named, seeds)
-    done = _evaluate(targets, spec, root, _model(named, model), force, verbose, command)
+    plugins = load_study(root)[0].plugins if study and allow_plugins else []
+    import_plugins(plugins)
+    spec, model = _settings(root, config, suites, device), _model(named, model)
+    if on is None:
+        done = _evaluate(_targets(named, seeds), spec, root, model, force, verbose, command)
+    else:
+        share = Share(root.absolute(), retry_failed=retry_failed)
+        asked = partial(
+            _prepared, named, seeds, spec, share.root, model, verbose, command, plugins, share
+        )
+        done = _evaluate_on(on, asked, share, spec)
     if clean:
         EvalStore(root).clean()
     return done
@@ -425,6 +447,57 @@ def _evaluate(
         done = ready.run()
         results = write_results(root)
     return Evaluation(results=results, primary_metrics=spec.primary_metrics, **vars(done))
+
+
+def _prepared(
+    named: list[str],
+    seeds: int | None,
+    spec: EvalSpec,
+    root: Path,
+    model: str | Path | None,
+    verbose: bool,
+    command: str | None,
+    plugins: list[str],
+    share: Share,
+) -> Prepared:
+    """Of plain data, so that another process can be asked for it."""
+    import_plugins(plugins)
+    targets = _targets(named, seeds)
+    return prepared(targets, spec, root, model, False, verbose, command, share)
+
+
+def _evaluate_on(
+    workers: Executor, asked: Callable[[], Prepared], share: Share, spec: EvalSpec
+) -> Evaluation:
+    with StudyFolder(share.root).joined(share):
+        own_key()  # of which each worker would make its own
+        before = asked().standing()
+    workers.run(partial(share_evaluation, asked, share, environment()), share.root)
+    with StudyFolder(share.root).joined(share):
+        done = asked().standing()
+        results = write_results(share.root)
+    new = [name for name in done.kept if name not in before.kept]
+    found = {**vars(done), "done": new, "kept": before.kept}
+    return Evaluation(results=results, primary_metrics=spec.primary_metrics, **found)
+
+
+def share_evaluation(
+    asked: Callable[[], Prepared], share: Share, expected: Mapping[str, Any]
+) -> None:
+    """Evaluate beside other processes that call this, until nothing is left to do.
+
+    Args:
+        asked: What to evaluate, and how.
+        share: Who does what.
+        expected: The `environment` of who started this.
+
+    Raises:
+        UserError: This machine does not see the folder, or has other versions.
+    """
+    require_same(share.root, ".", expected)
+    ready = asked()
+    with StudyFolder(share.root).joined(share):
+        ready.run()
 
 
 def examine(

@@ -22,6 +22,7 @@ from sae_baselines_cli import (
     hub,
     power,
     saelens,
+    status,
     toy,
     train,
     vision,
@@ -42,7 +43,7 @@ app = group(
     no_args_is_help=True,
     help="Random baselines for sparse autoencoders: does your SAE beat a frozen one?",
 )
-for module in (train, saelens, evaluate, check, power, find, control):
+for module in (train, saelens, evaluate, status, check, power, find, control):
     app.add_typer(module.app)
 app.add_typer(vision.app, name="vision")
 for module in (drift, toy, hub):
@@ -89,9 +90,9 @@ def main() -> None:
             # Libraries make many things of an interruption, and of its stopping their children.
             if interruptions.number is not None:
                 _interrupted(arguments, interruptions.number)
-            from sae_baselines.study.runner import InterruptedTrainingError
+            from sae_baselines.errors import StoppedError
 
-            if isinstance(error, InterruptedTrainingError):
+            if isinstance(error, StoppedError):
                 _interrupted(arguments, error.number)
             message = _one_line(error)
             if message is None:

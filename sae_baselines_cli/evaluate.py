@@ -11,8 +11,12 @@ from sae_baselines_cli.known import LARGEST
 from sae_baselines_cli.shared import (
     INCOMPLETE,
     Device,
+    Devices,
+    On,
+    RetryFailed,
     Suites,
     Verbose,
+    Workers,
     console,
     errors,
     group,
@@ -72,6 +76,10 @@ def evaluate(
             "run, so only for studies you trust.",
         ),
     ] = False,
+    on: On = "here",
+    devices: Devices = None,
+    workers: Workers = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Run SAEBench's suites on a study, on SAELens folders, or on published SAEs.
 
@@ -85,6 +93,7 @@ def evaluate(
     - `sae-baselines eval gpt2-small-res-jb:blocks.8.hook_resid_pre --suites core --out checked`
     """
     import sae_baselines
+    from sae_baselines.work.choice import executor
 
     done = sae_baselines.evaluate(
         sources,
@@ -99,6 +108,8 @@ def evaluate(
         verbose=verbose,
         command=as_typed(),
         allow_plugins=allow_plugins,
+        on=executor(on, devices=devices, workers=workers),
+        retry_failed=retry_failed,
     )
     print_evaluation(done)
     if done.failures:

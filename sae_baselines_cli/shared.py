@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.segment import Segment
 
-from sae_baselines_cli.known import SUITES, completing
+from sae_baselines_cli.known import EXECUTORS, SUITES, completing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,6 +61,22 @@ Suites = Annotated[
         help=f"Comma-separated: {', '.join(SUITES)}; or 'all'.",
         autocompletion=completing([*SUITES, "all"]),
     ),
+]
+On = Annotated[
+    str,
+    typer.Option(
+        help=f"Where tasks are done: {', '.join(EXECUTORS)}.",
+        autocompletion=completing(EXECUTORS),
+    ),
+]
+Devices = Annotated[
+    str | None, typer.Option(help="With --on devices: GPUs, one worker each, e.g. 0,1.")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="With --on devices: workers on the CPU, e.g. 2.", min=1)
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Not --on here: try failed tasks again.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show SAEBench's own output.")]
 

@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sae_baselines_cli.known import completing, presets
-from sae_baselines_cli.shared import Device, Out, Panel, Resume, console, errors, group, say
+from sae_baselines_cli.shared import (
+    Device,
+    Devices,
+    On,
+    Out,
+    Panel,
+    Resume,
+    RetryFailed,
+    Workers,
+    console,
+    errors,
+    group,
+    say,
+)
 
 if TYPE_CHECKING:
     from sae_baselines.study import StudyResult
@@ -33,7 +46,16 @@ def _print_study(result: "StudyResult") -> None:
 
 
 @app.command()
-def train(panel: Panel, out: Out = None, resume: Resume = False, device: Device = None) -> None:
+def train(
+    panel: Panel,
+    out: Out = None,
+    resume: Resume = False,
+    device: Device = None,
+    on: On = "here",
+    devices: Devices = None,
+    workers: Workers = None,
+    retry_failed: RetryFailed = False,
+) -> None:
     """Train an SAE and its baselines on one activation stream, and compare them.
 
     Examples:
@@ -41,11 +63,17 @@ def train(panel: Panel, out: Out = None, resume: Resume = False, device: Device 
     - `sae-baselines preset pythia-70m > panel.yaml`
     - `sae-baselines train panel.yaml`
     - `sae-baselines train panel.yaml --out studies/first --resume`
+    - `sae-baselines train panel.yaml --on devices --devices 0,1`
     """
     # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     import sae_baselines.study.table
+    from sae_baselines.work.choice import executor
 
-    _print_study(sae_baselines.train(panel, out, resume=resume, device=device))
+    started = executor(on, devices=devices, workers=workers)
+    result = sae_baselines.train(
+        panel, out, resume=resume, device=device, on=started, retry_failed=retry_failed
+    )
+    _print_study(result)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
 from sae_baselines.compat.saebench import counted_latents
 from sae_baselines.controls import is_random_model
-from sae_baselines.errors import UserError, one_line
+from sae_baselines.errors import StoppedError, UserError, one_line
 from sae_baselines.evals.doctor import asked_of_hub, diagnose, require_runnable
 from sae_baselines.evals.measured import not_finite
 from sae_baselines.evals.models import LanguageModels
@@ -51,9 +51,12 @@ from sae_baselines.provenance import environment, now, versions
 from sae_baselines.reach import say_if_silent
 from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.redraw import RandomModel
+from sae_baselines.work.claims import Share
 
 logger = logging.getLogger("sae_baselines")
 
+# Seconds after which what other processes are at is looked at again.
+_LOOK_AGAIN = 2.0
 _THROWAWAY = "warm-up"
 _THROWAWAY_LATENTS = 512
 
@@ -125,6 +128,7 @@ def prepared(
     force: bool,
     verbose: bool,
     command: str | None,
+    share: Share | None = None,
 ) -> "Prepared":
     """Everything that `evaluate` refuses is refused here, before anything is written."""
     keep_links_inside(Path(out))
@@ -154,7 +158,8 @@ def prepared(
         for diagnosis in diagnoses:
             for warning in diagnosis.warnings:
                 logger.warning("%s: %s", diagnosis.suite, warning)
-        runs.append((Runner(EvalStore(out), own, subject, force, verbose, command), of_model))
+        runner = Runner(EvalStore(out), own, subject, force, verbose, command, share)
+        runs.append((runner, of_model))
     if not runs:
         raise UserError(f"suites: none of {', '.join(spec.suites)} runs on a random model")
     return Prepared(Path(out), runs, notes)
@@ -186,9 +191,15 @@ class Prepared:
 
     def run(self) -> EvalReport:
         """Evaluate, one language model after the other."""
+        return self._joined(runner.run(targets) for runner, targets in self.runs)
+
+    def standing(self) -> EvalReport:
+        """What is finished, whoever did it, and what failed of the rest."""
+        return self._joined(runner.standing(targets) for runner, targets in self.runs)
+
+    def _joined(self, parts: Iterable[EvalReport]) -> EvalReport:
         report = EvalReport(self.out, [], [], [], list(self.notes))
-        for runner, targets in self.runs:
-            part = runner.run(targets)
+        for part in parts:
             report.done.extend(part.done)
             report.kept.extend(part.kept)
             report.failures.extend(part.failures)
@@ -287,9 +298,11 @@ class Runner:
         force: bool,
         verbose: bool,
         command: str | None,
+        share: Share | None = None,
     ) -> None:
         self.store, self.spec, self.subject = store, spec, subject
         self.force, self.verbose, self.command = force, verbose, command
+        self.share = share or Share(store.root)
         found = versions()
         self.versions = {name: found[name] for name in DECISIVE if name in found}
         self._stored: set[str] = set()
@@ -302,13 +315,35 @@ class Runner:
         self.notes: list[tuple[str, str, str]] = []
 
     def run(self, targets: Sequence[Target]) -> EvalReport:
-        wanted = [name for name in suite_names() if name in self.spec.suites]
-        jobs = {name: self._open(name, targets) for name in wanted}
+        jobs = self._jobs(targets)
         total = sum(map(len, (*jobs.values(), *self._without_floors.values())))
         with progress(total=total, desc="Evaluating", unit="SAE", file=sys.stderr) as bar:
-            for name, missing in jobs.items():
-                if missing or self._without_floors.get(name):
-                    self._run_suite(get_suite(name), missing, bar)
+            while True:
+                for name, missing in jobs.items():
+                    if missing or self._without_floors.get(name):
+                        jobs[name] = self._run_suite(get_suite(name), missing, bar)
+                        self._without_floors.pop(name, None)
+                # Other processes are at what is left; they may die.
+                if not any(jobs.values()):
+                    break
+                time.sleep(_LOOK_AGAIN)
+        return self._report()
+
+    def standing(self, targets: Sequence[Target]) -> EvalReport:
+        """What is finished, whoever did it, and what failed of the rest."""
+        known = {(failure.suite, failure.name): failure for failure in self.store.failures()}
+        for suite, missing in self._jobs(targets).items():
+            for target in missing:
+                why = "nobody came to its end with it; see sae-baselines status"
+                unknown = Failure(suite, target.name, why, target.facts.to_dict())
+                self.failures.append(known.get((suite, target.name), unknown))
+        return self._report()
+
+    def _jobs(self, targets: Sequence[Target]) -> dict[str, list[Target]]:
+        wanted = [name for name in suite_names() if name in self.spec.suites]
+        return {name: self._open(name, targets) for name in wanted}
+
+    def _report(self) -> EvalReport:
         return EvalReport(self.store.root, self.done, self.kept, self.failures, self.notes)
 
     def _open(self, suite: str, targets: Sequence[Target]) -> list[Target]:
@@ -320,10 +355,7 @@ class Runner:
             found = self.store.load(suite, target.name)
             if found is None or self.force:
                 missing.append(target)
-            elif (found.record["settings"], found.record["weights"]) != (
-                settings,
-                target.weights,
-            ):
+            elif not self._is_of(found, target, settings):
                 logger.info("%s %s: other settings or weights; again", suite, target.name)
                 missing.append(target)
             else:
@@ -334,6 +366,15 @@ class Runner:
                 if floors and FLOORS not in found.record["extras"]:
                     self._without_floors.setdefault(suite, []).append((target, found))
         return missing
+
+    @staticmethod
+    def _is_of(found: Result, target: Target, settings: str) -> bool:
+        of = found.record["settings"], found.record["weights"]
+        return of == (settings, target.weights)
+
+    def _is_finished(self, suite: str, target: Target) -> bool:
+        found = self.store.load(suite, target.name)
+        return found is not None and self._is_of(found, target, self._settings(suite))
 
     def _has_run(self, suite: str) -> None:
         """Settings are stored with the first result made under them, and not before."""
@@ -381,18 +422,25 @@ class Runner:
     def _note(self, suite: str, name: str, notes: Sequence[str]) -> None:
         self.notes.extend((suite, name, note) for note in notes)
 
-    def _run_suite(self, suite: Suite, targets: Sequence[Target], bar: Any) -> None:
+    def _run_suite(self, suite: Suite, targets: Sequence[Target], bar: Any) -> list[Target]:
+        """Evaluate; the targets that other processes are at are left, and returned."""
         models = LanguageModels(
             self.subject, self.spec.shared, int(self.spec.shared_gib * 2**30)
         )
         key = self._cache_key(suite)
         scored = self._without_floors.get(suite.name, [])
         like = [*targets, *(target for target, _ in scored)][0]
+        filled = self.store.cache(suite.name, key) / ("warm" if suite.warm_up else "filled")
+        filling, left = f"warm_up:{suite.name}:{key}", []
         try:
-            if suite.warm_up:
+            if suite.warm_up and not filled.exists():
+                if self.share.given_up(filling) is not None:
+                    return []  # who tried it has said so of all
                 bar.set_postfix_str(f"{suite.name}: caches")
                 try:
-                    self._warm_up(suite, like, models, key)
+                    with self.share.doing(filling) as mine:
+                        if mine:
+                            self._warm_up(suite, like, models, key)
                 except Exception as error:
                     for target in targets:
                         self._fail(suite, target, error)
@@ -400,23 +448,54 @@ class Runner:
                     for target, _ in scored:
                         self._no_floors(suite, target, error)
                         bar.update()
-                    return
-            for target in targets:
-                bar.set_postfix_str(f"{suite.name}: {target.name}")
-                try:
-                    self._run_one(suite, target, models, key)
-                except Exception as error:
-                    self._fail(suite, target, error)
-                bar.update()
-            for target, found in scored:
-                bar.set_postfix_str(f"{suite.name}: floors of {target.name}")
-                self._add_floors(suite, target, found, models, key)
-                bar.update()
+                    return []
+                if not mine:
+                    return list(targets)
+            with contextlib.ExitStack() as alone:
+                # Without a warm-up, the first that is scored fills the cache.
+                if not filled.exists() and not alone.enter_context(self.share.doing(filling)):
+                    return list(targets)
+                for target in targets:
+                    bar.set_postfix_str(f"{suite.name}: {target.name}")
+                    if not self._take(suite, target, models, key):
+                        left.append(target)
+                        continue
+                    bar.update()
+                    scored_now = self.done[-1:] == [(suite.name, target.name)]
+                    if scored_now and not filled.exists():
+                        filled.touch()
+                        alone.close()
+                for target, found in scored:
+                    bar.set_postfix_str(f"{suite.name}: floors of {target.name}")
+                    with self.share.doing(f"floors:{suite.name}:{target.name}") as mine:
+                        if mine:
+                            self._add_floors(suite, target, found, models, key)
+                    bar.update()
         finally:
             models.forget()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        return left
+
+    def _take(self, suite: Suite, target: Target, models: LanguageModels, key: str) -> bool:
+        """Evaluate a target, or record that it fails; False where another process is at it."""
+        task = f"eval:{suite.name}:{target.name}"
+        if self.share.given_up(task) is not None:
+            return True
+        try:
+            with self.share.doing(task, self._inputs(suite, target)) as mine:
+                if mine and (self.force or not self._is_finished(suite.name, target)):
+                    self._run_one(suite, target, models, key)
+        except StoppedError:
+            raise
+        except Exception as error:
+            self._fail(suite, target, error)
+            return True
+        return mine
+
+    def _inputs(self, suite: Suite, target: Target) -> str:
+        return checksum_of([self._settings(suite.name), target.weights])
 
     def _cache_key(self, suite: Suite) -> str:
         """Of everything that can change what is cached, which no SAE is part of."""

@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from sae_lens import SAE
-from sae_lens.constants import SPARSITY_FILENAME
+from sae_lens.constants import SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
@@ -27,13 +28,14 @@ from safetensors.torch import save_file
 from sae_baselines.compat.training import clipping_at
 from sae_baselines.drift import DriftTracker
 from sae_baselines.drift.record import DRIFT_FILE, HISTOGRAM_FILE
-from sae_baselines.errors import UserError, did_you_mean
-from sae_baselines.files import remove, unreadable
+from sae_baselines.errors import StoppedError, UserError, did_you_mean, one_line
+from sae_baselines.files import checksum_of, remove, sha256_of, unreadable
 from sae_baselines.progress import progress
 from sae_baselines.provenance import environment
 from sae_baselines.study.build import Start, member_configs, prepare_start, set_b_dec
 from sae_baselines.study.calibrate import calibrate
 from sae_baselines.study.folder import (
+    STUDY_FILE,
     StudyFolder,
     flaw_of_measurement,
     write_measurement,
@@ -58,13 +60,17 @@ from sae_baselines.study.runner import (
     drift_of,
     remove_empty,
 )
-from sae_baselines.study.spec import PUBLISHED, StudySpec, spec_hash
-from sae_baselines.study.untrained import make_controls
+from sae_baselines.study.spec import PUBLISHED, StudySpec, import_plugins, spec_hash
+from sae_baselines.study.untrained import make_controls, missing_controls
+from sae_baselines.work.claims import FAILED, Share
+from sae_baselines.work.executor import Executor, require_same
 
 logger = logging.getLogger("sae_baselines")
 
 # Held-out activations for EV and L0 on the way.
 _DRIFT_SAMPLES = 2048
+# Seconds after which a process that waits for others' tasks looks again.
+_LOOK_AGAIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,7 @@ def train_study(
         UserError: Bad input, in one line; nothing finished is lost.
         InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
     """
-    folder = StudyFolder(out)
+    folder, share = StudyFolder(out), Share(Path(out))
     with folder.locked():
         unmeasured = unfinished(spec, folder)
         finished = not unmeasured
@@ -245,16 +251,184 @@ def train_study(
             for path, flaw in unmeasured.items():
                 if path.exists():
                     logger.warning("%s: %s; it is made again", path, flaw)
-            work = tasks(spec)
-            for source in spec.source_names:
-                if not _is_needed(spec, folder, source, unmeasured):
-                    continue
-                of_source = [task for task in work if task.source == source]
-                gc.collect()  # the model of the source before
-                trained += _Work(spec, folder, source, inputs).run(of_source)
+            trained = _do_all(spec, folder, share, inputs)
         # Also where a run died after its last measurement.
         _clean_up(spec, folder)
         return StudyResult(folder.root, measurements_of(spec, folder), trained)
+
+
+def train_on(
+    workers: Executor,
+    spec: StudySpec,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+) -> StudyResult:
+    """`train_study` by several processes, which take its tasks one by one.
+
+    A task that fails leaves the others. The same call again, also at the same time, does what
+    is missing.
+
+    Args:
+        workers: What starts the processes.
+        spec: What to train; model and text are read by each process.
+        out: Study folder, which all of them see.
+        resume: Continue unfinished work in ``out``.
+        retry_failed: Try tasks again that failed in an earlier call.
+
+    Raises:
+        UserError: Bad input; or something is not finished, and why.
+        StoppedError: The processes were asked to stop; checkpoints were saved.
+    """
+    root = Path(out).absolute()
+    folder, share = StudyFolder(root), Share(root, retry_failed=retry_failed)
+    before = unfinished(spec, folder)
+    with folder.joined(share, spec, resume or not before):
+        pass
+    if before:
+        workers.run(partial(share_study, spec, root, share, environment()), root)
+    if left := unfinished(spec, folder):
+        raise UserError(f"study: {len(left)} of its SAEs are not finished: {_why(spec, share)}")
+    with folder.joined(share), share.doing("finish:study") as mine:
+        if mine:
+            _clean_up(spec, folder)
+    keys = [key for key in all_members(spec) if folder.member(key) in before]
+    return StudyResult(root, measurements_of(spec, folder), keys)
+
+
+def share_study(spec: StudySpec, root: Path, share: Share, expected: Mapping[str, Any]) -> None:
+    """Do tasks of a study, beside other processes that call this, until none is left to do.
+
+    Args:
+        spec: The study.
+        root: Its folder.
+        share: Who does what.
+        expected: The `environment` of who started this.
+
+    Raises:
+        UserError: This machine does not see the folder, or has other versions.
+    """
+    require_same(root, STUDY_FILE, expected)
+    import_plugins(list(getattr(spec, "plugins", ())))
+    folder = StudyFolder(root)
+    with folder.joined(share):
+        _do_all(spec, folder, share, {}, leave_failures=True)
+
+
+def _why(spec: StudySpec, share: Share) -> str:
+    """The first failure of a task, and where all are listed."""
+    for task in tasks(spec):
+        last = share.last(task.name)
+        if last is not None and last.end is not None and last.end["state"] == FAILED:
+            said = f"{task.name} failed: {last.end['reason']}"
+            return f"{said}; mend it and go on with --resume --retry-failed (log: {last.log})"
+    return f"see sae-baselines status {share.root}, and go on with --resume"
+
+
+def _do_all(
+    spec: StudySpec,
+    folder: StudyFolder,
+    share: Share,
+    inputs: Mapping[str, Any],
+    leave_failures: bool = False,
+) -> list[MemberKey]:
+    """Do every task that is not done, each once what it needs is there.
+
+    Returns:
+        Members that were trained or made by this process.
+    """
+    made: list[MemberKey] = []
+    left, opened, idle = tasks(spec), None, 0
+    try:
+        # Twice: what others finished meanwhile may have made something ready.
+        while left and idle < 2:
+            still, busy = [], False
+            for task in left:
+                if is_done(spec, folder, task):
+                    continue
+                if leave_failures and share.given_up(task.name) is not None:
+                    continue
+                still.append(task)
+                if not _is_ready(spec, folder, task) or share.holder(task.name):
+                    continue
+                if opened is None or opened.name != task.source:
+                    if opened is not None:
+                        opened.close()
+                    opened = None
+                    gc.collect()  # the model of the source before
+                    opened = _Work(spec, folder, task.source, inputs, share)
+                try:
+                    with share.doing(task.name, _inputs_of(spec, folder, task)) as mine:
+                        # Another process may have been quicker.
+                        if mine and not is_done(spec, folder, task):
+                            busy = True
+                            made += opened.do(task)
+                except Exception as error:
+                    if isinstance(error, StoppedError) or not leave_failures:
+                        raise
+                    logger.error("%s failed: %s", task.name, one_line(error, 500))
+            left = still
+            if not busy:
+                idle = 0 if any(share.holder(task.name) for task in left) else idle + 1
+                if idle == 0:
+                    time.sleep(_LOOK_AGAIN)
+            else:
+                idle = 0
+    finally:
+        if opened is not None:
+            opened.close()
+    return made
+
+
+def is_done(spec: StudySpec, folder: StudyFolder, task: Task) -> bool:
+    """Whether what a task makes is there, whoever made it.
+
+    Raises:
+        UserError: A file cannot be read, whatever is in it.
+    """
+    if task.kind == "train":
+        return all(folder.is_trained(key) for key in _members_in(spec, task))
+    if task.kind == "controls":
+        ready = _is_ready(spec, folder, task)
+        return ready and not missing_controls(spec, folder, spec.panels(task.source))
+    if task.what == PUBLISHED:
+        return folder.flaw_of_published() is None
+    (key,) = _members_in(spec, task)
+    return folder.flaw(key) is None
+
+
+def _is_ready(spec: StudySpec, folder: StudyFolder, task: Task) -> bool:
+    """Whether what a task needs is there; a copy of a published SAE is made on the way."""
+    if task.kind == "controls":
+        panels = [] if spec.reference is not None else spec.panels(task.source)
+        trained = (key for p in panels for key in trained_of(spec, p, task.source))
+        return all(folder.is_trained(key) for key in trained)
+    if task.kind == "measure" and task.what != PUBLISHED:
+        return all(folder.is_trained(key) for key in _members_in(spec, task))
+    return True
+
+
+def _members_in(spec: StudySpec, task: Task) -> list[MemberKey]:
+    """What is trained in a pass; whom a measurement is of."""
+    if task.kind == "train":
+        (this_pass,) = (p for p in spec.passes(task.source) if p.name == task.what)
+        return [k for p in this_pass.panels for k in trained_of(spec, p, task.source)]
+    members = (k for p in spec.panels(task.source) for k in members_of(spec, p, task.source))
+    return [key for key in members if key.name == task.what]
+
+
+def _inputs_of(spec: StudySpec, folder: StudyFolder, task: Task) -> str:
+    """Hash of the spec and of the weights that a task reads."""
+    keys = [] if task.kind == "train" else _members_in(spec, task)
+    if task.kind == "controls":
+        panels = spec.panels(task.source)
+        keys = [k for p in panels for k in trained_of(spec, p, task.source)]
+    paths = [folder.published] if spec.reference is not None else []
+    files = [path / SAE_WEIGHTS_FILENAME for path in (*paths, *map(folder.member, keys))]
+    return checksum_of(
+        [spec_hash(spec), task.name, [sha256_of(f) for f in files if f.exists()]]
+    )
 
 
 def tasks(spec: StudySpec) -> list[Task]:
@@ -294,7 +468,14 @@ def run_task(spec: StudySpec, out: str | Path, name: str, **inputs: Any) -> list
     folder = StudyFolder(out)
     with folder.locked():
         folder.open(spec, resume=True)
-        made = _Work(spec, folder, known[name].source, inputs).run([known[name]])
+        task, share, made = known[name], Share(Path(out)), []
+        if not is_done(spec, folder, task):
+            work = _Work(spec, folder, task.source, inputs, share)
+            with share.doing(name, _inputs_of(spec, folder, task)) as mine:
+                if not mine:
+                    raise UserError(f"task: {name} is being done by another process")
+                made = work.do(task)
+            work.close()
         if is_finished(spec, folder):
             _clean_up(spec, folder)
         return made
@@ -333,7 +514,8 @@ def measure_latents(
             if first and spec.reference and Latents.load(folder.published) is None:
                 missing.append(PUBLISHED)
             if missing:
-                _Work(spec, folder, source, inputs).measure_latents(missing)
+                work = _Work(spec, folder, source, inputs, Share(Path(out)))
+                work.measure_latents(missing)
         found = {key: Latents.load(folder.member(key)) for key in all_members(spec)}
         return {key: latents for key, latents in found.items() if latents is not None}
 
@@ -353,17 +535,6 @@ def unfinished(spec: StudySpec, folder: StudyFolder) -> dict[Path, str]:
     if spec.reference is not None:
         found[folder.published] = folder.flaw_of_published()
     return {path: flaw for path, flaw in found.items() if flaw is not None}
-
-
-def _is_needed(
-    spec: StudySpec, folder: StudyFolder, source: str, unmeasured: Mapping[Path, str]
-) -> bool:
-    """Whether anything of a source is not finished; no model is loaded for nothing."""
-    members = (k for panel in spec.panels(source) for k in members_of(spec, panel, source))
-    folders = [folder.member(key) for key in members]
-    if source == spec.source_names[0]:
-        folders.append(folder.published)
-    return any(path in unmeasured for path in folders)
 
 
 def _source_class(spec: StudySpec) -> type[Source]:
@@ -414,9 +585,15 @@ class _Work:
     """An opened source, and the tasks on it."""
 
     def __init__(
-        self, spec: StudySpec, folder: StudyFolder, name: str, inputs: Mapping[str, Any]
+        self,
+        spec: StudySpec,
+        folder: StudyFolder,
+        name: str,
+        inputs: Mapping[str, Any],
+        share: Share,
     ) -> None:
         self.spec, self.folder, self.name = spec, folder, name
+        self._bar: Any = None
         self.members = {
             key.name: (key, member)
             for panel in spec.panels(name)
@@ -428,21 +605,32 @@ class _Work:
         self.source.start_folder.mkdir(parents=True, exist_ok=True)
         self.start = prepare_start(spec, self.source.calibration, self.source.start_folder)
 
-    def run(self, work: Sequence[Task]) -> list[MemberKey]:
-        if self.spec.reference is not None:
-            keep_published(self.spec, self.folder)
-        made: list[MemberKey] = []
-        for task in work:
-            if task.kind == "train":
-                made += self._train(task.what)
-            elif task.kind == "controls":
-                made += self._make_controls()
-        measured = [t.what for t in work if t.kind == "measure"]
-        missing = [what for what in measured if not self._is_measured(what)]
-        where = f" ({self.name})" if self.name else ""
-        for what in progress(missing, desc=f"Measuring{where}", unit="SAE"):
-            self._measure(what)
-        return made
+        while spec.reference is not None and not folder.has_published():
+            with share.doing("copy:published") as mine:
+                if mine and not folder.has_published():
+                    keep_published(spec, folder)
+            if not mine:
+                time.sleep(_LOOK_AGAIN)
+
+    def do(self, task: Task) -> list[MemberKey]:
+        """Do a task; who was trained or made."""
+        if task.kind == "train":
+            return self._train(task.what)
+        if task.kind == "controls":
+            return self._make_controls()
+        if self._bar is None:
+            where = f" ({self.name})" if self.name else ""
+            missing = [w for w in self.members if not self._is_measured(w)]
+            n = len(missing) + (task.what == PUBLISHED)
+            self._bar = progress(total=n, desc=f"Measuring{where}", unit="SAE")
+        self._measure(task.what)
+        self._bar.update()
+        return []
+
+    def close(self) -> None:
+        """Nothing more is done with it."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _train(self, name: str) -> list[MemberKey]:
         spec, folder = self.spec, self.folder

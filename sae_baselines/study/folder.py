@@ -4,7 +4,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from sae_baselines.study.spec import (
     spec_to_dict,
 )
 from sae_baselines.study.values import is_number, shown
+from sae_baselines.work.claims import Share
 from sae_baselines.yaml_text import parse_yaml
 
 logger = logging.getLogger("sae_baselines")
@@ -91,6 +92,36 @@ class StudyFolder:
         Raises:
             UserError: Another process holds it, or the folder cannot be written.
         """
+        with self._lock(0):
+            if others := Share(self.root).others():
+                raise UserError(
+                    f"out: another process is working in {self.root} ({others[0].by}); wait "
+                    "for it (sae-baselines status), or use another folder"
+                )
+            yield
+
+    @contextmanager
+    def joined(self, share: Share, spec: Any = None, resume: bool = True) -> Iterator[None]:
+        """Work beside others that share its tasks, and keep out those that do not.
+
+        Args:
+            share: Who they are.
+            spec: The folder is claimed for it first; see `open`.
+            resume: As of `open`.
+
+        Raises:
+            UserError: As `locked` and `open`.
+        """
+        with ExitStack() as work:
+            # Others begin too: they have it for moments. Some disks of clusters have no locks.
+            with self._lock(30, needed=False):
+                if spec is not None:
+                    self.open(spec, resume)
+                work.enter_context(share.registered())
+            yield
+
+    @contextmanager
+    def _lock(self, timeout: float, needed: bool = True) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
@@ -103,13 +134,16 @@ class StudyFolder:
             path.unlink()  # older versions of filelock empty what it leads to
         lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=timeout)
         except Timeout:
             raise UserError(
                 f"out: another process is working in {self.root}; wait for it, or use another "
                 "folder"
             ) from None
         except (OSError, NotImplementedError) as error:
+            if not needed:
+                yield
+                return
             raise UserError(
                 f"out: {lock.lock_file} cannot be locked ({one_line(error, 200)}), so that two "
                 "processes could spoil each other's work; use a folder on a local disk"

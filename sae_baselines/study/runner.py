@@ -15,7 +15,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_baselines.compat.training import OpenRunner, progress_each_step
-from sae_baselines.errors import UserError
+from sae_baselines.errors import StoppedError, UserError
 from sae_baselines.files import is_junk, read_json, remove, write_atomically
 from sae_baselines.study.held_out import checked_activations
 
@@ -27,16 +27,11 @@ COMPLETE = "complete.json"
 OWNER = "study.json"
 
 
-class InterruptedTrainingError(Exception):
-    """Training was asked to stop; a checkpoint of the last whole step is on disk.
-
-    Attributes:
-        number: Of the signal.
-    """
+class InterruptedTrainingError(StoppedError):
+    """Training was asked to stop; a checkpoint of the last whole step is on disk."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+        super().__init__(number)
 
 
 class PanelRunner(OpenRunner):
@@ -227,8 +222,18 @@ def assert_finite(name: str, sae: TrainingSAE[Any]) -> None:
             )
 
 
+_OTHERS = ("SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+def _signal(name: str) -> int | None:
+    return getattr(signal, name, None)  # not every system has them
+
+
 class SignalsBetweenSteps:
-    """SIGINT, SIGTERM and SIGHUP set a flag that is read when the next batch is asked for."""
+    """SIGINT, SIGTERM and SIGHUP set a flag that is read when the next batch is asked for.
+
+    So do the signals by which schedulers tell a job that its time is over.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -236,9 +241,10 @@ class SignalsBetweenSteps:
 
     def __enter__(self) -> "SignalsBetweenSteps":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
-                # What is ignored stays so: a run under nohup outlives its terminal.
-                if number and signal.getsignal(number) != signal.SIG_IGN:
+            for number in (signal.SIGINT, signal.SIGTERM, *map(_signal, _OTHERS)):
+                # What is ignored stays so: a run under nohup outlives its terminal; and so does
+                # what is answered outside of Python.
+                if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._ask)
         return self
 

@@ -45,7 +45,20 @@ def make_controls(
     Raises:
         UserError: A control cannot be made of this panel's trained SAE.
     """
-    made: list[MemberKey] = []
+    missing = missing_controls(spec, folder, panels)
+    for key, (member, trained) in missing.items():
+        _make(spec, folder, key, member, trained, calibration, facts)
+    return list(missing)
+
+
+def missing_controls(
+    spec: StudySpec, folder: StudyFolder, panels: Sequence[PanelKey]
+) -> dict[MemberKey, tuple[MemberSpec, Path]]:
+    """Controls that are not there, or not of the trained member that is; and the folder of it.
+
+    Arguments as of `make_controls`.
+    """
+    missing: dict[MemberKey, tuple[MemberSpec, Path]] = {}
     for panel in panels:
         controls = controls_of(spec, panel)
         if not controls:
@@ -56,9 +69,8 @@ def make_controls(
         for key, member in controls.items():
             if folder.is_trained(key) and _source_of_control(folder.member(key)) == weights:
                 continue
-            _make(spec, folder, key, member, trained, calibration, facts)
-            made.append(key)
-    return made
+            missing[key] = (member, trained)
+    return missing
 
 
 def _make(

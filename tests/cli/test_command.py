@@ -110,6 +110,7 @@ from sae_baselines.study.presets import preset_names
 from sae_baselines.study.reference.recipe import DEFAULT_MEMBERS, DEFAULT_SEEDS
 from sae_baselines.study.spec import TRAINED
 from sae_baselines.study.synthetic.generator import SETTINGS
+from sae_baselines.work.choice import EXECUTORS
 print(json.dumps({
     "bases": list(base_architectures()),
     "constraints": list(CONSTRAINTS),
@@ -120,6 +121,7 @@ print(json.dumps({
     "check_members": list(DEFAULT_MEMBERS),
     "check_seeds": DEFAULT_SEEDS,
     "toy_settings": list(SETTINGS),
+    "executors": list(EXECUTORS),
     "architectures": sorted(SAE_TRAINING_CLASS_REGISTRY),
     "presets": list(preset_names()),
 }))
@@ -140,6 +142,7 @@ def test_what_is_written_down_for_help_and_completion_is_what_is_registered(
         "check_members": list(known.CHECK_MEMBERS),
         "check_seeds": known.CHECK_SEEDS,
         "toy_settings": list(known.TOY_SETTINGS),
+        "executors": list(known.EXECUTORS),
         "architectures": sorted(known.architectures()),
         "presets": known.presets(),
     }

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import pytest
 import torch
 from sae_lens import SAE
 
+from sae_baselines import pipeline
 from sae_baselines.errors import UserError
 from sae_baselines.evals import EvalSpec, collect, evaluate, load_results, write_results
 from sae_baselines.evals import registry as suites
 from sae_baselines.evals.store import EvalStore
 from tests.evals.fake_suite import FakeSuite, FlooredSuite
 from tests.evals.tiny_hub import MODEL, tiny_sae
+from tests.helpers import on_two_ranks
 
 # The preflight asks for the model.
 pytestmark = pytest.mark.usefixtures("tiny_hub")
@@ -231,6 +233,52 @@ def test_no_result_and_no_number_are_failures(tmp_path: Path, option: str, reaso
     (failure,) = report.failures
     assert reason in failure.reason
     assert set(scores(tmp_path)) == {"b"}
+
+
+class Forked:
+    """Two workers."""
+
+    def run(self, work: Callable[[], object], root: Path) -> None:
+        del root
+        on_two_ranks(_called, work)
+
+
+def _called(_: int, work: Callable[[], object]) -> None:
+    work()
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_workers_share_evaluations_and_their_cache(
+    warm_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSuite, "warm_up", warm_up)
+    config = tmp_path / "evals.yaml"
+    config.write_text("evals:\n  suites:\n    fake: {fail_on: b}\n")
+    for name, sae in saes(*NAMES).items():
+        sae.save_model(tmp_path / name)
+    sources = [tmp_path / name for name in NAMES]
+    whole = pipeline.evaluate(sources, out=tmp_path / "whole", config=config)
+    shared = pipeline.evaluate(sources, out=tmp_path / "shared", config=config, on=Forked())
+    for done in (whole, shared):
+        assert sorted(done.done) == [("fake", "a"), ("fake", "c")]
+        assert [(f.name, f.reason) for f in done.failures] == [
+            ("b", "ValueError: it broke badly")
+        ]
+    assert scores(tmp_path / "shared") == scores(tmp_path / "whole")
+    (runs,) = (tmp_path / "shared").rglob("runs")
+    lines = runs.read_text().split()
+    assert sorted(lines) == (["a", "b", "c", "warm-up"] if warm_up else ["a", "b", "c"])
+    # What fills the cache is alone.
+    assert lines[0] == ("warm-up" if warm_up else "a")
+    again = pipeline.evaluate(sources, out=tmp_path / "shared", config=config, on=Forked())
+    assert (again.done, [f.name for f in again.failures]) == ([], ["b"])
+    assert runs.read_text().split() == lines
+    pipeline.evaluate(
+        sources, out=tmp_path / "shared", config=config, on=Forked(), retry_failed=True
+    )
+    assert runs.read_text().split() == [*lines, "b"]
+    with pytest.raises(UserError, match="force: makes all anew in one process"):
+        pipeline.evaluate(sources, out=tmp_path / "shared", on=Forked(), force=True)
 
 
 def test_a_warm_up_that_fails_fails_all(tmp_path: Path) -> None:
