@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +334,74 @@ def _of_another_hook(folder: Path, tmp_path: Path) -> Path:
     config["metadata"]["hook_name"] = "blocks.1.hook_mlp_out"
     (copy / "cfg.json").write_text(json.dumps(config))
     return copy
+
+
+# As of the readers' own packages; their other requirements exclude today's SAELens.
+_READERS = (
+    "sae-dashboard==0.8.0",
+    "neuronpedia==1.2.1",
+    *("decode-clt==0.0.1", "eindex-callum==0.1.2"),
+    *("dataclasses-json==0.6.7", "marshmallow==3.26.1", "typing-inspect==0.9.0"),
+    *("mypy-extensions==1.1.0", "python-dotenv==1.1.1"),
+)
+_READ = """
+import gzip, json, sys
+from pathlib import Path
+from neuronpedia.np_activation import Activation
+from neuronpedia.types.common.activation import NPActivation
+from sae_dashboard.components_config import ActsHistogramConfig, SequencesConfig
+from sae_dashboard.data_writing_fns import save_feature_centric_vis
+from sae_dashboard.layout import Column, SaeVisLayoutConfig
+from sae_dashboard.sae_vis_data import SaeVisConfig, SaeVisData
+from sae_lens import SAE
+
+from sae_baselines.study.folder import load_study
+from sae_baselines.study.language_model import load_language_model
+
+study, folder, features, dashboard, page = map(Path, sys.argv[1:])
+spec = load_study(study)[0]
+model = load_language_model(spec.model, spec.hook_name, "cpu")
+layout = SaeVisLayoutConfig(columns=[Column(
+    ActsHistogramConfig(), SequencesConfig(buffer=None, stack_mode="stack-all"))])
+config = SaeVisConfig(hook_point=spec.hook_name, features=[], feature_centric_layout=layout)
+data = SaeVisData.load_json(str(dashboard), config, model, SAE.load_from_disk(folder))
+save_feature_centric_vis(data, page)
+rows = [json.loads(row) for row in gzip.open(features / "activations" / "batch-0.jsonl.gz")]
+for row in rows:
+    NPActivation(**row)
+# The client refuses the -1 that their own converter writes for most active contexts.
+read = [Activation.from_np_db_json({**row, "source": row["layer"]})
+        for row in rows if row["binContains"] >= 0]
+print(json.dumps({"latents": sorted(data.feature_data_dict), "read": len(read)}))
+"""
+
+
+@pytest.mark.slow
+def test_other_viewers_own_code_reads_the_files(study: Path, text: Dataset, tmp_path: Path):
+    target = tmp_path / "readers"
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target]
+    subprocess.run([*command, *_READERS], check=True)
+    folder = next(study.glob("panels/*seed_0/trained"))
+    options = GalleryOptions(
+        per_decade=2,
+        members=["trained"],
+        neuronpedia=tmp_path / "n",
+        saedashboard=tmp_path / "d",
+    )
+    _, features, dashboard = gallery(study, options, dataset=text)
+    page = tmp_path / "page.html"
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _READ, study, folder, features, dashboard, page],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    told = json.loads(found.stdout.splitlines()[-1])
+    kept = Contexts.load(folder)
+    assert kept is not None
+    assert told["latents"] == sorted(set(map(int, told["latents"])) & set(kept.latents))
+    assert len(told["latents"]) > 1
+    assert told["read"] > len(told["latents"])
+    assert page.stat().st_size > 1000
