@@ -20,6 +20,7 @@ from sae_baselines.hub.layout import (
 )
 from sae_baselines.hub.source import SourceStudy, read_source
 from sae_baselines.redact import data_without_places, refuse_secrets
+from sae_baselines.report.gallery import PAGE
 from sae_baselines.study.folder import STUDY_FILE
 from sae_baselines.yaml_text import parse_yaml
 
@@ -78,7 +79,9 @@ def _member(root: Path, folder: Path, target: str) -> tuple[PlannedFile, ...]:
 
 
 def _others(root: Path, source: SourceStudy) -> tuple[PlannedFile, ...]:
-    names = [RESULTS_FILE, *source.report_files]
+    # The page that the report links to, where somebody made it.
+    pages = [PAGE] if (root / PAGE).exists() else []
+    names = [RESULTS_FILE, *source.report_files, *pages]
     files = [PlannedFile(name, inside(root, root / name)) for name in names]
     return (*files, PlannedFile(STUDY_FILE, _spec(inside(root, root / STUDY_FILE))))
 

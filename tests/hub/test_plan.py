@@ -95,6 +95,17 @@ def test_local_places_do_not_go_up(study: Path, planned: Publication):
     assert "name: tiny-llama" in report
 
 
+def test_the_page_that_the_report_links_to_goes_up_where_it_is(own_study: Path):
+    def others() -> list[str]:
+        return [f.path for f in plan_publication(own_study, REPO, "main", OPTIONS).others]
+
+    assert "latents.html" not in others()
+    (own_study / "latents.html").write_text("<p>latents</p>")
+    assert "latents.html" in others()
+    (own_study / "latents.html").write_text(f"<p>{WRITER}</p>")
+    assert "latents.html, line 1: holds what looks like an access token" in refused(own_study)
+
+
 def test_a_report_that_says_where_it_was_made_is_refused(own_study: Path):
     path = own_study / "report.md"
     path.write_text(f"{path.read_text()}\nsae-baselines eval {own_study.resolve()}\n")
