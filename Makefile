@@ -2,13 +2,14 @@
 #   make demo         sets up .venv and runs the demo
 #   make vision-demo  the same for a vision transformer
 #   make test         sets up .venv and runs lint, types and tests
+#   make docs         the documentation site, in build/site
 #   make build        the wheel and the sdist, in dist/
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo vision-demo test lint format-check rooms types build slow install clean
+.PHONY: demo vision-demo test lint format-check rooms types docs build slow install clean
 
 demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
@@ -32,6 +33,11 @@ rooms:
 types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Strictly: a link or an anchor that leads nowhere stops it. Nothing is fetched. The tutorial is
+# run, a minute or two, where code changed since. (The theme's notice about mkdocs 2 is no news.)
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 build: install
 	$(BIN)/python -m build --outdir dist
 
@@ -51,4 +57,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) build dist

@@ -15,14 +15,13 @@ from drift_cost import cost_table
 from render import panel_table, step_time_tables
 from render_recipes import guard_tables, search_tables, variant_tables
 from render_rows import member_tables, pair_tables, summary_table
-from render_sparse import aims_table, growth_tables, peer_table, step_tables
+from render_sparse import growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 
 HERE = Path(__file__).parent
 Render = Callable[[dict[str, Any]], str]
 # README, marker -> results and how they are shown, in order.
 BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
-    ("README.md", "benchmarks"): [("sparse_step_cpu", aims_table)],
     ("benchmarks/README.md", "step"): [
         ("sparse_step_cpu", step_tables),
         ("peers_cpu", peer_table),

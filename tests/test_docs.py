@@ -20,7 +20,7 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 
@@ -80,8 +80,9 @@ def test_links_and_code(document: Path):
         compile(code, str(document), "exec")
 
 
-def test_panel_files_in_the_readme_load():
-    panel, evals = (yaml.safe_load(block) for block in blocks(ROOT / "README.md", "yaml"))
+def test_panel_files_that_are_shown_load():
+    page = ROOT / "docs" / "how-to" / "check-your-sae.md"
+    panel, evals = (yaml.safe_load(block) for block in blocks(page, "yaml"))
     assert spec_from_dict(panel).name == "my-study"
     assert "core" in eval_spec_from_dict(evals["evals"]).suites
 

@@ -1,4 +1,4 @@
-"""The README's way from nothing to a published baseline, as it is written there."""
+"""The documented way from nothing to a published baseline, as it is written there."""
 
 import json
 import os
@@ -24,8 +24,9 @@ print(sae.cfg.architecture(), sae.cfg.d_sae)
 
 
 def commands() -> list[list[str]]:
-    """The README's lines, without their comments."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## From nothing")[1]
+    """The page's lines, without their comments."""
+    page = ROOT / "docs" / "how-to" / "first-baseline.md"
+    section = page.read_text(encoding="utf-8").split("## From nothing")[1]
     block = re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0]
     return [shlex.split(line, comments=True) for line in block.splitlines()]
 
