@@ -1,6 +1,7 @@
 """Where latents fire: the contexts that are kept are those that brute force finds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from sae_baselines.study.contexts import (
 )
 from sae_baselines.study.held_out import HeldOut
 from sae_baselines.study.language_model import token_texts
+from sae_baselines.study.spec import spec_from_dict
 from tests.helpers import D_IN, activations, make_sae
+from tests.tiny_model import tiny_panel
 
 _CONTEXTS, _WIDTH, _FIRST = 30, 40, 2
 
@@ -143,3 +146,9 @@ def test_what_is_kept_is_of_these_weights_and_unchanged(tmp_path: Path):
     path.write_text(text)
     (tmp_path / SAE_WEIGHTS_FILENAME).write_bytes(b"others")
     assert Contexts.load(tmp_path) is None
+
+
+def test_a_model_without_a_tokenizer_is_named(tmp_path: Path):
+    spec = spec_from_dict(tiny_panel(tmp_path / "some-model"))
+    with pytest.raises(UserError, match="some-model has no tokenizer"):
+        Words.of(SimpleNamespace(tokenizer=None), spec)
