@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from sae_baselines.hub import CardOptions, plan_publication
+from sae_baselines.pipeline import GalleryOptions, gallery
 from sae_baselines.study import ModelSpec, train_study
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import CheckOptions
 from tests.hub.conftest import REPO, write_again
+from tests.report.page import parse
 from tests.study.reference.conftest import QUICK, make_published
 from tests.tiny_model import HOOK, save_tiny_model, tiny_text
 
@@ -53,3 +55,7 @@ def test_neither_the_published_sae_nor_its_weights_rearranged_go_up(tmp_path: Pa
     spec = next(file for file in planned.others if file.path == "study.yaml")
     assert isinstance(spec.source, bytes)
     assert str(tmp_path).encode() not in spec.source
+    # Side by side with the others it may be looked at.
+    (page,) = gallery(prepared.folder, GalleryOptions(per_decade=1))
+    columns = parse(page.read_text(encoding="utf-8")).all("thead")[0].all("th")
+    assert [th.text for th in columns] == ["", "published", *options.members]
