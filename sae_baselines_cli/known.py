@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 _BASES = "standard gated topk abstopk jumprelu batchtopk matryoshka_batchtopk matching_pursuit"
 _SUITES = """
-    core sparse_probing_sae_probes sparse_probing ravel autointerp absorption scr tpp
-    meta_structure mdl unlearning
+    core sparse_probing_sae_probes sparse_probing ravel autointerp
+    interp_embedding absorption scr tpp meta_structure mdl unlearning
 """
 BASES = tuple(_BASES.split())
 CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")

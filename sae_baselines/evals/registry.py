@@ -25,6 +25,7 @@ _suites: dict[str, "str | type[Suite]"] = {
     "sparse_probing": f"{_OURS}.sparse_probing:SparseProbing",
     "ravel": f"{_OURS}.ravel:Ravel",
     "autointerp": f"{_OURS}.autointerp:AutoInterp",
+    "interp_embedding": f"{_OURS}.interp_embedding:InterpEmbedding",
     "absorption": f"{_OURS}.absorption:Absorption",
     "scr": f"{_OURS}.scr_tpp:Scr",
     "tpp": f"{_OURS}.scr_tpp:Tpp",

@@ -20,12 +20,14 @@ from matplotlib.ticker import (
 )
 
 from sae_baselines.controls import TRAINED, is_control, is_random
+from sae_baselines.evals.registry import metric_of
 from sae_baselines.report import axes, style
 from sae_baselines.report.markdown import Figure
 from sae_baselines.report.names import arrow, better, title
 from sae_baselines.report.numbers import MISSING, number
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import AgainstRandom, Retained, Verdict
+from sae_baselines.stats.differences import UNPAIRED_SUITES
 
 _TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
 _STEPS = [1, 2, 2.5, 5, 10]
@@ -114,10 +116,10 @@ def forest_figures(items: Sequence[Verdict], members: list[str]) -> list[Figure]
 
 
 def distribution_figures(table: Results) -> list[Figure]:
-    """AutoInterp scores of latents, per member, all seeds together."""
+    """Scores of single latents, per member, all seeds together."""
     out = []
     for metric in table.metrics:
-        if metric[0] != "autointerp" or table.direction(metric) == 0:
+        if metric[0] not in UNPAIRED_SUITES or table.direction(metric) == 0:
             continue
         for group in table.groups:
             scores: dict[str, list[float]] = defaultdict(list)
@@ -130,10 +132,13 @@ def distribution_figures(table: Results) -> list[Figure]:
     return out
 
 
-def null_floors(table: Results, group: Group) -> dict[str, float]:
-    """AutoInterp score with descriptions shuffled between latents, mean over seeds."""
+def null_floors(table: Results, group: Group, metric: MetricKey) -> dict[str, float]:
+    """A score with latents exchanged, mean over seeds."""
+    suite, _ = metric
+    # AutoInterp's has this name also in tables of before.
+    null = _NULL_FLOOR if suite == _NULL_FLOOR[0] else (suite, metric_of(*metric).floors[0])
     found = {
-        m: [v for v in table.values(group, _NULL_FLOOR, m).values() if math.isfinite(v)]
+        m: [v for v in table.values(group, null, m).values() if math.isfinite(v)]
         for m in table.members
     }
     return {m: float(np.mean(values)) for m, values in found.items() if values}
@@ -437,7 +442,7 @@ def _far(members: Sequence[str]) -> str:
 def _distribution(
     table: Results, metric: MetricKey, group: Group, scores: dict[str, list[float]]
 ) -> Figure:
-    floors = null_floors(table, group)
+    floors = null_floors(table, group, metric)
     looks = style.looks(table.members, table.controls)
     every = [v for vs in scores.values() for v in vs]
     low, high = min(every), max(every)
@@ -474,8 +479,9 @@ def _distribution(
     _member_rows(ax, list(scores))
     _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
     ax.set_xlabel(_axis(table, metric))
+    exchanged = "descriptions" if metric[0] == _NULL_FLOOR[0] else "top contexts"
     floor = (
-        "Dashed: null floor, the score with descriptions shuffled between latents. "
+        f"Dashed: null floor, the score with {exchanged} shuffled between latents. "
         if floors
         else "No null floor was measured. "
     )

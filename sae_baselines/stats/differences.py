@@ -19,7 +19,7 @@ from sae_baselines.stats.matched import unmatched
 from sae_baselines.stats.rounding import step_of
 
 # Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
-UNPAIRED_SUITES = ("autointerp",)
+UNPAIRED_SUITES = ("autointerp", "interp_embedding")
 # SAEBench rounds some means to 4 decimals.
 _ROUNDING = 2e-4
 _SHOWN = 3
@@ -172,7 +172,7 @@ def differences(
         measured_l0: Measured L0 by (panel, member, seed); default: rows with suite "panel" and
             metric "l0". Rows ``l0`` of other suites count besides (`stats.matched`).
         metrics: Patterns ``suite/metric`` (fnmatch) to compare; default: all with a direction.
-        unpaired_suites: Suites whose tasks belong to one SAE each (AutoInterp's latents): their
+        unpaired_suites: Suites whose tasks belong to one SAE each (latents): their
             mean is taken first, within each member.
         on_missing: "error" raises where a score is missing or not a number; "exclude" returns
             that comparison without numbers, its `Comparison.failure` saying why.

@@ -9,7 +9,7 @@ met: of each held-out context the silent token with the highest pre-activation (
 latent's bias), contexts first in which the latent fires nowhere, the nearest misses of these.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,39 @@ class Words:
 
 
 @torch.no_grad()
+def encoded_contexts(
+    sae: SAE[Any], held_out: HeldOut
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Read the evaluation half context by context.
+
+    Args:
+        sae: From `flat_copy`.
+        held_out: Activations.
+
+    Yields:
+        Of each context with any activation: where its activations begin among all of them,
+        these ``[n, d_in]``, and what the SAE makes of them, dense ``[n, d_sae]``.
+    """
+    of_context = held_out.places // held_out.contexts.shape[1]
+    sizes = torch.bincount(of_context, minlength=len(held_out.contexts)).tolist()
+    first = 0
+    for x in held_out.evaluation.split(sizes):
+        if len(x) == 0:
+            continue
+        x = x.to(sae.device)
+        acts = sae.encode(x)
+        yield first, x, acts.to_dense() if acts.is_sparse else acts
+        first += len(x)
+
+
+def firings_in(acts: torch.Tensor, first: int) -> tuple[np.ndarray, ...]:
+    """Row (counted from ``first``), column and value of what is not 0 in ``[n, latents]``."""
+    row, latent = acts.nonzero(as_tuple=True)
+    found = (row + first, latent, acts[row, latent].float())
+    return tuple(t.cpu().numpy() for t in found)
+
+
+@torch.no_grad()
 def contexts_of(
     sae: SAE[Any], held_out: HeldOut, wanted: Sequence[int], words: Words
 ) -> dict[int, LatentContexts]:
@@ -241,26 +274,15 @@ def contexts_of(
     sae = flat_copy(sae).to(sae.device)
     chosen = torch.tensor(list(wanted), device=sae.device)
     encoder = sae.W_enc[:, chosen]
-    width = held_out.contexts.shape[1]
-    of_context = held_out.places // width
-    sizes = torch.bincount(of_context, minlength=len(held_out.contexts)).tolist()
     fired: list[tuple[np.ndarray, ...]] = []
     misses: list[tuple[torch.Tensor, ...]] = []
-    first = 0
-    for x in held_out.evaluation.split(sizes):
-        if len(x) == 0:
-            continue
-        x = x.to(sae.device)
-        acts = sae.encode(x)
-        acts = acts.to_dense()[:, chosen] if acts.is_sparse else acts[:, chosen]
-        row, latent = acts.nonzero(as_tuple=True)
-        values = acts[row, latent].float()
-        fired.append(tuple(t.cpu().numpy() for t in (row + first, latent, values)))
+    for first, x, acts in encoded_contexts(sae, held_out):
+        acts = acts[:, chosen]
+        fired.append(firings_in(acts, first))
         near = (sae.process_sae_in(x) @ encoder).float()
         near, at = near.masked_fill(acts != 0, -torch.inf).max(dim=0)
         silent = (acts == 0).all(dim=0)
         misses.append(tuple(t.cpu() for t in (near, at + first, silent)))
-        first += len(x)
     rows, latents, values = (np.concatenate(parts) for parts in zip(*fired, strict=True))
     near, at, silent = (torch.stack(parts) for parts in zip(*misses, strict=True))
     # Contexts in which it fires nowhere, before any other.
@@ -284,6 +306,23 @@ def contexts_of(
             words.moved(sae.W_dec[index]),
         )
     return found
+
+
+def largest_by_context(size: np.ndarray, places: np.ndarray, width: int, n: int) -> list[int]:
+    """Which are largest, the first of each context alone; at most ``n``.
+
+    Args:
+        size: ``[firings]``.
+        places: Of each, where it is in the contexts, flattened.
+        width: Tokens of a context.
+        n: Contexts.
+    """
+    found: dict[int, int] = {}
+    for i in np.argsort(-size, kind="stable").tolist():
+        found.setdefault(int(places[i]) // width, i)
+        if len(found) == n:
+            break
+    return list(found.values())
 
 
 def _latent(
@@ -313,13 +352,8 @@ def _latent(
             [_rounded(active[p]) for p in on],
         )
 
-    # The strongest of each context.
-    strongest: dict[int, int] = {}
-    for i in np.argsort(-size, kind="stable").tolist():
-        strongest.setdefault(int(places[i]) // width, i)
-        if len(strongest) == N_TOP:
-            break
-    shown = [around(TOP, int(places[i])) for i in strongest.values()]
+    strongest = largest_by_context(size, places, width, N_TOP)
+    shown = [around(TOP, int(places[i])) for i in strongest]
     at = at_percentiles(torch.from_numpy(size))
     shown += [
         around(str(percentile), int(places[i]))

@@ -152,7 +152,7 @@ class Core(Suite):
             errors = _evaluate(sae, call, call.output)
         if not call.expected.exists():
             raise RuntimeError("; ".join(errors) or "SAEBench wrote no result and no reason")
-        model, ignored = _model_of(sae, call)
+        model, ignored = language_model(sae, call)
         ev, n = explained_variance_of(
             model, sae, call.subject.hook_name, batches[n_first:], ignored
         )
@@ -188,7 +188,7 @@ class Core(Suite):
             with recorded_tokens() as batches:
                 _evaluate(same, call, call.work / "zero", **few)
             _keep(batches[: call.options["n_eval_reconstruction_batches"]], tokens)
-        model, ignored = _model_of(sae, call)
+        model, ignored = language_model(sae, call)
         with torch.no_grad():
             same.b_dec.copy_(
                 mean_activation(model, sae, call.subject.hook_name, torch.load(tokens), ignored)
@@ -247,7 +247,7 @@ def _evaluate(sae: SAE[Any], call: SuiteCall, output: Path, **options: Any) -> l
     return errors
 
 
-def _model_of(sae: SAE[Any], call: SuiteCall) -> tuple[HookedTransformer, set[Any]]:
+def language_model(sae: SAE[Any], call: SuiteCall) -> tuple[HookedTransformer, set[Any]]:
     """The language model, and the tokens that SAEBench leaves out."""
     model = HookedTransformer.from_pretrained_no_processing(
         call.subject.model_name,
