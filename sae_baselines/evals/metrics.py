@@ -64,7 +64,9 @@ class Metric:
         floors: Metrics of the suite that are its nulls, measured on the same SAE and tasks:
             what it gives when there is nothing to find; "*" as in the name.
         ceilings: Metrics of the suite that bound it: the language model's own probe, say.
-        beside: Metrics of the suite that a reader wants beside it, though they bound nothing.
+        beside: Metrics of the suite, the same for every SAE, that a reader wants beside it,
+            though they bound nothing.
+        alongside: Others, of each SAE its own: what a simpler way gives, say.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Metric:
     floors: tuple[str, ...] = ()
     ceilings: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    alongside: tuple[str, ...] = ()
 
     def named(self, name: str) -> "Metric | None":
         """The metric of that name, if this describes it."""
@@ -93,7 +96,7 @@ class Metric:
         text = "".join(match.groups())
         others = {
             of: tuple(other.replace("*", text) for other in getattr(self, of))
-            for of in ("floors", "ceilings", "beside")
+            for of in ("floors", "ceilings", "beside", "alongside")
         }
         title = self.title.replace("{}", text)
         return replace(self, name=name, title=title, **others)

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         metrics=metrics,
         drawn=drawn["scores"],
         rooms=_rooms(table, metrics),
+        alongside=_alongside(table, metrics),
         paper=_beside_paper(table, metrics),
         setting=paper.SETTING,
     )
@@ -406,6 +407,32 @@ def _rooms(
             known = beside if any(map(math.isfinite, beside)) else []
             found.append((group, shown, members, known))
     return found
+
+
+def _alongside(
+    table: Results, metrics: Sequence[MetricKey]
+) -> list[tuple[Group, list[MetricKey], list[tuple[str, list[float]]]]]:
+    """By group and metric that has any, it and what stands alongside: means over seeds."""
+    found = []
+    for group in table.groups:
+        for suite, name in metrics:
+            others = [
+                (suite, other)
+                for other in metric_of(suite, name).alongside
+                if (suite, other) in table.metrics
+            ]
+            shown = [(suite, name), *others]
+            rows = [
+                (m, [_mean(table.aggregates(each, group, m).values()) for each in shown])
+                for m in table.present(group, (suite, name))
+            ]
+            if others and rows:
+                found.append((group, shown, rows))
+    return found
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def _beside(table: Results, group: Group, metric: MetricKey) -> float:

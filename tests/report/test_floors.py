@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from sae_baselines.report import ReportContext, build_report
+from sae_baselines.evals.registry import metric_of
+from sae_baselines.report import Report, ReportContext, build_report
 from sae_baselines.report.write import to_html, to_markdown
 from tests.stats.tables import paired, rows
 from tests.stats.test_floors import NOISE, NULLS, SCORE, SUITE, table
@@ -57,3 +58,36 @@ def test_principal_components_stand_beside_scores_and_bound_nothing() -> None:
     assert "as many principal components" not in to_markdown(without)
     assert beside.verdicts == without.verdicts
     assert {v.ceiling for v in beside.verdicts} == {0.95}
+
+
+def test_embedding_stands_in_its_bounds_and_cannot_tell_at_chance() -> None:
+    levels = {
+        "embedding_auc": (0.63, 0.55),
+        "embedding_auc_null_exchanged": (0.5, 0.5),
+        "concepts_auc": (0.73, 0.73),
+        "lexical_auc": (0.62, 0.56),
+        "token_auc": (0.6, 0.59),
+    }
+    suite = "interp_embedding"
+
+    def report_of(shift: float) -> Report:
+        found = []
+        for metric, (trained, other) in levels.items():
+            first = trained - (shift if metric == "embedding_auc" else 0)
+            noise = NOISE if metric == "embedding_auc" else NOISE[::-1]
+            values = paired(list(first + noise), list(other - noise))
+            of = metric_of(suite, metric)
+            found += rows(values, suite=suite, metric=metric, direction=of.direction)
+        for each in (suite, "panel"):
+            found += rows(paired([32] * 5, [32] * 5), suite=each, metric="l0", direction=0)
+        context = ReportContext(study="embedding", primary=[f"{suite}/embedding_auc"])
+        return build_report(pd.DataFrame(found), context)
+
+    page = to_markdown(report_of(0))
+    assert "**beats**" in page
+    assert "or concepts made by hand" in page
+    assert "principal components" not in page
+    assert f"{(0.63 - 0.5) / (0.73 - 0.5):.1%} (0.500 to 0.730)" in page
+    assert "AUC by words in common, against tokens as frequent |" in page
+    assert "| 0.630 | 0.620 | 0.600 |" in page
+    assert [v.word for v in report_of(0.13).verdicts] == ["cannot tell"]

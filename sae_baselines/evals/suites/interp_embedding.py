@@ -74,7 +74,7 @@ _POSITIVE = ("context_size", "n_tokens", "n_latents", "n_top", "n_held_out")
 def _auc(name: str, negatives: str) -> tuple[Metric, ...]:
     """The score, its null and what stands beside it."""
     hard = _HARD if name.endswith(_HARD) else ""
-    beside = [
+    simpler = [
         Metric(
             f"{kind}_auc{hard}",
             title=f"AUC by {how}, against {negatives}",
@@ -104,9 +104,9 @@ def _auc(name: str, negatives: str) -> tuple[Metric, ...]:
         "latents",
         chance=0.5,
         tasks_paired=False,
+        alongside=tuple(metric.name for metric in simpler),
     )
-    named = tuple(metric.name for metric in beside)
-    return (*with_floors(score, _NULL, (ceiling.name,), named), *beside, ceiling)
+    return (*with_floors(score, _NULL, (ceiling.name,)), *simpler, ceiling)
 
 
 class InterpEmbedding(Suite):

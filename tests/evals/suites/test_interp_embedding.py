@@ -146,7 +146,7 @@ def test_a_study_has_scores_floors_and_ceilings(tmp_path: Path) -> None:
     )
     known = metric_of(suite.name, "embedding_auc")
     assert known.floors == ("embedding_auc_null_exchanged",)
-    for name in (*known.floors, *known.ceilings, *known.beside):
+    for name in (*known.floors, *known.ceilings, *known.alongside):
         assert name in found
         assert found[name].direction == 0
     tasks = [row for row in rows if row.metric == "embedding_auc" and row.task]
