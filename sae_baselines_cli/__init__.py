@@ -20,6 +20,7 @@ from sae_baselines_cli import (
     evaluate,
     find,
     hub,
+    judge,
     power,
     saelens,
     status,
@@ -45,6 +46,7 @@ app = group(
 )
 for module in (train, saelens, evaluate, status, check, power, find, control):
     app.add_typer(module.app)
+app.add_typer(judge.app, name="judge")
 app.add_typer(vision.app, name="vision")
 for module in (drift, toy, hub):
     app.add_typer(module.app)

@@ -8,7 +8,7 @@ import ast
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -331,6 +331,67 @@ def observed_judge() -> Iterator[Gathered]:
 
     with patch.object(main, "AutoInterp", Observed):
         yield gathered
+
+
+# Words of a text, and which of them a latent fires on.
+Marked = tuple[Sequence[str], Sequence[bool]]
+
+
+def judge_of(
+    config: Any, key: str, latents: Mapping[int, tuple[Sequence[Marked], Sequence[Marked]]]
+) -> Any:
+    """SAEBench's AutoInterp on latents made by hand, in place of an SAE's.
+
+    Args:
+        config: Its config, which names the latents.
+        key: Of the API.
+        latents: Of each, texts to describe it by and texts to predict it on; the latter are
+            shown in an order that Python's generator draws.
+
+    Returns:
+        Its object: ``run()`` describes and predicts, with its own prompts.
+    """
+    main = main_of("autointerp")
+    words: list[str] = []
+
+    class Spelled:
+        def to_str_tokens(self, ids: torch.Tensor) -> list[str]:
+            return [words[i] for i in ids.tolist()]
+
+    def example(marked: Marked) -> Any:
+        text, fires = marked
+        ids = list(range(len(words), len(words) + len(text)))
+        words.extend(text)
+        return main.Example(ids, [float(on) for on in fires], 0.5, Spelled())
+
+    def gathered(which: int, shuffle: bool) -> dict[int, Any]:
+        return {
+            latent: main.Examples([example(one) for one in sides[which]], shuffle=shuffle)
+            for latent, sides in latents.items()
+        }
+
+    class OnMade(main.AutoInterp):
+        def gather_data(self) -> Any:
+            return gathered(0, shuffle=False), self.scoring_examples
+
+    none: Any = None
+    judge = OnMade(config, none, none, none, none, "cpu", key)
+    judge.scoring_examples = gathered(1, shuffle=True)
+    return judge
+
+
+def prompts_of(judge: Any, described: Any) -> dict[str, str]:
+    """What SAEBench tells its judge besides examples and descriptions, by kind.
+
+    Args:
+        judge: Its AutoInterp.
+        described: Examples, of which nothing is taken over.
+    """
+    asked = {
+        "description": judge.get_generation_prompts(described),
+        "prediction": judge.get_scoring_prompts("", described),
+    }
+    return {kind: messages[0]["content"] for kind, messages in asked.items()}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pandas as pd
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.errors import UserError
+from sae_baselines.evals.judge import same_judge
 from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import DECISIVE
@@ -381,6 +382,16 @@ def _check_settings(results: list[Result]) -> None:
     first: dict[str, Result] = {}
     for result in results:
         known = first.setdefault(result.suite, result)
+        judges = [one.record["extras"].get("judge") for one in (result, known)]
+        if all(judges) and not same_judge(*judges):
+            names = (
+                f"{j['model']} at {j['host']} ({j.get('file', 'no file')})" for j in judges
+            )
+            raise UserError(
+                f"results: {result.suite} of {result.name} and of {known.name} are of two "
+                f"judges, {' and '.join(names)}; run sae-baselines eval --suites "
+                f"{result.suite} again for all"
+            )
         if result.record["settings"] != known.record["settings"]:
             raise UserError(
                 f"results: {result.suite} of {result.name} and of {known.name} were made under "

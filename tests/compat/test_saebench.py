@@ -84,6 +84,9 @@ def test_autointerp_is_observed_and_asked_through_its_names() -> None:
         "score_predictions",
     )
     gone = [name for name in methods if not hasattr(main.AutoInterp, name)]
+    made = inspect.signature(main.Example).parameters
+    assert list(made) == ["toks", "acts", "act_threshold", "model"], "Example: judge_of"
+    assert list(inspect.signature(main.Examples).parameters) == ["examples", "shuffle"]
     assert not gone, f"AutoInterp has no {gone}: observed_judge and the null floor"
     assert f'model="{compat.SAEBENCH_MODEL}"' in inspect.getsource(main)
 

@@ -45,6 +45,7 @@ class FakeOpenAI:
         works_for: Number of requests that are answered; later ones get status 400 and an error
             that echoes the Authorization header, as careless servers do.
         busy_for: Number of requests, from the first, that get status 503: to be sent again.
+        served: Models that it lists; None for a server that lists none.
         requests: Bodies, with the header under "authorization".
     """
 
@@ -52,6 +53,7 @@ class FakeOpenAI:
     predict: Callable[[str, list[str]], str | None] = predict
     works_for: float = float("inf")
     busy_for: int = 0
+    served: list[str] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -107,6 +109,12 @@ def serving(**options: Any) -> Iterator[FakeOpenAI]:
                     "choices": [choice],
                 }
             )
+
+        def do_GET(self) -> None:
+            if fake.served is None:
+                return self._send({"error": {"message": "no such page"}}, 404)
+            models = [{"id": one, "object": "model"} for one in fake.served]
+            return self._send({"object": "list", "data": models})
 
         def _send(self, content: dict[str, Any], status: int = 200) -> None:
             data = json.dumps(content).encode()

@@ -1,6 +1,7 @@
 """SAEBench's automated interpretability, with its null floor and its drop-outs."""
 
 import asyncio
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from sae_baselines.compat.saebench import (
     judged_by,
     main_of,
     observed_judge,
+    prompts_of,
 )
 from sae_baselines.errors import one_line
 from sae_baselines.evals.endpoint import (
@@ -35,6 +37,7 @@ from sae_baselines.evals.endpoint import (
     from_environment,
     without_secrets,
 )
+from sae_baselines.evals.judge import identity, last_test, same_judge
 from sae_baselines.evals.measured import HIGHER, Measured
 from sae_baselines.evals.metrics import Margin, Metric, null_name, with_floors
 from sae_baselines.evals.nulls import exchanged
@@ -45,6 +48,7 @@ from sae_baselines.evals.suite import (
     SAEBenchSuite,
     Subject,
     SuiteCall,
+    from_seed,
 )
 from sae_baselines.evals.versions import Requirement
 
@@ -68,6 +72,8 @@ LEAST_LATENTS = 5
 # the others: a mean of survivors is better than the SAE.
 LEAST_SHARE = 0.75
 _EXCHANGED = "exchanged"
+# Of one latent, what its score varies by when it is judged again; of the SAE's mean.
+_REJUDGED_SD, _REJUDGED_SE = "rejudged_sd", "rejudged_se"
 # As many as SAEBench itself asks at once.
 _WORKERS = 10
 
@@ -123,8 +129,14 @@ class AutoInterp(SAEBenchSuite):
                 ),
                 "fraction",
                 tasks_paired=False,
+                alongside=(_REJUDGED_SE,),
             ),
             {_EXCHANGED: "descriptions exchanged between latents that fire about as often"},
+        ),
+        Metric(
+            _REJUDGED_SE,
+            title="Standard error that judging alone gives it",
+            tasks_paired=False,
         ),
         Metric("*", tasks_paired=False),
     )
@@ -147,6 +159,8 @@ class AutoInterp(SAEBenchSuite):
         "null_floor": True,
         "least_latents": LEAST_LATENTS,
         "least_share": LEAST_SHARE,
+        # Latents that are judged again, with other examples.
+        "rejudged": 0,
     }
 
     def defaults(self) -> dict[str, Any]:
@@ -154,8 +168,16 @@ class AutoInterp(SAEBenchSuite):
         return {**super().defaults(), "model": model}
 
     def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
-        yield from endpoint_problems()
+        yield from (problems := list(endpoint_problems()))
         yield from self.problems_of_file(subject, options)
+        if problems or not isinstance(options["model"], str):
+            return
+        known = last_test(from_environment().host, options["model"])
+        if known is not None and known.flaw is not None:
+            yield (
+                f"model: {options['model']!r} is no judge: {known.flaw}; name another, or run "
+                "sae-baselines judge test again if it is another model by now"
+            )
 
     @override
     def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
@@ -167,6 +189,9 @@ class AutoInterp(SAEBenchSuite):
             yield f"retries: {options['retries']!r} is not a number of retries, 0 or more"
         if not isinstance(options["null_floor"], bool):
             yield f"null_floor: {options['null_floor']!r} is neither true nor false"
+        again = options["rejudged"]
+        if not isinstance(again, int) or isinstance(again, bool) or again < 0 or again == 1:
+            yield f"rejudged: {again!r} is not a number of latents, 0 or 2 or more"
         least, share = options["least_latents"], options["least_share"]
         if not isinstance(least, int) or least < 2:
             yield f"least_latents: {least!r} is not a number of latents, 2 or more"
@@ -204,7 +229,7 @@ class AutoInterp(SAEBenchSuite):
         with torch.no_grad(), _private_copy(call.cache / "autointerp", call.work) as artifacts:
             return without_secrets(
                 endpoint,
-                lambda: _outside_loop(lambda: self._run(sae, call, endpoint, artifacts)),
+                lambda: outside_loop(lambda: self._run(sae, call, endpoint, artifacts)),
             )
 
     def _run(
@@ -218,7 +243,7 @@ class AutoInterp(SAEBenchSuite):
         with (
             judged_by(model, retries) as asked,
             observed_judge() as gathered,
-            _explained(model),
+            explained(model),
         ):
             main_of(self.evaluation).run_eval(
                 config,
@@ -238,6 +263,8 @@ class AutoInterp(SAEBenchSuite):
                     int(i): str(found["explanation"]) for i, found in latents.items()
                 }
                 null = null_floor(gathered, descriptions, call.seed, (OpenAIError,))
+            judge, n_gathered = self._judge_of(gathered, endpoint, call), len(gathered.examples)
+            again = self._again(sorted(map(int, latents)), sae, call, endpoint, artifacts)
         if model != SAEBENCH_MODEL and latents and not asked:
             call.expected.unlink()
             raise RuntimeError(
@@ -254,15 +281,64 @@ class AutoInterp(SAEBenchSuite):
                 "n_requested": requested,
                 "n_scored": len(latents),
                 "n_dropped": requested - len(latents),
-                "n_dead": requested - len(gathered.examples),
-                "n_unparseable": len(gathered.examples) - len(latents),
+                "n_dead": requested - n_gathered,
+                "n_unparseable": n_gathered - len(latents),
+                "judge": judge,
+                **again,
             },
             null,
         )
 
+    def _judge_of(
+        self, gathered: Gathered, endpoint: Endpoint, call: SuiteCall
+    ) -> dict[str, Any]:
+        """Who judged, told what, and how well it does on latents that are known."""
+        judge: dict[str, Any] = identity(endpoint, call.options["model"])
+        if gathered.examples:
+            judge["prompts"] = prompt_hashes(gathered.judge, gathered.examples, call.seed)
+        known = last_test(judge["host"], judge["model"])
+        if known is not None and same_judge(known.judge, judge):
+            judge["test"] = known.summary
+        return judge
+
+    def _again(
+        self,
+        scored: list[int],
+        sae: SAE[Any],
+        call: SuiteCall,
+        endpoint: Endpoint,
+        artifacts: Path,
+    ) -> dict[str, Any]:
+        """Scores of some of the latents by all of SAEBench's pipeline with the next seed."""
+        n = min(call.options["rejudged"], len(scored))
+        if n < 2:
+            return {}
+        latents = sorted(random.Random(call.seed).sample(scored, n))
+        options = {**call.options, "n_latents": None, "override_latents": latents}
+        with from_seed(call.seed + 1):
+            main_of(self.evaluation).run_eval(
+                self.config(options, **{**call.config, "random_seed": call.seed + 1}),
+                [(call.name, sae)],
+                call.subject.device,
+                endpoint.key,
+                str(call.work / "again"),
+                artifacts_path=str(artifacts),
+            )
+        text = (call.work / "again" / call.expected.name).read_text(encoding="utf-8")
+        found = json.loads(text)["eval_result_unstructured"]
+        return {"rejudged": {latent: float(one["score"]) for latent, one in found.items()}}
+
+    @override
+    def deciding(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        # It comes after the scores and changes none.
+        decide = super().deciding(options)
+        return {name: value for name, value in decide.items() if name != "rejudged"}
+
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        del options
-        return {"judge_host": from_environment().host}
+        known = identity(from_environment(), options["model"])
+        # Only where it is known: others are known by host and model.
+        file = {"judge_file": known["sha256"]} if "sha256" in known else {}
+        return {"judge_host": known["host"], **file}
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         metrics = payload["eval_result_metrics"]["autointerp"]
@@ -295,6 +371,7 @@ class AutoInterp(SAEBenchSuite):
                 name = null_name("autointerp_score", _EXCHANGED)
                 rows.append(self.number(name, value, n=n_null))
         rows += [self.number(name, float(extras[name])) for name in _COUNTS if name in extras]
+        rows += self._rejudged(scores, extras)
         examples = _examples(payload["eval_config"])
         null = {int(i): float(s) for i, s in extras.get("null_scores", {}).items()}
         for metric, by_latent in (("autointerp_score", scores), ("null_score", null)):
@@ -304,16 +381,43 @@ class AutoInterp(SAEBenchSuite):
             ]
         return rows
 
+    def _rejudged(
+        self, scores: Mapping[int, float], extras: Mapping[str, Any]
+    ) -> list[Measured]:
+        """How far scores move when nothing but the draw and the replies is another."""
+        again = {int(i): float(s) for i, s in extras.get("rejudged", {}).items()}
+        moved = [again[i] - scores[i] for i in again if i in scores]
+        if len(moved) < 2:
+            return []
+        # Each of the two scores has half of the difference's variance.
+        sd = math.sqrt(math.fsum(d * d for d in moved) / len(moved) / 2)
+        values = {_REJUDGED_SD: sd, _REJUDGED_SE: sd / math.sqrt(len(scores))}
+        return self.numbers(values, n=len(moved))
+
+
+def prompt_hashes(judge: Any, examples: Mapping[int, Any], seed: int) -> dict[str, str]:
+    """SHA-256 of what SAEBench tells its judge besides examples, by kind.
+
+    Args:
+        judge: Its AutoInterp.
+        examples: Of any latents.
+        seed: Of the example of a reply that a prompt shows.
+    """
+    with from_seed(seed):
+        told = prompts_of(judge, next(iter(examples.values())))
+    return {kind: hashlib.sha256(text.encode()).hexdigest() for kind, text in told.items()}
+
 
 def requests_needed(options: Mapping[str, Any]) -> int:
-    """Most requests that one SAE costs: a description, a prediction and a null prediction each.
+    """Most requests that one SAE costs: a description, a prediction and a null prediction each,
+    and of what is judged again the first two.
 
     Args:
         options: Complete options of the suite.
     """
     chosen = options["override_latents"]
     latents = options["n_latents"] if chosen is None else len(chosen)
-    return latents * (3 if options["null_floor"] else 2)
+    return latents * (3 if options["null_floor"] else 2) + 2 * options["rejudged"]
 
 
 def _too_few(n: int, extras: Mapping[str, Any]) -> str:
@@ -377,7 +481,7 @@ def _examples(config: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def _explained(model: str) -> Iterator[None]:
+def explained(model: str) -> Iterator[None]:
     """Say what went wrong where SAEBench's own error does not."""
     try:
         yield
@@ -420,7 +524,7 @@ def _private_copy(shared: Path, work: Path) -> Iterator[Path]:
     shutil.rmtree(private)
 
 
-def _outside_loop(work: Callable[[], T]) -> T:
+def outside_loop(work: Callable[[], T]) -> T:
     """Do it where no event loop runs: notebooks have one, and SAEBench starts its own."""
     try:
         asyncio.get_running_loop()

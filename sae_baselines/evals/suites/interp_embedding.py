@@ -1,9 +1,10 @@
 """Whether contexts of a latent are alike, judged by a model of sentences: no judge is asked."""
 
+import importlib
 import json
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -97,8 +98,8 @@ def _auc(name: str, negatives: str) -> tuple[Metric, ...]:
         f"Contexts told by embedding, against {negatives}",
         Margin(
             0.02,
-            "2 points of AUC: with 100 latents, whose AUC has a standard deviation of 0.14 "
-            "(SmolLM2-135M), the standard error of one score is 0.014.",
+            "2 points of AUC: with 100 latents, whose AUC has a standard deviation of 0.16 "
+            "(SmolLM2-135M), the standard error of one score is 0.016.",
         ),
         "fraction",
         "latents",
@@ -196,9 +197,11 @@ class InterpEmbedding(Suite):
         if not ceiling.exists():
             made = scores_of(_by_concept(text), text, options, call.seed)
             with new_file(ceiling) as scratch:
-                scratch.write_text(json.dumps(_means(made)), encoding="utf-8")
+                known = {**_means(made), "n": len(made)}
+                scratch.write_text(json.dumps(known), encoding="utf-8")
         found, counts = _chosen(flat_copy(sae).to(sae.device), halves, options, call.seed)
         scores = scores_of(found, text, options, call.seed)
+        concepts = json.loads(ceiling.read_text(encoding="utf-8"))
         payload = {
             "eval_type_id": self.name,
             "eval_config": dict(options),
@@ -207,7 +210,7 @@ class InterpEmbedding(Suite):
                     **_means(scores),
                     **{
                         name.replace(f"{_EMBEDDING}_auc", _CONCEPTS): value
-                        for name, value in json.loads(ceiling.read_text("utf-8")).items()
+                        for name, value in concepts.items()
                         if name in ("embedding_auc", f"embedding_auc{_HARD}")
                     },
                 }
@@ -215,7 +218,7 @@ class InterpEmbedding(Suite):
             "eval_result_unstructured": {str(i): one for i, one in scores.items()},
         }
         call.expected.write_text(json.dumps(payload, indent=2), encoding="utf-8")
-        counts["n_scored"] = len(scores)
+        counts["n_scored"], counts["n_concepts"] = len(scores), concepts["n"]
         note = (
             f"{counts['n_eligible']} of {counts['n_firing']} latents that fire do so in enough "
             f"contexts; {len(scores)} of {counts['n_requested']} were scored"
@@ -231,8 +234,9 @@ class InterpEmbedding(Suite):
         for name in (m.name for m in self.metrics if "*" not in m.name):
             value = means.get(name)
             of_sae = not name.startswith(_CONCEPTS)
-            known = value is not None and not (few and of_sae)
-            row = self.number(name, value if known else math.nan, n=n if of_sae else None)
+            if value is None or (few and of_sae):
+                value = math.nan
+            row = self.number(name, value, n=n if of_sae else None)
             rows.append(replace(row, missing=few) if few and of_sae else row)
         for name in ("embedding_auc", f"embedding_auc{_HARD}"):
             each = [one[name] for one in latents.values() if name in one]
@@ -397,9 +401,8 @@ def _halves(model: Any, sae: SAE[Any], call: SuiteCall) -> list[HeldOut]:
 
 def _encoder(name: str, device: str) -> Any:
     try:
-        from sentence_transformers import SentenceTransformer  # noqa: PLC0415
-
-        return SentenceTransformer(name, device=device)
+        library = importlib.import_module("sentence_transformers")
+        return library.SentenceTransformer(name, device=device)
     except Exception as error:  # whatever a third party's files may cause
         raise UserError(
             f"suites.interp_embedding: encoder: {name!r} cannot be loaded "
@@ -474,7 +477,9 @@ def scores_of(
         Latent to metric to AUC; without the harder negatives where there are too few.
     """
     draw = np.random.default_rng(seed)
-    drawn = {i: _examples(*halves, text, options, draw) for i, halves in found.items()}
+    drawn = {
+        i: _examples(halves[0], halves[1], text, options, draw) for i, halves in found.items()
+    }
     examples = {i: one for i, one in drawn.items() if one is not None}
     if len(examples) < 2:
         return {}
@@ -548,14 +553,14 @@ def _silent(
 
 def _baselines(top: Sequence[int], text: Text) -> dict[str, Callable[[int], float]]:
     """How near a place of the second half is to top contexts, without a model of sentences."""
-    bags: Counter[int] = Counter()
+    bags: defaultdict[int, float] = defaultdict(float)
     for place in top:
         for token, weight in text.bag(0, place).items():
             bags[token] += weight
     here = Counter(text.at(0, place, 0) for place in top)
     after = Counter(text.at(0, place, 1) for place in top)
     return {
-        _LEXICAL: lambda p: sum(bags[i] * w for i, w in text.bag(1, p).items()),
+        _LEXICAL: lambda p: sum(bags.get(i, 0.0) * w for i, w in text.bag(1, p).items()),
         _TOKEN: lambda p: here[text.at(1, p, 0)],
         _NEXT: lambda p: after[text.at(1, p, 1)],
     }

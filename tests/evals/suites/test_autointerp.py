@@ -20,8 +20,10 @@ from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
 from sae_baselines.errors import UserError
+from sae_baselines.evals import collect
 from sae_baselines.evals.endpoint import check_endpoint, from_environment
 from sae_baselines.evals.measured import HIGHER, NEITHER, Measured
+from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.suite import Extras, SuiteCall
 from sae_baselines.evals.suites.autointerp import AutoInterp, exchanged, requests_needed
 from tests.evals.fake_openai import FakeOpenAI, predict, serving
@@ -568,3 +570,58 @@ def test_a_mean_needs_enough_latents_and_enough_of_those_asked_for(
     missing = rows["autointerp_score"].missing
     assert bool(missing) != has_score
     assert has_score or f"{scored} of {asked}" in missing
+
+
+def test_a_part_is_judged_again_with_other_examples(
+    done: Done, sae: SAE[Any], tmp_path: Path, fake: FakeOpenAI
+) -> None:
+    again = run(sae, tmp_path, fake, rejudged=4)
+    # Nothing of the scores is another, and they need not be made again for it.
+    assert again.latents == done.latents
+    assert SUITE.deciding({"rejudged": 4}) == SUITE.deciding({"rejudged": 0})
+    assert {r for r in again.rows if not r.metric.startswith("rejudged")} == set(done.rows)
+    n = int(done.value("n_scored"))
+    assert len(fake.requests) == 3 * n + 2 * 4
+    assert requests_needed(SUITE.complete({**OPTIONS, "rejudged": 4})) == 3 * D_SAE + 2 * 4
+    second = again.extras["rejudged"]
+    first = {i: each["score"] for i, each in again.latents.items() if i in second}
+    assert len(first) == 4
+    shown = {tuple(examples) for _, examples in fake.scorings}
+    assert len(shown) == n + 4
+    sd = math.sqrt(mean((second[i] - first[i]) ** 2 for i in first) / 2)
+    assert again.value("rejudged_sd") == pytest.approx(sd)
+    assert again.value("rejudged_se") == pytest.approx(sd / math.sqrt(n))
+    known = SUITE.metric("autointerp_score")
+    assert known is not None
+    assert known.alongside == ("rejudged_se",)
+
+
+def test_who_judged_and_what_they_were_told_is_recorded(done: Done) -> None:
+    judge = done.extras["judge"]
+    assert (judge["host"], judge["model"]) == ("127.0.0.1", "gpt-4o-mini")
+    assert set(judge["prompts"]) == {"description", "prediction"}
+    assert all(len(sha) == 64 for sha in judge["prompts"].values())
+    assert "test" not in judge
+
+
+@pytest.mark.parametrize("given", [-1, 1, 2.5, True])
+def test_a_number_to_judge_again_that_is_none_is_refused(given: Any, tmp_path: Path) -> None:
+    call = call_for(tiny_sae(d_sae=D_SAE), tmp_path, rejudged=given)
+    (problem,) = SUITE.problems_of_file(call.subject, call.options)
+    assert problem.startswith(f"rejudged: {given!r} is not a number of latents")
+
+
+def test_results_of_two_judges_are_not_put_together(tmp_path: Path) -> None:
+    store = EvalStore(tmp_path)
+    for name, sha in (("a", "1"), ("b", "2")):
+        (tmp_path / name).write_text("{}")
+        facts = dict.fromkeys(("panel", "constraint", "architecture"), "x")
+        record = {
+            **dict.fromkeys(("settings", "weights", "created"), "x"),
+            **{"suite": "autointerp", "name": name, "versions": {}, "hardware": {}},
+            **{"facts": {**facts, "member": name, "seed": 0}, "notes": []},
+            "extras": {"judge": {"host": "here", "model": "m", "sha256": sha, "file": name}},
+        }
+        store.keep("autointerp", name, tmp_path / name, record)
+    with pytest.raises(UserError, match=r"two judges, m at here \(b\) and m at here \(a\)"):
+        collect(tmp_path)

@@ -1,0 +1,185 @@
+"""Who the judge of descriptions is, and whether it was found to judge anything.
+
+A judge is known by its host, the name that it goes by there and, where a server on this machine
+says that its model is a file here, the file's hash.
+"""
+
+import ipaddress
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from sae_baselines.evals.endpoint import Endpoint, quiet_clients
+from sae_baselines.files import check_shape, checksum_of, read_json, sha256_of, write_sealed
+from sae_baselines.home import cache_dir
+
+ALPHA = 0.05
+# Of the concepts, those that must have a score: a judge that mostly makes no sense is none.
+LEAST_SHARE = 0.75
+_AGAIN = "delete it and run sae-baselines judge test again"
+_SECONDS = 5.0
+_SHAPE = {
+    "judge": {"host": str, "model": str, "file?": str, "sha256?": str},
+    "seed": int,
+    "scores": dict,
+    "floors": dict,
+    "random": dict,
+    "descriptions": {str: str},
+    "asked": int,
+    "prompts": {str: str},
+    "created": str,
+}
+
+
+@dataclass(frozen=True)
+class JudgeTest:
+    """What a judge scored on latents whose answer is known.
+
+    Attributes:
+        judge: See `identity`.
+        seed: Of examples and prompts.
+        scores: Concept to the share of examples that were predicted right.
+        floors: Concept to that share by the description of another concept.
+        random: The same of latents that fire on words at random, which nobody can describe.
+        descriptions: What the judge said of each.
+        asked: How many concepts were asked for.
+        prompts: SHA-256 of what it is told beside examples, by kind.
+        created: When.
+    """
+
+    judge: dict[str, str]
+    seed: int
+    scores: dict[str, float]
+    floors: dict[str, float]
+    random: dict[str, float]
+    descriptions: dict[str, str]
+    asked: int
+    prompts: dict[str, str]
+    created: str = ""
+    gaps: list[float] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        both = [name for name in self.scores if name in self.floors]
+        self.gaps.extend(self.scores[name] - self.floors[name] for name in both)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over concepts; NaN of none."""
+        return _mean(list(self.scores.values()))
+
+    @property
+    def floor(self) -> float:
+        """Mean over concepts; NaN of none."""
+        return _mean(list(self.floors.values()))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of accuracy - floor over concepts; its lower end is that of a one-sided t test."""
+        n = len(self.gaps)
+        if n < 2:
+            return math.nan, math.nan
+        mean = _mean(self.gaps)
+        variance = sum((gap - mean) ** 2 for gap in self.gaps) / (n - 1)
+        half = float(stats.t.ppf(1 - ALPHA, n - 1)) * math.sqrt(variance / n)
+        return mean - half, mean + half
+
+    @property
+    def flaw(self) -> str | None:
+        """Why nothing that this judge says is a score; None if it may judge."""
+        if len(self.gaps) < LEAST_SHARE * self.asked:
+            return (
+                f"only {len(self.gaps)} of {self.asked} replies on latents whose answer is "
+                "known could be read"
+            )
+        low, high = self.interval
+        if low > 0:
+            return None
+        return (
+            "it is not above its floor on latents whose answer is known: "
+            f"{self.accuracy:.3f} and {self.floor:.3f}, {1 - 2 * ALPHA:.0%} interval of the "
+            f"difference [{low:+.3f}, "
+            f"{high:+.3f}] over {len(self.gaps)} concepts"
+        )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For the record of what this judge scores."""
+        return {
+            "accuracy": self.accuracy,
+            "floor": self.floor,
+            "interval": list(self.interval),
+            "concepts": len(self.gaps),
+            "seed": self.seed,
+            "created": self.created,
+        }
+
+    def save(self) -> Path:
+        """Keep it for every study of this user."""
+        path = _file(self.judge["host"], self.judge["model"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = asdict(self)
+        del data["gaps"]
+        write_sealed(path, data)
+        return path
+
+
+def last_test(host: str, model: str) -> JudgeTest | None:
+    """The last test of a judge, if there was one.
+
+    Raises:
+        UserError: Its file is damaged or was changed.
+    """
+    path = _file(host, model)
+    if (data := read_json(path, _AGAIN)) is None:
+        return None
+    check_shape(path, data, _SHAPE, _AGAIN)
+    return JudgeTest(**data)
+
+
+def identity(endpoint: Endpoint, model: str) -> dict[str, str]:
+    """Host and model and, of a server on this machine that names a file here, its hash."""
+    known = {"host": endpoint.host, "model": model}
+    if (path := _served_file(endpoint, model)) is not None:
+        known |= {"file": path.name, "sha256": sha256_of(path)}
+    return known
+
+
+def same_judge(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two records name one judge."""
+    return all(a.get(name) == b.get(name) for name in ("host", "model", "sha256"))
+
+
+def _served_file(endpoint: Endpoint, model: str) -> Path | None:
+    if endpoint.base_url is None or not _is_here(endpoint.host):
+        return None
+    from openai import OpenAI  # noqa: PLC0415
+
+    try:
+        with quiet_clients():
+            client = OpenAI(api_key=endpoint.key, timeout=_SECONDS, max_retries=0)
+            served = [one.id for one in client.models.list().data]
+    except Exception:  # a server need not list its models, and answers what it likes
+        return None
+    named = [name for name in served if name == model] or served
+    # llama.cpp's server calls a model by its path, unless an alias was given.
+    path = Path(named[0]) if len(named) == 1 else None
+    return path if path is not None and path.is_absolute() and path.is_file() else None
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _file(host: str, model: str) -> Path:
+    return cache_dir() / "judges" / f"{checksum_of([host, model])[:16]}.json"
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
