@@ -64,7 +64,7 @@ from sae_baselines.study.plan import MemberKey, all_members, members_named, pane
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.loose import read_loose
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
-from sae_baselines.study.spec import import_plugins
+from sae_baselines.study.spec import SECTIONS, import_plugins
 from sae_baselines.study.stability import Nearest, measure_stability, nearest_latents
 from sae_baselines.work.claims import Share
 from sae_baselines.work.executor import Executor, require_same
@@ -683,7 +683,7 @@ def _overrides(config: str | Path | None) -> dict[str, Any]:
         raise UserError(f"{config}: {fixed[0]} is the SAE's own; leave it away")
     if "architecture" in data:
         raise UserError(f"{config}: architecture: use --architecture")
-    return {name: value for name, value in data.items() if name != "evals"}
+    return {name: value for name, value in data.items() if name not in SECTIONS}
 
 
 def power(panel: PanelSpec | str | Path, pilot: str | Path | None = None) -> Plan:

@@ -10,8 +10,10 @@ import typer
 from sae_baselines_cli.known import LARGEST
 from sae_baselines_cli.shared import (
     INCOMPLETE,
+    Cluster,
     Device,
     Devices,
+    DryRun,
     On,
     RetryFailed,
     Suites,
@@ -21,6 +23,7 @@ from sae_baselines_cli.shared import (
     errors,
     group,
     names_in,
+    print_script,
     print_table,
     say,
 )
@@ -79,6 +82,8 @@ def evaluate(
     on: On = "here",
     devices: Devices = None,
     workers: Workers = None,
+    cluster: Cluster = None,
+    dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
 ) -> None:
     """Run SAEBench's suites on a study, on SAELens folders, or on published SAEs.
@@ -95,6 +100,12 @@ def evaluate(
     import sae_baselines
     from sae_baselines.work.choice import executor
 
+    started = executor(
+        on, devices=devices, workers=workers, file=config, settings=cluster or ()
+    )
+    if dry_run:
+        print_script(started, out or Path(sources[0]))
+        return
     done = sae_baselines.evaluate(
         sources,
         None if suites is None else names_in(suites, "suites"),
@@ -108,7 +119,7 @@ def evaluate(
         verbose=verbose,
         command=as_typed(),
         allow_plugins=allow_plugins,
-        on=executor(on, devices=devices, workers=workers),
+        on=started,
         retry_failed=retry_failed,
     )
     print_evaluation(done)

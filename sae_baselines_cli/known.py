@@ -22,7 +22,7 @@ MOST_SEEDS = 1000
 # What int64 holds: numbers go through torch and numpy.
 LARGEST = 2**63 - 1
 TOY_SETTINGS = ("constant", "variable")
-EXECUTORS = ("here", "devices")
+EXECUTORS = ("here", "devices", "slurm")
 LISTS = ("architectures", "presets", "suites", "controls")
 
 

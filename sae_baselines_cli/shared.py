@@ -18,6 +18,8 @@ from sae_baselines_cli.known import EXECUTORS, SUITES, completing
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sae_baselines.work.executor import Executor
+
 # What a terminal obeys instead of showing it: control characters but for tab and newline, and
 # marks that turn the direction of writing.
 _OBEYED = re.compile(
@@ -73,7 +75,14 @@ Devices = Annotated[
     str | None, typer.Option(help="With --on devices: GPUs, one worker each, e.g. 0,1.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(help="With --on devices: workers on the CPU, e.g. 2.", min=1)
+    int | None, typer.Option(help="How many, on the CPU or of a cluster.", min=1)
+]
+Cluster = Annotated[
+    list[str] | None,
+    typer.Option(help="With --on slurm: NAME=VALUE, before the panel file's 'cluster'."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="With --on slurm: print the sbatch script alone.")
 ]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Not --on here: try failed tasks again.")
@@ -108,6 +117,16 @@ def print_table(table: "Table") -> None:
     """Print a table with its title above its first column."""
     table.title_justify = "left"
     console.print(table)
+
+
+def print_script(executor: "Executor | None", root: Path) -> None:
+    """What would be submitted, and nothing else."""
+    from sae_baselines.errors import UserError
+    from sae_baselines.work.slurm import Slurm
+
+    if not isinstance(executor, Slurm):
+        raise UserError("dry-run: shows what is submitted to SLURM; add --on slurm")
+    typer.echo(executor.script(root))
 
 
 def fail(message: str) -> None:

@@ -1,14 +1,17 @@
 """`train`, `demo` and `preset`: SAEs of a language model, and the files they are made from."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sae_baselines_cli.known import completing, presets
 from sae_baselines_cli.shared import (
+    Cluster,
     Device,
     Devices,
+    DryRun,
     On,
     Out,
     Panel,
@@ -18,6 +21,7 @@ from sae_baselines_cli.shared import (
     console,
     errors,
     group,
+    print_script,
     say,
 )
 
@@ -54,6 +58,8 @@ def train(
     on: On = "here",
     devices: Devices = None,
     workers: Workers = None,
+    cluster: Cluster = None,
+    dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
 ) -> None:
     """Train an SAE and its baselines on one activation stream, and compare them.
@@ -64,12 +70,17 @@ def train(
     - `sae-baselines train panel.yaml`
     - `sae-baselines train panel.yaml --out studies/first --resume`
     - `sae-baselines train panel.yaml --on devices --devices 0,1`
+    - `sae-baselines train panel.yaml --on slurm --workers 8 --cluster partition=gpu`
     """
     # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     import sae_baselines.study.table
+    from sae_baselines.study import load_spec
     from sae_baselines.work.choice import executor
 
-    started = executor(on, devices=devices, workers=workers)
+    started = executor(on, devices=devices, workers=workers, file=panel, settings=cluster or ())
+    if dry_run:
+        print_script(started, out or Path("studies") / load_spec(panel).name)
+        return
     result = sae_baselines.train(
         panel, out, resume=resume, device=device, on=started, retry_failed=retry_failed
     )

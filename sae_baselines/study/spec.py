@@ -925,21 +925,25 @@ def first_problem(error: ValidationError) -> str:
     return f"{location}: {shown(problem.get('input'))}: {problem['msg']}"
 
 
+# Of a panel file, besides what is trained.
+SECTIONS = ("evals", "cluster")
+
+
 def load_spec(
     path: str | Path,
     kind: type[AnySpec] = PanelSpec,
 ) -> AnySpec:
     """Read a spec from YAML.
 
-    A section ``evals`` of a panel is left alone: it says how to evaluate
-    (`sae_baselines.evals`); other studies have none.
+    Sections ``evals`` and ``cluster`` of a panel are left alone: they say how to evaluate
+    (`sae_baselines.evals`) and where (`sae_baselines.work`); other studies have none.
 
     Raises:
         UserError: No such file, not YAML, or not a valid spec.
     """
     data = read_yaml(path)
     if isinstance(data, dict) and issubclass(kind, PanelSpec):
-        data = {field: value for field, value in data.items() if field != "evals"}
+        data = {name: value for name, value in data.items() if name not in SECTIONS}
     return spec_from_dict(data, Path(path).name, kind)
 
 

@@ -78,7 +78,7 @@ class Attempt:
             if started is None or (who.get("started") and started != who["started"]):
                 return "its process is gone"
             return None
-        if (job := who.get("job")) and _is_over(str(job)):
+        if (job := who.get("job")) and is_over(str(job)):
             return f"job {job} is over"
         if job and job == _job() and who.get("restarts", 0) < _restarts():
             return f"job {job} was started again"
@@ -343,7 +343,7 @@ def _me() -> dict[str, Any]:
     }
 
 
-def _is_over(job: str) -> bool:
+def is_over(job: str) -> bool:
     """Whether SLURM says that a job will not go on; it may say nothing."""
     if shutil.which("squeue") is None:
         return False

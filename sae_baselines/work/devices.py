@@ -73,6 +73,7 @@ class Devices:
         data = pickle.dumps(work)
         started: list[tuple[subprocess.Popen[bytes], Path]] = []
         try:
+            logs_of(root).mkdir(parents=True, exist_ok=True)
             for number, extra in enumerate(self.environments):
                 log = logs_of(root) / f"worker_{time.strftime('%Y%m%d_%H%M%S')}_{number}.log"
                 with log.open("ab") as out:

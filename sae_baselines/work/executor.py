@@ -25,16 +25,15 @@ class Executor(Protocol):
 
         Raises:
             UserError: There is no place to start them.
-            StoppedError: This process was asked to stop, and has stopped them.
+            StoppedError, KeyboardInterrupt: This process was asked to stop; it has stopped
+                them, or says how.
         """
         ...
 
 
 def logs_of(root: Path) -> Path:
     """Where output of workers goes."""
-    folder = root / TASKS / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return root / TASKS / "logs"
 
 
 def require_same(root: Path, file: str, expected: Mapping[str, Any]) -> None:
