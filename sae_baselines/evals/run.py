@@ -56,7 +56,7 @@ from sae_baselines.work.claims import Share
 logger = logging.getLogger("sae_baselines")
 
 # Seconds after which what other processes are at is looked at again.
-_LOOK_AGAIN = 2.0
+_LOOK_AGAIN = 5.0
 _THROWAWAY = "warm-up"
 _THROWAWAY_LATENTS = 512
 

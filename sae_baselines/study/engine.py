@@ -69,8 +69,9 @@ logger = logging.getLogger("sae_baselines")
 
 # Held-out activations for EV and L0 on the way.
 _DRIFT_SAMPLES = 2048
-# Seconds after which a process that waits for others' tasks looks again.
+# Seconds after which a process that waits for others' tasks looks again, at first and later.
 _LOOK_AGAIN = 2.0
+_LOOK_AGAIN_AT_MOST = 30.0
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ def _do_all(
         Members that were trained or made by this process.
     """
     made: list[MemberKey] = []
-    left, opened, idle = tasks(spec), None, 0
+    left, opened, idle, wait = tasks(spec), None, 0, _LOOK_AGAIN
     try:
         # Twice: what others finished meanwhile may have made something ready.
         while left and idle < 2:
@@ -369,12 +370,14 @@ def _do_all(
                         raise
                     logger.error("%s failed: %s", task.name, one_line(error, 500))
             left = still
-            if not busy:
-                idle = 0 if any(share.holder(task.name) for task in left) else idle + 1
-                if idle == 0:
-                    time.sleep(_LOOK_AGAIN)
-            else:
+            if busy:
+                idle, wait = 0, _LOOK_AGAIN
+            elif any(share.holder(task.name) for task in left):
                 idle = 0
+                time.sleep(wait)
+                wait = min(1.5 * wait, _LOOK_AGAIN_AT_MOST)
+            else:
+                idle += 1
     finally:
         if opened is not None:
             opened.close()

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,15 @@ class Attempt:
             if started is None or (who.get("started") and started != who["started"]):
                 return "its process is gone"
             return None
-        if (job := who.get("job")) and is_over(str(job)):
-            return f"job {job} is over"
-        if job and job == _job() and who.get("restarts", 0) < _restarts():
+        if (job := who.get("job")) and job == _job() and who.get("restarts", 0) < _restarts():
             return f"job {job} was started again"
         try:
             silent = _time_of_disk(self.file.parent) - self.file.stat().st_mtime
         except FileNotFoundError:
             return "its file is gone"
+        # The queue is asked of the silent alone: workers look at each other all the time.
+        if job and silent > 3 * BEAT and is_over(str(job)):
+            return f"job {job} is over"
         return f"no sign of life for {silent:.0f} s" if silent > STALE else None
 
 
@@ -192,9 +193,11 @@ class Share:
     def registered(self) -> Iterator[None]:
         """Be seen at work while the block runs; see `others`."""
         name = f"workers:{uuid.uuid4().hex[:12]}"
-        with self.doing(name):
-            yield
-        shutil.rmtree(self._place(name), ignore_errors=True)
+        try:
+            with self.doing(name):
+                yield
+        finally:
+            shutil.rmtree(self._place(name), ignore_errors=True)
 
     def others(self) -> list[Attempt]:
         """Processes that are at work here; what dead ones left is removed."""
@@ -286,10 +289,18 @@ def _start_beating(pid: int) -> None:
 
 def _time_of_disk(folder: Path) -> float:
     """The file server's time: clocks of machines may be apart."""
+    now = time.monotonic()
+    return now + _ahead(folder, int(now // 600))
+
+
+@lru_cache(maxsize=1024)
+def _ahead(folder: Path, period: int) -> float:
+    """Seconds by which the file server's clock is ahead, asked once a period."""
+    del period
     probe = folder / f".{uuid.uuid4().hex[:8]}"
     probe.touch()
     try:
-        return probe.stat().st_mtime
+        return probe.stat().st_mtime - time.monotonic()
     finally:
         probe.unlink(missing_ok=True)
 
@@ -349,7 +360,7 @@ def is_over(job: str) -> bool:
         return False
     try:
         asked = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
+            ["squeue", "--noheader", "--array", "--jobs", job, "--format", "%T"],
             capture_output=True,
             text=True,
             timeout=20,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,8 @@ class Devices:
                     )
                 started.append((process, log))
                 assert process.stdin is not None
-                with process.stdin as pipe:
+                # One that has ended already is told of below.
+                with suppress(BrokenPipeError), process.stdin as pipe:
                     pipe.write(data)
                 logger.info("worker %d is process %d (log: %s)", number, process.pid, log)
             for process, log in started:

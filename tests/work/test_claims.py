@@ -65,7 +65,8 @@ ALIVE: dict[str, dict[str, Any]] = {
     "this machine": {"pid": os.getppid(), "started": None},
     "another machine": {"host": "n2", "silent": STALE - 60},
     "a container beside": {"pids": "another", "silent": 0},
-    "a job": {"host": "n2", "job": "7"},
+    "a job": {"host": "n2", "job": "7", "silent": STALE - 60},
+    "a job that just spoke": {"host": "n2", "job": "8"},
 }
 DEAD: dict[str, tuple[dict[str, Any], str]] = {
     "process": ({"pid": -1}, "its process is gone"),
@@ -73,7 +74,7 @@ DEAD: dict[str, tuple[dict[str, Any], str]] = {
     "this process": ({}, "its process has left it"),
     "another machine": ({"host": "n2", "silent": STALE + 60}, "no sign of life for 3"),
     "requeued": ({"host": "n2", "job": "9", "restarts": 0}, "job 9 was started again"),
-    "over": ({"host": "n2", "job": "8"}, "job 8 is over"),
+    "over": ({"host": "n2", "job": "8", "silent": 60}, "job 8 is over"),
     "another's log": ({"pid": None, "host": None, "silent": 1e6}, "no sign of life"),
 }
 
@@ -83,7 +84,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Job 7 runs, job 8 is over, and this is job 9 in its second life."""
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
-    squeue.write_text('#!/bin/sh\n[ "$3" = 7 ] && echo RUNNING; [ "$3" = 8 ] && echo FAILED\n')
+    squeue.write_text('#!/bin/sh\n[ "$4" = 7 ] && echo RUNNING; [ "$4" = 8 ] && echo FAILED\n')
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{squeue.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "9")
