@@ -149,11 +149,11 @@ class Slurm:
         whole = names[0].partition("_")[0]
         logger.info("job %s, %d workers (logs: %s)", whole, len(jobs), executor.folder)
         try:
-            while left := [job for job in jobs if not _has_ended(job, self.engine)]:
+            while not all(_has_ended(job, self.engine) for job in jobs):
                 time.sleep(_EVERY if self.engine == "slurm" else 0.2)
         except KeyboardInterrupt:
             if self.engine != "slurm":
-                for job in left:
+                for job in jobs:
                     job.cancel()
             logger.warning(
                 "job %s goes on; end it with scancel %s, or wait for it with the same command",
