@@ -197,7 +197,7 @@ def test_panels_differ_in_the_model_alone() -> None:
         core = evals.options_of("core")
         batches = [v for k, v in core.items() if k.startswith("n_eval")]
         tokens.append([n * evals.llm_batch_size for n in batches])
-    assert tokens[0] == tokens[1] == [64, 384]
+    assert tokens[0] == tokens[1] == [32, 384]
 
 
 # --- the tokenizer ------------------------------------------------------------------------

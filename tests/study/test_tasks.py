@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,31 @@ class Forked:
     def run(self, work: Callable[[], object], root: Path) -> None:
         del root
         forked = multiprocessing.get_context("fork")
-        workers = [forked.Process(target=call, args=(work,)) for call in (_killed, _called)]
+        died = forked.Event()
+        calls = (partial(_killed, work), partial(_outliving, work, died))
+        workers = [forked.Process(target=call) for call in calls]
         for worker in workers:
             worker.start()
-        for worker in workers:
-            worker.join(120)
+        workers[0].join(120)
+        died.set()
+        workers[1].join(120)
         assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, 0]
-
-
-def _called(work: Callable[[], object]) -> None:
-    work()
 
 
 def _killed(work: Callable[[], object]) -> None:
     engine.write_measurement = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    work()
+
+
+def _outliving(work: Callable[[], object], died: Any) -> None:
+    """It leaves the other something to measure."""
+    write = engine.write_measurement
+
+    def later(*args: Any) -> None:
+        assert died.wait(120)
+        write(*args)
+
+    engine.write_measurement = later
     work()
 
 

@@ -17,7 +17,7 @@ def test_workers_divide_the_cores_and_who_pins_threads_decides(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     assert [e["OMP_NUM_THREADS"] for e in Devices(workers=3).environments] == ["2", "2", "2"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
