@@ -13,7 +13,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.baselines import SEEDED, baseline_name, sample_directions, seeded_start
+from sae_baselines.baselines import SEEDED, baseline_name, directions, seeded_start
 from sae_baselines.study.build import architecture_options
 from sae_baselines.study.recipes import Scales, bandwidth_of, recipe_options
 
@@ -28,8 +28,8 @@ SPARSE = "sparse"
 
 # All members draw the same directions, and steps are measured, not construction, which would
 # take most of the time at the CUDA shape.
-_directions = functools.lru_cache(maxsize=1)(sample_directions)
-seeded_start.sample_directions = _directions
+_directions = functools.lru_cache(maxsize=1)(directions.start_directions)
+seeded_start.start_directions = _directions
 
 _LR = 2e-4
 _NEVER = 10**9
@@ -92,7 +92,7 @@ def jumprelu_threshold(shape: Shape, batches: list[torch.Tensor]) -> float:
 
 def start_directions(shape: Shape) -> torch.Tensor:
     """The decoder rows that every twin starts from (its init_seed is 0)."""
-    return _directions(shape.d_sae, shape.d_in, seed=0, scheme="iso", covariance=None)
+    return _directions(shape.d_sae, shape.d_in, None, seed=0, scheme="iso", covariance=None)[0]
 
 
 def sizes(shape: Shape) -> dict[str, int]:

@@ -53,6 +53,35 @@ class RunningVariance:
         return 1 - self.residual / variance if variance > 0 else math.nan
 
 
+def sides(sae: Any, activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is read, and what is to be written, of ``[n, d_in]`` activations.
+
+    An SAE's are the same; a transcoder's stand side by side, ``[n, d_in + d_out]``.
+    """
+    d_in, d_out = sae.cfg.d_in, getattr(sae.cfg, "d_out", None)
+    if d_out is None:
+        return activations, activations
+    if activations.shape[-1] != d_in + d_out:
+        raise ValueError(
+            f"activations: width {activations.shape[-1]} is not that of a transcoder's inputs "
+            f"and outputs side by side, {d_in} + {d_out}"
+        )
+    return activations[..., :d_in], activations[..., d_in:]
+
+
+def skip_of(sae: Any, x: torch.Tensor) -> torch.Tensor | float:
+    """What the skip of a transcoder adds to its decoded latents; 0 without one.
+
+    Args:
+        sae: Stock, or a training class of `baselines.transcoder`.
+        x: Inputs ``[n, d_in]``.
+    """
+    if hasattr(sae, "skip_output"):
+        return sae.skip_output(x)
+    W_skip = getattr(sae, "W_skip", None)
+    return 0.0 if W_skip is None else x.to(W_skip.dtype) @ W_skip.T
+
+
 @torch.no_grad()
 def explained_variance(
     sae: SAE[Any] | TrainingSAE[Any], activations: torch.Tensor
@@ -62,19 +91,20 @@ def explained_variance(
     Args:
         sae: An inference SAE; or a training SAE, which encodes as it trains (a BatchTopK one
             picks the best of each chunk of 1,024 rows).
-        activations: ``[n, d_in]``, as the SAE takes them.
+        activations: ``[n, d_in]``, as the SAE takes them; for a transcoder `sides`, whose
+            output is what is explained.
 
     Returns:
         EV as the paper defines it (Notation), mean L0, latents that fired at least once. NaN
         where the SAE reconstructs NaN.
     """
-    total = RunningVariance(activations.double().mean(dim=0))
+    total = RunningVariance(sides(sae, activations)[1].double().mean(dim=0))
     active = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
     for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
-        x = activations[first : first + _ROWS_PER_CHUNK].to(sae.device)
+        x, y = sides(sae, activations[first : first + _ROWS_PER_CHUNK].to(sae.device))
         acts = sae.encode(x)
-        total.add(x, sae.decode(acts))
+        total.add(y, sae.decode(acts) + skip_of(sae, x))
         firing = (acts.to_dense() if acts.is_sparse else acts) != 0
         active += float(firing.sum())
         fired |= firing.any(dim=0)

@@ -5,7 +5,10 @@ A test holds them equal to the registries they are copied from.
 
 from collections.abc import Callable, Iterable
 
-_BASES = "standard gated topk abstopk jumprelu batchtopk matryoshka_batchtopk matching_pursuit"
+_BASES = """
+    standard gated topk abstopk jumprelu batchtopk matryoshka_batchtopk matching_pursuit
+    transcoder_standard transcoder_topk transcoder_jumprelu transcoder_batchtopk
+"""
 _SUITES = """
     core sparse_probing_sae_probes sparse_probing ravel autointerp
     interp_embedding absorption scr tpp meta_structure mdl unlearning
@@ -29,7 +32,7 @@ LISTS = ("architectures", "presets", "suites", "controls")
 def architectures() -> list[str]:
     """Every training architecture that SAELens knows once `sae_baselines` is imported."""
     # A frozen encoder is not for every base.
-    bases = {"frozen_encoder_": BASES[:-1]}
+    bases = {"frozen_encoder_": [base for base in BASES if base != "matching_pursuit"]}
     prefixes = ("", "seeded_", *(f"{constraint}_" for constraint in CONSTRAINTS))
     names = [f"{prefix}{base}" for prefix in prefixes for base in bases.get(prefix, BASES)]
     return [*names, *CONSTRAINTS]

@@ -20,6 +20,7 @@ BASES = (*SIX_BASES, "abstopk")
 TOPK_FAMILY = ("topk", "batchtopk", "matryoshka_batchtopk", "abstopk")
 
 D_IN = 16
+D_OUT = 12  # of transcoders
 D_SAE = 32
 BATCH = 64
 
@@ -39,7 +40,8 @@ def base_options(base: str, d_sae: int = D_SAE) -> dict[str, Any]:
         "abstopk": {"k": 4},
         "matching_pursuit": {"max_iterations": 4},
     }
-    return options.get(base, {})
+    of_base = options.get(base.removeprefix("transcoder_"), {})
+    return {**of_base, "d_out": D_OUT} if base.startswith("transcoder_") else of_base
 
 
 def make_sae(name: str, **overrides: Any) -> AnySAE:

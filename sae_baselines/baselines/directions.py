@@ -18,6 +18,8 @@ InitScheme = Literal["iso", "cov"]
 INIT_SCHEMES: tuple[str, ...] = get_args(InitScheme)
 
 _ROWS_PER_CHUNK = 8192
+# Seeds of encoder directions that are a draw of their own: these, above those of decoders.
+_ENCODER_SEEDS = 2**64
 
 
 def sample_directions(
@@ -74,6 +76,53 @@ def sample_directions(
         norm = np.linalg.norm(draw, axis=1, keepdims=True)
         rows[start:stop] = draw / norm
     return torch.from_numpy(rows)
+
+
+def start_directions(
+    d_sae: int,
+    d_in: int,
+    d_out: int | None = None,
+    *,
+    seed: int,
+    scheme: InitScheme = "iso",
+    covariance: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Where decoder rows and encoder columns start, both as unit rows.
+
+    In an SAE they are the same directions. A transcoder reads in one space and writes in
+    another, where a direction has no transpose: its encoder is a second, independent draw.
+
+    Args:
+        d_sae: Number of latents.
+        d_in: Width of what is read.
+        d_out: Width of what is written; None for an SAE.
+        seed: Of both.
+        scheme: Of both.
+        covariance: For ``cov``: ``[d_in, d_in]``; of a transcoder ``[d_in + d_out, d_in +
+            d_out]``, of input and output side by side.
+
+    Returns:
+        float32 CPU tensors ``[d_sae, d_out or d_in]`` and ``[d_sae, d_in]``.
+
+    Raises:
+        ValueError: As `sample_directions`.
+    """
+    if d_out is None:
+        rows = sample_directions(d_sae, d_in, seed=seed, scheme=scheme, covariance=covariance)
+        return rows, rows
+    width = d_in + d_out
+    if covariance is not None and covariance.shape != (width, width):
+        raise ValueError(
+            f"covariance: shape {tuple(covariance.shape)} does not match d_in + d_out = "
+            f"{width}; give that of input and output side by side"
+        )
+    of_input = None if covariance is None else covariance[:d_in, :d_in]
+    of_output = None if covariance is None else covariance[d_in:, d_in:]
+    decoder = sample_directions(d_sae, d_out, seed=seed, scheme=scheme, covariance=of_output)
+    seed += _ENCODER_SEEDS
+    return decoder, sample_directions(
+        d_sae, d_in, seed=seed, scheme=scheme, covariance=of_input
+    )
 
 
 def covariance_of(activations: Tensor) -> Tensor:

@@ -110,8 +110,8 @@ class FrozenEncoderMixin(SeededStartMixin):
         self.frozen_weights = tuple(names)
 
     @torch.no_grad()
-    def set_start_directions(self, directions: Tensor) -> None:
-        super().set_start_directions(directions)
+    def set_start_directions(self, directions: Tensor, encoder: Tensor | None = None) -> None:
+        super().set_start_directions(directions, encoder)
         if self._is_centred:
             self._fold_start()
 

@@ -1,8 +1,9 @@
 """Initial weights that are a function of a seed in the config.
 
 Every baseline, constrained or not, starts with unit-norm random decoder rows and the encoder
-equal to the decoder transposed. Which rows is decided by ``init_seed`` and ``init_scheme``
-alone, so that all members of a panel start from the same point.
+equal to the decoder transposed (of a transcoder: an independent draw). Which rows is decided
+by ``init_seed`` and ``init_scheme`` alone, so that all members of a panel start from the same
+point.
 """
 
 import math
@@ -19,7 +20,7 @@ from sae_baselines.baselines.directions import (
     INIT_SCHEMES,
     InitScheme,
     load_covariance,
-    sample_directions,
+    start_directions,
 )
 from sae_baselines.compat.saes import ConfigMixin, LoadingMixin, has_own, is_sharded
 from sae_baselines.errors import UserError
@@ -95,8 +96,8 @@ class SeededStartMixin(LoadingMixin):
                 )
             else:
                 # Provisional rows until the run has shown enough activations.
-                wanted = cfg.init_cov_samples or 4 * cfg.d_in
-                self._pending = _PendingCovariance.of_nothing(cfg.d_in, wanted)
+                wanted = cfg.init_cov_samples or 4 * self._width
+                self._pending = _PendingCovariance.of_nothing(self._width, wanted)
         try:
             directions = self._draw(covariance)
         except ValueError as error:
@@ -106,27 +107,41 @@ class SeededStartMixin(LoadingMixin):
                 "init_activations_path" if cfg.init_activations_path else "init_covariance_path"
             )
             raise ValueError(f"{field}: {error}") from error
-        self.set_start_directions(directions)
+        self.set_start_directions(*directions)
 
-    def _draw(self, covariance: Tensor | None) -> Tensor:
-        return sample_directions(
+    @property
+    def _d_out(self) -> int | None:
+        """Of a transcoder, whose batches are inputs and outputs side by side."""
+        return getattr(self.cfg, "d_out", None)
+
+    @property
+    def _width(self) -> int:
+        """Of a batch."""
+        return self.cfg.d_in + (self._d_out or 0)
+
+    def _draw(self, covariance: Tensor | None) -> tuple[Tensor, Tensor]:
+        return start_directions(
             self.cfg.d_sae,
             self.cfg.d_in,
+            self._d_out,
             seed=self.cfg.init_seed,
             scheme="iso" if covariance is None else "cov",
             covariance=covariance,
         )
 
     @torch.no_grad()
-    def set_start_directions(self, directions: Tensor) -> None:
-        """Start from these rows: W_dec = directions, W_enc = its scaled transpose, in place.
+    def set_start_directions(self, directions: Tensor, encoder: Tensor | None = None) -> None:
+        """Start from these rows: W_dec = directions, W_enc = the encoder's scaled transpose, in
+        place.
 
         Args:
-            directions: Shape ``[d_sae, d_in]``.
+            directions: Shape ``[d_sae, d_in]``; of a transcoder ``[d_sae, d_out]``.
+            encoder: ``[d_sae, d_in]``; a transcoder needs it. Otherwise the directions.
         """
         self.W_dec.data.copy_(directions)
         if has_own(self, "W_enc"):
-            self.W_enc.data.copy_(self.cfg.encoder_init_scale * self.W_dec.data.T)
+            rows = self.W_dec.data if self._d_out is None or encoder is None else encoder
+            self.W_enc.data.copy_(self.cfg.encoder_init_scale * rows.T)
 
     @torch.no_grad()
     def set_start_b_dec(self, b_dec: Tensor) -> None:
@@ -158,8 +173,9 @@ class SeededStartMixin(LoadingMixin):
             return False
         directions = self._draw(self._pending.covariance())
         if _ranks() > 1:  # which need not be of one kind
-            directions = _on_ranks(directions, lambda t: dist.broadcast(t, src=0))
-        self.set_start_directions(directions)
+            decoder, encoder = directions
+            directions = _of_first_rank(decoder), _of_first_rank(encoder)
+        self.set_start_directions(*directions)
         self._pending = None
         return True
 
@@ -187,10 +203,12 @@ class SeededStartMixin(LoadingMixin):
         super().loaded(names, more)
         directions = names & {"W_dec", "W_enc"}
         if more:
-            self._pending = _PendingCovariance.from_state(more, self.cfg.d_in)
+            self._pending = _PendingCovariance.from_state(more, self._width)
         elif self._pending is not None and directions and not self._is_provisional():
             # What was loaded is the start, and what is still provisional goes along.
             self._pending = None
+            if self._d_out is not None:
+                return  # neither side says anything of the other
             if "W_dec" not in names:
                 self.W_dec.data.copy_(torch.nn.functional.normalize(self.W_enc.T, dim=1))
             elif "W_enc" not in names and has_own(self, "W_enc"):
@@ -199,8 +217,8 @@ class SeededStartMixin(LoadingMixin):
 
     def _is_provisional(self) -> bool:
         """Whether the rows are those that ``cov`` ones will replace."""
-        rows = self._draw(None).to(self.W_dec)
-        encoder = self.cfg.encoder_init_scale * rows.T
+        rows, encoder = (rows.to(self.W_dec) for rows in self._draw(None))
+        encoder = self.cfg.encoder_init_scale * encoder.T
         kept = not has_own(self, "W_enc") or torch.equal(self.W_enc, encoder)
         return kept and torch.equal(self.W_dec, rows)
 
@@ -300,6 +318,10 @@ def _on_ranks(tensor: Tensor, collective: Any) -> Tensor:
     shared = tensor.to(on)
     collective(shared)
     return shared.cpu()
+
+
+def _of_first_rank(tensor: Tensor) -> Tensor:
+    return _on_ranks(tensor, lambda t: dist.broadcast(t, src=0))
 
 
 def _sum_over_ranks(tensor: Tensor) -> Tensor:

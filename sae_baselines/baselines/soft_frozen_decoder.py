@@ -69,8 +69,8 @@ class SoftFrozenDecoderMixin(SeededStartMixin, PreciseBuffersMixin):
         self.moved()
 
     @torch.no_grad()
-    def set_start_directions(self, directions: Tensor) -> None:
-        super().set_start_directions(directions)
+    def set_start_directions(self, directions: Tensor, encoder: Tensor | None = None) -> None:
+        super().set_start_directions(directions, encoder)
         self._start_here()
 
     @torch.no_grad()

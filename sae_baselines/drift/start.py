@@ -12,7 +12,8 @@ from sae_lens.saes.sae import TrainingSAE
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from sae_baselines.baselines import load_covariance, sample_directions
+from sae_baselines.baselines import load_covariance
+from sae_baselines.baselines.directions import start_directions
 from sae_baselines.drift.cosines import Drift, drift_of
 from sae_baselines.errors import UserError
 from sae_baselines.files import unreadable, write_atomically
@@ -26,7 +27,7 @@ class Rows:
     """Decoder rows and encoder columns, both as rows.
 
     Attributes:
-        decoder: ``[d_sae, d_in]``.
+        decoder: ``[d_sae, d_in]``; of a transcoder ``[d_sae, d_out]``.
         encoder: ``[d_sae, d_in]``; None for an SAE without W_enc.
         source: Where they are from, in words.
     """
@@ -59,17 +60,24 @@ def seeded_rows(cfg: Mapping[str, Any]) -> Rows | None:
     files = [fields.get("init_activations_path"), fields.get("init_covariance_path")]
     if scheme == "cov" and not any(f and Path(f).is_file() for f in files):
         return None
-    directions = _directions(fields["d_sae"], fields["d_in"], seed, scheme, *files)
-    rows = directions.to(DTYPE_MAP.get(str(fields.get("dtype")), torch.float32))
-    return twin_rows(
-        rows, fields.get("encoder_init_scale") or 1.0, f"init_seed {seed}, {scheme}"
+    sizes = fields["d_sae"], fields["d_in"], fields.get("d_out")
+    directions = _directions(*sizes, seed, scheme, *files)
+    dtype = DTYPE_MAP.get(str(fields.get("dtype")), torch.float32)
+    scale = fields.get("encoder_init_scale") or 1.0
+    return twin_rows(directions, dtype, scale, f"init_seed {seed}, {scheme}")
+
+
+def twin_rows(
+    directions: tuple[torch.Tensor, torch.Tensor],
+    dtype: torch.dtype,
+    encoder_init_scale: float,
+    source: str,
+) -> Rows:
+    """Where our twins start, of `start_directions`."""
+    decoder, encoder = (rows.to(dtype) for rows in directions)
+    return Rows(
+        decoder, encoder if encoder_init_scale == 1 else encoder_init_scale * encoder, source
     )
-
-
-def twin_rows(decoder: torch.Tensor, encoder_init_scale: float, source: str) -> Rows:
-    """Our twins start with the encoder along the decoder."""
-    encoder = decoder if encoder_init_scale == 1 else encoder_init_scale * decoder
-    return Rows(decoder, encoder, source)
 
 
 # Members of a panel share their start, and are recorded one after the other.
@@ -77,17 +85,18 @@ def twin_rows(decoder: torch.Tensor, encoder_init_scale: float, source: str) -> 
 def _directions(
     d_sae: int,
     d_in: int,
+    d_out: int | None,
     seed: int,
     scheme: Any,
     activations_path: str | None,
     covariance_path: str | None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     covariance = None
     if scheme == "cov":
         covariance = load_covariance(
             activations_path=activations_path, covariance_path=covariance_path
         )
-    return sample_directions(d_sae, d_in, seed=seed, scheme=scheme, covariance=covariance)
+    return start_directions(d_sae, d_in, d_out, seed=seed, scheme=scheme, covariance=covariance)
 
 
 def forget_directions() -> None:

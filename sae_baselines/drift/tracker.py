@@ -18,8 +18,8 @@ import wandb
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_baselines.baselines import sample_directions
 from sae_baselines.baselines.cap import share_at_edge
+from sae_baselines.baselines.directions import start_directions
 from sae_baselines.compat.training import TrainingStep, around_each_step
 from sae_baselines.drift.cosines import EDGES, Drift
 from sae_baselines.drift.record import (
@@ -172,9 +172,10 @@ class DriftTracker:
         total = math.ceil(cfg.total_training_samples / cfg.train_batch_size_samples)
         folder = self.folder / name
         held_out = self._held_out
-        if held_out is not None and held_out.shape[1] != sae.cfg.d_in:
+        width = sae.cfg.d_in + getattr(sae.cfg, "d_out", 0)
+        if held_out is not None and held_out.shape[1] != width:
             raise UserError(
-                f"held_out: width {held_out.shape[1]} is not the SAE's d_in, {sae.cfg.d_in}"
+                f"held_out: width {held_out.shape[1]} is not the SAE's d_in, {width}"
             )
         pending = getattr(sae, "start_is_pending", False)
         source = "the first activations of the run"
@@ -263,11 +264,17 @@ def _keep_start(sae: TrainingSAE[Any], folder: Path) -> str:
 def _keep_settled_start(track: _Track, pending: Any) -> None:
     """The start that a ``cov`` twin drew in the step that is just over."""
     cfg = track.trainer.sae.cfg
-    directions = sample_directions(
-        cfg.d_sae, cfg.d_in, seed=cfg.init_seed, scheme="cov", covariance=pending.covariance()
-    ).to(track.trainer.sae.W_dec.dtype)
+    directions = start_directions(
+        cfg.d_sae,
+        cfg.d_in,
+        getattr(cfg, "d_out", None),
+        seed=cfg.init_seed,
+        scheme="cov",
+        covariance=pending.covariance(),
+    )
     source = f"init_seed {cfg.init_seed}, cov of {track.log.header['start']}"
-    start = twin_rows(directions, getattr(cfg, "encoder_init_scale", 1.0), source)
+    dtype = track.trainer.sae.W_dec.dtype
+    start = twin_rows(directions, dtype, getattr(cfg, "encoder_init_scale", 1.0), source)
     if rows_of(track.trainer.sae).encoder is None:
         start = replace(start, encoder=None)
     save_rows(start, track.log.folder)

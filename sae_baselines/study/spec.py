@@ -25,6 +25,7 @@ from sae_baselines.baselines import (
 from sae_baselines.baselines.cap import validate_tau
 from sae_baselines.baselines.directions import InitScheme
 from sae_baselines.baselines.frozen_encoder import Learned
+from sae_baselines.baselines.transcoder import is_transcoder
 from sae_baselines.controls import (
     PUBLISHED,
     TRAINED,
@@ -654,6 +655,11 @@ def validate_architectures(spec: StudySpec) -> None:
                 )
             hint = did_you_mean(architecture, base_architectures())
             raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
+        if is_transcoder(architecture):
+            raise UserError(
+                f"architecture: {architecture!r} writes at another hook than it reads, and "
+                "studies train SAEs; train it with SAELens' trainers (docs/transcoders.md)"
+            )
         register_baselines(architecture)
         config_class = get_baseline(f"seeded_{architecture}").config_class
         known = {f.name for f in fields(config_class)}

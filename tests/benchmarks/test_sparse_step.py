@@ -35,7 +35,7 @@ def imported() -> Iterator[Callable[[str], Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         # Benchmarks put a cache in its place.
-        patch.setattr(seeded_start, "sample_directions", seeded_start.sample_directions)
+        patch.setattr(seeded_start, "start_directions", seeded_start.start_directions)
         yield importlib.import_module
     torch.set_num_threads(threads)
 

@@ -1,0 +1,326 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+from sae_baselines.baselines.directions import sample_directions, save_covariance
+from sae_baselines.baselines.registry import base_architectures
+from sae_baselines.baselines.transcoder import TRANSCODERS, PairStart
+from sae_baselines.errors import UserError
+from tests.helpers import (
+    BATCH,
+    CONSTRAINTS,
+    D_IN,
+    D_OUT,
+    D_SAE,
+    activations,
+    cosines,
+    differing,
+    gradients,
+    make_sae,
+    make_trainer,
+    only_checkpoint,
+    randomise_,
+    resume,
+    step_input,
+    train,
+    weights,
+)
+
+STOCK = "sae_lens.saes.transcoder"
+EXPORTED = {
+    ("transcoder_standard", False): "Transcoder",
+    ("transcoder_standard", True): "SkipTranscoder",
+    **{(b, False): "JumpReLUTranscoder" for b in TRANSCODERS if b != "transcoder_standard"},
+    **{(b, True): "JumpReLUSkipTranscoder" for b in TRANSCODERS if b != "transcoder_standard"},
+}
+
+
+@pytest.fixture(autouse=True)
+def either_step() -> None:
+    """Once is enough: a test here holds the two kinds of step together."""
+
+
+def mlp(x: torch.Tensor) -> torch.Tensor:
+    """What a transcoder has to learn, ``[n, D_OUT]``, far from 0 and of another size than x."""
+    generator = torch.Generator().manual_seed(3)
+    into = torch.randn(D_IN, 24, generator=generator) / D_IN**0.5
+    out = torch.randn(24, D_OUT, generator=generator)
+    return 4 * (torch.relu(x @ into) @ out) + 5
+
+
+def pairs(n: int, seed: int = 0) -> torch.Tensor:
+    x = activations(n, seed=seed) + 0.5
+    return torch.cat([x, mlp(x)], dim=1)
+
+
+def stream(first: int = 0) -> Iterator[torch.Tensor]:
+    i = first
+    while True:
+        yield pairs(BATCH, seed=50 + i)
+        i += 1
+
+
+def make(name: str, skip: bool = True, **overrides: Any) -> Any:
+    return make_sae(name, skip=skip, **overrides)
+
+
+def started(name: str, skip: bool = True, **overrides: Any) -> Any:
+    start = PairStart.of(pairs(512), D_IN)
+    scales = {"input_scale": start.input_scale, "output_scale": start.output_scale}
+    sae = make(name, skip, **{**scales, **overrides})
+    sae.set_start(start)
+    return sae
+
+
+def by_hand(sae: Any, x: torch.Tensor) -> torch.Tensor:
+    """What an exported SAE should make of inputs, from the weights in training, in float64."""
+    w = {name: tensor.double() for name, tensor in sae.state_dict().items()}
+    norm = w["W_dec"].norm(dim=1) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", 0) else 1
+    pre = (x.double() * sae.cfg.input_scale @ w["W_enc"] + w["b_enc"]) * norm
+    threshold = w.get("topk_threshold", w.get("threshold", torch.tensor(0.0)))
+    acts = torch.where(pre > threshold.clamp(min=0), pre, 0) / norm
+    out = acts @ w["W_dec"] + w["b_dec"]
+    if sae.cfg.skip:
+        out = out + x.double() * sae.cfg.input_scale @ w["W_skip"].T
+    return out / sae.cfg.output_scale
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("base", TRANSCODERS)
+@pytest.mark.parametrize("constraint", [*CONSTRAINTS, "seeded"])
+def test_trained_exported_loaded_by_saelens_and_resumed(
+    constraint: str, base: str, skip: bool, tmp_path: Path
+) -> None:
+    name = f"{constraint}_{base}"
+    config = {"n_checkpoints": 1, "checkpoint_path": str(tmp_path / "checkpoints")}
+    sae = started(name, skip)
+    start = weights(sae)
+    train(sae, 6, stream(), **config)
+    moved = set(differing(start, weights(sae)))
+    frozen = {"frozen_decoder": "W_dec", "frozen_encoder": "W_enc"}.get(constraint)
+    assert moved >= {"W_enc", "W_dec", "b_enc", "b_dec", *(["W_skip"] if skip else [])} - {
+        frozen
+    }
+    assert frozen not in moved
+    if constraint == "soft_frozen_decoder":
+        assert cosines(sae.W_dec, start["W_dec"]).min() >= sae.cfg.tau - 1e-6
+
+    again = started(name, skip)
+    trainer = make_trainer(again, 6, stream(3 + 1))
+    checkpoint = only_checkpoint(tmp_path / "checkpoints")
+    resume(trainer, checkpoint)
+    assert trainer.n_training_samples == 4 * BATCH
+    trainer.fit()
+    assert differing(weights(again), weights(sae)) == []
+
+    sae.save_inference_model(tmp_path / "exported")
+    x = pairs(256, seed=9)[:, :D_IN]
+    for loaded, expected in (
+        (SAE.load_from_disk(tmp_path / "exported"), by_hand(sae, x)),
+        (SAE.load_from_disk(checkpoint), None),
+    ):
+        assert (type(loaded).__module__, type(loaded).__name__) == (STOCK, EXPORTED[base, skip])
+        if expected is not None:
+            torch.testing.assert_close(loaded(x).double(), expected, rtol=1e-4, atol=1e-4)
+    details = loaded.cfg.metadata.training_architecture_details
+    assert details["base_architecture"] == base
+
+
+@pytest.mark.parametrize("base", ["transcoder_standard", "transcoder_jumprelu"])
+def test_an_export_without_a_running_threshold_is_the_training_sae(
+    base: str, tmp_path: Path
+) -> None:
+    sae = started(base)
+    train(sae, 4, stream())
+    sae.save_inference_model(tmp_path)
+    both = pairs(128, seed=9)
+    out = SAE.load_from_disk(tmp_path)(both[:, :D_IN])
+    for given in (both, both[:, :D_IN]):
+        torch.testing.assert_close(sae(given), out, rtol=1e-4, atol=1e-4)
+
+
+def test_saelens_multi_trainer_trains_a_panel_of_them_in_step() -> None:
+    saes = {c: started(f"{c}_transcoder_batchtopk") for c in (*CONSTRAINTS, "seeded")}
+    alone = started("frozen_decoder_transcoder_batchtopk")
+    train(alone, 4, stream())
+    cfg = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=4 * BATCH,
+        train_batch_size_samples=BATCH,
+        lr=1e-2,
+        lr_end=1e-2,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    data = ({"pair": batch} for batch in stream())
+    MultiSAETrainer(cfg, saes, dict.fromkeys(saes, "pair"), data).fit()
+    assert differing(weights(alone), weights(saes["frozen_decoder"])) == []
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("base", TRANSCODERS)
+@pytest.mark.parametrize("constraint", ["frozen_encoder", "seeded"])
+def test_the_sparse_step_is_the_dense_one(constraint: str, base: str, skip: bool) -> None:
+    wide = {"d_sae": 512, "sparse_step": True}
+    if base == "transcoder_standard":
+        wide |= {"encoder_init_scale": 0.5}
+    name = f"{constraint}_{base}"
+    sparse, dense = started(name, skip, **wide), started(name, skip, **wide)
+    dense.cfg.sparse_step = False
+    if base in ("transcoder_standard", "transcoder_jumprelu"):
+        for sae in (sparse, dense):
+            sae.b_enc.data.sub_(2.0 * sae.cfg.encoder_init_scale)
+    batch, dead = pairs(BATCH, seed=4), torch.zeros(512, dtype=torch.bool)
+    dead[5:40] = True
+    outputs = []
+    for sae in (sparse, dense):
+        if skip:
+            sae.W_skip.data.add_(0.01)
+        outputs.append(sae.training_forward_pass(step_input(sae, batch, dead)))
+    assert sparse.sparse_state.sparse_steps == 1, sparse.sparse_state
+    ours, stock = outputs
+    assert ours.losses.keys() == stock.losses.keys()
+    for loss, value in ours.losses.items():
+        torch.testing.assert_close(value, stock.losses[loss], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.sae_out, stock.sae_out, rtol=1e-4, atol=1e-5)
+    found, expected = gradients(sparse, ours.loss), gradients(dense, stock.loss)
+    assert found.keys() == expected.keys()
+    for key, gradient in found.items():
+        size = float(expected[key].abs().max())
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-5 * size + 1e-9)
+    if base == "transcoder_topk":
+        torch.testing.assert_close(sparse.topk_threshold, dense.topk_threshold)
+
+
+def test_the_loss_is_the_squared_error_of_scaled_outputs() -> None:
+    sae = started("transcoder_batchtopk")
+    randomise_(sae)
+    batch = pairs(BATCH, seed=4)
+    output = sae.training_forward_pass(step_input(sae, batch))
+    error = (output.sae_out - sae.cfg.output_scale * batch[:, D_IN:]).pow(2).sum(dim=1).mean()
+    torch.testing.assert_close(output.losses["mse_loss"], error)
+    torch.testing.assert_close(output.sae_in, sae.cfg.output_scale * batch[:, D_IN:])
+    torch.testing.assert_close(
+        sae(batch), output.sae_out / sae.cfg.output_scale, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_scales_train_as_scaled_data_do(skip: bool, tmp_path: Path) -> None:
+    scaled = make("frozen_decoder_transcoder_batchtopk", skip, input_scale=4, output_scale=0.5)
+    plain = make("frozen_decoder_transcoder_batchtopk", skip)
+    factor = torch.cat([torch.full((D_IN,), 4.0), torch.full((D_OUT,), 0.5)])
+    train(scaled, 5, stream())
+    train(plain, 5, (batch * factor for batch in stream()))
+    assert differing(weights(scaled), weights(plain)) == []  # powers of 2 do not round
+    x = pairs(64, seed=9)[:, :D_IN]
+    for sae in (scaled, plain):
+        sae.save_inference_model(tmp_path / sae.cfg.output_scale.hex())
+    of_scaled, of_plain = (
+        SAE.load_from_disk(tmp_path / sae.cfg.output_scale.hex()) for sae in (scaled, plain)
+    )
+    torch.testing.assert_close(of_scaled(x), 2 * of_plain(4 * x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_least_squares_skip_starts_at_the_affine_null() -> None:
+    both = pairs(2048)
+    start = PairStart.of(both, D_IN)
+    x, y = both[:, :D_IN].double().numpy(), both[:, D_IN:].double().numpy()
+    with_one = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    best = with_one @ np.linalg.lstsq(with_one, y, rcond=None)[0]
+    np.testing.assert_allclose(start.predict(both[:, :D_IN].double()), best, atol=1e-6)
+
+    sae = make("seeded_transcoder_batchtopk", input_scale=3.0, output_scale=0.2)
+    sae.set_start(start)
+    centred = sae.b_enc.clone()
+    sae.b_enc.data.fill_(-1e6)  # no latent is active
+    np.testing.assert_allclose(sae(both).detach(), best, atol=2e-3)
+    sae.b_enc.data.copy_(centred)
+    # The encoder is centred: the mean input gives 0 everywhere.
+    mean = torch.tensor(x.mean(axis=0, keepdims=True)).float()
+    pre = sae.encode_with_hidden_pre(mean)[1]
+    assert pre.abs().max() < 1e-4
+
+    zero = make("seeded_transcoder_batchtopk", skip_start="zero")
+    zero.set_start(start)
+    assert not zero.W_skip.any()
+    np.testing.assert_allclose(zero.b_dec.detach(), y.mean(axis=0), rtol=1e-5)
+
+
+def test_encoder_and_decoder_are_two_draws_that_a_seed_names(tmp_path: Path) -> None:
+    saes = [make(f"{c}_transcoder_topk", init_seed=3) for c in (*CONSTRAINTS, "seeded")]
+    for sae in saes:
+        assert torch.equal(sae.W_dec, saes[0].W_dec)
+        assert torch.equal(sae.W_enc, saes[0].W_enc)
+    assert torch.equal(saes[0].W_dec, sample_directions(D_SAE, D_OUT, seed=3))
+    square = make("seeded_transcoder_topk", init_seed=3, d_out=D_IN)
+    assert cosines(square.W_dec, square.W_enc.T).abs().mean() < 0.35
+
+    both = pairs(4096)
+    both[:, 0] *= 100  # inputs vary along the first axis, outputs along the last
+    both[:, -1] *= 100
+    save_covariance(torch.cov(both.double().T), tmp_path / "c.safetensors")
+    path = str(tmp_path / "c.safetensors")
+    cov = make("frozen_encoder_transcoder_topk", init_scheme="cov", init_covariance_path=path)
+    waiting = make("frozen_encoder_transcoder_topk", init_scheme="cov", init_cov_samples=4096)
+    assert waiting.start_is_pending
+    waiting.training_forward_pass(step_input(waiting, both))
+    for sae in (cov, waiting):
+        assert sae.W_enc[0].abs().mean() > 0.9
+        assert sae.W_dec[:, -1].abs().mean() > 0.9
+    torch.testing.assert_close(cov.W_enc, waiting.W_enc)
+
+
+def test_a_frozen_encoder_may_learn_its_threshold_alone() -> None:
+    sae = started("frozen_encoder_transcoder_jumprelu", learned="threshold")
+    start = weights(sae)
+    train(sae, 4, stream())
+    assert set(differing(start, weights(sae))) == {"W_dec", "b_dec", "W_skip", "threshold"}
+
+
+def test_a_constraint_is_one_file_for_saes_and_transcoders() -> None:
+    assert set(TRANSCODERS) <= set(base_architectures())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"d_out": 0}, "d_out: 0"),
+        ({"output_scale": 0.0}, "output_scale: 0.0"),
+        ({"skip_start": "ones"}, "skip_start: 'ones'"),
+        ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input: True.*space of outputs"),
+        (
+            {"normalize_activations": "expected_average_only_in"},
+            "normalize_activations.*input_scale and output_scale",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    for name in ("transcoder_topk", "frozen_encoder_transcoder_topk"):
+        with pytest.raises(ValueError, match=message):
+            make(name, **options)
+
+
+def test_batches_and_starts_that_do_not_fit_are_refused() -> None:
+    sae = make("transcoder_topk")
+    with pytest.raises(ValueError, match=f"width {D_OUT} is neither that of inputs, {D_IN}"):
+        sae.encode(torch.zeros(4, D_OUT))
+    with pytest.raises(ValueError, match=f"width {D_IN} has no outputs"):
+        sae.training_forward_pass(step_input(sae, torch.zeros(4, D_IN)))
+    with pytest.raises(UserError, match=f"{D_IN} of them say too little"):
+        PairStart.of(pairs(D_IN), D_IN)
+    still = pairs(64)
+    still[:, D_IN:] = 1
+    with pytest.raises(UserError, match="the outputs do not vary"):
+        PairStart.of(still, D_IN)
+    waiting = make("seeded_transcoder_topk", init_scheme="cov")
+    with pytest.raises(UserError, match="init_covariance_path"):
+        waiting.set_start(PairStart.of(pairs(64), D_IN))
