@@ -110,6 +110,8 @@ class TranscoderTrainingConfig(ConfigMixin):
         input_scale: Inputs are multiplied by this before the encoder (> 0). Folded into the
             weights of what is exported, as the next.
         output_scale: Outputs are multiplied by this before the loss (> 0).
+        shuffled_pairs: The null of the pairing: each input is trained towards the output of the
+            batch's next one, which in a shuffled batch is another token's; a skip starts at 0.
         hook_name_out: Where outputs are taken; goes to the metadata.
         apply_b_dec_to_input: Must be False: b_dec is in the space of outputs.
         normalize_activations: Must be ``none``: input and output have a scale each.
@@ -120,6 +122,7 @@ class TranscoderTrainingConfig(ConfigMixin):
     skip_start: SkipStart = "least_squares"
     input_scale: float = 1.0
     output_scale: float = 1.0
+    shuffled_pairs: bool = False
     hook_name_out: str | None = None
     apply_b_dec_to_input: bool = False
 
@@ -191,7 +194,7 @@ class TranscoderMixin(SAEMixin):
                 "yet; give the covariance of input and output as init_covariance_path"
             )
         cfg, shift = self.cfg, start.mean_out
-        if cfg.skip and cfg.skip_start == "least_squares":
+        if cfg.skip and cfg.skip_start == "least_squares" and not cfg.shuffled_pairs:
             shift = shift - start.skip @ start.mean_in
             self.W_skip.data.copy_(start.skip * (cfg.output_scale / cfg.input_scale))
         self.b_dec.data.copy_(shift * cfg.output_scale)
@@ -222,6 +225,8 @@ class TranscoderMixin(SAEMixin):
                 f"activations: width {x.shape[-1]} has no outputs; train on inputs and outputs "
                 "side by side"
             )
+        if self.cfg.shuffled_pairs:
+            y = y.roll(1, dims=0)
         y = y.to(self.dtype) * self.cfg.output_scale
         skip = self._skip(x) if self.cfg.skip else None
         # Reconstructing what the skip leaves is the same loss, with the same gradients.

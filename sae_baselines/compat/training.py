@@ -132,6 +132,25 @@ def careful_resuming() -> Iterator[None]:
         MultiSAETrainer.load_checkpoint, ActivationsStore.load_from_checkpoint = originals
 
 
+def side_by_side(store: ActivationsStore, read: str, write: str) -> None:
+    """Let a multi-hook store of one hook give that hook's activations and another's as one.
+
+    What it calls ``read`` is then ``[..., d_in + d_out]``: the token's activations at both.
+    """
+    original = store.get_multi_hook_activations
+
+    def both(batch_tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        names = store._hook_names
+        store._hook_names = [read, write]
+        try:
+            found = original(batch_tokens)
+        finally:
+            store._hook_names = names
+        return {read: torch.cat([found[read], found[write]], dim=-1)}
+
+    store.get_multi_hook_activations = both
+
+
 @contextmanager
 def progress_each_step() -> Iterator[None]:
     """Let SAELens' training bar move each step, and write lines where it goes to a file."""

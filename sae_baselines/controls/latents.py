@@ -7,6 +7,7 @@ import torch
 from sae_lens import SAE
 
 from sae_baselines.controls.source import rebuilt
+from sae_baselines.reconstruction import sides
 
 _ROWS_PER_CHUNK = 1024
 
@@ -58,8 +59,9 @@ def flat_copy(sae: SAE[Any]) -> SAE[Any]:
 
 @torch.no_grad()
 def firing_rates(sae: SAE[Any], activations: torch.Tensor) -> torch.Tensor:
-    """Share of ``[n, d_in]`` activations that each latent is active on, ``[d_sae]``."""
-    flat = flat_copy(sae)
+    """Share of ``[n, d_in]`` activations that each latent is active on, ``[d_sae]``; for a
+    transcoder `reconstruction.sides`."""
+    flat, activations = flat_copy(sae), sides(sae, activations)[0]
     count = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
     for x in chunks(flat, activations):
         count += (flat.encode(x) != 0).sum(dim=0)

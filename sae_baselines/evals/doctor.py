@@ -429,7 +429,11 @@ def _of_adapter(
     """What the adapter itself says, and its options; None if they are wrong."""
     try:
         options = suite.complete(given)
-        problems = [*suite.data_problems(options), *suite.problems(subject, options)]
+        problems = [
+            *suite.transcoder_problems(subject),
+            *suite.data_problems(options),
+            *suite.problems(subject, options),
+        ]
         return problems, options
     except UserError as error:
         return [str(error)], None

@@ -17,7 +17,7 @@ from typing import Literal
 
 from sae_baselines.controls import Depends
 from sae_baselines.errors import UserError
-from sae_baselines.evals.measured import HIGHER, NEITHER, Direction
+from sae_baselines.evals.measured import HIGHER, LOWER, NEITHER, Direction
 
 Favoured = Literal["dead", "random"]
 Unit = Literal["", "fraction", "nats", "bits", "latents"]
@@ -113,6 +113,11 @@ PROBE_NULLS = {
     RANDOM_LATENTS: "latents drawn at random of those that fire",
     PERMUTED_LABELS: "labels permuted",
 }
+
+
+# Of transcoders: least squares from input to output, without latents.
+AFFINE = "affine"
+_AFFINE_NULL = {AFFINE: "the affine map from input to output alone"}
 
 
 # The metric of probes on one latent.
@@ -249,15 +254,30 @@ OWN: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     (
         "panel",
         (
-            explained_variance(title="Explained variance, held-out text"),
-            Metric(
-                "ce_recovered",
-                HIGHER,
-                "Cross-entropy recovered, held-out text",
-                _RECOVERED,
-                "fraction",
-                "reconstruction",
-                least=0,
+            *with_floors(
+                explained_variance(title="Explained variance, held-out text"), _AFFINE_NULL
+            ),
+            *with_floors(
+                Metric(
+                    "ce_recovered",
+                    HIGHER,
+                    "Cross-entropy recovered, held-out text",
+                    _RECOVERED,
+                    "fraction",
+                    "reconstruction",
+                    least=0,
+                ),
+                _AFFINE_NULL,
+            ),
+            *with_floors(
+                Metric(
+                    "kl",
+                    LOWER,
+                    "KL divergence with the layer replaced, held-out text",
+                    unit="nats",
+                    depends="reconstruction",
+                ),
+                _AFFINE_NULL,
             ),
             Metric(
                 "explained_variance_at_rate_*",

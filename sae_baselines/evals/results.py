@@ -11,7 +11,8 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals.judge import same_judge
-from sae_baselines.evals.measured import HIGHER, NEITHER, Direction, Measured
+from sae_baselines.evals.measured import HIGHER, LOWER, NEITHER, Direction, Measured
+from sae_baselines.evals.metrics import AFFINE, null_name
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import DECISIVE
 from sae_baselines.evals.store import EvalStore, Result
@@ -61,6 +62,9 @@ _PANEL: dict[str, Direction] = {
     "ce_loss_with_sae": NEITHER,
     "cos_to_start_mean": NEITHER,
     "cos_to_start_min": NEITHER,
+    # Of transcoders: with the whole layer replaced, and by the affine map alone.
+    "kl": LOWER,
+    **{null_name(m, AFFINE): NEITHER for m in ("explained_variance", "ce_recovered", "kl")},
 }
 # What is measured of the SAEs of a vision study; `collect` takes no part in it.
 _VISION: dict[str, Direction] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, StandardSAE, StandardSAEConfig
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, Transcoder
 
 from sae_baselines.compat.saebench import counted_latents
 from sae_baselines.controls import is_random_model
@@ -238,7 +238,7 @@ def subject_of(
         UserError: They belong to different models or hooks, which no comparison bridges, or
             do not name theirs.
     """
-    found: dict[tuple[str, str, int, bool], str] = {}
+    found: dict[tuple[str, str, str | None, int, bool], str] = {}
     drawn: RandomModel | None = None
     widths = []
     for target in targets:
@@ -259,15 +259,17 @@ def subject_of(
                 f"{target.name}: its metadata name {name} as its model, and {drawn.name} as "
                 "the random one that it was trained on; use the SAE as it was exported"
             )
-        found.setdefault((str(name), str(hook), int(sae.cfg.d_in), centred), target.name)
+        writes = _hook_out(target.name, sae)
+        of = (str(name), str(hook), writes, int(sae.cfg.d_in), centred)
+        found.setdefault(of, target.name)
         widths.append(int(sae.cfg.d_sae))
     if len(found) > 1:
         listed = "; ".join(
-            f"{who}: {m}{', centred' if c else ''}, {h}, d_in {d}"
-            for (m, h, d, c), who in found.items()
+            f"{who}: {m}{', centred' if c else ''}, {h}{f' to {o}' if o else ''}, d_in {d}"
+            for (m, h, o, d, c), who in found.items()
         )
         raise UserError(f"saes: not of one model and hook ({listed}); evaluate them apart")
-    ((model_name, hook_name, d_in, centred),) = found
+    ((model_name, hook_name, hook_name_out, d_in, centred),) = found
     folder = None
     if model is not None:
         folder = Path(model).resolve()
@@ -284,7 +286,21 @@ def subject_of(
         local_model=folder,
         centred=centred,
         drawn=drawn,
+        hook_name_out=hook_name_out,
     )
+
+
+def _hook_out(name: str, sae: SAE[Any]) -> str | None:
+    """Where a transcoder writes; None for an SAE."""
+    if not isinstance(sae, Transcoder):
+        return None
+    found = sae.cfg.metadata.hook_name_out
+    if not found:
+        raise UserError(
+            f"{name}: its metadata lacks hook_name_out, where it writes; set "
+            "sae.cfg.metadata.hook_name_out"
+        )
+    return str(found)
 
 
 class Runner:

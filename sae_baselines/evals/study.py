@@ -112,6 +112,7 @@ def subject_of_panel(spec: PanelSpec, evals: EvalSpec) -> Subject:
         llm_batch_size=evals.llm_batch_size,
         local_model=folder.resolve() if folder.is_dir() else None,
         centred=spec.model.center_writing_weights,
+        hook_name_out=spec.hook_name_out,
     )
 
 

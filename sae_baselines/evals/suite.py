@@ -47,6 +47,7 @@ class Subject:
         local_model: Folder the language model is loaded from; None for the Hub.
         centred: Whether the SAEs read a model whose writing weights are centred.
         drawn: The random model that they read, if it is one.
+        hook_name_out: Where they write, if they are transcoders.
     """
 
     model_name: str
@@ -59,6 +60,7 @@ class Subject:
     local_model: Path | None = None
     centred: bool = False
     drawn: RandomModel | None = None
+    hook_name_out: str | None = None
 
     @property
     def weights_of(self) -> str:
@@ -186,6 +188,8 @@ class Suite(ABC):
         n_of: What the counts behind its values are of, unless a row says otherwise.
         seeded: Whether a seed changes its scores.
         on_random_model: What may be concluded from SAEs of a model with random weights.
+        on_transcoders: Why it cannot run on transcoders; None where it reads nothing but
+            latents, and can.
     """
 
     name: ClassVar[str]
@@ -202,6 +206,11 @@ class Suite(ABC):
         "refused", "Nobody has said what its scores mean on a model with random weights."
     )
 
+    on_transcoders: ClassVar[str | None] = (
+        "it puts reconstructions, or edits along decoder directions, in the place of what is "
+        "read"
+    )
+
     @abstractmethod
     def defaults(self) -> dict[str, Any]:
         """Options with their default values: SAEBench's config fields, and our own."""
@@ -216,7 +225,17 @@ class Suite(ABC):
     def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         """Those of its problems that are so on every machine: known before SAEs are trained."""
         versions = self.own_version_problems()
-        return [p for p in self.problems(subject, options) if p not in versions]
+        problems = [*self.transcoder_problems(subject), *self.problems(subject, options)]
+        return [p for p in problems if p not in versions]
+
+    def transcoder_problems(self, subject: Subject) -> Iterable[str]:
+        """Why transcoders cannot be evaluated with it."""
+        if subject.hook_name_out is not None and self.on_transcoders is not None:
+            yield (
+                f"hook_name_out: these are transcoders, which write at "
+                f"{subject.hook_name_out} and not where they read; {self.on_transcoders}. "
+                "Leave the suite out"
+            )
 
     def data_problems(self, options: Mapping[str, Any]) -> Iterable[str]:
         """Datasets that are neither here nor can be on the Hub."""

@@ -21,7 +21,7 @@ from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
 from sae_baselines.report.numbers import number
-from sae_baselines.results import Group, MetricKey, Results, ordered
+from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results, ordered
 from sae_baselines.stats import METHOD, Comparison, Verdict, first_of
 from sae_baselines.study.measure import L0_TOLERANCE
 
@@ -291,6 +291,8 @@ def _floors(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
     none: dict[str, list[bool]] = defaultdict(list)
     for metric, group in compared:
         scores = table.aggregates(metric, group, tested)
+        if metric[0] == PANEL_SUITE:
+            continue  # floors of transcoders, which are measured with them
         for floor in metric_of(*metric).floors:
             known = table.aggregates((metric[0], floor), group, tested)
             none[metric[0]] += [not math.isfinite(known.get(s, math.nan)) for s in scores]

@@ -1,7 +1,7 @@
 """Members with identical starts, as SAELens configs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from sae_baselines.baselines import (
     covariance_of,
     get_baseline,
     load_covariance,
-    sample_directions,
     save_covariance,
 )
-from sae_baselines.baselines.directions import InitScheme
+from sae_baselines.baselines.directions import InitScheme, start_directions
+from sae_baselines.baselines.transcoder import PairStart
 from sae_baselines.errors import UserError
 from sae_baselines.study.identity import COVARIANCE_FILE
 from sae_baselines.study.plan import MemberKey
@@ -32,7 +32,13 @@ from sae_baselines.study.recipes import (
     is_controlled,
     recipe_options,
 )
-from sae_baselines.study.spec import TRAINED, MemberSpec, StudySpec, has_integer_k
+from sae_baselines.study.spec import (
+    TRAINED,
+    MemberSpec,
+    PanelSpec,
+    StudySpec,
+    has_integer_k,
+)
 
 # The initial threshold of a JumpReLU comes from this many calibration activations.
 _THRESHOLD_SAMPLES = 2048
@@ -45,14 +51,21 @@ class Start:
     Attributes:
         activations: ``[n, d_in]`` calibration activations as the encoder will see them.
         b_dec: ``[d_in]`` start of b_dec in that space.
-        square_norm: Mean squared norm in that space.
+        square_norm: Mean squared norm in that space; of transcoders, of what they write.
         covariance_path: File for ``cov`` members; None if there are none.
+        pair: Of transcoders: what they start from instead of b_dec.
     """
 
     activations: torch.Tensor
     b_dec: torch.Tensor
     square_norm: float
     covariance_path: Path | None
+    pair: PairStart | None = None
+
+    @property
+    def d_out(self) -> int | None:
+        """Of transcoders."""
+        return None if self.pair is None else len(self.pair.mean_out)
 
 
 @dataclass(frozen=True)
@@ -74,15 +87,21 @@ class EncoderStart:
 Starts = dict[tuple[float, int, str], EncoderStart]
 
 
-def prepare_start(spec: StudySpec, calibration: torch.Tensor, folder: Path) -> Start:
+def prepare_start(
+    spec: StudySpec, calibration: torch.Tensor, folder: Path, d_in: int | None = None
+) -> Start:
     """Settle the common start from calibration activations.
 
     Args:
         spec: The study.
         calibration: ``[n, d_in]`` held-out activations, raw.
         folder: Where the covariance of ``cov`` members is kept.
+        d_in: Of transcoders, whose activations are inputs and outputs side by side.
     """
-    d_in = calibration.shape[1]
+    d_in = calibration.shape[1] if d_in is None else d_in
+    if getattr(spec, "hook_name_out", None) is not None:
+        assert isinstance(spec, PanelSpec)
+        return _prepare_pairs(spec, calibration, folder, d_in)
     x = calibration
     if spec.normalization == "expected_average_only_in":
         x = x * (d_in**0.5 / x.norm(dim=-1).mean())
@@ -103,6 +122,25 @@ def prepare_start(spec: StudySpec, calibration: torch.Tensor, folder: Path) -> S
     # A copy: a view would keep all of the normalised activations in memory.
     square_norm = float(x.pow(2).sum(dim=1).mean())
     return Start(x[:_THRESHOLD_SAMPLES].clone(), b_dec, square_norm, path)
+
+
+def _prepare_pairs(
+    spec: PanelSpec, calibration: torch.Tensor, folder: Path, d_in: int
+) -> Start:
+    pair = PairStart.of(calibration, d_in)
+    if not spec.scales_sides:
+        pair = replace(pair, input_scale=1.0, output_scale=1.0)
+    scales = torch.full((calibration.shape[1],), pair.input_scale)
+    scales[d_in:] = pair.output_scale
+    scaled = (calibration - torch.cat([pair.mean_in, pair.mean_out]).float()) * scales
+    path = None
+    if any(m.init_scheme == "cov" for m in spec.member_specs):
+        path = folder / COVARIANCE_FILE
+        save_covariance(covariance_of(scaled), path)
+    written = scaled[:, d_in:]
+    square_norm = float(written.pow(2).sum(dim=1).mean())
+    read = scaled[:_THRESHOLD_SAMPLES, :d_in].clone()
+    return Start(read, written.new_zeros(written.shape[1]), square_norm, path, pair)
 
 
 def member_configs(
@@ -146,9 +184,14 @@ def member_config(
     def begin(scheme: InitScheme) -> EncoderStart:
         which = (panel.l0, panel.seed, scheme)
         if which not in starts:
-            shift = start.b_dec if spec.sae_options.get("apply_b_dec_to_input", True) else 0.0
-            x, path = start.activations - shift, start.covariance_path
-            starts[which] = encoder_start(x, width, panel.l0, panel.seed, scheme, path)
+            centred = start.pair is None and spec.sae_options.get("apply_b_dec_to_input", True)
+            x, path = (
+                start.activations - (start.b_dec if centred else 0.0),
+                start.covariance_path,
+            )
+            starts[which] = encoder_start(
+                x, width, panel.l0, panel.seed, scheme, path, start.d_out
+            )
         return starts[which]
 
     options: dict[str, Any] = {
@@ -161,6 +204,13 @@ def member_config(
         "init_scheme": member.init_scheme,
         **architecture_options(base, panel.l0, width, known),
     }
+    if start.pair is not None:
+        options |= {
+            "d_out": start.d_out,
+            "hook_name_out": getattr(spec, "hook_name_out", None),
+            "input_scale": start.pair.input_scale,
+            "output_scale": start.pair.output_scale,
+        }
     if member.init_scheme == "cov":
         options["init_covariance_path"] = str(start.covariance_path)
     if "sparse_step" in known:
@@ -310,8 +360,12 @@ def encoder_start(
     seed: int,
     scheme: InitScheme,
     covariance_path: Path | None,
+    d_out: int | None = None,
 ) -> EncoderStart:
     """Threshold and scale of the initial encoder; the same rule for every member.
+
+    A transcoder's first latents write directions that have nothing to do with what they read,
+    so that no factor fits best: its scale is 1.
 
     Args:
         encoder_in: ``[n, d_in]`` what the encoder multiplies with W_enc.
@@ -320,16 +374,19 @@ def encoder_start(
         seed: Seed of the initial directions.
         scheme: Their scheme.
         covariance_path: Their covariance, for ``cov``.
+        d_out: Of a transcoder.
     """
     covariance = None
     if scheme == "cov":
         covariance = load_covariance(covariance_path=str(covariance_path))
-    directions = sample_directions(
-        d_sae, encoder_in.shape[1], seed=seed, scheme=scheme, covariance=covariance
+    _, directions = start_directions(
+        d_sae, encoder_in.shape[1], d_out, seed=seed, scheme=scheme, covariance=covariance
     )
     pre = encoder_in @ directions.T
     wanted = max(1, round(l0 * pre.shape[0]))
     threshold = max(0.0, float(pre.flatten().topk(wanted).values[-1]))
+    if d_out is not None:
+        return EncoderStart(threshold, 1.0)
     pre[pre < threshold] = 0
     # <x, x_hat> = sum of z^2, as each z is <x, d>.
     square = float((pre @ directions).pow(2).sum(dtype=torch.float64))
@@ -339,6 +396,9 @@ def encoder_start(
 
 @torch.no_grad()
 def set_b_dec(saes: Mapping[str, Any], start: Start) -> None:
-    """Give every member the common b_dec."""
+    """Give every member the common b_dec; a transcoder what else it starts with."""
     for sae in saes.values():
-        sae.set_start_b_dec(start.b_dec)
+        if start.pair is None:
+            sae.set_start_b_dec(start.b_dec)
+        else:
+            sae.set_start(start.pair)

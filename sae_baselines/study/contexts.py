@@ -23,6 +23,7 @@ from sae_baselines.controls.latents import flat_copy
 from sae_baselines.errors import UserError
 from sae_baselines.files import check_shape, read_json, reading, sha256_of, write_sealed
 from sae_baselines.progress import progress
+from sae_baselines.reconstruction import sides
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.held_out import HeldOut
 from sae_baselines.study.language_model import token_texts, unembedding
@@ -196,7 +197,8 @@ class Words:
                 f"model.name: {spec.model.name} has no tokenizer, without which its "
                 "tokens cannot be shown; add the tokenizer's files to its folder"
             )
-        return cls(model.tokenizer, unembedding(model, spec.hook_name))
+        writes = spec.hook_name if spec.hook_name_out is None else spec.hook_name_out
+        return cls(model.tokenizer, unembedding(model, writes))
 
     def texts(self, ids: torch.Tensor) -> list[str]:
         """Of tokens that follow one another."""
@@ -239,7 +241,7 @@ def encoded_contexts(
     for x in held_out.evaluation.split(sizes):
         if len(x) == 0:
             continue
-        x = x.to(sae.device)
+        x, _ = sides(sae, x.to(sae.device))
         acts = sae.encode(x)
         yield first, x, acts.to_dense() if acts.is_sparse else acts
         first += len(x)

@@ -145,7 +145,8 @@ class Source(Protocol):
 
     Attributes:
         device: Torch device of members and batches.
-        calibration: float32 CPU ``[n, d_in]`` held-out activations, raw, for thresholds.
+        calibration: float32 CPU ``[n, d_in]`` held-out activations, raw, for thresholds; where
+            there is an attribute ``d_in``, of transcoders' inputs and outputs side by side.
         held_out: ``[n, d_in]`` the same, for EV and L0 on the way.
         evaluation: ``[n, d_in]`` raw activations that `measure` is on, or the like.
         facts: Where held-out activations are from; for metadata of every member.
@@ -606,7 +607,12 @@ class _Work:
         open_source: Any = _source_class(spec)
         self.source: Source = open_source(spec, folder, name, **inputs)
         self.source.start_folder.mkdir(parents=True, exist_ok=True)
-        self.start = prepare_start(spec, self.source.calibration, self.source.start_folder)
+        # Of transcoders, activations are inputs and outputs side by side.
+        width = self.source.calibration.shape[1]
+        self.d_in = getattr(self.source, "d_in", width)
+        self.start = prepare_start(
+            spec, self.source.calibration, self.source.start_folder, self.d_in
+        )
 
         while spec.reference is not None and not folder.has_published():
             with share.doing("copy:published") as mine:
@@ -648,8 +654,7 @@ class _Work:
             clear_checkpoints(checkpoints, spec_hash(spec))
             return []
         began = time.monotonic()
-        d_in = self.source.calibration.shape[1]
-        configs = member_configs(spec, members, self.start, d_in, self.source.device)
+        configs = member_configs(spec, members, self.start, self.d_in, self.source.device)
         run = PassRun(
             this_pass,
             configs,

@@ -11,6 +11,7 @@ from sae_lens import ActivationsStore
 from sae_lens.util import get_special_token_ids
 from transformer_lens.hook_points import HookedRootModule
 
+from sae_baselines.compat.training import side_by_side
 from sae_baselines.errors import UserError
 from sae_baselines.progress import progress
 from sae_baselines.study.data import AnyDataset, n_held_out_contexts, split_text
@@ -27,7 +28,8 @@ class HeldOut:
     reason contexts are drawn from more documents than they fill (``held_out_spread``).
 
     Attributes:
-        calibration: float32 CPU ``[n, d_in]``; thresholds and covariance come from these.
+        calibration: float32 CPU ``[n, d_in]``; thresholds and covariance come from these. Of
+            transcoders ``[n, d_in + d_out]``: inputs and outputs side by side; the next too.
         evaluation: float32 CPU ``[n, d_in]``; everything reported is measured on these.
         tokens: int64 CPU ``[contexts, context_size]``; evaluation contexts to splice into.
         contexts: int64 CPU, likewise; every evaluation context.
@@ -49,7 +51,7 @@ class Data:
         train: Documents to train on.
         n_held_out: How many documents before them are held out.
         held_out: Activations of those.
-        d_in: Width of the hook.
+        d_in: Width of the hook; of transcoders, of that where they read.
     """
 
     train: AnyDataset
@@ -74,7 +76,7 @@ def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, devic
     if spec.hook_name not in model.hook_dict:
         raise UserError(f"hook_name: {spec.hook_name!r} is not a hook of the given model")
     d_in = hook_width(model, spec.hook_name)
-    spec.check_hook(d_in)
+    spec.check_hook(d_in, None if spec.hook_name_out is None else width_out(model, spec))
     longest = n_ctx_of(model)
     if longest is not None and spec.context_size > longest:
         raise UserError(
@@ -87,11 +89,38 @@ def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, devic
     return Data(split.train, split.n_held_out, held_out, d_in)
 
 
-def hook_width(model: HookedRootModule, hook_name: str) -> int:
+def width_out(model: HookedRootModule, spec: PanelSpec) -> int:
+    """d_out of the hook where transcoders write.
+
+    Raises:
+        UserError: No such hook, one that is no vector a token, of another width than the
+            spec's, or before the one where they read.
+    """
+    read, write = spec.hook_name, spec.hook_name_out
+    assert write is not None
+    if write not in model.hook_dict:
+        raise UserError(f"hook_name_out: {write!r} is not a hook of the model that is read")
+    d_out = hook_width(model, write, "hook_name_out")
+    if spec.d_out is not None and spec.d_out != d_out:
+        raise UserError(f"d_out: {spec.d_out} does not match {write}, which has {d_out}")
+    tokens = torch.zeros((1, 2), dtype=torch.long, device=model_device(model))
+    with torch.no_grad():
+        cache = model.run_with_cache(tokens, names_filter=[read, write], prepend_bos=False)[1]
+    # In the order in which a forward pass comes through them.
+    if list(cache.keys()) != [read, write]:
+        raise UserError(
+            f"hook_name_out: {write!r} is before hook_name, {read!r}, in the model; a "
+            "transcoder writes after it has read, so exchange them or name another"
+        )
+    return d_out
+
+
+def hook_width(model: HookedRootModule, hook_name: str, field: str = "hook_name") -> int:
     """d_in of a hook, from forward passes over a few tokens (heads flattened).
 
     Raises:
-        UserError: The model does not run through it, or what passes there is no vector a token.
+        UserError: The model does not run through it, or what passes there is no vector a token;
+            names ``field``.
     """
 
     def shape(n: int) -> tuple[int, ...]:
@@ -99,7 +128,7 @@ def hook_width(model: HookedRootModule, hook_name: str) -> int:
         cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)[1]
         if hook_name not in cache:
             raise UserError(
-                f"hook_name: {hook_name!r} is never reached as the model is loaded (it belongs "
+                f"{field}: {hook_name!r} is never reached as the model is loaded (it belongs "
                 "to an option of TransformerLens that is off); use another hook"
             )
         return tuple(cache[hook_name].shape)
@@ -109,7 +138,7 @@ def hook_width(model: HookedRootModule, hook_name: str) -> int:
     # Patterns of attention are [batch, head, token, token].
     if few[:2] != (1, 2) or more[:2] != (1, 3) or few[2:] != more[2:] or len(few) < 3:
         raise UserError(
-            f"hook_name: {hook_name!r} gives an array of shape {more} for 3 tokens, and an SAE "
+            f"{field}: {hook_name!r} gives an array of shape {more} for 3 tokens, and an SAE "
             "reads a vector a token; use another hook, such as one that ends in resid_post"
         )
     return math.prod(few[2:])
@@ -150,7 +179,7 @@ def held_out_store(
     model: HookedRootModule, dataset: AnyDataset, spec: PanelSpec, d_in: int, device: str
 ) -> ActivationsStore:
     """SAELens' store over the held-out documents."""
-    return ActivationsStore.from_config_multi_hook(
+    store = ActivationsStore.from_config_multi_hook(
         model,
         dataset=dataset,
         hook_names=[spec.hook_name],
@@ -163,6 +192,9 @@ def held_out_store(
         seqpos_slice=tuple(spec.seqpos_slice),
         total_training_tokens=1,
     )
+    if spec.hook_name_out is not None:
+        side_by_side(store, spec.hook_name, spec.hook_name_out)
+    return store
 
 
 @torch.no_grad()
@@ -204,13 +236,13 @@ def collect_held_out(
     per_batch = spec.store_batch_size_prompts
     for batch in progress(contexts.split(per_batch), desc="Held-out activations", unit="batch"):
         rows = read(batch.to(model_device(model)))[spec.hook_name].cpu()
-        batches.append(rows.reshape(*rows.shape[:2], d_in))
+        batches.append(rows.reshape(*rows.shape[:2], -1))
     rows = torch.cat(batches)
     n_calibration = -(-spec.calibration_tokens // spec.training_context_size)
     n_ce = -(-spec.ce_tokens // spec.training_context_size)
 
     def flat(part: slice) -> torch.Tensor:
-        acts = rows[part].reshape(-1, d_in)
+        acts = rows[part].flatten(0, 1)
         if special is None:
             return acts
         ids = contexts[part][:, slice(*spec.seqpos_slice)].reshape(-1)

@@ -12,6 +12,7 @@ from sae_lens import SAE
 from sae_baselines.controls.latents import chunks, flat_copy
 from sae_baselines.errors import UserError
 from sae_baselines.files import new_file, reading
+from sae_baselines.reconstruction import sides, skip_of
 from sae_baselines.study.spec import PER_TOKEN_NORMS
 
 LATENTS_FILE = "latents.npz"
@@ -105,33 +106,38 @@ def latents_of(
 
     Args:
         sae: Inference SAE.
-        activations: ``[n, d_in]``, raw.
+        activations: ``[n, d_in]``, raw; for a transcoder `reconstruction.sides`.
         cosines: Of decoder rows with their start, ``[d_sae]``.
     """
     sae = flat_copy(sae).to(sae.device)
     d_sae, n = sae.cfg.d_sae, len(activations)
     decoder, bias = _linear_decoder(sae)
-    mean = activations.double().mean(dim=0).to(sae.device)
+    mean = sides(sae, activations)[1].double().mean(dim=0).to(sae.device)
     firings = torch.zeros(d_sae, dtype=torch.int64)
     gain, total = torch.zeros(d_sae).double(), torch.zeros(d_sae).double()
-    error = torch.zeros(sae.cfg.d_in).double()
-    variance = unlike = size = 0.0
+    error, of_skip = torch.zeros(2, len(mean)).double()
+    variance = unlike = size = by_skip = 0.0
     sample: list[tuple[torch.Tensor, torch.Tensor]] = []
     left = SAMPLE
-    for x in chunks(sae, activations):
+    for both in chunks(sae, activations):
+        x, written = sides(sae, both)
         acts = sae.encode(x)
         acts = acts.to_dense() if acts.is_sparse else acts
-        x_hat = sae.decode(acts)
-        centred = (x - mean).double()
+        decoded, skip = sae.decode(acts), skip_of(sae, x)
+        x_hat = decoded + skip
+        centred = (written - mean).double()
         y = (x_hat - mean).double()
         firings += (acts != 0).sum(dim=0).cpu()
         gain += (acts * ((2 * centred - y).to(decoder) @ decoder.T)).double().sum(dim=0).cpu()
         total += acts.double().sum(dim=0).cpu()
         error += y.sum(dim=0).cpu()
+        if isinstance(skip, torch.Tensor):
+            by_skip += float((skip.double() * (2 * centred - y)).sum())
+            of_skip += skip.double().sum(dim=0).cpu()
         variance += float(centred.pow(2).sum())
         if left > 0:
-            unlike += float((acts @ decoder + bias - x_hat).double().pow(2).sum())
-            size += float(x_hat.double().pow(2).sum())
+            unlike += float((acts @ decoder + bias - decoded).double().pow(2).sum())
+            size += float(decoded.double().pow(2).sum())
             sample.append(_sparse(acts[:left].cpu()))
             left -= len(sample[-1][0])
     shift = error / n
@@ -139,6 +145,8 @@ def latents_of(
     mean_gain = (decoder.double().cpu() @ -shift) * total
     explained = (gain - mean_gain) / variance
     offset = -n * float(shift.pow(2).sum()) / variance
+    # What a transcoder's skip explains is no latent's, and accounted for in the same way.
+    offset += (by_skip + float(shift @ of_skip)) / variance
     if not unlike <= _LINEAR * size:
         explained, offset = torch.full_like(explained, torch.nan), float("nan")
     counts = torch.cat([count for count, _ in sample])

@@ -1,5 +1,6 @@
 """What a panel reports about each exported member, on held-out activations."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import torch
 from sae_lens import SAE
 from transformer_lens.hook_points import HookedRootModule
 
-from sae_baselines.baselines import cosine_to_start, load_covariance, sample_directions
-from sae_baselines.baselines.directions import InitScheme
-from sae_baselines.reconstruction import explained_variance
+from sae_baselines.baselines import cosine_to_start, load_covariance
+from sae_baselines.baselines.directions import InitScheme, start_directions
+from sae_baselines.baselines.transcoder import PairStart
+from sae_baselines.reconstruction import RunningVariance, explained_variance
 from sae_baselines.study.held_out import HeldOut, model_device, special_tokens
 from sae_baselines.study.spec import PanelSpec
 
@@ -74,6 +76,35 @@ class TextMeasurement(Measurement):
     ce_recovered: float | None
 
 
+@dataclass(frozen=True)
+class AffineNull:
+    """What the affine map from input to output alone gives, which needs no latents: fitted by
+    least squares to calibration activations, measured where transcoders are. Its names are
+    those of floors (`evals.metrics.null_name`).
+
+    Attributes:
+        explained_variance_null_affine: Of the output.
+        ce_recovered_null_affine: With the map's output spliced in; None where nothing was.
+        kl_null_affine: Likewise.
+    """
+
+    explained_variance_null_affine: float
+    ce_recovered_null_affine: float | None
+    kl_null_affine: float | None
+
+
+@dataclass(frozen=True)
+class TranscoderMeasurement(TextMeasurement, AffineNull):
+    """EV and losses are those of the output; ``..._recovered`` and KL say how well the model
+    does with the whole layer replaced.
+
+    Attributes:
+        kl: KL divergence of next-token predictions from the model's own, per token, nats.
+    """
+
+    kl: float | None
+
+
 def l0_matches(l0: float, target: float) -> bool:
     """Whether a measured L0 is near enough to its target to be compared."""
     return abs(l0 - target) <= L0_TOLERANCE * target
@@ -107,35 +138,11 @@ def splice_loss(
         model: The language model.
         spec: Hook, slice and batch size.
         tokens: ``[contexts, context_size]``.
-        replace: Maps ``[n, d_in]`` float32 activations to their replacement; None for none.
+        replace: Maps ``[n, d_in]`` float32 activations to their replacement, where transcoders
+            write ``[n, d_out]`` or one number; None for none.
     """
-    special = special_tokens(model, spec)
-    trained = torch.zeros(tokens.shape, dtype=torch.bool)
-    trained[:, slice(*spec.seqpos_slice)] = True
-    if special is not None:
-        trained &= ~torch.isin(tokens, special)
     total, count = 0.0, 0
-    masks = iter(trained.split(spec.store_batch_size_prompts))
-    for batch in tokens.split(spec.store_batch_size_prompts):
-        batch = batch.to(model_device(model))
-        mask = next(masks).to(batch.device)
-
-        def hook(
-            acts: torch.Tensor,
-            hook: Any,  # noqa: ARG001
-            mask: torch.Tensor = mask,
-        ) -> torch.Tensor:
-            kept = acts[mask]  # [n, ...]
-            assert replace is not None
-            new = replace(kept.flatten(1).float()).reshape(kept.shape)
-            out = acts.clone()
-            out[mask] = new.to(acts.dtype)
-            return out
-
-        hooks: list[Any] = [] if replace is None else [(spec.hook_name, hook)]
-        logits: torch.Tensor = model.run_with_hooks(
-            batch, return_type="logits", fwd_hooks=hooks
-        )
+    for batch, logits in _spliced(model, spec, tokens, replace):
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
         )
@@ -144,16 +151,101 @@ def splice_loss(
     return total / count
 
 
+@torch.no_grad()
+def splice_divergence(
+    model: HookedRootModule, spec: PanelSpec, tokens: torch.Tensor, replace: Any
+) -> float:
+    """KL divergence per token, nats, of predictions with activations replaced from those of
+    the model as it is; arguments as of `splice_loss`."""
+    total, count = 0.0, 0
+    clean = _spliced(model, spec, tokens, None)
+    for (_, ours), (_, theirs) in zip(
+        clean, _spliced(model, spec, tokens, replace), strict=True
+    ):
+        p, q = (logits[:, :-1].float().log_softmax(-1) for logits in (ours, theirs))
+        total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+        count += p.shape[0] * p.shape[1]
+    return total / count
+
+
+def _spliced(
+    model: HookedRootModule, spec: PanelSpec, tokens: torch.Tensor, replace: Any
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of tokens, and the model's logits."""
+    special = special_tokens(model, spec)
+    trained = torch.zeros(tokens.shape, dtype=torch.bool)
+    trained[:, slice(*spec.seqpos_slice)] = True
+    if special is not None:
+        trained &= ~torch.isin(tokens, special)
+    write = spec.hook_name if spec.hook_name_out is None else spec.hook_name_out
+    masks = iter(trained.split(spec.store_batch_size_prompts))
+    for batch in tokens.split(spec.store_batch_size_prompts):
+        batch = batch.to(model_device(model))
+        mask = next(masks).to(batch.device)
+
+        read: list[torch.Tensor] = []
+
+        def look(
+            acts: torch.Tensor,
+            hook: Any,  # noqa: ARG001
+            mask: torch.Tensor = mask,
+            read: list[torch.Tensor] = read,
+        ) -> None:
+            read.append(acts[mask].flatten(1).float())
+
+        def hook(
+            acts: torch.Tensor,
+            hook: Any,  # noqa: ARG001
+            mask: torch.Tensor = mask,
+            read: list[torch.Tensor] = read,
+        ) -> torch.Tensor:
+            kept = acts[mask]  # [n, ...]
+            assert replace is not None
+            new = replace(read.pop() if read else kept.flatten(1).float())
+            out = acts.clone()
+            out[mask] = (new.reshape(kept.shape) if new.ndim else new).to(acts.dtype)
+            return out
+
+        hooks: list[Any] = [] if replace is None else [(write, hook)]
+        if hooks and write != spec.hook_name:
+            hooks.insert(0, (spec.hook_name, look))
+        yield batch, model.run_with_hooks(batch, return_type="logits", fwd_hooks=hooks)
+
+
 def base_losses(
     model: HookedRootModule, spec: PanelSpec, held_out: HeldOut
 ) -> BaseLosses | None:
     """Losses of the model alone and with the hook zeroed; None if ``ce_tokens`` is 0."""
     if len(held_out.tokens) == 0:
         return None
+    # A transcoder's zeros are as wide as its output.
+    zeros = torch.zeros_like if spec.hook_name_out is None else lambda x: x.new_zeros(())
     return BaseLosses(
         splice_loss(model, spec, held_out.tokens, None),
-        splice_loss(model, spec, held_out.tokens, torch.zeros_like),
+        splice_loss(model, spec, held_out.tokens, zeros),
     )
+
+
+@torch.no_grad()
+def affine_null(
+    model: HookedRootModule,
+    spec: PanelSpec,
+    held_out: HeldOut,
+    d_in: int,
+    losses: BaseLosses | None,
+) -> AffineNull:
+    """Fit and measure the affine map from input to output; arguments as of `measure_sae`."""
+    start = PairStart.of(held_out.calibration, d_in)
+    x, y = held_out.evaluation[:, :d_in], held_out.evaluation[:, d_in:]
+    variance = RunningVariance(y.double().mean(dim=0))
+    for part, target in zip(x.split(4096), y.split(4096), strict=True):
+        variance.add(target, start.predict(part))
+    recovered = kl = None
+    if losses is not None:
+        loss = splice_loss(model, spec, held_out.tokens, start.predict)
+        recovered = (losses.zero - loss) / (losses.zero - losses.clean)
+        kl = splice_divergence(model, spec, held_out.tokens, start.predict)
+    return AffineNull(variance.explained_variance, recovered, kl)
 
 
 def cosines_to_start(
@@ -161,7 +253,8 @@ def cosines_to_start(
 ) -> Cosines:
     """cos(row now, row at the start) of decoder rows and of encoder columns.
 
-    The start is drawn again from its seed; encoder and decoder start in the same directions.
+    The start is drawn again from its seed; encoder and decoder of an SAE start in the same
+    directions.
 
     Args:
         sae: Inference SAE, in the space it was trained in (whitening leaves it).
@@ -175,10 +268,15 @@ def cosines_to_start(
     covariance = None
     if scheme == "cov":
         covariance = load_covariance(covariance_path=str(covariance_path))
-    rows = sample_directions(
-        sae.cfg.d_sae, sae.cfg.d_in, seed=seed, scheme=scheme, covariance=covariance
+    decoder, encoder = start_directions(
+        sae.cfg.d_sae,
+        sae.cfg.d_in,
+        getattr(sae.cfg, "d_out", None),
+        seed=seed,
+        scheme=scheme,
+        covariance=covariance,
     )
-    return cosine_to_start(sae.W_dec.data, rows), cosine_to_start(sae.W_enc.data.T, rows)
+    return cosine_to_start(sae.W_dec.data, decoder), cosine_to_start(sae.W_enc.data.T, encoder)
 
 
 def measure_sae(
@@ -220,3 +318,21 @@ def measure_sae(
         n_tokens=held_out.evaluation.shape[0],
         **cosine_facts(cosines),
     )
+
+
+def measure_transcoder(
+    sae: SAE[Any],
+    spec: PanelSpec,
+    l0_target: float,
+    held_out: HeldOut,
+    model: HookedRootModule,
+    losses: BaseLosses | None,
+    cosines: Cosines | None,
+    affine: AffineNull,
+) -> TranscoderMeasurement:
+    """`measure_sae` of a transcoder, with the divergence and with what the affine map gives."""
+    measured = measure_sae(sae, spec, l0_target, held_out, model, losses, cosines)
+    kl = None
+    if losses is not None:
+        kl = splice_divergence(model, spec, held_out.tokens, sae)
+    return TranscoderMeasurement(**asdict(measured), **asdict(affine), kl=kl)

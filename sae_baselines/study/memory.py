@@ -31,12 +31,13 @@ def memory_of(device: str = "cpu") -> int | None:
     return min(found, default=None)
 
 
-def check_memory(spec: "StudySpec", d_in: int) -> None:
+def check_memory(spec: "StudySpec", d_in: int, d_out: int | None = None) -> None:
     """Refuse a study that cannot fit, whatever else the machine does.
 
     Args:
         spec: The study.
         d_in: Width of its activations.
+        d_out: Of what transcoders write.
 
     Raises:
         UserError: Weights and Adam's moments of the members that train at once, or held-out
@@ -49,7 +50,9 @@ def check_memory(spec: "StudySpec", d_in: int) -> None:
         for this_pass in spec.passes(source)
     )
     # W_enc, W_dec, and two moments of the one of them that every member learns.
-    one = 4 * d_in * d_sae * (4 if spec.sae_dtype == "float32" else 2)
+    sizes = d_in, d_in if d_out is None else d_out
+    one = (sum(sizes) + 2 * min(sizes)) * d_sae * (4 if spec.sae_dtype == "float32" else 2)
+    width = d_in + (d_out or 0)
     has = memory_of(spec.device)
     if has is not None and one * members > has:
         raise UserError(
@@ -60,7 +63,7 @@ def check_memory(spec: "StudySpec", d_in: int) -> None:
         )
     has = memory_of()
     for fields in (("calibration_tokens", "eval_tokens"), ("calibration_samples",)):
-        held_out = 4 * d_in * sum(getattr(spec, name, 0) for name in fields)
+        held_out = 4 * width * sum(getattr(spec, name, 0) for name in fields)
         if has is not None and held_out > has:
             raise UserError(
                 f"{', '.join(fields)}: their activations at d_in {d_in:,} take "

@@ -14,7 +14,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
-from sae_baselines.compat.training import OpenRunner, progress_each_step
+from sae_baselines.compat.training import OpenRunner, progress_each_step, side_by_side
 from sae_baselines.errors import StoppedError, UserError
 from sae_baselines.files import is_junk, read_json, remove, write_atomically
 from sae_baselines.study.held_out import checked_activations
@@ -45,11 +45,16 @@ class PanelRunner(OpenRunner):
     keep_checkpoints: int = 1
     spec_hash: str = ""
 
-    def prepare(self, keep_checkpoints: int, spec_hash: str) -> None:
-        """Call once between construction and `run`."""
+    def prepare(
+        self, keep_checkpoints: int, spec_hash: str, hook_name_out: str | None = None
+    ) -> None:
+        """Call once between construction and `run`; with a hook where transcoders write."""
         self.keep_checkpoints = keep_checkpoints
         self.spec_hash = spec_hash
         store = self.activations_store
+        if hook_name_out is not None:
+            (hook_name,) = set(self.cfg.hook_names_per_sae.values())
+            side_by_side(store, hook_name, hook_name_out)
         dtype = next(iter(self.saes.values())).dtype
         read = checked_activations(store.get_multi_hook_activations, dtype)
         store.get_multi_hook_activations = read  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ from sae_baselines.baselines import (
 from sae_baselines.baselines.cap import validate_tau
 from sae_baselines.baselines.directions import InitScheme
 from sae_baselines.baselines.frozen_encoder import Learned
-from sae_baselines.baselines.transcoder import is_transcoder
+from sae_baselines.baselines.transcoder import TRANSCODERS, is_transcoder
 from sae_baselines.controls import (
     PUBLISHED,
     TRAINED,
@@ -74,6 +74,7 @@ _LONGEST_NAME = 80
 # Set by the panel itself for every member; setting them by hand would break the comparison.
 SET_BY_PANEL = {
     "d_in",
+    "d_out",
     "d_sae",
     "dtype",
     "device",
@@ -91,6 +92,9 @@ SET_BY_PANEL = {
     "encoder_init_scale",
     "sparse_step",
     "normalize_activations",
+    "input_scale",
+    "output_scale",
+    "hook_name_out",
     "reshape_activations",
     "rescale_acts_by_decoder_norm",
 }
@@ -430,7 +434,7 @@ class HookSpec(StudySpec):
     def width(self, d_in: int) -> int:
         return self.d_sae if self.d_sae is not None else round(d_in * (self.expansion or 0))
 
-    def check_hook(self, d_in: int) -> None:
+    def check_hook(self, d_in: int, d_out: int | None = None) -> None:
         """Whether the spec fits the width of its hook.
 
         Raises:
@@ -442,7 +446,7 @@ class HookSpec(StudySpec):
             )
         for l0 in self.l0s:
             check_width(l0, self.width(d_in))
-        check_memory(self, d_in)
+        check_memory(self, d_in, d_out)
 
     def passes(self, source: str = "") -> list[Pass]:
         """One stream each, at most ``max_panels_per_pass`` panels."""
@@ -475,6 +479,9 @@ class PanelSpec(HookSpec):
     Args:
         model: The language model.
         hook_name: Where activations are taken, e.g. ``blocks.12.hook_resid_post``.
+        hook_name_out: Of a study of transcoders: where they write, e.g.
+            ``blocks.12.hook_mlp_out``; they read at ``hook_name``.
+        d_out: Checked against that hook if given.
         dataset: The text.
         training_tokens: Activations each member is trained on.
         calibration_tokens: Held-out tokens for thresholds and covariance.
@@ -489,6 +496,8 @@ class PanelSpec(HookSpec):
 
     model: ModelSpec
     dataset: DatasetSpec
+    hook_name_out: str | None = None
+    d_out: int | None = PydanticField(default=None, gt=0)
     training_tokens: int = PydanticField(default=500_000_000, gt=0)
 
     context_size: int = PydanticField(default=128, gt=1)
@@ -518,6 +527,7 @@ class PanelSpec(HookSpec):
 
     def check(self) -> None:
         super().check()
+        self._check_hook_out()
         steps = self.seqpos_slice[2:]
         if not 1 <= len(self.seqpos_slice) <= 3 or any(s is not None and s < 1 for s in steps):
             raise UserError(
@@ -540,6 +550,30 @@ class PanelSpec(HookSpec):
             raise UserError(
                 "data_order: 'per_seed' is not possible with dataset.streaming; use 'shared', "
                 "or download the dataset (streaming: false)"
+            )
+
+    def _check_hook_out(self) -> None:
+        if self.hook_name_out is None:
+            if self.d_out is not None:
+                raise UserError(
+                    f"d_out: {self.d_out} is of the hook that transcoders write at; give "
+                    "hook_name_out, or leave it out"
+                )
+            return
+        if self.hook_name_out == self.hook_name:
+            raise UserError(
+                f"hook_name_out: {self.hook_name!r} is hook_name too, which is an SAE; leave "
+                "hook_name_out out, or name another hook"
+            )
+        if self.normalize_activations not in ("none", "expected_average_only_in"):
+            raise UserError(
+                f"normalize_activations: {self.normalize_activations!r} is for SAEs; input and "
+                "output of a transcoder are scaled by a factor each, or with 'none' not at all"
+            )
+        if self.model.loader != "HookedTransformer":
+            raise UserError(
+                f"model.loader: {self.model.loader!r} is not possible with hook_name_out; use "
+                "HookedTransformer"
             )
 
     def __post_init__(self) -> None:
@@ -573,7 +607,13 @@ class PanelSpec(HookSpec):
 
     @property
     def normalization(self) -> str:
-        return self.normalize_activations
+        # Sides of a transcoder have a scale each (`build.prepare_start`).
+        return "none" if self.hook_name_out else self.normalize_activations
+
+    @property
+    def scales_sides(self) -> bool:
+        """Whether input and output of a transcoder are scaled."""
+        return self.normalize_activations != "none"
 
     @property
     def reference(self) -> PublishedSpec | None:
@@ -655,11 +695,7 @@ def validate_architectures(spec: StudySpec) -> None:
                 )
             hint = did_you_mean(architecture, base_architectures())
             raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
-        if is_transcoder(architecture):
-            raise UserError(
-                f"architecture: {architecture!r} writes at another hook than it reads, and "
-                "studies train SAEs; train it with SAELens' trainers (docs/transcoders.md)"
-            )
+        _validate_hooks(spec, architecture)
         register_baselines(architecture)
         config_class = get_baseline(f"seeded_{architecture}").config_class
         known = {f.name for f in fields(config_class)}
@@ -690,6 +726,23 @@ def validate_architectures(spec: StudySpec) -> None:
                 raise UserError(f"sae: {option}: {shown(value)}: {flaw}")
             if isinstance(value, str):
                 spec.sae_options[option] = checked  # YAML takes 1e-2 for text
+
+
+def _validate_hooks(spec: StudySpec, architecture: str) -> None:
+    """A transcoder has two hooks, an SAE one."""
+    writes = getattr(spec, "hook_name_out", None)
+    if is_transcoder(architecture) and writes is None:
+        raise UserError(
+            f"architecture: {architecture!r} writes at another hook than it reads; give "
+            "hook_name_out, in a study on text"
+        )
+    if writes is not None and not is_transcoder(architecture):
+        hint = f"transcoder_{architecture}"
+        known = hint if is_transcoder(hint) else ", ".join(TRANSCODERS)
+        raise UserError(
+            f"architecture: {architecture!r} is an SAE, and with hook_name_out a panel is of "
+            f"transcoders; use {known}, or leave hook_name_out out"
+        )
 
 
 def validate_members(spec: StudySpec) -> None:
@@ -995,6 +1048,8 @@ _AS_BEFORE = {
     "published": None,
     "held_out_spread": 1,
     "clip_grad_norm": 1.0,
+    "hook_name_out": None,
+    "d_out": None,
 }
 _CHOSEN_LATER = ("recipe", "held_out_spread")
 _MODEL_AS_BEFORE = {"center_writing_weights": False}

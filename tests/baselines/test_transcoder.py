@@ -13,6 +13,7 @@ from sae_baselines.baselines.directions import sample_directions, save_covarianc
 from sae_baselines.baselines.registry import base_architectures
 from sae_baselines.baselines.transcoder import TRANSCODERS, PairStart
 from sae_baselines.errors import UserError
+from sae_baselines.reconstruction import explained_variance
 from tests.helpers import (
     BATCH,
     CONSTRAINTS,
@@ -228,6 +229,25 @@ def test_scales_train_as_scaled_data_do(skip: bool, tmp_path: Path) -> None:
         SAE.load_from_disk(tmp_path / sae.cfg.output_scale.hex()) for sae in (scaled, plain)
     )
     torch.testing.assert_close(of_scaled(x), 2 * of_plain(4 * x), rtol=1e-5, atol=1e-5)
+
+
+def test_shuffled_pairs_teach_nothing_of_the_pairing() -> None:
+    name, held_out, found = "seeded_transcoder_batchtopk", pairs(1024, seed=9), {}
+    for shuffled in (False, True):
+        sae = started(name, shuffled_pairs=shuffled)
+        train(sae, 60, stream())
+        found[shuffled] = explained_variance(sae, held_out)[0]
+    assert found[False] > 0.8
+    assert found[True] < 0.1
+    batch = pairs(BATCH, seed=4)
+    rolled = torch.cat([batch[:, :D_IN], batch[:, D_IN:].roll(1, dims=0)], dim=1)
+    plain = started(name, skip_start="zero")
+    null = started(name, shuffled_pairs=True)
+    losses = [
+        sae.training_forward_pass(step_input(sae, x)).loss
+        for sae, x in ((plain, rolled), (null, batch))
+    ]
+    assert torch.equal(*losses)
 
 
 def test_a_least_squares_skip_starts_at_the_affine_null() -> None:

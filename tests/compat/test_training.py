@@ -213,3 +213,14 @@ def test_flaws_of_the_data_that_is_read_on_are_not_the_checkpoints(tmp_path: Pat
         (tmp_path / training.STORE_STATE).write_bytes(b"half")
         with pytest.raises(UserError, match=r"out: checkpoint .* is damaged"):
             store.load_from_checkpoint(tmp_path)
+
+
+def test_a_store_reads_the_hooks_that_it_names_and_mixes_what_it_read() -> None:
+    read = inspect.getsource(ActivationsStore.get_multi_hook_activations)
+    assert "for h in self._hook_names" in read, (
+        "ActivationsStore reads other hooks than _hook_names: side_by_side sets them"
+    )
+    mixed = inspect.getsource(ActivationsStore.get_multi_hook_data_loader)
+    assert "hook_names=list(self._hook_names)" in mixed, (
+        "ActivationsStore mixes other hooks than _hook_names: side_by_side puts them back"
+    )

@@ -63,6 +63,7 @@ class SaeProbes(SAEBenchSuite):
     evaluation = "sparse_probing_sae_probes"
     config_name = "SparseProbingSaeProbesEvalConfig"
     on_random_model = PROBES_ON_RANDOM
+    on_transcoders = None
     per_call = ("model_name", "random_seed", "results_path", "model_cache_path")
 
     def option_problems(self, subject: Subject, config: Any) -> Iterable[str]:

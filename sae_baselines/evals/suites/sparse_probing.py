@@ -65,6 +65,7 @@ class SparseProbing(SeedCachedSuite):
     evaluation = "sparse_probing"
     config_name = "SparseProbingEvalConfig"
     on_random_model = PROBES_ON_RANDOM
+    on_transcoders = None
     sizes = ("probe_train_set_size", "probe_test_set_size")
     positive = (*sizes, "context_length", "sae_batch_size")
 

@@ -100,6 +100,8 @@ def _metadata(known: SAEMetadata, spec: PanelSpec) -> SAEMetadata:
     metadata = SAEMetadata(**known.to_dict())
     metadata.model_name = spec.model.recorded_name
     metadata.hook_name = spec.hook_name
+    if spec.hook_name_out is not None:
+        metadata.hook_name_out = spec.hook_name_out
     # Whatever else its own names (a dtype, say) is not how the model is loaded here.
     metadata.model_from_pretrained_kwargs = model_kwargs(spec)
     return metadata

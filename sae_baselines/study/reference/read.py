@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from sae_lens import SAE
+from sae_lens import SAE, Transcoder
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.loading.pretrained_saes_directory import (
     get_pretrained_saes_directory,
@@ -114,6 +114,9 @@ def _refuse_unfit(sae: SAE[Any]) -> None:
             "give the exported SAE (SAELens' save_inference_model)"
         )
     refuse_not_finite(sae, "sae")
+    if isinstance(sae, Transcoder):
+        _refuse_unfit_transcoder(sae)
+        return
     try:
         check_class(type(sae))
     except UserError as error:
@@ -131,6 +134,29 @@ def _refuse_unfit(sae: SAE[Any]) -> None:
         )
 
 
+def _refuse_unfit_transcoder(sae: Transcoder) -> None:
+    if not sae.cfg.metadata.hook_name_out:
+        raise UserError(
+            "sae: this is a transcoder, which writes in another space than it reads, and its "
+            "metadata do not say where; write hook_name_out into the metadata of its cfg.json"
+        )
+    if sae.cfg.normalize_activations != "none":
+        raise UserError(
+            f"sae: a transcoder with normalize_activations="
+            f"{sae.cfg.normalize_activations!r} cannot be measured: SAELens says not how its "
+            "output is scaled back; export it with the scale folded in"
+        )
+
+
+# What SAELens' transcoders are trained as, where nothing says what they were.
+_TRANSCODERS = {
+    "transcoder": "transcoder_standard",
+    "skip_transcoder": "transcoder_standard",
+    "jumprelu_transcoder": "transcoder_jumprelu",
+    "jumprelu_skip_transcoder": "transcoder_jumprelu",
+}
+
+
 def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[str]]:
     """Base architecture of the baselines, and what must be said about it.
 
@@ -139,7 +165,8 @@ def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[st
         recorded: What it was trained as, or "".
         asked: What the user wants.
     """
-    exported = sae.cfg.architecture()
+    exported = str(sae.cfg.architecture())
+    nearest = _TRANSCODERS.get(exported, exported)
     if asked is not None:
         if asked not in base_architectures():
             hint = did_you_mean(asked, list(base_architectures()))
@@ -153,7 +180,7 @@ def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[st
         recorded = base
     if recorded in base_architectures():
         return recorded, []
-    if exported not in base_architectures():
+    if nearest not in base_architectures():
         hint = did_you_mean(exported, list(base_architectures()))
         raise UserError(
             f"sae: a {exported!r} SAE has no training architecture here; name the nearest with "
@@ -163,7 +190,13 @@ def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[st
     if recorded:
         notes.append(
             f"it was trained as {recorded}, which is not registered here; its baselines are "
-            f"{exported}, as it is exported (--architecture says otherwise)"
+            f"{nearest}, as it is exported (--architecture says otherwise)"
+        )
+    elif nearest == "transcoder_jumprelu":
+        notes.append(
+            "BatchTopK transcoders are exported as jumprelu_transcoder too and its config does "
+            "not say what it was trained as; its baselines are transcoder_jumprelu "
+            "(--architecture says otherwise)"
         )
     elif exported == "jumprelu":
         notes.append(
@@ -171,7 +204,7 @@ def _base(sae: SAE[Any], recorded: str, asked: str | None) -> tuple[str, list[st
             "not say what it was trained as; its baselines are jumprelu (--architecture says "
             "otherwise)"
         )
-    return exported, notes
+    return nearest, notes
 
 
 def _runner_config(source: str, where: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

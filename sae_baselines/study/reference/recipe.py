@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_lens import TopKTrainingSAE
+from sae_lens import TopKTrainingSAE, Transcoder
 
 from sae_baselines.baselines import get_baseline
+from sae_baselines.controls import is_control
 from sae_baselines.errors import UserError
 from sae_baselines.study.reference.read import Reference
 from sae_baselines.study.spec import (
@@ -149,10 +150,20 @@ def recipe_of(reference: Reference, options: CheckOptions, ask: Ask | None = Non
     notes.append(
         "it may have seen text that is held out from the others, which favours it if at all"
     )
+    members = list(options.members)
+    of_pair: dict[str, Any] = {}
+    if isinstance(reference.sae, Transcoder):
+        of_pair = {
+            "hook_name_out": reference.metadata["hook_name_out"],
+            "d_out": reference.sae.cfg.d_out,
+        }
+        if options.members == DEFAULT_MEMBERS:
+            members = [m for m in members if not is_control(m)]  # a transcoder has none
     panel: dict[str, Any] = {
         "name": study_name(reference),
         "model": _model(str(model), meta, notes),
         "hook_name": hook,
+        **of_pair,
         "dataset": {
             "path": dataset,
             "name": options.dataset_config,
@@ -162,7 +173,7 @@ def recipe_of(reference: Reference, options: CheckOptions, ask: Ask | None = Non
         "d_sae": reference.sae.cfg.d_sae,
         "d_in": reference.sae.cfg.d_in,
         "seeds": list(range(options.seeds)),
-        "members": list(options.members),
+        "members": members,
         "training_tokens": whole_number("tokens", tokens),
         "encoder_init": "fitted",
         "prepend_bos": _bos(meta, notes),
@@ -341,6 +352,8 @@ def _sae_fields(reference: Reference) -> dict[str, Any]:
     details = reference.metadata.get("training_architecture_details") or {}
     recorded = {**details, **trained}
     found = {k: recorded[k] for k in _OF_SAE if k in known and recorded.get(k) is not None}
+    if isinstance(reference.sae, Transcoder):
+        return {"skip": hasattr(reference.sae, "W_skip"), **found}
     return {"apply_b_dec_to_input": reference.sae.cfg.apply_b_dec_to_input, **found}
 
 

@@ -17,7 +17,15 @@ from sae_baselines.study.engine import PassRun, Trained, resolve_device
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.held_out import study_data
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.measure import BaseLosses, Cosines, base_losses, measure_sae
+from sae_baselines.study.measure import (
+    AffineNull,
+    BaseLosses,
+    Cosines,
+    affine_null,
+    base_losses,
+    measure_sae,
+    measure_transcoder,
+)
 from sae_baselines.study.reference.member import model_kwargs
 from sae_baselines.study.rows import reading
 from sae_baselines.study.runner import PanelRunner, checkpoint_to_resume
@@ -83,6 +91,7 @@ class TextSource:
         self.model = model
         self._memory = Memory()  # of the passes that measure
         self.data = study_data(spec, model, text, self.device)
+        self.d_in = self.data.d_in
         self.calibration = self.data.held_out.calibration
         self.held_out = self.evaluation = self.data.held_out.evaluation
         self.facts = {"held_out_documents": self.data.n_held_out}
@@ -108,7 +117,7 @@ class TextSource:
             runner = PanelRunner(cfg, override_dataset=text, override_model=self.model)
         finally:
             saelens_logger.setLevel(level)
-        runner.prepare(spec.keep_checkpoints, run_hash)
+        runner.prepare(spec.keep_checkpoints, run_hash, spec.hook_name_out)
         set_b_dec(runner.saes, run.start)
         torch.manual_seed(run.this_pass.data_seed)
         with reading(spec.dataset), run.tracking(runner.saes), careful_resuming():
@@ -160,10 +169,17 @@ class TextSource:
             return None  # a random model predicts nothing that a reconstruction could recover
         return base_losses(self.model, self.spec, self.data.held_out)
 
+    @cached_property
+    def _affine(self) -> AffineNull:
+        return affine_null(self.model, self.spec, self.data.held_out, self.d_in, self._losses)
+
     def measure(
         self, sae: SAE[Any], folder: Path, l0_target: float, cosines: Cosines | None
     ) -> dict[str, Any]:
         del folder
+        on = (self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines)
+        if self.spec.hook_name_out is not None:
+            return measure_transcoder(sae, *on, self._affine).to_dict()
         with sharing(self.model, self.spec.hook_name, self._memory):
             return measure_sae(
                 sae, self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines

@@ -1,0 +1,231 @@
+"""A study of transcoders: two hooks of one model, through the engine, measured and checked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import SAE
+
+from sae_baselines.errors import UserError
+from sae_baselines.evals.registry import get_suite, suite_names
+from sae_baselines.evals.spec import EvalSpec
+from sae_baselines.evals.study import subject_of_panel
+from sae_baselines.reconstruction import explained_variance, sides
+from sae_baselines.study.data import load_text
+from sae_baselines.study.engine import StudyResult, train_study
+from sae_baselines.study.held_out import Data, study_data
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.latents import Latents
+from sae_baselines.study.measure import affine_null, base_losses, splice_divergence, splice_loss
+from sae_baselines.study.reference.check import prepare_check
+from sae_baselines.study.reference.recipe import CheckOptions
+from sae_baselines.study.spec import PanelSpec, spec_from_dict, spec_hash
+from tests.tiny_model import D_MODEL, QUICK, tiny_panel
+
+READ, WRITE = "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"
+D_READ = 64
+MEMBERS = ["trained", "frozen_decoder", "frozen_encoder:cov"]
+
+
+def spec_of(folder: Path, **more: Any) -> PanelSpec:
+    fields = {
+        "architecture": "transcoder_batchtopk",
+        "hook_name": READ,
+        "hook_name_out": WRITE,
+        "d_sae": 96,
+        "expansion": None,
+        "members": MEMBERS,
+        "training_tokens": 128 * 12,
+        "sae": {"skip": True},
+        "drift": [1.0],
+        "n_checkpoints": 0,
+    }
+    return spec_from_dict({**tiny_panel(folder), **fields, **more})
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> Any:
+    return load_language_model(spec_of(model_folder).model, READ, "cpu")
+
+
+@pytest.fixture(scope="module")
+def data(model_folder: Path, model: Any, text: Dataset) -> Data:
+    spec = spec_of(model_folder)
+    return study_data(spec, model, load_text(spec.dataset, text), "cpu")
+
+
+@pytest.fixture(scope="module")
+def study(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, text: Dataset
+) -> StudyResult:
+    out = tmp_path_factory.mktemp("transcoders") / "study"
+    return train_study(spec_of(model_folder), out, dataset=text)
+
+
+def member(study: StudyResult, name: str) -> Path:
+    return study.folder / "panels" / "transcoder_batchtopk_l0_6_seed_0" / name
+
+
+def test_held_out_activations_are_a_tokens_at_both_hooks(data: Data, model: Any) -> None:
+    assert data.d_in == D_READ
+    held_out = data.held_out
+    assert held_out.evaluation.shape[1] == D_READ + D_MODEL
+    with torch.no_grad():
+        _, cache = model.run_with_cache(held_out.contexts[:4], prepend_bos=False)
+    expected = torch.cat([cache[READ], cache[WRITE]], dim=-1).flatten(0, 1)
+    torch.testing.assert_close(held_out.evaluation[: len(expected)], expected)
+
+
+def test_members_are_trained_exported_and_measured(study: StudyResult, data: Data) -> None:
+    found = {key.member: m for key, m in study.measurements.items()}
+    assert set(found) == {"trained", "frozen_decoder", "frozen_encoder_cov"}
+    for name, measured in found.items():
+        sae: Any = SAE.load_from_disk(member(study, name))
+        assert type(sae).__name__ == "JumpReLUSkipTranscoder"
+        assert sae.cfg.metadata.hook_name_out == WRITE
+        x, y = (t.double() for t in sides(sae, data.held_out.evaluation))
+        error = (y - sae(x.float()).detach().double()).pow(2).sum()
+        ev = 1 - error / (y - y.mean(dim=0)).pow(2).sum()
+        assert measured["explained_variance"] == pytest.approx(float(ev), rel=1e-5)
+        assert 5 < measured["l0"] < 7
+        latents = Latents.load(member(study, name))
+        assert latents is not None
+        assert latents.explained_variance == pytest.approx(float(ev), abs=1e-4)
+        drift = json.loads((member(study, name) / "drift.json").read_text())
+        assert drift["records"]
+    assert found["frozen_decoder"]["cos_to_start_mean"] == pytest.approx(1, abs=1e-6)
+    assert found["frozen_decoder"]["encoder_cos_to_start_mean"] < 0.999
+    assert found["frozen_encoder_cov"]["encoder_cos_to_start_mean"] == pytest.approx(
+        1, abs=1e-6
+    )
+    assert found["frozen_encoder_cov"]["cos_to_start_mean"] < 0.999
+
+
+def test_the_affine_null_is_least_squares_and_stands_beside_each(
+    study: StudyResult, data: Data, model: Any, model_folder: Path
+) -> None:
+    fit, on = data.held_out.calibration.double(), data.held_out.evaluation.double()
+    with_one = [
+        np.concatenate([t[:, :D_READ], np.ones((len(t), 1))], axis=1) for t in (fit, on)
+    ]
+    best = np.linalg.lstsq(with_one[0], fit[:, D_READ:].numpy(), rcond=None)[0]
+    y = on[:, D_READ:].numpy()
+    ev = 1 - ((y - with_one[1] @ best) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum()
+    spec = spec_of(model_folder)
+    losses = base_losses(model, spec, data.held_out)
+    null = affine_null(model, spec, data.held_out, D_READ, losses)
+    # hook_mlp_out is a linear map of hook_post, so the null is everything here.
+    assert ev == pytest.approx(1, abs=1e-4)
+    assert null.explained_variance_null_affine == pytest.approx(ev, abs=1e-4)
+    assert null.kl_null_affine == pytest.approx(0, abs=1e-4)
+    assert null.ce_recovered_null_affine == pytest.approx(1, abs=1e-2)
+    for measured in study.measurements.values():
+        assert measured["explained_variance_null_affine"] == pytest.approx(ev, abs=1e-4)
+
+
+def test_the_layer_is_replaced_where_it_writes_by_what_was_read(
+    data: Data, model: Any, model_folder: Path
+) -> None:
+    spec, tokens = spec_of(model_folder), data.held_out.tokens
+    clean = splice_loss(model, spec, tokens, None)
+    mlp = model.blocks[1].mlp
+    same = lambda x: x @ mlp.W_out + mlp.b_out  # noqa: E731
+    assert splice_loss(model, spec, tokens, same) == pytest.approx(clean, rel=1e-5)
+    assert splice_divergence(model, spec, tokens, same) == pytest.approx(0, abs=1e-5)
+    losses = base_losses(model, spec, data.held_out)
+    assert losses is not None
+    zeros = lambda x: x.new_zeros(len(x), D_MODEL)  # noqa: E731
+    assert splice_loss(model, spec, tokens, zeros) == losses.zero != pytest.approx(clean)
+    assert splice_divergence(model, spec, tokens, zeros) > 1e-3
+
+
+def test_a_published_transcoder_gets_panels_around_it(
+    study: StudyResult, data: Data, model_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    trained = member(study, "trained")
+    options = CheckOptions(
+        tokens=1280,
+        seeds=1,
+        model=str(model_folder),
+        dataset=str(text_file),
+        overrides=dict(QUICK),
+    )
+    spec = prepare_check(str(trained), options, tmp_path / "check").spec
+    assert (spec.hook_name, spec.hook_name_out, spec.d_out) == (READ, WRITE, D_MODEL)
+    assert spec.architecture == "transcoder_batchtopk"
+    assert spec.sae["skip"] is True
+    assert spec.members == [
+        "trained",
+        "frozen_decoder",
+        "soft_frozen_decoder",
+        "frozen_encoder",
+    ]
+    l0 = explained_variance(SAE.load_from_disk(trained), data.held_out.calibration)[1]
+    assert spec.l0s[0] == pytest.approx(l0, rel=0.02)
+
+
+def test_suites_that_read_latents_alone_take_transcoders(model_folder: Path) -> None:
+    spec = spec_of(model_folder, d_in=D_READ)
+    subject = subject_of_panel(spec, EvalSpec(suites={"core": {}}))
+    taken = {n for n in suite_names() if not list(get_suite(n).transcoder_problems(subject))}
+    assert taken == {"sparse_probing", "sparse_probing_sae_probes"}
+    (why,) = get_suite("core").transcoder_problems(subject)
+    assert WRITE in why
+
+
+def test_a_study_of_saes_is_hashed_as_before(model_folder: Path) -> None:
+    spec = spec_from_dict(tiny_panel(model_folder))
+    assert spec.hook_name_out is None
+    assert spec_hash(spec) != spec_hash(spec_of(model_folder))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hook_name_out": None}, "architecture: 'transcoder_batchtopk'.*give hook_name_out"),
+        ({"architecture": "batchtopk"}, "'batchtopk' is an SAE.*use transcoder_batchtopk"),
+        (
+            {"architecture": ["transcoder_topk", "gated"]},
+            "'gated' is an SAE.*use transcoder_standard, transcoder_topk",
+        ),
+        ({"hook_name_out": READ}, "hook_name_out: .* is hook_name too"),
+        ({"hook_name_out": None, "architecture": "topk", "d_out": 32}, "d_out: 32 is of the"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations: 'layer_norm' is for"),
+        ({"members": ["trained", "random"]}, "writes in another space than it reads"),
+        ({"sae": {"d_out": 3}}, "sae: 'd_out' is set by the panel"),
+        (
+            {"model": {"name": "m", "loader": "AutoModelForCausalLM"}},
+            "model.loader: 'AutoModelForCausalLM' is not possible with hook_name_out",
+        ),
+    ],
+)
+def test_a_spec_that_cannot_be_is_refused(
+    model_folder: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        spec_of(model_folder, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hook_name_out": "blocks.0.hook_mlp_out"}, "is before hook_name, .* in the model"),
+        ({"hook_name_out": "blocks.1.ln2.hook_normalized"}, "is before hook_name"),
+        ({"hook_name_out": "blocks.9.hook_mlp_out"}, "is not a hook of the model that is read"),
+        (
+            {"hook_name_out": "blocks.2.attn.hook_pattern"},
+            r"hook_name_out: .* gives an array of shape \(1, 4, 3, 3\)",
+        ),
+        ({"d_out": 31}, "d_out: 31 does not match blocks.1.hook_mlp_out, which has 32"),
+    ],
+)
+def test_hooks_that_do_not_fit_the_model_are_refused(
+    model: Any, model_folder: Path, text: Dataset, fields: dict[str, Any], message: str
+) -> None:
+    spec = spec_of(model_folder, **fields)
+    with pytest.raises(UserError, match=message):
+        study_data(spec, model, load_text(spec.dataset, text), "cpu")
