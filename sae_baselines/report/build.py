@@ -58,7 +58,7 @@ from sae_baselines.stats import (
     verdicts,
 )
 from sae_baselines.stats.by_rate import AtRate, Rated
-from sae_baselines.stats.differences import UNPAIRED_SUITES
+from sae_baselines.stats.differences import is_unpaired
 
 _NO_PAIRS = "nothing to compare"
 _PANEL_EV = ("panel", "explained_variance")
@@ -243,10 +243,10 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         parts.append(Section("retained", heading, text))
     if drawn["distributions"]:
         text = render("figures.md.j2", drawn=drawn["distributions"])
-        judged = all(figure.name.startswith("autointerp") for figure in drawn["distributions"])
-        heading = f"{'AutoInterp scores' if judged else 'Scores'} of single latents"
-        parts.append(Section("distributions", heading, text))
-    text = render("everything.md.j2", table=table, metrics=metrics, unpaired=UNPAIRED_SUITES)
+        parts.append(Section("distributions", "Scores of single latents", text))
+    # Tasks that are latents of one SAE each get a figure.
+    tasked = [metric for metric in metrics if not is_unpaired(metric)]
+    text = render("everything.md.j2", table=table, metrics=metrics, tasked=tasked)
     parts.append(Section("all", "Every metric and task", text))
     text = render(
         "methods.md.j2",

@@ -27,11 +27,12 @@ from sae_baselines.report.names import arrow, better, title
 from sae_baselines.report.numbers import MISSING, number
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import AgainstRandom, Retained, Verdict
-from sae_baselines.stats.differences import UNPAIRED_SUITES
+from sae_baselines.stats.differences import is_unpaired
 
 _TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
 _STEPS = [1, 2, 2.5, 5, 10]
-_NULL_FLOOR = ("autointerp", "null_floor")
+# The name that floors had before every suite had its own.
+_FORMER_FLOOR = "null_floor"
 
 
 def score_figures(table: Results, metrics: Sequence[MetricKey]) -> list[Figure]:
@@ -119,7 +120,7 @@ def distribution_figures(table: Results) -> list[Figure]:
     """Scores of single latents, per member, all seeds together."""
     out = []
     for metric in table.metrics:
-        if metric[0] not in UNPAIRED_SUITES or table.direction(metric) == 0:
+        if table.direction(metric) == 0 or not is_unpaired(metric):
             continue
         for group in table.groups:
             scores: dict[str, list[float]] = defaultdict(list)
@@ -133,15 +134,16 @@ def distribution_figures(table: Results) -> list[Figure]:
 
 
 def null_floors(table: Results, group: Group, metric: MetricKey) -> dict[str, float]:
-    """A score with latents exchanged, mean over seeds."""
-    suite, _ = metric
-    # AutoInterp's has this name also in tables of before.
-    null = _NULL_FLOOR if suite == _NULL_FLOOR[0] else (suite, metric_of(*metric).floors[0])
-    found = {
-        m: [v for v in table.values(group, null, m).values() if math.isfinite(v)]
-        for m in table.members
-    }
-    return {m: float(np.mean(values)) for m, values in found.items() if values}
+    """The first floor of a score that the table has, by member, mean over seeds."""
+    for name in (*metric_of(*metric).floors, _FORMER_FLOOR):
+        means = {}
+        for member in table.members:
+            values = table.values(group, (metric[0], name), member).values()
+            if finite := [v for v in values if math.isfinite(v)]:
+                means[member] = float(np.mean(finite))
+        if means:
+            return means
+    return {}
 
 
 def _against_l0(
@@ -479,12 +481,9 @@ def _distribution(
     _member_rows(ax, list(scores))
     _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
     ax.set_xlabel(_axis(table, metric))
-    exchanged = "descriptions" if metric[0] == _NULL_FLOOR[0] else "top contexts"
-    floor = (
-        f"Dashed: null floor, the score with {exchanged} shuffled between latents. "
-        if floors
-        else "No null floor was measured. "
-    )
+    floor = "Dashed: null floor. " if floors else "No null floor was measured. "
+    if floors and (named := metric_of(*metric).floors):
+        floor = f"Dashed: null floor ({title(metric[0], named[0])}). "
     counted = ", ".join(f"{m} {len(v)}" for m, v in scores.items())
     caption = (
         f"{title(*metric)} of single latents, {group[0]}, L0 {group[1]:g}, all seeds together. "

@@ -10,16 +10,14 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from sae_baselines.errors import UserError
-from sae_baselines.evals.registry import is_null_for
-from sae_baselines.results import Results
+from sae_baselines.evals.registry import is_null_for, metric_of
+from sae_baselines.results import MetricKey, Results
 from sae_baselines.stats.fitness import remarks, unfit
 from sae_baselines.stats.floors import Room, rooms_of
 from sae_baselines.stats.match import Bar, Match, named
 from sae_baselines.stats.matched import unmatched
 from sae_baselines.stats.rounding import step_of
 
-# Suites whose tasks are latents or texts of one SAE, so that no task has a partner.
-UNPAIRED_SUITES = ("autointerp", "interp_embedding")
 # SAEBench rounds some means to 4 decimals.
 _ROUNDING = 2e-4
 _SHOWN = 3
@@ -33,7 +31,7 @@ class Pairing(TypedDict, total=False):
     tested: str
     measured_l0: MeasuredL0 | None
     metrics: Collection[str] | None
-    unpaired_suites: Collection[str]
+    unpaired_suites: Collection[str] | None
     on_missing: Literal["error", "exclude"]
 
 
@@ -150,7 +148,7 @@ def differences(
     tested: str = "trained",
     measured_l0: MeasuredL0 | None = None,
     metrics: Collection[str] | None = None,
-    unpaired_suites: Collection[str] = UNPAIRED_SUITES,
+    unpaired_suites: Collection[str] | None = None,
     on_missing: Literal["error", "exclude"] = "error",
 ) -> list[Comparison]:
     """Pair the tested member with every baseline, on every metric.
@@ -173,7 +171,8 @@ def differences(
             metric "l0". Rows ``l0`` of other suites count besides (`stats.matched`).
         metrics: Patterns ``suite/metric`` (fnmatch) to compare; default: all with a direction.
         unpaired_suites: Suites whose tasks belong to one SAE each (latents): their
-            mean is taken first, within each member.
+            mean is taken first, within each member. Default: as each metric says
+            (`Metric.tasks_paired`).
         on_missing: "error" raises where a score is missing or not a number; "exclude" returns
             that comparison without numbers, its `Comparison.failure` saying why.
 
@@ -198,7 +197,7 @@ def differences(
             for baseline in baselines:
                 if is_null_for(table.constraints[baseline], *metric):
                     match = Match(table, group, metric, tested, baseline)
-                    unpaired = metric[0] in unpaired_suites
+                    unpaired = is_unpaired(metric, unpaired_suites)
                     comparisons.append(_compare(match, unpaired, on_missing))
     if not comparisons:
         raise UserError(
@@ -206,6 +205,11 @@ def differences(
             "is besides the trained SAE is a null for none of them"
         )
     return comparisons
+
+
+def is_unpaired(metric: MetricKey, suites: Collection[str] | None = None) -> bool:
+    """Whether the tasks of a metric are one SAE's own, as these suites' are."""
+    return not metric_of(*metric).tasks_paired if suites is None else metric[0] in suites
 
 
 def comparable(

@@ -15,10 +15,10 @@ from sae_baselines.evals.registry import is_null_for, margin_for
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA
 from sae_baselines.stats.differences import (
-    UNPAIRED_SUITES,
     MeasuredL0,
     OnMetric,
     comparable,
+    is_unpaired,
 )
 from sae_baselines.stats.fitness import collapses, not_two, remarks, trained_elsewhere
 from sae_baselines.stats.floors import CANNOT_TELL, cannot_tell, rooms_of
@@ -122,7 +122,7 @@ def placements(
     tested: str = PUBLISHED,
     metrics: Collection[str] | None = None,
     measured_l0: MeasuredL0 | None = None,
-    unpaired_suites: Collection[str] = UNPAIRED_SUITES,
+    unpaired_suites: Collection[str] | None = None,
     on_missing: Literal["error", "exclude"] = "error",
     alpha: float = ALPHA,
     margins: Mapping[str, float | Margin] | None = None,
@@ -138,8 +138,8 @@ def placements(
         metrics: Patterns ``suite/metric`` (fnmatch); default: all with a direction.
         measured_l0: See `differences`. A member of which any seed's L0 is more than 5 % from
             the tested one's gets "no placement".
-        unpaired_suites: Suites whose tasks belong to one SAE each; elsewhere all values of a
-            metric must be over the same tasks.
+        unpaired_suites: See `differences`; elsewhere all values of a metric must be over the
+            same tasks.
         on_missing: "error" raises where a score is missing or not a number; "exclude" gives
             "no placement", the reason saying why.
         alpha: One minus the level of the intervals.
@@ -170,7 +170,8 @@ def placements(
                 if member == tested or not is_null_for(table.constraints[member], *metric):
                     continue
                 match = Match(table, group, metric, tested, member)
-                failure = _failure(match, metric[0] in unpaired_suites)
+                unpaired = is_unpaired(metric, unpaired_suites)
+                failure = _failure(match, unpaired)
                 if on_missing == "error" and failure is not None:
                     raise UserError(failure)
                 own = [*not_two(match), *trained_elsewhere(match)]
@@ -178,7 +179,7 @@ def placements(
                 unseen = None
                 if barred is None:
                     margin = margin_for(*metric, margins)
-                    rooms = rooms_of(match, metric[0] in unpaired_suites)
+                    rooms = rooms_of(match, unpaired)
                     unseen = cannot_tell(rooms, margin and margin.value, alpha)
                 placed.append(_place(match, barred, unseen, alpha))
     return placed

@@ -15,7 +15,6 @@ from sae_baselines.evals.registry import margin_for, override_matches
 from sae_baselines.results import Results
 from sae_baselines.stats.decision import ALPHA, Correct, Word, corrected, decide
 from sae_baselines.stats.differences import (
-    UNPAIRED_SUITES,
     Comparison,
     MeasuredL0,
     Paired,
@@ -141,7 +140,7 @@ def verdicts(
     margins: Mapping[str, float | Margin] | None = None,
     metrics: Collection[str] | None = None,
     measured_l0: MeasuredL0 | None = None,
-    unpaired_suites: Collection[str] = UNPAIRED_SUITES,
+    unpaired_suites: Collection[str] | None = None,
     on_missing: Literal["error", "exclude"] = "error",
     alpha: float = ALPHA,
     correct: Correct = "baseline",
