@@ -62,7 +62,7 @@ from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.latents import LATENTS_FILE, Latents
 from sae_baselines.study.plan import MemberKey, all_members, members_named, panel_named
 from sae_baselines.study.reference.check import prepare_check
-from sae_baselines.study.reference.loose import read_loose
+from sae_baselines.study.reference.loose import Loose, read_loose
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
 from sae_baselines.study.spec import SECTIONS, import_plugins
 from sae_baselines.study.stability import Nearest, measure_stability, nearest_latents
@@ -72,6 +72,8 @@ from sae_baselines.yaml_text import read_yaml
 
 FIGURE_FILES = (".png", ".svg")
 PANEL_FILES = (".yaml", ".yml")
+
+_Wanted = Mapping[MemberKey, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -255,10 +257,12 @@ def gallery(
     return _write_gallery(
         Path(study),
         options,
-        spec,
-        measured,
-        partial(measure_contexts, spec, study, **inputs),
-        partial(nearest_latents, spec, study),
+        _Seen(
+            spec,
+            measured,
+            partial(measure_contexts, spec, study, **inputs),
+            partial(nearest_latents, spec, study),
+        ),
         about,
         trained,
         str(load_study(study)[1].get("created", "")),
@@ -291,10 +295,7 @@ def loose_gallery(
     return _write_gallery(
         Path(out),
         options or GalleryOptions(),
-        found.spec,
-        found.latents,
-        found.contexts,
-        found.nearest,
+        found,
         About(
             ", ".join(f"`{name}`" for name in names),
             found.spec.model.recorded_name,
@@ -305,24 +306,30 @@ def loose_gallery(
     )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """SAEs of a study as a gallery shows them: what `Loose` is for SAEs of none."""
+
+    spec: PanelSpec
+    latents: Mapping[MemberKey, Latents]
+    contexts: Callable[[_Wanted], Mapping[MemberKey, Contexts]]
+    nearest: Callable[[_Wanted], Mapping[tuple[MemberKey, int], list[Nearest]]]
+
+
 def _write_gallery(
     folder: Path,
     options: GalleryOptions,
-    spec: PanelSpec,
-    measured: Mapping[MemberKey, Latents],
-    read: Callable[[Mapping[MemberKey, Sequence[int]]], Mapping[MemberKey, Contexts]],
-    neighbours: Callable[
-        [Mapping[MemberKey, Sequence[int]]], Mapping[tuple[MemberKey, int], list[Nearest]]
-    ],
+    of: _Seen | Loose,
     about: About,
     trained: Sequence[str],
     created: str,
 ) -> list[Path]:
+    measured = of.latents
     rows = rows_of(measured, options.named, options.per_decade, options.seed)
     keys = list(measured)
     wanted = {key: [row[key] for _, row in rows] for key in keys}
-    contexts = read(wanted)
-    near = {} if options.blind else neighbours(wanted)
+    contexts = of.contexts(wanted)
+    near = {} if options.blind else of.nearest(wanted)
 
     def called(other: MemberKey) -> str:
         same = other.panel == keys[0].panel
@@ -353,7 +360,7 @@ def _write_gallery(
         written = write_gallery(out, [key.member for key in keys], shown, options.seed, about)
     saes = [Member((key.panel.name, key.member), contexts[key], created) for key in keys]
     if options.neuronpedia is not None:
-        written += write_neuronpedia(options.neuronpedia, spec, saes)
+        written += write_neuronpedia(options.neuronpedia, of.spec, saes)
     if options.saedashboard is not None:
         written += write_saedashboard(options.saedashboard, saes)
     return written
