@@ -1,4 +1,4 @@
-"""Markdown tables of rows/members.csv and rows/pairs.csv, as they stand in rows/README.md."""
+"""Markdown tables of the CSV files in rows/, as they stand in rows/README.md."""
 
 import math
 from collections import Counter
@@ -84,6 +84,31 @@ def pair_tables(record: Mapping[str, Any]) -> str:
             )
         head = ["ordering", "paper", *(f"{study}, L0 {l0}" for study, l0 in runs)]
         parts += [f"**{base}: {column}**", "", table(head, lines), ""]
+    return "\n".join(parts) or "Not run yet."
+
+
+def token_tables(record: Mapping[str, Any]) -> str:
+    """A table per study and L0: how many latents a token has, means over seeds."""
+    parts = []
+    columns = {
+        "CV of L0": ("cv", 2),
+        "median": ("median", 0),
+        "95 %": ("p95", 0),
+        "most": ("most", 0),
+        "without a latent": ("none", 3),
+        "EV": ("ev", 3),
+        "EV, fewest latents": ("ev_fewest", 2),
+        "EV, most latents": ("ev_most", 2),
+    }
+    for (study, l0), rows in _by(record["rows"], "study", "l0").items():
+        lines = []
+        for (member, base), of in _by(rows, "member", "base").items():
+            cells = [
+                f"{sum(float(row[name]) for row in of) / len(of):.{digits}f}"
+                for name, digits in columns.values()
+            ]
+            lines.append([f"`{member}`", base, *cells])
+        parts += [f"**{study}, L0 {l0}**", "", table(["member", "base", *columns], lines), ""]
     return "\n".join(parts) or "Not run yet."
 
 

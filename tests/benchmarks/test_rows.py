@@ -14,7 +14,9 @@ from typing import Any
 import gguf
 import pandas as pd
 import pytest
+import torch
 import yaml
+from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_baselines.evals import load_eval_spec
 from sae_baselines.paper.demo.assets import Vocabulary
@@ -245,3 +247,24 @@ def test_gemmas_tokenizer_joins_by_score(words: Vocabulary) -> None:
     # A vocabulary without these words splits them, and so does a wrong import of the right one.
     with pytest.raises(AssetError, match="splits 'The capital"):
         models["check_tokenizer"](tokenizer)
+
+
+def test_l0_of_single_tokens_is_counted() -> None:
+    spread_of = runpy.run_path(str(ROWS / "tokens.py"))["spread_of"]
+    x = torch.eye(4).repeat(8, 1)
+    x[:8] *= 3
+    cfg = StandardSAEConfig(d_in=4, d_sae=4, normalize_activations="none")
+    sae = StandardSAE(cfg)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(4))
+        sae.W_dec.copy_(torch.eye(4))
+        sae.b_enc.fill_(-1.0)  # what is no longer than 1 has no latent
+        sae.b_dec.zero_()
+    found = spread_of(sae, x)
+    assert (found["mean"], found["median"], found["most"]) == (0.25, 0, 1)
+    assert found["none"] == 0.75
+    mean = x.mean(0)
+    total = (x - mean).square().sum(1)
+    # Long tokens keep 2 of their 3, the others nothing.
+    assert found["ev"] == pytest.approx(1 - float((8 * 1 + 24 * 1) / total.sum()), abs=1e-6)
+    assert found["ev_most"] == pytest.approx(1 - float(8 / total[:8].sum()), abs=1e-6)
