@@ -21,6 +21,7 @@ from sae_baselines_cli import (
     find,
     hub,
     judge,
+    plan,
     power,
     saelens,
     status,
@@ -44,7 +45,7 @@ app = group(
     no_args_is_help=True,
     help="Random baselines for sparse autoencoders: does your SAE beat a frozen one?",
 )
-for module in (train, saelens, evaluate, status, check, power, find, control):
+for module in (train, plan, saelens, evaluate, status, check, power, find, control):
     app.add_typer(module.app)
 app.add_typer(judge.app, name="judge")
 app.add_typer(vision.app, name="vision")

@@ -5,6 +5,7 @@ tests/compat/test_training.py has a contract per name, whose failure says what m
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,34 @@ def around_each_step(
         yield
     finally:
         SAETrainer.step = original
+
+
+@contextmanager
+def timing_the_model(
+    tell: Callable[[float, int], Any], wait: Callable[[], Any]
+) -> Iterator[None]:
+    """Time what SAELens' store reads from a language model.
+
+    Args:
+        tell: Called with the seconds and the activations of each batch.
+        wait: Returns when the device has done what it was asked for.
+    """
+    original = ActivationsStore.get_multi_hook_activations
+
+    @functools.wraps(original)
+    def read(store: ActivationsStore, *args: Any, **options: Any) -> dict[str, torch.Tensor]:
+        wait()
+        began = time.perf_counter()
+        found = original(store, *args, **options)
+        wait()
+        tell(time.perf_counter() - began, next(iter(found.values())).shape[:-1].numel())
+        return found
+
+    ActivationsStore.get_multi_hook_activations = read  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ActivationsStore.get_multi_hook_activations = original
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from sae_baselines.errors import StoppedError, UserError, one_line
 from sae_baselines.evals.doctor import asked_of_hub, diagnose, require_runnable
 from sae_baselines.evals.measured import not_finite
 from sae_baselines.evals.models import LanguageModels
+from sae_baselines.evals.plan import eval_task, warm_up_task
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.spec import (
     DECISIVE,
@@ -447,7 +448,7 @@ class Runner:
         scored = self._without_floors.get(suite.name, [])
         like = [*targets, *(target for target, _ in scored)][0]
         filled = self.store.cache(suite.name, key) / ("warm" if suite.warm_up else "filled")
-        filling, left = f"warm_up:{suite.name}:{key}", []
+        filling, left = warm_up_task(suite.name, key), []
         try:
             if suite.warm_up and not filled.exists():
                 if self.share.given_up(filling) is not None:
@@ -496,7 +497,7 @@ class Runner:
 
     def _take(self, suite: Suite, target: Target, models: LanguageModels, key: str) -> bool:
         """Evaluate a target, or record that it fails; False where another process is at it."""
-        task = f"eval:{suite.name}:{target.name}"
+        task = eval_task(suite.name, target.name)
         if self.share.given_up(task) is not None:
             return True
         try:

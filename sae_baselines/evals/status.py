@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sae_baselines.evals.plan import eval_task
 from sae_baselines.evals.spec import stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import saes_of
@@ -55,7 +56,7 @@ def study_status(study: str | Path) -> list[TaskStatus]:
         for name in saes_of(study):
             done = store.record_file(suite, name).exists()
             log = store.log_file(suite, name)
-            found.append(_status(share, f"eval:{suite}:{name}", done, log))
+            found.append(_status(share, eval_task(suite, name), done, log))
     return found
 
 

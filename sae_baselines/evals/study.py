@@ -100,7 +100,7 @@ def subject_of_panel(spec: PanelSpec, evals: EvalSpec) -> Subject:
     Raises:
         UserError: The model's config cannot be read.
     """
-    d_in = spec.d_in or _model_width(spec)
+    d_in = spec.d_in or model_width(spec)
     folder = Path(spec.model.name)
     return Subject(
         model_name=spec.model.recorded_name,
@@ -116,7 +116,12 @@ def subject_of_panel(spec: PanelSpec, evals: EvalSpec) -> Subject:
     )
 
 
-def _model_width(spec: PanelSpec) -> int:
+def model_width(spec: PanelSpec) -> int:
+    """Of the language model's residual stream, from its config.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         return int(AutoConfig.from_pretrained(spec.model.name).hidden_size)
     except (OSError, ValueError, AttributeError) as error:

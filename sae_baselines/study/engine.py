@@ -11,10 +11,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from sae_lens import SAE
@@ -45,14 +46,17 @@ from sae_baselines.study.identity import LEAST_RATIO, MOST_RATIO, identity_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0
 from sae_baselines.study.latents import LATENTS_FILE, Latents, latents_of
 from sae_baselines.study.measure import Cosines, cosines_to_start
+from sae_baselines.study.memory import bytes_in_training
 from sae_baselines.study.plan import (
     MemberKey,
+    PanelKey,
     Pass,
     all_members,
     controls_of,
     members_of,
     trained_of,
 )
+from sae_baselines.study.probe import Probe, free_memory, panels_that_fit, probe
 from sae_baselines.study.reference.member import keep_published
 from sae_baselines.study.runner import (
     assert_finite,
@@ -60,12 +64,22 @@ from sae_baselines.study.runner import (
     drift_of,
     remove_empty,
 )
-from sae_baselines.study.spec import PUBLISHED, StudySpec, import_plugins, spec_hash
+from sae_baselines.study.spec import (
+    AUTO,
+    PUBLISHED,
+    HookSpec,
+    MemberSpec,
+    StudySpec,
+    import_plugins,
+    spec_hash,
+)
 from sae_baselines.study.untrained import make_controls, missing_controls
 from sae_baselines.work.claims import FAILED, Share
 from sae_baselines.work.executor import Executor, require_same
 
 logger = logging.getLogger("sae_baselines")
+
+AnyStudy = TypeVar("AnyStudy", bound=StudySpec)
 
 # Held-out activations for EV and L0 on the way.
 _DRIFT_SAMPLES = 2048
@@ -242,6 +256,7 @@ def train_study(
         InterruptedTrainingError: SIGINT or SIGTERM; a checkpoint was saved.
     """
     folder, share = StudyFolder(out), Share(Path(out))
+    spec = with_panels_that_fit(spec, folder, **inputs)
     with folder.locked():
         unmeasured = unfinished(spec, folder)
         finished = not unmeasured
@@ -285,6 +300,7 @@ def train_on(
     """
     root = Path(out).absolute()
     folder, share = StudyFolder(root), Share(root, retry_failed=retry_failed)
+    spec = with_panels_that_fit(spec, folder, getattr(workers, "sharing_memory", 1))
     before = unfinished(spec, folder)
     with folder.joined(share, spec, resume or not before):
         pass
@@ -316,6 +332,65 @@ def share_study(spec: StudySpec, root: Path, share: Share, expected: Mapping[str
     folder = StudyFolder(root)
     with folder.joined(share):
         _do_all(spec, folder, share, {}, leave_failures=True)
+
+
+def with_panels_that_fit(
+    spec: AnyStudy, folder: StudyFolder, sharing: int = 1, **inputs: Any
+) -> AnyStudy:
+    """The spec with a number for ``max_panels_per_pass: auto``: the study's, if it has begun.
+
+    Args:
+        spec: What is to be trained.
+        folder: Where.
+        sharing: Processes that share the device's memory.
+        inputs: As for `train_study`.
+
+    Raises:
+        UserError: Model or text cannot be read.
+    """
+    if not isinstance(spec, HookSpec) or spec.max_panels_per_pass != AUTO:
+        return spec
+    if folder.study_file.exists():
+        begun = folder.stored_spec().get("max_panels_per_pass")
+        return replace(spec, max_panels_per_pass=begun)
+    fit, each = len(spec.panels()), replace(spec, max_panels_per_pass=1)
+    for source in spec.source_names if fit > 1 else ():
+        with opened(each, source, **inputs) as work:
+            free = free_memory(work.source.device, sharing)
+            for panels in _pairs(each, source):
+                one, two = (
+                    work.probe(Pass("probe", panels[0].seed, panels[:n])) for n in (1, 2)
+                )
+                members = len(trained_of(each, panels[1], source))
+                least = members * bytes_in_training(each, work.d_in)
+                these = 1 if free is None else panels_that_fit(one, two, least, free)
+                fit = min(fit, these)
+    logger.info("max_panels_per_pass: auto is %d here", fit)
+    return replace(spec, max_panels_per_pass=fit)
+
+
+def _pairs(spec: StudySpec, source: str) -> list[tuple[PanelKey, ...]]:
+    """Of each architecture two panels; another's where it has one alone."""
+    panels, found = spec.panels(source), []
+    for base in spec.architectures:
+        own = [panel for panel in panels if panel.architecture == base]
+        others = [panel for panel in panels if panel.architecture != base]
+        found.append(tuple([*own, *others][:2]))
+    return found
+
+
+@contextmanager
+def opened(spec: StudySpec, source: str, **inputs: Any) -> Iterator["Work"]:
+    """A source of a study, in a folder that is gone afterwards."""
+    with TemporaryDirectory(prefix="sae_baselines_") as scratch:
+        root = Path(scratch)
+        work = Work(spec, StudyFolder(root), source, inputs, Share(root))
+        try:
+            yield work
+        finally:
+            work.close()
+            del work
+            gc.collect()
 
 
 def _why(spec: StudySpec, share: Share) -> str:
@@ -359,7 +434,7 @@ def _do_all(
                         opened.close()
                     opened = None
                     gc.collect()  # the model of the source before
-                    opened = _Work(spec, folder, task.source, inputs, share)
+                    opened = Work(spec, folder, task.source, inputs, share)
                 try:
                     with share.doing(task.name, _inputs_of(spec, folder, task)) as mine:
                         # Another process may have been quicker.
@@ -450,6 +525,19 @@ def tasks(spec: StudySpec) -> list[Task]:
     return out
 
 
+def needs(spec: StudySpec, task: Task) -> list[str]:
+    """Names of the tasks whose files a task reads."""
+    passes = [Task("train", task.source, p.name) for p in spec.passes(task.source)]
+    if task.kind == "train" or task.what == PUBLISHED:
+        return []
+    if task.kind == "controls":
+        return [] if spec.reference is not None else [one.name for one in passes]
+    (key,) = _members_in(spec, task)
+    if key in controls_of(spec, key.panel, task.source):
+        return [Task("controls", task.source, "").name]
+    return [one.name for one in passes if key in _members_in(spec, one)]
+
+
 def run_task(spec: StudySpec, out: str | Path, name: str, **inputs: Any) -> list[MemberKey]:
     """Do one task of a study; what is done already is not repeated.
 
@@ -474,7 +562,7 @@ def run_task(spec: StudySpec, out: str | Path, name: str, **inputs: Any) -> list
         folder.open(spec, resume=True)
         task, share, made = known[name], Share(Path(out)), []
         if not is_done(spec, folder, task):
-            work = _Work(spec, folder, task.source, inputs, share)
+            work = Work(spec, folder, task.source, inputs, share)
             with share.doing(name, _inputs_of(spec, folder, task)) as mine:
                 if not mine:
                     raise UserError(f"task: {name} is being done by another process")
@@ -518,7 +606,7 @@ def measure_latents(
             if first and spec.reference and Latents.load(folder.published) is None:
                 missing.append(PUBLISHED)
             if missing:
-                work = _Work(spec, folder, source, inputs, Share(Path(out)))
+                work = Work(spec, folder, source, inputs, Share(Path(out)))
                 work.measure_latents(missing)
         found = {key: Latents.load(folder.member(key)) for key in all_members(spec)}
         return {key: latents for key, latents in found.items() if latents is not None}
@@ -585,7 +673,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-class _Work:
+class Work:
     """An opened source, and the tasks on it."""
 
     def __init__(
@@ -654,15 +742,7 @@ class _Work:
             clear_checkpoints(checkpoints, spec_hash(spec))
             return []
         began = time.monotonic()
-        configs = member_configs(spec, members, self.start, self.d_in, self.source.device)
-        run = PassRun(
-            this_pass,
-            configs,
-            self.start,
-            checkpoints,
-            self.source.held_out,
-            spec.drift,
-        )
+        run = self._run_of(this_pass, members)
         with clipping_at(spec.clip_grad_norm):
             trained = self.source.train(run)
         seconds = round(time.monotonic() - began, 1)
@@ -676,6 +756,44 @@ class _Work:
             torch.cuda.empty_cache()
         clear_checkpoints(checkpoints, spec_hash(spec))
         return list(members)
+
+    def _run_of(self, this_pass: Pass, members: Mapping[MemberKey, MemberSpec]) -> PassRun:
+        source = self.source
+        return PassRun(
+            this_pass,
+            member_configs(self.spec, members, self.start, self.d_in, source.device),
+            self.start,
+            self.folder.checkpoints / this_pass.name,
+            source.held_out,
+            self.spec.drift,
+        )
+
+    def probe(self, this_pass: Pass) -> Probe:
+        """A pass's first steps; see `study.probe`."""
+        panels = (trained_of(self.spec, panel, self.name) for panel in this_pass.panels)
+        run = self._run_of(this_pass, {k: m for of_one in panels for k, m in of_one.items()})
+        with clipping_at(self.spec.clip_grad_norm):
+            found = probe(lambda: self.source.train(run), self.source.device)
+        remove(run.checkpoints)
+        remove(run.drift)
+        return found
+
+    def seconds_to_measure(self, panel: PanelKey) -> float:
+        """Of a member; what is read once for all is not counted."""
+        key, member = next(iter(trained_of(self.spec, panel, self.name).items()))
+        run = self._run_of(Pass("measured", panel.seed, (panel,)), {key: member})
+        (sae,) = run.build(self.source.device).values()
+        folder = self.folder.root / "measured"
+        sae.save_inference_model(folder)
+
+        def measure() -> float:
+            began = time.monotonic()
+            loaded = SAE.load_from_disk(folder, device=self.source.device)
+            self.source.measure(loaded, folder, panel.l0, None)
+            self._measure_latents(folder, loaded, None)
+            return time.monotonic() - began
+
+        return min(measure(), measure())
 
     def _export(self, key: MemberKey, trained: Trained, run: PassRun, seconds: float) -> None:
         """Bring a trained member to its L0 and write its folder."""

@@ -224,6 +224,17 @@ class StudyFolder:
                 "another folder, or the spec in its study.yaml"
             )
 
+    def stored_spec(self) -> dict[str, Any]:
+        """What study.yaml says.
+
+        Raises:
+            UserError: It is not there, or damaged.
+        """
+        with reading(self.study_file, "run with the number that max_panels_per_pass had"):
+            stored = parse_yaml(self.study_file.read_bytes())
+            check_shape(self.study_file, stored, _STUDY, "")
+            return stored["spec"]
+
     def _has_work(self) -> bool:
         return self.checkpoints.exists() or (self.root / "panels").exists()
 

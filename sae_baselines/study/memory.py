@@ -31,6 +31,20 @@ def memory_of(device: str = "cpu") -> int | None:
     return min(found, default=None)
 
 
+def bytes_in_training(spec: "StudySpec", d_in: int, d_out: int | None = None) -> int:
+    """Of a member, at the least: W_enc, W_dec, and two moments of the one of them that every
+    member learns."""
+    sizes = d_in, d_in if d_out is None else d_out
+    floats = (sum(sizes) + 2 * min(sizes)) * spec.width(d_in)
+    return floats * (4 if spec.sae_dtype == "float32" else 2)
+
+
+def bytes_on_disk(spec: "StudySpec", d_in: int, d_out: int | None = None) -> int:
+    """Of a member's export: its two matrices."""
+    floats = (d_in + (d_in if d_out is None else d_out)) * spec.width(d_in)
+    return floats * (4 if spec.sae_dtype == "float32" else 2)
+
+
 def check_memory(spec: "StudySpec", d_in: int, d_out: int | None = None) -> None:
     """Refuse a study that cannot fit, whatever else the machine does.
 
@@ -49,9 +63,7 @@ def check_memory(spec: "StudySpec", d_in: int, d_out: int | None = None) -> None
         for source in spec.source_names
         for this_pass in spec.passes(source)
     )
-    # W_enc, W_dec, and two moments of the one of them that every member learns.
-    sizes = d_in, d_in if d_out is None else d_out
-    one = (sum(sizes) + 2 * min(sizes)) * d_sae * (4 if spec.sae_dtype == "float32" else 2)
+    one = bytes_in_training(spec, d_in, d_out)
     width = d_in + (d_out or 0)
     has = memory_of(spec.device)
     if has is not None and one * members > has:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -57,6 +57,10 @@ from sae_baselines.study.values import (
     shown,
 )
 from sae_baselines.yaml_text import read_yaml
+
+# For ``max_panels_per_pass``: what fits.
+AUTO = "auto"
+PanelsPerPass = Annotated[int, PydanticField(gt=0)] | Literal["auto"] | None
 
 # Normalisations of each activation by itself, undone after decoding.
 PER_TOKEN_NORMS = ("layer_norm", "constant_norm_rescale")
@@ -398,7 +402,9 @@ class HookSpec(StudySpec):
         data_order: ``shared``: all seeds see one stream (one pass). ``per_seed``: each seed
             shuffles for itself (one pass per seed).
         sae: Extra fields of the base's SAELens config, for every member alike.
-        max_panels_per_pass: Train at most this many panels at once (memory).
+        max_panels_per_pass: Train at most this many panels at once (memory); ``auto``: as
+            many as fit the device, measured when training begins, and that number is the
+            study's from then on.
         plugins: Modules with architectures of your own; imported when your own file is read,
             never when a stored study is.
     """
@@ -415,7 +421,7 @@ class HookSpec(StudySpec):
     lr_decay_steps: int = PydanticField(default=0, ge=0)
     feature_sampling_window: int = PydanticField(default=2000, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_panels_per_pass: int | None = PydanticField(default=None, gt=0)
+    max_panels_per_pass: PanelsPerPass = None
     plugins: list[str] = field(default_factory=list)
 
     def check(self) -> None:
@@ -456,6 +462,11 @@ class HookSpec(StudySpec):
             groups = [(seed, [p for p in panels if p.seed == seed]) for seed in self.seeds]
         passes: list[Pass] = []
         for data_seed, group in groups:
+            if self.max_panels_per_pass == AUTO:
+                raise UserError(
+                    "max_panels_per_pass: auto is measured where training begins; to know it "
+                    "before, use sae-baselines plan --probe"
+                )
             size = self.max_panels_per_pass or len(group)
             for first in range(0, len(group), size):
                 part = tuple(group[first : first + size])
