@@ -55,9 +55,9 @@ from sae_baselines.report.latents_page import (
 )
 from sae_baselines.stats import METHOD, Plan, planned, read_spreads
 from sae_baselines.stats.spreads import Spread, spreads_of
-from sae_baselines.study import PanelSpec, StudyResult, load_spec, train_study
+from sae_baselines.study import PanelSpec, StudyResult, load_spec
 from sae_baselines.study.contexts import Contexts, check_same_model, measure_contexts
-from sae_baselines.study.engine import measure_latents, resolve_device, train_on
+from sae_baselines.study.engine import measure_latents, resolve_device, run_study
 from sae_baselines.study.folder import STUDY_FILE, StudyFolder, load_study
 from sae_baselines.study.latents import LATENTS_FILE, Latents
 from sae_baselines.study.plan import MemberKey, all_members, members_named, panel_named
@@ -134,10 +134,7 @@ def train(
     say_if_silent((spec.model.name, spec.dataset.path))
     if evals is not None:
         _require_possible(spec, evals)
-    if on is None:
-        result = train_study(spec, folder, resume=resume)
-    else:
-        result = train_on(on, spec, folder, resume=resume, retry_failed=retry_failed)
+    result = run_study(spec, folder, on, resume=resume, retry_failed=retry_failed)
     if evals is not None:
         store_spec(folder, evals)
     return result
@@ -589,6 +586,8 @@ def check(
     device: str | None = None,
     verbose: bool = False,
     command: str | None = None,
+    on: Executor | None = None,
+    retry_failed: bool = False,
     ask: Ask | None = None,
     progress: Callable[[str | Evaluation | Report, Path], None] | None = None,
 ) -> bool:
@@ -607,6 +606,8 @@ def check(
         device: Torch device.
         verbose: Show SAEBench's own output.
         command: Command line to record.
+        on: What starts processes that share the work; default: it is done in this one.
+        retry_failed: With ``on``, try again what failed before.
         ask: Called with an option and a question for what an SAE does not record; None where
             nobody can be asked.
         progress: Called with what there is to show, as soon as it is there, and the study
@@ -649,8 +650,9 @@ def check(
     say_if_silent((spec.model.name, spec.dataset.path))
     # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     import_module("sae_baselines.report.plots")
+    train_panels = partial(_train, spec, root, model, on, retry_failed)
     if suites is not None and list(suites) == [PANEL_SUITE]:
-        _train(spec, root, model)
+        train_panels()
         write_results(root)
         tell(report(root))
         return True
@@ -661,16 +663,26 @@ def check(
         tell(line)
     subject = subject_of_panel(spec, evals)
     require_runnable(diagnose(subject, list(evals.suites), evals.suites, root))
-    _train(spec, root, model)
+    train_panels()
     local = local_model_of(root)
-    done = _evaluate(study_targets(root), evals, root, local, False, verbose, command)
+    if on is None:
+        done = _evaluate(study_targets(root), evals, root, local, False, verbose, command)
+    else:
+        share = Share(root.absolute(), retry_failed=retry_failed)
+        named = [str(share.root)]
+        asked = partial(
+            _prepared, named, None, evals, share.root, local, verbose, command, [], share
+        )
+        done = _evaluate_on(on, asked, share, evals)
     tell(done)
     tell(report(root))
     return not done.failures
 
 
-def _train(spec: PanelSpec, root: Path, model: Any) -> None:
-    train_study(spec, root, resume=True, model=model)
+def _train(
+    spec: PanelSpec, root: Path, model: Any, on: Executor | None, retry_failed: bool
+) -> None:
+    run_study(spec, root, on, resume=True, retry_failed=retry_failed, model=model)
     folder = StudyFolder(root)
     # Of studies of before, `latents` measures it.
     if all((folder.member(key) / LATENTS_FILE).exists() for key in all_members(spec)):

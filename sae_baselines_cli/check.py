@@ -21,13 +21,19 @@ from sae_baselines_cli.known import (
 )
 from sae_baselines_cli.shared import (
     INCOMPLETE,
+    Cluster,
     Device,
+    Devices,
+    On,
     Out,
+    RetryFailed,
     Verbose,
+    Workers,
     ask,
     group,
     names_in,
     say,
+    started_by,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +119,11 @@ def check(
         typer.Option(help="YAML with further fields of a panel file, and a section 'evals'."),
     ] = None,
     device: Device = None,
+    on: On = "here",
+    devices: Devices = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    retry_failed: RetryFailed = False,
     verbose: Verbose = False,
 ) -> None:
     """Train, evaluate and report in one go; run it again to continue.
@@ -128,6 +139,7 @@ def check(
     - `sae-baselines check --release gemma-scope-2b-pt-res-canonical --sae-id
       layer_12/width_16k/canonical --tokens 500_000_000`
     - `sae-baselines check user/repo:folder --suites core`
+    - `sae-baselines check panel.yaml --on devices --devices 0,1`
     """
     import sae_baselines
     from sae_baselines.pipeline import PANEL_FILES
@@ -149,6 +161,9 @@ def check(
             hook_name=hook,
             context_size=context_size,
         )
+    # Where the section 'cluster' is: in the panel file itself, or in --config.
+    file = config if config is not None or options is not None else Path(where)
+    started = started_by(on, devices, workers, cluster, False, file, Path)
     complete = sae_baselines.check(
         where,
         out,
@@ -158,6 +173,8 @@ def check(
         device=device,
         verbose=verbose,
         command=as_typed(),
+        on=started,
+        retry_failed=retry_failed,
         ask=lambda option, question: ask(f"{question}\n{option}", err=True),
         progress=_print,
     )

@@ -23,9 +23,9 @@ from sae_baselines_cli.shared import (
     errors,
     group,
     names_in,
-    print_script,
     print_table,
     say,
+    started_by,
 )
 
 if TYPE_CHECKING:
@@ -98,14 +98,9 @@ def evaluate(
     - `sae-baselines eval gpt2-small-res-jb:blocks.8.hook_resid_pre --suites core --out checked`
     """
     import sae_baselines
-    from sae_baselines.work.choice import executor
 
-    started = executor(
-        on, devices=devices, workers=workers, file=config, settings=cluster or ()
-    )
-    if dry_run:
-        print_script(started, out or Path(sources[0]))
-        return
+    root = out or Path(sources[0])
+    started = started_by(on, devices, workers, cluster, dry_run, config, lambda: root)
     done = sae_baselines.evaluate(
         sources,
         None if suites is None else names_in(suites, "suites"),

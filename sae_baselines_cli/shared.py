@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,14 +119,37 @@ def print_table(table: "Table") -> None:
     console.print(table)
 
 
-def print_script(executor: "Executor | None", root: Path) -> None:
-    """What would be submitted, and nothing else."""
+def started_by(
+    on: str,
+    devices: str | None,
+    workers: int | None,
+    cluster: list[str] | None,
+    dry_run: bool,
+    file: Path | None,
+    root: Callable[[], Path],
+) -> "Executor | None":
+    """What starts workers, as the command's options say; None for this process.
+
+    Args:
+        file: Its section ``cluster`` is read.
+        root: The study folder. Of a dry run the script is printed, and the command ends.
+
+    Raises:
+        UserError: Bad input, before anything is written.
+    """
     from sae_baselines.errors import UserError
+    from sae_baselines.work.choice import executor
     from sae_baselines.work.slurm import Slurm
 
-    if not isinstance(executor, Slurm):
-        raise UserError("dry-run: shows what is submitted to SLURM; add --on slurm")
-    typer.echo(executor.script(root))
+    made = executor(on, devices=devices, workers=workers, file=file, settings=cluster or ())
+    if dry_run:
+        if not isinstance(made, Slurm):
+            raise UserError("dry-run: shows what is submitted to SLURM; add --on slurm")
+        typer.echo(made.script(root()))
+        raise typer.Exit
+    if isinstance(made, Slurm):
+        made.require_here()
+    return made
 
 
 def fail(message: str) -> None:

@@ -6,7 +6,22 @@ from typing import Annotated, Any
 import typer
 
 from sae_baselines_cli.known import BASES, MOST_SEEDS, TOY_SETTINGS, completing
-from sae_baselines_cli.shared import Device, Out, Resume, console, group, print_table, say
+from sae_baselines_cli.shared import (
+    Cluster,
+    Device,
+    Devices,
+    DryRun,
+    On,
+    Out,
+    Resume,
+    RetryFailed,
+    Workers,
+    console,
+    group,
+    print_table,
+    say,
+    started_by,
+)
 
 app = group()
 
@@ -49,6 +64,12 @@ def toy(
     show: Annotated[
         bool, typer.Option("--show", help="Print the study file and stop.")
     ] = False,
+    on: On = "here",
+    devices: Devices = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """The paper's first case study: data whose features are known.
 
@@ -61,12 +82,13 @@ def toy(
     - `sae-baselines toy --quick`
     - `sae-baselines toy --seeds 3 --samples 4000000`
     - `sae-baselines toy --seeds 3 --resume --correct study`
+    - `sae-baselines toy --on devices --workers 4`
     - `sae-baselines toy --setting constant --architecture topk --lr 0.001`
     - `sae-baselines toy --show > toy.yaml`, edit, `sae-baselines toy toy.yaml`
     """
     if study is not None and quick:
         raise typer.BadParameter("--quick has sizes of its own; give it or a study file")
-    from sae_baselines.study.engine import train_study
+    from sae_baselines.study.engine import run_study
     from sae_baselines.study.spec import load_spec, spec_from_dict, spec_to_dict, spec_to_yaml
     from sae_baselines.study.synthetic.spec import ToySpec, quick_spec
 
@@ -95,7 +117,10 @@ def toy(
     from sae_baselines.paper.toy.report import write_toy_report
     from sae_baselines.paper.toy.results import load_toy
 
-    folder = train_study(spec, out or Path("studies") / spec.name, resume=resume).folder
+    root = out or Path("studies") / spec.name
+    started = started_by(on, devices, workers, cluster, dry_run, None, lambda: root)
+    done = run_study(spec, root, started, resume=resume, retry_failed=retry_failed)
+    folder = done.folder
     page = write_toy_report(folder, correct)
     results = load_toy(folder)
     for name in spec.settings:

@@ -21,8 +21,8 @@ from sae_baselines_cli.shared import (
     console,
     errors,
     group,
-    print_script,
     say,
+    started_by,
 )
 
 if TYPE_CHECKING:
@@ -75,12 +75,16 @@ def train(
     # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     import sae_baselines.study.table
     from sae_baselines.study import load_spec
-    from sae_baselines.work.choice import executor
 
-    started = executor(on, devices=devices, workers=workers, file=panel, settings=cluster or ())
-    if dry_run:
-        print_script(started, out or Path("studies") / load_spec(panel).name)
-        return
+    started = started_by(
+        on,
+        devices,
+        workers,
+        cluster,
+        dry_run,
+        panel,
+        lambda: out or Path("studies") / load_spec(panel).name,
+    )
     result = sae_baselines.train(
         panel, out, resume=resume, device=device, on=started, retry_failed=retry_failed
     )

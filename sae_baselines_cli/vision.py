@@ -7,21 +7,29 @@ import typer
 
 from sae_baselines_cli.known import LARGEST
 from sae_baselines_cli.shared import (
+    Cluster,
     Device,
+    Devices,
+    DryRun,
+    On,
     Out,
     Panel,
     Resume,
+    RetryFailed,
+    Workers,
     console,
     group,
     names_in,
     print_table,
     say,
+    started_by,
 )
 
 if TYPE_CHECKING:
     from sae_baselines.paper.vision.page import PageFiles
     from sae_baselines.study.engine import StudyResult
     from sae_baselines.study.patches.spec import VisionSpec
+    from sae_baselines.work.executor import Executor
 
 app = group(
     no_args_is_help=True,
@@ -30,19 +38,25 @@ app = group(
 
 
 def _run(
-    spec: "VisionSpec", out: Path | None, resume: bool, device: str | None
+    spec: "VisionSpec",
+    out: Path | None,
+    resume: bool,
+    device: str | None,
+    on: "Executor | None" = None,
+    retry_failed: bool = False,
 ) -> "StudyResult":
     from rich.table import Table
 
     from sae_baselines.evals.results import write_vision_results
     from sae_baselines.paper.vision.table import COLUMNS, notes, rows_of
-    from sae_baselines.study.engine import train_study
+    from sae_baselines.study.engine import run_study
     from sae_baselines.study.folder import StudyFolder
     from sae_baselines.study.plan import all_members
 
     if device is not None:
         spec.device = device
-    result = train_study(spec, out or Path("studies") / spec.name, resume=resume)
+    root = out or Path("studies") / spec.name
+    result = run_study(spec, root, on, resume=resume, retry_failed=retry_failed)
     write_vision_results(StudyFolder(result.folder), all_members(spec), result.measurements)
     console.print()
     for panel, rows in rows_of(result.measurements).items():
@@ -64,7 +78,18 @@ def _name_files(files: "PageFiles") -> None:
 
 
 @app.command()
-def train(panel: Panel, out: Out = None, resume: Resume = False, device: Device = None) -> None:
+def train(
+    panel: Panel,
+    out: Out = None,
+    resume: Resume = False,
+    device: Device = None,
+    on: On = "here",
+    devices: Devices = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+) -> None:
     """Train an SAE and its baselines on patches, and make untrained SAEs of the same shape.
 
     Example: `sae-baselines vision train clip.yaml --out studies/clip`
@@ -72,7 +97,10 @@ def train(panel: Panel, out: Out = None, resume: Resume = False, device: Device 
     from sae_baselines.study.patches.spec import VisionSpec
     from sae_baselines.study.spec import load_spec
 
-    result = _run(load_spec(panel, VisionSpec), out, resume, device)
+    spec = load_spec(panel, VisionSpec)
+    root = out or Path("studies") / spec.name
+    started = started_by(on, devices, workers, cluster, dry_run, None, lambda: root)
+    result = _run(spec, root, resume, device, started, retry_failed)
     say(f"Files: {result.folder}")
 
 

@@ -153,11 +153,12 @@ def _of_training(spec: StudySpec, task: Task) -> PlannedTask:
         return next((getattr(spec, name) for name in names if hasattr(spec, name)), 0)
 
     d_in = _width(spec)
-    export = bytes_on_disk(spec, d_in) if d_in else None
+    d_out = getattr(spec, "d_out", None)
+    export = bytes_on_disk(spec, d_in, d_out) if d_in else None
     if task.kind == "train":
         (this_pass,) = (p for p in spec.passes(task.source) if p.name == task.what)
         members = _members(spec, this_pass, task.source)
-        training = members * bytes_in_training(spec, d_in) if d_in else None
+        training = members * bytes_in_training(spec, d_in, d_out) if d_in else None
         disk = None
         if training is not None and export is not None:
             # A new checkpoint is whole before an old one is deleted.

@@ -52,12 +52,10 @@ from sae_baselines.provenance import environment, now, versions
 from sae_baselines.reach import say_if_silent
 from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.redraw import RandomModel
-from sae_baselines.work.claims import Share
+from sae_baselines.work.claims import Share, TakenOverError, Waiting
 
 logger = logging.getLogger("sae_baselines")
 
-# Seconds after which what other processes are at is looked at again.
-_LOOK_AGAIN = 5.0
 _THROWAWAY = "warm-up"
 _THROWAWAY_LATENTS = 512
 
@@ -335,7 +333,9 @@ class Runner:
         jobs = self._jobs(targets)
         total = sum(map(len, (*jobs.values(), *self._without_floors.values())))
         with progress(total=total, desc="Evaluating", unit="SAE", file=sys.stderr) as bar:
+            waiting = Waiting()
             while True:
+                left = sum(map(len, jobs.values()))
                 for name, missing in jobs.items():
                     if missing or self._without_floors.get(name):
                         jobs[name] = self._run_suite(get_suite(name), missing, bar)
@@ -343,7 +343,9 @@ class Runner:
                 # Other processes are at what is left; they may die.
                 if not any(jobs.values()):
                     break
-                time.sleep(_LOOK_AGAIN)
+                if sum(map(len, jobs.values())) < left:
+                    waiting = Waiting()
+                waiting.again()
         return self._report()
 
     def standing(self, targets: Sequence[Target]) -> EvalReport:
@@ -506,6 +508,9 @@ class Runner:
                     self._run_one(suite, target, models, key)
         except StoppedError:
             raise
+        except TakenOverError as error:
+            logger.warning("%s", error)
+            return False
         except Exception as error:
             self._fail(suite, target, error)
             return True

@@ -26,6 +26,7 @@ from sae_baselines.files import (
     write_atomically,
     write_sealed,
 )
+from sae_baselines.work.claims import require_own
 
 EVALS = "evals"
 # The option of suites that measure floors, which changes no score, and where they are recorded.
@@ -123,7 +124,12 @@ class EvalStore:
         return self.folder / ".cache" / suite / key
 
     def keep(self, suite: str, name: str, produced: Path, record: dict[str, Any]) -> None:
-        """Take over SAEBench's file, then write its record."""
+        """Take over SAEBench's file, then write its record.
+
+        Raises:
+            TakenOverError: The task is another process's by now.
+        """
+        require_own()
         target = self.result_file(suite, name)
         self.record_file(suite, name).unlink(missing_ok=True)
         data = produced.read_bytes()

@@ -74,7 +74,7 @@ from sae_baselines.study.spec import (
     spec_hash,
 )
 from sae_baselines.study.untrained import make_controls, missing_controls
-from sae_baselines.work.claims import FAILED, Share
+from sae_baselines.work.claims import FAILED, Share, Waiting, require_own
 from sae_baselines.work.executor import Executor, require_same
 
 logger = logging.getLogger("sae_baselines")
@@ -83,9 +83,6 @@ AnyStudy = TypeVar("AnyStudy", bound=StudySpec)
 
 # Held-out activations for EV and L0 on the way.
 _DRIFT_SAMPLES = 2048
-# Seconds after which a process that waits for others' tasks looks again, at first and later.
-_LOOK_AGAIN = 2.0
-_LOOK_AGAIN_AT_MOST = 30.0
 
 
 @dataclass(frozen=True)
@@ -274,6 +271,33 @@ def train_study(
         return StudyResult(folder.root, measurements_of(spec, folder), trained)
 
 
+def run_study(
+    spec: StudySpec,
+    out: str | Path,
+    on: Executor | None,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    **inputs: Any,
+) -> StudyResult:
+    """`train_study`, or `train_on` where something starts workers.
+
+    Args:
+        spec: What to train.
+        out: Study folder.
+        on: What starts workers; None for this process.
+        resume: Continue unfinished work in ``out``.
+        retry_failed: With ``on``, try again what failed before.
+        inputs: As for `train_study`; workers read theirs by themselves.
+
+    Raises:
+        UserError: As those two.
+    """
+    if on is None:
+        return train_study(spec, out, resume=resume, **inputs)
+    return train_on(on, spec, out, resume=resume, retry_failed=retry_failed)
+
+
 def train_on(
     workers: Executor,
     spec: StudySpec,
@@ -416,7 +440,7 @@ def _do_all(
         Members that were trained or made by this process.
     """
     made: list[MemberKey] = []
-    left, opened, idle, wait = tasks(spec), None, 0, _LOOK_AGAIN
+    left, opened, idle, waiting = tasks(spec), None, 0, Waiting()
     try:
         # Twice: what others finished meanwhile may have made something ready.
         while left and idle < 2:
@@ -447,11 +471,10 @@ def _do_all(
                     logger.error("%s failed: %s", task.name, one_line(error, 500))
             left = still
             if busy:
-                idle, wait = 0, _LOOK_AGAIN
+                idle, waiting = 0, Waiting()
             elif any(share.holder(task.name) for task in left):
                 idle = 0
-                time.sleep(wait)
-                wait = min(1.5 * wait, _LOOK_AGAIN_AT_MOST)
+                waiting.again()
             else:
                 idle += 1
     finally:
@@ -702,12 +725,13 @@ class Work:
             spec, self.source.calibration, self.source.start_folder, self.d_in
         )
 
+        waiting = Waiting()
         while spec.reference is not None and not folder.has_published():
             with share.doing("copy:published") as mine:
                 if mine and not folder.has_published():
                     keep_published(spec, folder)
             if not mine:
-                time.sleep(_LOOK_AGAIN)
+                waiting.again()
 
     def do(self, task: Task) -> list[MemberKey]:
         """Do a task; who was trained or made."""
@@ -754,6 +778,7 @@ class Work:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        require_own()
         clear_checkpoints(checkpoints, spec_hash(spec))
         return list(members)
 
@@ -863,6 +888,7 @@ class Work:
         sae, cosines = self._load(what)
         measured = self.source.measure(sae, folder, target, cosines)
         self._measure_latents(folder, sae, cosines)
+        require_own()
         # Last: who has a measurement is finished.
         write_measurement(folder, {**measured, **identity_of(folder, measured)})
 

@@ -41,7 +41,7 @@ from sae_baselines.study.spec import (
     spec_to_dict,
 )
 from sae_baselines.study.values import is_number, shown
-from sae_baselines.work.claims import Share
+from sae_baselines.work.claims import Share, require_own
 from sae_baselines.yaml_text import parse_yaml
 
 logger = logging.getLogger("sae_baselines")
@@ -264,9 +264,16 @@ class StudyFolder:
         """The member's measurement, if it was made."""
         return read_measurement(self.member(key))
 
-    def new_member(self, key: MemberKey) -> AbstractContextManager[Path]:
-        """A scratch folder that becomes the member's folder when the block succeeds."""
-        return new_folder(self.member(key))
+    @contextmanager
+    def new_member(self, key: MemberKey) -> Iterator[Path]:
+        """A scratch folder that becomes the member's folder when the block succeeds.
+
+        Raises:
+            TakenOverError: The task is another process's by now.
+        """
+        with new_folder(self.member(key)) as scratch:
+            yield scratch
+            require_own()
 
     def new_published(self) -> AbstractContextManager[Path]:
         """The same for the published SAE."""

@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ from sae_baselines.compat.training import OpenRunner, progress_each_step, side_b
 from sae_baselines.errors import StoppedError, UserError
 from sae_baselines.files import is_junk, read_json, remove, write_atomically
 from sae_baselines.study.held_out import checked_activations
+from sae_baselines.work.claims import BEAT, require_own
 
 logger = logging.getLogger("sae_baselines")
 
@@ -273,7 +275,12 @@ class SignalsBetweenSteps:
             signal.raise_signal(number)
 
     def guard(self, provider: Iterator[Any]) -> Iterator[Any]:
+        looked = time.monotonic()
         for batch in provider:
             if self.asked is not None:
                 raise InterruptedTrainingError(self.asked)
+            # Before anything is saved where another process may save by now.
+            if time.monotonic() - looked > BEAT:
+                require_own()
+                looked = time.monotonic()
             yield batch

@@ -24,23 +24,60 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sae_baselines.errors import StoppedError, one_line
+from sae_baselines.errors import StoppedError, UserError, one_line
 from sae_baselines.files import parse_json, write_atomically
 
 logger = logging.getLogger("sae_baselines")
 
 TASKS = ".tasks"
+_WORKERS = "workers"
 DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
 # Seconds between two signs of life, and after how many without one a process is dead, of which
 # nothing better is known.
 BEAT = 15.0
 STALE = 300.0
+# Seconds after which a process that waits for others' tasks looks again, at first and later.
+_LOOK_AGAIN = 2.0
+_LOOK_AGAIN_AT_MOST = 30.0
 _END = ".end.json"
 # What SLURM says of a job that will not go on.
 _OVER = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "TIMEOUT"),
 }
+
+
+class TakenOverError(UserError):
+    """A task is another process's by now: nothing of it is written any more."""
+
+
+@dataclass
+class Waiting:
+    """Between two looks at what others are at: short at first, then longer and longer."""
+
+    seconds: float = _LOOK_AGAIN
+
+    def again(self) -> None:
+        time.sleep(self.seconds)
+        self.seconds = min(1.5 * self.seconds, _LOOK_AGAIN_AT_MOST)
+
+
+def require_own() -> None:
+    """Call before a result is written: a process that slept may have been taken for dead.
+
+    Raises:
+        TakenOverError: Another process has taken over a task of this one.
+    """
+    for file, pid in list(_beating.items()):
+        if pid != os.getpid() or file.parent.parent.name == _WORKERS:
+            continue
+        last = (_attempts(file.parent) or [None])[-1]
+        if last is None or last.file != file or last.who.get("pid") != pid:
+            by = "its claim is gone" if last is None else f"{last.by} has it"
+            raise TakenOverError(
+                f"{file.parent.parent.name}:{file.parent.name} was taken over while this "
+                f"process gave no sign of life ({by}); nothing of it is written here"
+            )
 
 
 @dataclass(frozen=True)
@@ -152,7 +189,8 @@ class Share:
         try:
             yield True
         except BaseException as error:
-            asked = isinstance(error, StoppedError) or not isinstance(error, Exception)
+            asked = isinstance(error, StoppedError | TakenOverError)
+            asked = asked or not isinstance(error, Exception)
             state = INTERRUPTED if asked else FAILED
             reason = f"{type(error).__name__}: {one_line(error, 500)}"
             if state == FAILED:
@@ -162,7 +200,7 @@ class Share:
         finally:
             logger.removeHandler(handler)
             handler.close()
-            _beating.discard(attempt.file)
+            _beating.pop(attempt.file, None)
             seconds = round(time.monotonic() - began, 2)
             end = {"state": state, "reason": reason, "seconds": seconds, "inputs": inputs}
             # A disk that is full tells its own error, and this process' end the rest.
@@ -192,7 +230,7 @@ class Share:
     @contextmanager
     def registered(self) -> Iterator[None]:
         """Be seen at work while the block runs; see `others`."""
-        name = f"workers:{uuid.uuid4().hex[:12]}"
+        name = f"{_WORKERS}:{uuid.uuid4().hex[:12]}"
         try:
             with self.doing(name):
                 yield
@@ -202,7 +240,7 @@ class Share:
     def others(self) -> list[Attempt]:
         """Processes that are at work here; what dead ones left is removed."""
         alive = []
-        for place in sorted((self.root / TASKS / "workers").glob("*/")):
+        for place in sorted((self.root / TASKS / _WORKERS).glob("*/")):
             (*_, last) = _attempts(place) or [None]
             if last is not None and last.end is None and last.why_dead() is None:
                 alive.append(last)
@@ -263,12 +301,12 @@ def _create(file: Path, text: str) -> bool:
         scratch.unlink(missing_ok=True)
 
 
-# Claims of this process; a thread gives a sign of life for each of them.
-_beating: set[Path] = set()
+# Claims, and the process that made them; a thread gives a sign of life for each of them.
+_beating: dict[Path, int] = {}
 
 
 def _beat(file: Path) -> None:
-    _beating.add(file)
+    _beating[file] = os.getpid()
     _start_beating(os.getpid())
 
 
@@ -283,7 +321,8 @@ def _start_beating(pid: int) -> None:
                 with suppress(OSError):
                     os.utime(file)  # the time of the disk, whatever this machine's clock says
 
-    _beating.intersection_update({f for f in _beating if _told(f).get("pid") == pid})
+    for file in [file for file, of in _beating.items() if of != pid]:
+        del _beating[file]
     threading.Thread(target=beat, daemon=True, name="claims").start()
 
 

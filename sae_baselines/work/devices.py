@@ -60,6 +60,11 @@ class Devices:
             raise UserError(f"workers: {self.workers} on {cores} cores; use at most one a core")
 
     @property
+    def sharing_memory(self) -> int:
+        """How many of them take memory from the same place."""
+        return 1 if self.gpus else self.workers
+
+    @property
     def environments(self) -> list[dict[str, str]]:
         """What each worker has in its environment besides."""
         if self.gpus:

@@ -127,13 +127,21 @@ class Slurm:
         )
         return executor
 
-    def run(self, work: Callable[[], object], root: Path) -> None:
+    def require_here(self) -> None:
+        """Whether jobs can be submitted from this machine.
+
+        Raises:
+            UserError: submitit or SLURM is not there.
+        """
         _require_submitit()
         if self.engine == "slurm" and shutil.which("sbatch") is None:
             raise UserError(
                 "on: there is no SLURM here (sbatch); run this where jobs are submitted, or "
                 "use --on devices"
             )
+
+    def run(self, work: Callable[[], object], root: Path) -> None:
+        self.require_here()
         executor = self._executor(root)
         from submitit.core.utils import FailedJobError  # noqa: PLC0415  (an extra)
 

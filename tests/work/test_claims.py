@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_baselines.errors import StoppedError
-from sae_baselines.work.claims import DONE, FAILED, INTERRUPTED, STALE, Share
+from sae_baselines.work.claims import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    STALE,
+    Share,
+    TakenOverError,
+    require_own,
+)
 from tests.helpers import on_two_ranks
 
 NAME = "measure:batchtopk_l0_6_seed_0.trained"
@@ -170,3 +178,26 @@ def test_who_works_in_a_study_is_seen_and_the_dead_are_forgotten(tmp_path: Path)
         other.file.write_text(json.dumps({**other.who, "pid": dead_process()}))
         assert share.others() == []
     assert not list((tmp_path / ".tasks" / "workers").iterdir())
+
+
+def test_who_slept_and_was_taken_over_writes_nothing_and_is_no_failure(tmp_path: Path):
+    share = Share(tmp_path)
+
+    def sleeps(elsewhere: bool) -> None:
+        with share.doing(NAME), share.registered():
+            require_own()
+            last = share.last(NAME)
+            assert last is not None
+            if elsewhere:
+                other = {**last.who, "host": "n2", "pid": 1}
+                last.file.with_name(f"{last.number + 1}.json").write_text(json.dumps(other))
+            require_own()
+
+    sleeps(elsewhere=False)
+    with pytest.raises(TakenOverError, match=r"trained was taken over .*n2, process 1"):
+        sleeps(elsewhere=True)
+    first, slept, other = share.attempts(NAME)
+    assert first.end is not None
+    assert slept.end is not None
+    assert (first.end["state"], slept.end["state"], other.end) == (DONE, INTERRUPTED, None)
+    assert share.given_up(NAME) is None

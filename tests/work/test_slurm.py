@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from sae_baselines.errors import StoppedError, UserError
 from sae_baselines.study.engine import train_on, train_study
@@ -17,6 +19,7 @@ from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.work.choice import executor
 from sae_baselines.work.claims import DONE, INTERRUPTED, Share
 from sae_baselines.work.slurm import Requeued, Slurm
+from sae_baselines_cli import app
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
 
 PANEL = """\
@@ -81,6 +84,16 @@ def test_no_slurm_no_submitit_and_a_refusal_are_one_line(
     monkeypatch.setattr("sae_baselines.work.slurm.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"submitit; pip install 'sae-baselines\[cluster\]'"):
         Slurm().script(tmp_path)
+
+
+def test_without_slurm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    panel, out = tmp_path / "panel.yaml", tmp_path / "study"
+    panel.write_text(yaml.safe_dump(tiny_panel(tmp_path)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for command in (["train", str(panel)], ["check", str(panel)], ["toy"]):
+        done = CliRunner().invoke(app, [*command, "--out", str(out), "--on", "slurm"])
+        assert "there is no SLURM here (sbatch)" in str(done.exception), command
+    assert not out.exists()
 
 
 def test_a_signal_that_training_took_is_handed_on_to_the_scheduler():
