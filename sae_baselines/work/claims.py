@@ -374,7 +374,10 @@ def _started(pid: int) -> str | None:
 
 
 def _job() -> str | None:
-    return os.environ.get("SLURM_JOB_ID")
+    # The last element of an array has the number of the whole, so that its end would be that of
+    # all.
+    array, element = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
 
 
 def _restarts() -> int:

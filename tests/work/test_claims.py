@@ -201,3 +201,18 @@ def test_who_slept_and_was_taken_over_writes_nothing_and_is_no_failure(tmp_path:
     assert slept.end is not None
     assert (first.end["state"], slept.end["state"], other.end) == (DONE, INTERRUPTED, None)
     assert share.given_up(NAME) is None
+
+
+def test_the_last_element_of_an_array_is_not_the_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both have one number in SLURM_JOB_ID, and the queue would tell of all elements."""
+    told = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    share = Share(tmp_path)
+    with share.doing(NAME):
+        pass
+    last = share.last(NAME)
+    assert last is not None
+    assert last.who["job"] == "7_1"
