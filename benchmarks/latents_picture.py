@@ -30,7 +30,7 @@ _CHAR, _LINE, _LEFT, _GAP = 6.05, 15.0, 74.0, 22.0
 
 
 def line(context: Context, largest: float, x: float, y: float) -> str:
-    """One context, its tokens shaded by activation, the peak at the same place in every line."""
+    """One context: its tokens shaded by activation, the peak at the same place everywhere."""
     acts = dict(zip(context.on, context.acts, strict=True))
     texts = [visible(token) for token in context.tokens]
     start = -sum(map(len, texts[: context.peak]))
@@ -92,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for place, key in enumerate(columns):
             kept = contexts[key]
             if kept is None or row[key] not in kept.latents:
-                raise UserError(f"{key}: contexts of latent {row[key]} are not kept; run latents")
+                raise UserError(
+                    f"{key}: contexts of latent {row[key]} are not kept; run latents"
+                )
             of = kept.latents[row[key]]
             for i, context in enumerate(of.contexts[:CONTEXTS]):
                 x = _LEFT + place * (width + _GAP)
