@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     contexts = {key: Contexts.load(folder.member(key)) for key in columns}
     width = (BEFORE + AFTER) * _CHAR
     parts, y = [], 22.0
+    parts.append(f'<text x="10" y="{y:.1f}" class="rate">fires on</text>')
     for place, key in enumerate(columns):
         x = _LEFT + place * (width + _GAP)
         title = TITLES.get(key.member, key.member)
