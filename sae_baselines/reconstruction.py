@@ -53,12 +53,17 @@ class RunningVariance:
         return 1 - self.residual / variance if variance > 0 else math.nan
 
 
+def d_out_of(cfg: Any) -> int | None:
+    """Width of what a transcoder writes; None for the config of an SAE."""
+    return getattr(cfg, "d_out", None)
+
+
 def sides(sae: Any, activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What is read, and what is to be written, of ``[n, d_in]`` activations.
 
     An SAE's are the same; a transcoder's stand side by side, ``[n, d_in + d_out]``.
     """
-    d_in, d_out = sae.cfg.d_in, getattr(sae.cfg, "d_out", None)
+    d_in, d_out = sae.cfg.d_in, d_out_of(sae.cfg)
     if d_out is None:
         return activations, activations
     if activations.shape[-1] != d_in + d_out:

@@ -24,6 +24,7 @@ from sae_baselines.baselines.directions import (
 )
 from sae_baselines.compat.saes import ConfigMixin, LoadingMixin, has_own, is_sharded
 from sae_baselines.errors import UserError
+from sae_baselines.reconstruction import d_out_of
 
 # How checkpoints name what is known of a start that is pending.
 _PENDING_PREFIX = "init_pending_"
@@ -112,7 +113,7 @@ class SeededStartMixin(LoadingMixin):
     @property
     def _d_out(self) -> int | None:
         """Of a transcoder, whose batches are inputs and outputs side by side."""
-        return getattr(self.cfg, "d_out", None)
+        return d_out_of(self.cfg)
 
     @property
     def _width(self) -> int:

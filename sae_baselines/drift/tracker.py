@@ -45,7 +45,7 @@ from sae_baselines.drift.start import (
     twin_rows,
 )
 from sae_baselines.errors import UserError
-from sae_baselines.reconstruction import explained_variance
+from sae_baselines.reconstruction import d_out_of, explained_variance
 
 logger = logging.getLogger("sae_baselines")
 
@@ -172,7 +172,7 @@ class DriftTracker:
         total = math.ceil(cfg.total_training_samples / cfg.train_batch_size_samples)
         folder = self.folder / name
         held_out = self._held_out
-        width = sae.cfg.d_in + getattr(sae.cfg, "d_out", 0)
+        width = sae.cfg.d_in + (d_out_of(sae.cfg) or 0)
         if held_out is not None and held_out.shape[1] != width:
             raise UserError(
                 f"held_out: width {held_out.shape[1]} is not the SAE's d_in, {width}"
@@ -267,7 +267,7 @@ def _keep_settled_start(track: _Track, pending: Any) -> None:
     directions = start_directions(
         cfg.d_sae,
         cfg.d_in,
-        getattr(cfg, "d_out", None),
+        d_out_of(cfg),
         seed=cfg.init_seed,
         scheme="cov",
         covariance=pending.covariance(),

@@ -99,8 +99,7 @@ def prepare_start(
         d_in: Of transcoders, whose activations are inputs and outputs side by side.
     """
     d_in = calibration.shape[1] if d_in is None else d_in
-    if getattr(spec, "hook_name_out", None) is not None:
-        assert isinstance(spec, PanelSpec)
+    if isinstance(spec, PanelSpec) and spec.hook_name_out is not None:
         return _prepare_pairs(spec, calibration, folder, d_in)
     x = calibration
     if spec.normalization == "expected_average_only_in":
@@ -185,13 +184,9 @@ def member_config(
         which = (panel.l0, panel.seed, scheme)
         if which not in starts:
             centred = start.pair is None and spec.sae_options.get("apply_b_dec_to_input", True)
-            x, path = (
-                start.activations - (start.b_dec if centred else 0.0),
-                start.covariance_path,
-            )
-            starts[which] = encoder_start(
-                x, width, panel.l0, panel.seed, scheme, path, start.d_out
-            )
+            x = start.activations - (start.b_dec if centred else 0.0)
+            drawn = panel.seed, scheme, start.covariance_path, start.d_out
+            starts[which] = encoder_start(x, width, panel.l0, *drawn)
         return starts[which]
 
     options: dict[str, Any] = {

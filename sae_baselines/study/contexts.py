@@ -197,8 +197,7 @@ class Words:
                 f"model.name: {spec.model.name} has no tokenizer, without which its "
                 "tokens cannot be shown; add the tokenizer's files to its folder"
             )
-        writes = spec.hook_name if spec.hook_name_out is None else spec.hook_name_out
-        return cls(model.tokenizer, unembedding(model, writes))
+        return cls(model.tokenizer, unembedding(model, spec.hook_written))
 
     def texts(self, ids: torch.Tensor) -> list[str]:
         """Of tokens that follow one another."""

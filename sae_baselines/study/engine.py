@@ -386,7 +386,7 @@ def with_panels_that_fit(
                     work.probe(Pass("probe", panels[0].seed, panels[:n])) for n in (1, 2)
                 )
                 members = len(trained_of(each, panels[1], source))
-                least = members * bytes_in_training(each, work.d_in)
+                least = members * bytes_in_training(each, work.d_in, work.start.d_out)
                 these = 1 if free is None else panels_that_fit(one, two, least, free)
                 fit = min(fit, these)
     logger.info("max_panels_per_pass: auto is %d here", fit)

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookedRootModule
 from sae_baselines.baselines import cosine_to_start, load_covariance
 from sae_baselines.baselines.directions import InitScheme, start_directions
 from sae_baselines.baselines.transcoder import PairStart
-from sae_baselines.reconstruction import RunningVariance, explained_variance
+from sae_baselines.reconstruction import RunningVariance, d_out_of, explained_variance
 from sae_baselines.study.held_out import HeldOut, model_device, special_tokens
 from sae_baselines.study.spec import PanelSpec
 
@@ -177,7 +177,6 @@ def _spliced(
     trained[:, slice(*spec.seqpos_slice)] = True
     if special is not None:
         trained &= ~torch.isin(tokens, special)
-    write = spec.hook_name if spec.hook_name_out is None else spec.hook_name_out
     masks = iter(trained.split(spec.store_batch_size_prompts))
     for batch in tokens.split(spec.store_batch_size_prompts):
         batch = batch.to(model_device(model))
@@ -206,8 +205,8 @@ def _spliced(
             out[mask] = (new.reshape(kept.shape) if new.ndim else new).to(acts.dtype)
             return out
 
-        hooks: list[Any] = [] if replace is None else [(write, hook)]
-        if hooks and write != spec.hook_name:
+        hooks: list[Any] = [] if replace is None else [(spec.hook_written, hook)]
+        if hooks and spec.hook_written != spec.hook_name:
             hooks.insert(0, (spec.hook_name, look))
         yield batch, model.run_with_hooks(batch, return_type="logits", fwd_hooks=hooks)
 
@@ -271,7 +270,7 @@ def cosines_to_start(
     decoder, encoder = start_directions(
         sae.cfg.d_sae,
         sae.cfg.d_in,
-        getattr(sae.cfg, "d_out", None),
+        d_out_of(sae.cfg),
         seed=seed,
         scheme=scheme,
         covariance=covariance,

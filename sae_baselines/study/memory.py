@@ -34,15 +34,19 @@ def memory_of(device: str = "cpu") -> int | None:
 def bytes_in_training(spec: "StudySpec", d_in: int, d_out: int | None = None) -> int:
     """Of a member, at the least: W_enc, W_dec, and two moments of the one of them that every
     member learns."""
-    sizes = d_in, d_in if d_out is None else d_out
-    floats = (sum(sizes) + 2 * min(sizes)) * spec.width(d_in)
-    return floats * (4 if spec.sae_dtype == "float32" else 2)
+    encoder, decoder = _matrices(spec, d_in, d_out)
+    return encoder + decoder + 2 * min(encoder, decoder)
 
 
 def bytes_on_disk(spec: "StudySpec", d_in: int, d_out: int | None = None) -> int:
     """Of a member's export: its two matrices."""
-    floats = (d_in + (d_in if d_out is None else d_out)) * spec.width(d_in)
-    return floats * (4 if spec.sae_dtype == "float32" else 2)
+    return sum(_matrices(spec, d_in, d_out))
+
+
+def _matrices(spec: "StudySpec", d_in: int, d_out: int | None) -> tuple[int, int]:
+    """Bytes of W_enc and of W_dec."""
+    row = spec.width(d_in) * (4 if spec.sae_dtype == "float32" else 2)
+    return row * d_in, row * (d_in if d_out is None else d_out)
 
 
 def check_memory(spec: "StudySpec", d_in: int, d_out: int | None = None) -> None:

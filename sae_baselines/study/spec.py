@@ -622,6 +622,11 @@ class PanelSpec(HookSpec):
         return "none" if self.hook_name_out else self.normalize_activations
 
     @property
+    def hook_written(self) -> str:
+        """Where a reconstruction belongs: an SAE writes where it reads."""
+        return self.hook_name if self.hook_name_out is None else self.hook_name_out
+
+    @property
     def scales_sides(self) -> bool:
         """Whether input and output of a transcoder are scaled."""
         return self.normalize_activations != "none"
