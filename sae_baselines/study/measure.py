@@ -127,6 +127,10 @@ class BaseLosses:
     clean: float
     zero: float
 
+    def recovered(self, loss: float) -> float:
+        """Share of what zeros lose that a loss has back."""
+        return (self.zero - loss) / (self.zero - self.clean)
+
 
 @torch.no_grad()
 def splice_loss(
@@ -143,29 +147,35 @@ def splice_loss(
     """
     total, count = 0.0, 0
     for batch, logits in _spliced(model, spec, tokens, replace):
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-        )
-        total += float(loss)
+        total += _summed_loss(batch, logits)
         count += batch[:, 1:].numel()
     return total / count
 
 
 @torch.no_grad()
-def splice_divergence(
+def loss_and_divergence(
     model: HookedRootModule, spec: PanelSpec, tokens: torch.Tensor, replace: Any
-) -> float:
-    """KL divergence per token, nats, of predictions with activations replaced from those of
-    the model as it is; arguments as of `splice_loss`."""
-    total, count = 0.0, 0
+) -> tuple[float, float]:
+    """`splice_loss`, and the KL divergence per token, nats, of those predictions from the
+    model's own, in one reading of the replaced model; arguments as of `splice_loss`."""
+    loss, divergence, count = 0.0, 0.0, 0
     clean = _spliced(model, spec, tokens, None)
-    for (_, ours), (_, theirs) in zip(
+    for (batch, ours), (_, theirs) in zip(
         clean, _spliced(model, spec, tokens, replace), strict=True
     ):
+        loss += _summed_loss(batch, theirs)
         p, q = (logits[:, :-1].float().log_softmax(-1) for logits in (ours, theirs))
-        total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
-        count += p.shape[0] * p.shape[1]
-    return total / count
+        divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+        count += batch[:, 1:].numel()
+    return loss / count, divergence / count
+
+
+def _summed_loss(batch: torch.Tensor, logits: torch.Tensor) -> float:
+    """Cross-entropy of a batch's next tokens."""
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+    )
+    return float(loss)
 
 
 def _spliced(
@@ -241,9 +251,8 @@ def affine_null(
         variance.add(target, start.predict(part))
     recovered = kl = None
     if losses is not None:
-        loss = splice_loss(model, spec, held_out.tokens, start.predict)
-        recovered = (losses.zero - loss) / (losses.zero - losses.clean)
-        kl = splice_divergence(model, spec, held_out.tokens, start.predict)
+        loss, kl = loss_and_divergence(model, spec, held_out.tokens, start.predict)
+        recovered = losses.recovered(loss)
     return AffineNull(variance.explained_variance, recovered, kl)
 
 
@@ -286,8 +295,9 @@ def measure_sae(
     model: HookedRootModule,
     losses: BaseLosses | None,
     cosines: Cosines | None = None,
+    affine: AffineNull | None = None,
 ) -> TextMeasurement:
-    """Measure an inference SAE.
+    """Measure an inference SAE, or a transcoder.
 
     Args:
         sae: On the device to measure on; heads of hook_z come flattened from here on.
@@ -297,14 +307,19 @@ def measure_sae(
         model: The language model, to splice into.
         losses: From `base_losses`.
         cosines: From `cosines_to_start`, where the start is known.
+        affine: Of a transcoder: from `affine_null`.
+
+    Returns:
+        Of a transcoder a `TranscoderMeasurement`.
     """
     sae.turn_off_forward_pass_hook_z_reshaping()
     ev, l0, alive = explained_variance(sae, held_out.evaluation)
-    with_sae = recovered = None
-    if losses is not None:
+    with_sae = kl = None
+    if losses is not None and affine is None:
         with_sae = splice_loss(model, spec, held_out.tokens, sae)
-        recovered = (losses.zero - with_sae) / (losses.zero - losses.clean)
-    return TextMeasurement(
+    elif losses is not None:
+        with_sae, kl = loss_and_divergence(model, spec, held_out.tokens, sae)
+    measured = TextMeasurement(
         explained_variance=ev,
         l0=l0,
         l0_target=l0_target,
@@ -313,25 +328,10 @@ def measure_sae(
         ce_loss_clean=None if losses is None else losses.clean,
         ce_loss_with_sae=with_sae,
         ce_loss_zero=None if losses is None else losses.zero,
-        ce_recovered=recovered,
+        ce_recovered=None if with_sae is None or losses is None else losses.recovered(with_sae),
         n_tokens=held_out.evaluation.shape[0],
         **cosine_facts(cosines),
     )
-
-
-def measure_transcoder(
-    sae: SAE[Any],
-    spec: PanelSpec,
-    l0_target: float,
-    held_out: HeldOut,
-    model: HookedRootModule,
-    losses: BaseLosses | None,
-    cosines: Cosines | None,
-    affine: AffineNull,
-) -> TranscoderMeasurement:
-    """`measure_sae` of a transcoder, with the divergence and with what the affine map gives."""
-    measured = measure_sae(sae, spec, l0_target, held_out, model, losses, cosines)
-    kl = None
-    if losses is not None:
-        kl = splice_divergence(model, spec, held_out.tokens, sae)
+    if affine is None:
+        return measured
     return TranscoderMeasurement(**asdict(measured), **asdict(affine), kl=kl)

@@ -20,7 +20,12 @@ from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.held_out import Data, study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.latents import Latents
-from sae_baselines.study.measure import affine_null, base_losses, splice_divergence, splice_loss
+from sae_baselines.study.measure import (
+    affine_null,
+    base_losses,
+    loss_and_divergence,
+    splice_loss,
+)
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import CheckOptions
 from sae_baselines.study.spec import PanelSpec, spec_from_dict, spec_hash
@@ -135,12 +140,14 @@ def test_the_layer_is_replaced_where_it_writes_by_what_was_read(
     mlp = model.blocks[1].mlp
     same = lambda x: x @ mlp.W_out + mlp.b_out  # noqa: E731
     assert splice_loss(model, spec, tokens, same) == pytest.approx(clean, rel=1e-5)
-    assert splice_divergence(model, spec, tokens, same) == pytest.approx(0, abs=1e-5)
+    loss, divergence = loss_and_divergence(model, spec, tokens, same)
+    assert loss == splice_loss(model, spec, tokens, same)
+    assert divergence == pytest.approx(0, abs=1e-5)
     losses = base_losses(model, spec, data.held_out)
     assert losses is not None
     zeros = lambda x: x.new_zeros(len(x), D_MODEL)  # noqa: E731
     assert splice_loss(model, spec, tokens, zeros) == losses.zero != pytest.approx(clean)
-    assert splice_divergence(model, spec, tokens, zeros) > 1e-3
+    assert loss_and_divergence(model, spec, tokens, zeros)[1] > 1e-3
 
 
 def test_a_published_transcoder_gets_panels_around_it(

@@ -24,7 +24,6 @@ from sae_baselines.study.measure import (
     affine_null,
     base_losses,
     measure_sae,
-    measure_transcoder,
 )
 from sae_baselines.study.reference.member import model_kwargs
 from sae_baselines.study.rows import reading
@@ -179,8 +178,6 @@ class TextSource:
         del folder
         on = (self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines)
         if self.spec.hook_name_out is not None:
-            return measure_transcoder(sae, *on, self._affine).to_dict()
+            return measure_sae(sae, *on, self._affine).to_dict()
         with sharing(self.model, self.spec.hook_name, self._memory):
-            return measure_sae(
-                sae, self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines
-            ).to_dict()
+            return measure_sae(sae, *on).to_dict()
