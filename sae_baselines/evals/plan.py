@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import get_suite
+from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import model_width, target_name
 from sae_baselines.study.engine import (
     Task,
@@ -56,7 +57,8 @@ class PlannedTask:
         return ":".join(self.name.split(":")[: 2 if self.name.startswith(_OF_SUITES) else 1])
 
 
-_OF_SUITES = ("eval:", "warm_up:")
+_WARM_UP = "warm_up:"
+_OF_SUITES = ("eval:", _WARM_UP)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def plan_study(
         where = folder if begun and folder is not None else StudyFolder("not_begun")
         spec = with_panels_that_fit(spec, where, **inputs)
     found = [_of_training(spec, task) for task in tasks(spec)]
+    store = EvalStore(folder.root) if begun and folder is not None else None
     names = [target_name(key) for key in all_members(spec)]
     if spec.reference is not None:
         names.append(PUBLISHED)
@@ -140,7 +143,13 @@ def plan_study(
         warm = [warm_up_task(suite, "")] if get_suite(suite).warm_up else []
         found += [PlannedTask(name, ()) for name in warm]
         found += [
-            PlannedTask(eval_task(suite, name), (f"measure:{name}", *warm)) for name in names
+            PlannedTask(
+                eval_task(suite, name),
+                (f"measure:{name}", *warm),
+                # As `study_status` says it: results may have come from elsewhere.
+                done=store is not None and store.record_file(suite, name).exists(),
+            )
+            for name in names
         ]
     if folder is not None and begun:
         found = _with_history(spec, folder, found)
@@ -185,20 +194,20 @@ def _with_history(
     spec: StudySpec, folder: StudyFolder, planned: list[PlannedTask]
 ) -> list[PlannedTask]:
     """What is done, and how long tasks of each kind took."""
-    share, done = Share(folder.root), set()
-    done |= {task.name for task in tasks(spec) if is_done(spec, folder, task)}
+    share = Share(folder.root)
+    done = {task.name for task in tasks(spec) if is_done(spec, folder, task)}
     took: dict[str, list[float]] = {}
     for task in planned:
         last = share.last(task.name)
         if last is not None and last.end is not None and last.end["state"] == DONE:
             took.setdefault(task.kind, []).append(float(last.end["seconds"]))
-            if task.kind.startswith(_OF_SUITES):
+            if task.kind.startswith(_WARM_UP):
                 done.add(task.name)
     known: Mapping[str, float] = {kind: statistics.median(all_) for kind, all_ in took.items()}
     return [
         dataclasses.replace(
             task,
-            done=task.name in done,
+            done=task.done or task.name in done,
             seconds=known.get(task.kind),
             by="done" if task.kind in known else "",
         )
@@ -211,7 +220,8 @@ def _probed(
 ) -> list[PlannedTask]:
     """With seconds and memory of passes, and seconds of measurements, from a few steps."""
     changes: dict[str, dict[str, Any]] = {}
-    unknown = {task.name for task in planned if task.seconds is None}
+    unknown = {task.name: task for task in planned if task.seconds is None}
+    batch = _batch(spec)
     for source in spec.source_names:
         mine = [task for task in tasks(spec) if task.source == source and task.name in unknown]
         if not mine:
@@ -224,22 +234,16 @@ def _probed(
         with opened(spec, source, **inputs) as work:
             for alike in kinds.values():
                 found = work.probe(alike[0])
-                for one in alike:
-                    name = Task("train", source, one.name).name
-                    batch = _batch(spec)
-                    activations = next(t.activations for t in planned if t.name == name)
-                    seconds = found.seconds(activations, batch)
-                    changes[name] = {"seconds": seconds, "by": "probe", "memory": found.peak}
+                for name in (Task("train", source, one.name).name for one in alike):
+                    if name in unknown:
+                        seconds = found.seconds(unknown[name].activations, batch)
+                        told = {"seconds": seconds, "by": "probe", "memory": found.peak}
+                        changes[name] = told
             seconds = work.seconds_to_measure(spec.panels(source)[0])
         for task in mine:
             if task.kind == "measure":
                 changes[task.name] = {"seconds": seconds, "by": "probe"}
-    return [
-        dataclasses.replace(
-            task, **(changes.get(task.name, {}) if task.name in unknown else {})
-        )
-        for task in planned
-    ]
+    return [dataclasses.replace(task, **changes.get(task.name, {})) for task in planned]
 
 
 def _batch(spec: StudySpec) -> int:

@@ -290,9 +290,9 @@ def _floors(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
     tested = PUBLISHED if table.has_published else TRAINED
     none: dict[str, list[bool]] = defaultdict(list)
     for metric, group in compared:
-        scores = table.aggregates(metric, group, tested)
         if metric[0] == PANEL_SUITE:
             continue  # floors of transcoders, which are measured with them
+        scores = table.aggregates(metric, group, tested)
         for floor in metric_of(*metric).floors:
             known = table.aggregates((metric[0], floor), group, tested)
             none[metric[0]] += [not math.isfinite(known.get(s, math.nan)) for s in scores]

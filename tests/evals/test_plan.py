@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals.plan import plan_study
+from sae_baselines.evals.store import EvalStore
 from sae_baselines.study import engine, train_study
 from sae_baselines.study.engine import tasks
 from sae_baselines.study.folder import load_study
@@ -53,6 +54,13 @@ def test_every_task_is_planned_after_what_it_needs_and_is_done_as_planned(
     train_study(spec, tmp_path, dataset=words)
     after = plan_study(spec, ["core"], tmp_path)
     assert {task.name for task in after.left} == {n for n in names if n.startswith("eval:core")}
+    # A result is one, whoever made it: as `status` says.
+    record = EvalStore(tmp_path).record_file("core", after.left[0].name.split(":")[2])
+    record.parent.mkdir(parents=True)
+    record.touch()
+    assert {task.name for task in plan_study(spec, ["core"], tmp_path).left} == {
+        task.name for task in after.left[1:]
+    }
     # Whatever trained has left its seconds and its size.
     share, took = Share(tmp_path), after.tasks[0]
     last = share.last(took.name)
