@@ -12,7 +12,11 @@ ratio is SmolLM2's on a CPU, with five members taken for equal; on other devices
 import argparse
 import heapq
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from render import table
 
 from sae_baselines.study.engine import tasks
 from sae_baselines.study.plan import trained_of
@@ -78,6 +82,19 @@ def makespan(work: list[float], devices: int) -> float:
     return max(free)
 
 
+def scale_table(record: Mapping[str, Any]) -> str:
+    """A row for each number of panels a pass."""
+    lines: dict[int, list[str]] = {}
+    for row in record["rows"]:
+        panels = row["panels_per_pass"]
+        start = [str(panels), str(row["passes"]), f"{row['device_units']:.0f}"]
+        cell = f"{row['makespan']:.1f}, {row['utilisation']:.0%}"
+        lines.setdefault(panels, start).append(cell)
+    devices = dict.fromkeys(row["devices"] for row in record["rows"])
+    heads = [f"{n} devices: makespan, in use" for n in devices]
+    return table(["panels a pass", "passes", "device time", *heads], list(lines.values()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -104,12 +121,7 @@ def main() -> None:
     if given is None:
         (RESULTS / "cluster_scale.json").write_text(json.dumps(told, indent=1) + "\n")
     print(f"the model is {share:.0%} of an SAE that is trained alone, which is the unit\n")
-    heads = "".join(f" {n} devices: makespan, in use |" for n in DEVICES)
-    print(f"| panels a pass | passes | device time |{heads}\n|{' --- |' * (3 + len(DEVICES))}")
-    for panels in PANELS:
-        own = [row for row in rows if row["panels_per_pass"] == panels]
-        cells = "".join(f" {r['makespan']:.1f}, {r['utilisation']:.0%} |" for r in own)
-        print(f"| {panels} | {own[0]['passes']} | {own[0]['device_units']:.0f} |{cells}")
+    print(scale_table(told))
 
 
 if __name__ == "__main__":

@@ -101,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 x = _LEFT + place * (width + _GAP)
                 parts.append(line(context, of.largest, x, y + (i + 1) * _LINE))
         y += CONTEXTS * _LINE + 12
-    size = f"{_LEFT + len(columns) * (width + _GAP):.0f} {y:.0f}"
-    across, down = size.split()
+    across, down = f"{_LEFT + len(columns) * (width + _GAP):.0f}", f"{y:.0f}"
     style = (
         ":root { --paper: #ffffff; --ink: #1b1f24; --muted: #57606a; --on: #e8873a; }\n"
         "@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e6e9ed; "
@@ -113,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ".peak { font-weight: 700; } .on { fill: var(--on); }"
     )
     args.out.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{across}" '
-        f'height="{down}">\n<style>\n{style}\n</style>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" '
+        f'width="{across}" height="{down}">\n<style>\n{style}\n</style>\n'
         f'<rect width="100%" height="100%" style="fill: var(--paper)"/>\n'
         + "\n".join(parts)
         + "\n</svg>\n",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster_scale import scale_table
 from drift_cost import cost_table
 from render import panel_table, step_time_tables
 from render_recipes import guard_tables, search_tables, variant_tables
@@ -28,6 +29,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
         ("sparse_panel", panel_tables),
     ],
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
+    ("benchmarks/README.md", "scale"): [("cluster_scale", scale_table)],
     ("benchmarks/README.md", "panels"): [("panel_vs_runs", panel_table)],
     ("benchmarks/README.md", "drift"): [("drift_cost_cpu", cost_table)],
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],

@@ -253,31 +253,29 @@ def in_training(root: Path, spec: Any) -> Any:
     return next(iter(at_work(share, spec)))
 
 
+def to_its_job(panel: Path, root: Path, spec: Any, *command: str) -> None:
+    """Train, and in the middle give a command of SLURM's the job that trains."""
+    process = train(panel, root, *ON_SLURM)
+    subprocess.run([*command, str(in_training(root, spec).who["job"])], check=True)
+    ended(process)
+
+
 def killed(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
     """Its job is over, which the queue tells the other one."""
     del cluster
-    process = train(panel, root, *ON_SLURM)
-    job = in_training(root, spec).who["job"]
-    subprocess.run(["scancel", "--signal=KILL", "--full", str(job)], check=True)
-    ended(process)
+    to_its_job(panel, root, spec, "scancel", "--signal=KILL", "--full")
 
 
 def requeued(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
     """As SLURM does where a node is wanted by others."""
     del cluster
-    process = train(panel, root, *ON_SLURM)
-    job = in_training(root, spec).who["job"]
-    subprocess.run(["scontrol", "requeue", str(job)], check=True)
-    ended(process)
+    to_its_job(panel, root, spec, "scontrol", "requeue")
 
 
 def time_is_over(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
     """The signal before the end of a job: a checkpoint, and the job is queued again."""
     del cluster
-    process = train(panel, root, *ON_SLURM)
-    job = in_training(root, spec).who["job"]
-    subprocess.run(["scancel", "--signal=USR2", str(job)], check=True)
-    ended(process)
+    to_its_job(panel, root, spec, "scancel", "--signal=USR2")
 
 
 def node_dies(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
