@@ -3,13 +3,14 @@
 #   make vision-demo  the same for a vision transformer
 #   make test         sets up .venv and runs lint, types and tests
 #   make docs         the documentation site, in build/site
+#   make gpu          benchmarks/gpu.py, with the torch that is there
 #   make build        the wheel and the sdist, in dist/, and whether they hold what they should
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo vision-demo test lint format-check rooms types docs build slow install clean
+.PHONY: demo vision-demo test lint format-check rooms types docs build slow gpu install clean
 
 demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
@@ -46,6 +47,11 @@ build: install
 # Real models and long runs; needs the demo's downloads.
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU, torch and no network; WHEELS is a folder with whatever else it lacks.
+gpu:
+	$(if $(WHEELS),$(PYTHON) -m pip install --no-index --no-deps $(WHEELS)/*.whl)
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
 
 install: $(STAMP)
 

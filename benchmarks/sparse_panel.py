@@ -63,7 +63,7 @@ def measure(spec: PanelSpec) -> dict[str, Any]:
     weights: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for name, (sparse_step, nudged) in WAYS.items():
         this = dataclasses.replace(spec, sparse_step=sparse_step)
-        ways[name], weights[name] = _train(this, text, nudged)
+        ways[name], weights[name] = train_way(this, text, nudged=nudged)
         print(f"{name}: {ways[name]['training_s']:.1f} s of training", flush=True)
     members = ways[OFF]["members"]
     n_tokens = spec.training_tokens * len(members)
@@ -97,9 +97,10 @@ def measure(spec: PanelSpec) -> dict[str, Any]:
     }
 
 
-def _train(
-    spec: PanelSpec, text: Any, nudged: bool
+def train_way(
+    spec: PanelSpec, text: Any, *, nudged: bool
 ) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    """Train a panel once: its times and measurements, and the exported weights."""
     gc.collect()
     with tempfile.TemporaryDirectory() as folder, _timed_steps(nudged) as seconds:
         began = time.perf_counter()
