@@ -4,6 +4,8 @@ from sae_baselines.controls.kinds import (
     CONTROLS,
     PUBLISHED,
     RANDOM_MODEL,
+    SHUFFLED_MLP,
+    SHUFFLED_PAIRS,
     TRAINED,
     ControlKind,
     Depends,
@@ -13,10 +15,11 @@ from sae_baselines.controls.kinds import (
     is_control,
     is_random,
     is_random_model,
+    is_trained_control,
     kind_of,
     question_of,
-    random_model_names,
     register_control,
+    trained_control_names,
 )
 from sae_baselines.controls.make import Control, build_control, check_control, make_control
 
@@ -24,6 +27,8 @@ __all__ = [
     "CONTROLS",
     "PUBLISHED",
     "RANDOM_MODEL",
+    "SHUFFLED_MLP",
+    "SHUFFLED_PAIRS",
     "TRAINED",
     "Control",
     "ControlKind",
@@ -36,9 +41,10 @@ __all__ = [
     "is_control",
     "is_random",
     "is_random_model",
+    "is_trained_control",
     "kind_of",
     "make_control",
     "question_of",
-    "random_model_names",
     "register_control",
+    "trained_control_names",
 ]

@@ -1,7 +1,7 @@
 """What a control is, and which there are; each is registered in the file that makes it."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,8 @@ class ControlKind:
         unchanged: What metrics depend on that are the source's by construction.
         check: Raises `UserError` for an inference class that it cannot be made of;
             None where it can be made of any.
+        learnable: Whether it is trained on something that can be learned, so that a bad score
+            may be that of a run that failed.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ControlKind:
     compared_on: tuple[Depends, ...] | None = None
     unchanged: tuple[Depends, ...] = ()
     check: Callable[[type[SAE[Any]]], None] | None = None
+    learnable: bool = False
 
 
 # Who beats a random dictionary need not beat one that was trained within a cap.
@@ -69,12 +72,11 @@ CONTROLS: dict[str, ControlKind] = {}
 
 def _trained_not_made(*_: object) -> tuple[SAE[Any], dict[str, Any]]:
     raise UserError(
-        f"kind: {RANDOM_MODEL.name!r} is not made of an SAE but trained; name it under members "
-        "of a study on text"
+        f"kind: {', '.join(TRAINED_CONTROLS)} are not made of an SAE but trained; name them "
+        "under members of a study on text"
     )
 
 
-# Not among CONTROLS, which are made of a finished SAE: it is trained as the panel's own SAE is.
 RANDOM_MODEL = ControlKind(
     "random_model",
     what="a new SAE of the trained one's architecture, trained in the same way on the same "
@@ -88,7 +90,31 @@ RANDOM_MODEL = ControlKind(
     schemes=("all", "embeddings_kept"),
     # A suite says for itself whether it can be compared (`Suite.on_random_model`).
     compared_on=(),
+    learnable=True,
 )
+SHUFFLED_PAIRS = ControlKind(
+    "shuffled_pairs",
+    what="a new transcoder of the trained one's architecture, trained in the same way on the "
+    "same batches, but each input towards the output of another token; measured on true pairs",
+    null_for="the pairing of a token's input with its output: the most that it can learn is "
+    "the mean output, so a score that it has as well owes nothing to what the layer computes",
+    build=_trained_not_made,
+)
+SHUFFLED_MLP = ControlKind(
+    "shuffled_mlp",
+    what="a new transcoder of the trained one's architecture, trained in the same way on the "
+    "same inputs, but towards the outputs of the MLP with the entries of each of its weight "
+    "matrices permuted, by the panel's seed; biases are kept",
+    null_for="what the MLP has learned: a score of latents that a transcoder of an MLP without "
+    "knowledge has as well is carried by the inputs, the width and the L0",
+    build=_trained_not_made,
+    # Its outputs are another function's, which is easier or harder to fit by itself.
+    compared_on=("latents",),
+    learnable=True,
+)
+# Not among CONTROLS, which are made of a finished SAE: they are trained as the panel's own SAE
+# is.
+TRAINED_CONTROLS = {k.name: k for k in (RANDOM_MODEL, SHUFFLED_PAIRS, SHUFFLED_MLP)}
 
 
 def register_control(kind: ControlKind) -> ControlKind:
@@ -97,7 +123,11 @@ def register_control(kind: ControlKind) -> ControlKind:
     Raises:
         UserError: The name is taken, or not a plain name.
     """
-    if not kind.name.isidentifier() or kind.name in (TRAINED, PUBLISHED, RANDOM_MODEL.name):
+    if not kind.name.isidentifier() or kind.name in (
+        TRAINED,
+        PUBLISHED,
+        *TRAINED_CONTROLS,
+    ):
         raise UserError(f"control: {kind.name!r} cannot be a name; use letters and underscores")
     if kind.name in CONTROLS:
         raise UserError(f"control: {kind.name!r} is registered already; use another name")
@@ -110,9 +140,13 @@ def register_control(kind: ControlKind) -> ControlKind:
 
 def control_names() -> list[str]:
     """Every control that can be asked for: ``random``, ``random:cov``, ..."""
+    return _names(CONTROLS.values())
+
+
+def _names(kinds: Iterable[ControlKind]) -> list[str]:
     return [
         name
-        for kind in CONTROLS.values()
+        for kind in kinds
         for name in (kind.name, *(f"{kind.name}:{s}" for s in kind.schemes[1:]))
     ]
 
@@ -127,7 +161,7 @@ def get_control(name: str) -> tuple[ControlKind, str]:
         UserError: An unknown kind or scheme, naming the nearest known ones.
     """
     base, colon, scheme = str(name).partition(":")
-    if base == RANDOM_MODEL.name:
+    if base in TRAINED_CONTROLS:
         _trained_not_made()
     kind = CONTROLS.get(base)
     if kind is None:
@@ -143,7 +177,7 @@ def get_control(name: str) -> tuple[ControlKind, str]:
 def kind_of(constraint: str) -> ControlKind | None:
     """The control that a constraint column names (``random:cov``), or None."""
     name = constraint.partition(":")[0]
-    return RANDOM_MODEL if name == RANDOM_MODEL.name else CONTROLS.get(name)
+    return TRAINED_CONTROLS.get(name) or CONTROLS.get(name)
 
 
 def is_random_model(constraint: str) -> bool:
@@ -151,10 +185,15 @@ def is_random_model(constraint: str) -> bool:
     return kind_of(constraint) is RANDOM_MODEL
 
 
-def random_model_names() -> list[str]:
-    """Every way to draw such a model: ``random_model``, ``random_model:embeddings_kept``."""
-    name, (_, *others) = RANDOM_MODEL.name, RANDOM_MODEL.schemes
-    return [name, *(f"{name}:{scheme}" for scheme in others)]
+def is_trained_control(constraint: str) -> bool:
+    """Whether a constraint column names a control that is trained, not made."""
+    kind = kind_of(constraint)
+    return kind is not None and kind.name in TRAINED_CONTROLS
+
+
+def trained_control_names() -> list[str]:
+    """Every control that is trained: ``random_model``, ``random_model:embeddings_kept``, ..."""
+    return _names(TRAINED_CONTROLS.values())
 
 
 def is_control(constraint: str) -> bool:

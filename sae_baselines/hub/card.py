@@ -201,7 +201,7 @@ def warning(source: SourceStudy) -> str:
 def controls(source: SourceStudy) -> list[str]:
     """Members that nobody trained."""
     members = {k.member: m for k, m in source.members.items()}
-    return [name for name, member in members.items() if is_control(member.constraint)]
+    return [name for name, member in members.items() if member.is_control]
 
 
 def shared(source: SourceStudy) -> str:

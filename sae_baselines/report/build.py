@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_baselines.controls import PUBLISHED, TRAINED, is_random_model, kind_of
+from sae_baselines.controls import (
+    PUBLISHED,
+    SHUFFLED_MLP,
+    SHUFFLED_PAIRS,
+    TRAINED,
+    is_random_model,
+    kind_of,
+)
 from sae_baselines.evals.registry import (
     get_suite,
     is_null_for,
@@ -256,6 +263,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         margins={p: getattr(m, "value", m) for p, m in context.margins.items()},
         controls=table.controls,
         random_models=[m for m in table.controls if is_random_model(table.constraints[m])],
+        shuffled=[m for m in table.controls if _is_shuffled(table.constraints[m])],
         placed=reference is not None,
         paired=reference is None or bool(found),
         alpha=found[0].alpha if found else METHOD.alpha,
@@ -484,9 +492,14 @@ def _controls(table: Results, metrics: Sequence[MetricKey]) -> list[dict[str, ob
             "compared": [key(*m) for m in metrics if is_null_for(constraints[member], *m)],
             "fixed": [key(*m) for m in metrics if is_unchanged(constraints[member], *m)],
             "suites": suites if is_random_model(constraints[member]) else {},
+            "is_shuffled": _is_shuffled(constraints[member]),
         }
         for member in table.controls
     ]
+
+
+def _is_shuffled(constraint: str) -> bool:
+    return kind_of(constraint) in (SHUFFLED_PAIRS, SHUFFLED_MLP)
 
 
 def _beside_paper(

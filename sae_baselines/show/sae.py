@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sae_baselines.baselines.cap import share_at_edge
 from sae_baselines.baselines.constraint import CONSTRAINTS, VECTORS
 from sae_baselines.compat.folder import check_tensors, not_finite, saved_config
-from sae_baselines.controls.kinds import TRAINED, kind_of
+from sae_baselines.controls.kinds import TRAINED, is_trained_control, kind_of
 from sae_baselines.drift.cosines import drift_of
 from sae_baselines.drift.start import Rows, saved_sae_rows, seeded_rows
 from sae_baselines.errors import UserError
@@ -255,7 +255,10 @@ def in_words(
     """What is fixed in an SAE and what learned."""
     control = kind_of(constraint or "")
     if control is not None:
-        return f"a control, not trained: {control.what}"
+        how = (
+            "trained on something random" if is_trained_control(control.name) else "not trained"
+        )
+        return f"a control, {how}: {control.what}"
     if constraint in CONSTRAINTS:
         return CONSTRAINTS[constraint].in_words(options or {})
     if trained_as is None:
@@ -280,7 +283,8 @@ def _start(
     covariance: Path | None,
 ) -> tuple[Rows | None, str]:
     """The start, or why it is not known."""
-    if kind_of(facts["constraint"] or "") is not None:
+    constraint = facts["constraint"] or ""
+    if kind_of(constraint) is not None and not is_trained_control(constraint):
         return None, "it was not trained, so it has none"
     if fields.get("init_seed") is None:
         return None, (

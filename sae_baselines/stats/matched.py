@@ -12,7 +12,7 @@ So a comparison needs within the tolerance, seed by seed:
 
 from collections.abc import Callable, Iterator
 
-from sae_baselines.controls import PUBLISHED, is_control, is_random_model, kind_of
+from sae_baselines.controls import PUBLISHED, is_random_model, kind_of
 from sae_baselines.evals.measured import LOWER
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.results import L0_TOLERANCE, PANEL_SUITE, BySeed
@@ -81,8 +81,8 @@ def failures(match: Match) -> list[Bar]:
 
     A reconstruction worse than without an SAE (the mean activation, or ablation), or than an
     untrained SAE's of the same panel; or more than half of the latents dead. What is bad by
-    construction has not failed (controls, but for those trained on a random language model),
-    nor is it a panel's run (a published SAE).
+    construction has not failed (controls, but for those that had something to learn), nor is it
+    a panel's run (a published SAE).
 
     What is known of an error or a loss without an SAE is that it is worse: it is that of a run
     that failed where an untrained SAE has less.
@@ -96,7 +96,8 @@ def failures(match: Match) -> list[Bar]:
         constraint = match.table.constraints[member]
         if constraint == PUBLISHED:
             continue
-        if is_control(constraint) and not is_random_model(constraint):
+        kind = kind_of(constraint)
+        if kind is not None and not kind.learnable:
             continue
         found = _by_score(match, member, values, known.least) if scores else {}
         by_panel = _by_panel(match, member)

@@ -173,7 +173,7 @@ def member_config(
     """
     panel = key.panel
     base = panel.architecture
-    is_trained = member.constraint == TRAINED or member.on_random_model
+    is_trained = member.constraint == TRAINED or member.is_trained_control
     constraint = SEEDED.name if is_trained else member.constraint
     config_class = get_baseline(baseline_name(constraint, base)).config_class
     known = {f.name for f in fields(config_class)}
@@ -205,6 +205,7 @@ def member_config(
             "hook_name_out": getattr(spec, "hook_name_out", None),
             "input_scale": start.pair.input_scale,
             "output_scale": start.pair.output_scale,
+            "shuffled_pairs": member.on_shuffled_pairs,
         }
     if member.init_scheme == "cov":
         options["init_covariance_path"] = str(start.covariance_path)

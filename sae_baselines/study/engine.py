@@ -826,6 +826,7 @@ class Work:
         sae: TrainingSAE[Any] = trainer.sae
         assert_finite(key.name, sae)
         calibration = calibrate(sae, self.source.calibration, key.panel.l0)
+        _, member = self.members[key.name]
         l0 = recorded_l0(run.l0, key.name)
         _tell_l0(key, l0["end"])
         facts = {
@@ -841,6 +842,7 @@ class Work:
             "training_steps": trainer.n_training_steps,
             "calibration": asdict(calibration),
             "l0_in_training": l0["end"],
+            **({"control": member.constraint} if member.is_trained_control else {}),
             **trained.facts,
             **self.source.facts,
         }

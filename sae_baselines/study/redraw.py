@@ -2,7 +2,7 @@
 
 After Heap et al., "Sparse Autoencoders Can Interpret Randomly Initialized Transformers"
 (arXiv 2501.17727), who draw weights anew with the mean and variance of the trained ones,
-embeddings included or not.
+embeddings included or not. Of transcoders also with nothing learned in one MLP alone.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_baselines.controls.kinds import RANDOM_MODEL, generator_of
+from sae_baselines.controls.kinds import RANDOM_MODEL, SHUFFLED_MLP, generator_of
+from sae_baselines.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class RandomModel:
 
     Attributes:
         of: Recorded name of the language model whose weights are drawn anew.
-        constraint: ``random_model`` or ``random_model:embeddings_kept``.
+        constraint: ``random_model``, ``random_model:embeddings_kept`` or ``shuffled_mlp``.
         seed: Seed (>= 0): the panel's.
     """
 
@@ -36,8 +37,13 @@ class RandomModel:
 
     @property
     def name(self) -> str:
-        """What its SAEs record as their model, so that nobody takes them for the real one's."""
-        return f"{self.of}+{self.source}"
+        """What its SAEs record as their model, so that nobody takes them for the real one's;
+        what a transcoder of a permuted MLP reads is the real one's."""
+        return self.of if self.is_shuffled_mlp else f"{self.of}+{self.source}"
+
+    @property
+    def is_shuffled_mlp(self) -> bool:
+        return self.constraint == SHUFFLED_MLP.name
 
     @property
     def keeps_embeddings(self) -> bool:
@@ -46,11 +52,13 @@ class RandomModel:
     @property
     def facts(self) -> dict[str, Any]:
         """For the metadata of its SAEs; `of_metadata` reads it."""
-        return {"control": self.constraint, RANDOM_MODEL.name: asdict(self)}
+        kind = self.constraint.partition(":")[0]
+        return {"control": self.constraint, kind: asdict(self)}
 
     @classmethod
     def of_metadata(cls, metadata: Any) -> "RandomModel | None":
-        """The random model that an SAE's metadata name, if they name one."""
+        """The random model that an SAE's metadata name, if they name one. Suites read it; of
+        a permuted MLP they read nothing."""
         ours = getattr(metadata, "sae_baselines", None)
         facts = ours.get(RANDOM_MODEL.name) if isinstance(ours, Mapping) else None
         return cls(**facts) if isinstance(facts, Mapping) else None
@@ -84,3 +92,48 @@ def redraw(model: Any, drawn: RandomModel) -> None:
             values.shape, dtype=np.float32
         )
         weight.copy_(torch.from_numpy(noise * np.float32(sd) + np.float32(mean)))
+
+
+@torch.no_grad()
+def shuffle_mlp(model: Any, read: str, write: str, block: int, seed: int) -> None:
+    """Permute the entries of each weight matrix of one MLP, in place.
+
+    Every matrix keeps its values, so their mean, spread and tails, and loses what it computes;
+    vectors (biases) stay. The rest of the model stays, so what comes to the MLP does too.
+
+    Args:
+        model: A HookedTransformer.
+        read: Hook whose activations must stay as they are.
+        write: Hook whose activations must change.
+        block: Of the MLP.
+        seed: Seed (>= 0).
+
+    Raises:
+        UserError: ``read`` is behind some of these weights.
+    """
+    tokens = torch.arange(8, device=next(model.parameters()).device)[None]
+
+    def look() -> dict[str, torch.Tensor]:
+        names = [read, write]
+        return model.run_with_cache(tokens, names_filter=names, prepend_bos=False)[1]
+
+    before = look()
+    for name, weight in model.blocks[block].mlp.named_parameters():
+        if weight.ndim > 1:
+            order = generator_of(f"{SHUFFLED_MLP.name} {name}", seed).permutation(
+                weight.numel()
+            )
+            places = torch.from_numpy(order).to(weight.device)
+            weight.copy_(weight.flatten()[places].view_as(weight))
+    after = look()
+    if not torch.equal(before[read], after[read]):
+        raise UserError(
+            f"members: {SHUFFLED_MLP.name}: {read} is inside the MLP of block {block}, whose "
+            "weights are permuted, so its inputs would not be the true ones; use a hook_name "
+            f"before it, such as blocks.{block}.ln2.hook_normalized, or leave it out"
+        )
+    if torch.equal(before[write], after[write]):
+        raise UserError(
+            f"members: {SHUFFLED_MLP.name}: permuting the MLP of block {block} changes nothing "
+            f"at {write}; leave it out"
+        )

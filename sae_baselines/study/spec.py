@@ -28,13 +28,16 @@ from sae_baselines.baselines.frozen_encoder import Learned
 from sae_baselines.baselines.transcoder import TRANSCODERS, is_transcoder
 from sae_baselines.controls import (
     PUBLISHED,
+    SHUFFLED_MLP,
+    SHUFFLED_PAIRS,
     TRAINED,
     check_control,
     control_names,
     get_control,
     is_control,
     is_random_model,
-    random_model_names,
+    is_trained_control,
+    trained_control_names,
 )
 from sae_baselines.drift.record import checked_fractions
 from sae_baselines.errors import UserError, did_you_mean, one_line
@@ -99,6 +102,7 @@ SET_BY_PANEL = {
     "input_scale",
     "output_scale",
     "hook_name_out",
+    "shuffled_pairs",
     "reshape_activations",
     "rescale_acts_by_decoder_norm",
 }
@@ -184,7 +188,9 @@ class MemberSpec:
         constraint: ``trained``, one of the constraints, or a control (``random``,
             ``random:cov``, ``random:kaiming``, ``permuted_decoder``, ``permuted_pairing``;
             `sae_baselines.controls`), or ``random_model`` or ``random_model:embeddings_kept``:
-            the trained architecture on the language model with random weights.
+            the trained architecture on the language model with random weights; of
+            transcoders also ``shuffled_pairs`` and ``shuffled_mlp``: trained towards outputs of
+            other tokens, or of the MLP with its weights permuted.
         init_scheme: ``iso`` or ``cov`` (paper, Appendix E).
         tau: Cap of a soft-frozen decoder; default the panel's.
         learned: Of a frozen encoder: ``biases`` (default), or only the activation
@@ -221,12 +227,22 @@ class MemberSpec:
     @property
     def is_control(self) -> bool:
         """Whether it is made after training, not trained."""
-        return is_control(self.constraint) and not self.on_random_model
+        return is_control(self.constraint) and not self.is_trained_control
+
+    @property
+    def is_trained_control(self) -> bool:
+        """Whether it is trained as ``trained`` is, on something that is random."""
+        return is_trained_control(self.constraint)
 
     @property
     def on_random_model(self) -> bool:
-        """Whether it is trained as ``trained`` is, on a language model with random weights."""
-        return is_random_model(self.constraint)
+        """Whether that is a language model with random weights, if only in one MLP."""
+        return is_random_model(self.constraint) or self.constraint == SHUFFLED_MLP.name
+
+    @property
+    def on_shuffled_pairs(self) -> bool:
+        """Whether that is the pairing of a transcoder's inputs with outputs."""
+        return self.constraint == SHUFFLED_PAIRS.name
 
 
 Schedule = Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"]
@@ -627,6 +643,12 @@ class PanelSpec(HookSpec):
         return self.hook_name if self.hook_name_out is None else self.hook_name_out
 
     @property
+    def block_of_mlp(self) -> int | None:
+        """The block whose MLP's output transcoders write; None where they write another."""
+        found = _MLP_OUT.fullmatch(self.hook_written)
+        return None if found is None else int(found[1])
+
+    @property
     def scales_sides(self) -> bool:
         """Whether input and output of a transcoder are scaled."""
         return self.normalize_activations != "none"
@@ -787,12 +809,12 @@ def validate_members(spec: StudySpec) -> None:
             raise UserError(f"members: {PUBLISHED!r} is kept for an SAE that is checked")
         if STORED.get() and not is_known(member):
             continue  # a plugin's: its name is all that is known of it
-        if member.on_random_model:
-            _validate_random_model(spec, member)
+        if member.is_trained_control:
+            _validate_trained_control(spec, member)
         elif member.is_control:
             _validate_control(member, _checked_here(spec.architectures))
         elif member.constraint != TRAINED and member.constraint not in CONSTRAINTS:
-            known = [TRAINED, *CONSTRAINTS, *control_names(), *random_model_names()]
+            known = [TRAINED, *CONSTRAINTS, *control_names(), *trained_control_names()]
             hint = did_you_mean(member.constraint, known)
             raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
         for option in member.options:
@@ -821,19 +843,33 @@ def validate_members(spec: StudySpec) -> None:
 
 def is_known(member: MemberSpec) -> bool:
     """Whether its constraint or control is registered here; else it is some plugin's."""
-    of_panel = member.is_control or member.on_random_model
-    return of_panel or member.constraint in (TRAINED, *CONSTRAINTS)
+    return is_control(member.constraint) or member.constraint in (TRAINED, *CONSTRAINTS)
 
 
-def _validate_random_model(spec: StudySpec, member: MemberSpec) -> None:
+# Where the output of a whole MLP is, and its block.
+_MLP_OUT = re.compile(r"blocks\.(\d+)\.hook_mlp_out")
+
+
+def _validate_trained_control(spec: StudySpec, member: MemberSpec) -> None:
     if not isinstance(spec, PanelSpec):
         raise UserError(
             f"members: {member.name}: only a study on text has a language model whose weights "
             "can be drawn anew; leave it out"
         )
-    if member.constraint not in random_model_names():
-        hint = did_you_mean(member.constraint, random_model_names())
+    if member.constraint not in trained_control_names():
+        hint = did_you_mean(member.constraint, trained_control_names())
         raise UserError(f"members: {member.constraint!r} is unknown; {hint}")
+    if not is_random_model(member.constraint) and spec.hook_name_out is None:
+        raise UserError(
+            f"members: {member.name}: is of transcoders, whose inputs and outputs are pairs; "
+            "give hook_name_out, or leave it out"
+        )
+    if member.constraint == SHUFFLED_MLP.name and spec.block_of_mlp is None:
+        raise UserError(
+            f"members: {member.name}: hook_name_out is {spec.hook_name_out}, not the output of "
+            "an MLP, whose weights could be permuted; use one such as blocks.0.hook_mlp_out, "
+            "or leave it out"
+        )
     if member.init_scheme != "iso":
         raise UserError(f"members: {member.name}: init_scheme belongs to baselines")
 

@@ -10,11 +10,17 @@ import torch
 from datasets import Dataset
 from sae_lens import SAE
 
+from sae_baselines.controls import question_of
 from sae_baselines.errors import UserError
-from sae_baselines.evals.registry import get_suite, suite_names
+from sae_baselines.evals.registry import get_suite, is_null_for, suite_names
+from sae_baselines.evals.results import collect
 from sae_baselines.evals.spec import EvalSpec
 from sae_baselines.evals.study import subject_of_panel
+from sae_baselines.evals.target import facts_of
 from sae_baselines.reconstruction import explained_variance, sides
+from sae_baselines.show.sae import describe_sae
+from sae_baselines.stats import verdicts
+from sae_baselines.stats.against_random import against_random
 from sae_baselines.study.data import load_text
 from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.held_out import Data, study_data
@@ -26,6 +32,7 @@ from sae_baselines.study.measure import (
     loss_and_divergence,
     splice_loss,
 )
+from sae_baselines.study.redraw import shuffle_mlp
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import CheckOptions
 from sae_baselines.study.spec import PanelSpec, spec_from_dict, spec_hash
@@ -33,6 +40,7 @@ from tests.tiny_model import D_MODEL, QUICK, tiny_panel
 
 READ, WRITE = "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"
 D_READ = 64
+NORMED = "blocks.1.ln2.hook_normalized"
 MEMBERS = ["trained", "frozen_decoder", "frozen_encoder:cov"]
 
 
@@ -150,6 +158,95 @@ def test_the_layer_is_replaced_where_it_writes_by_what_was_read(
     assert loss_and_divergence(model, spec, tokens, zeros)[1] > 1e-3
 
 
+@pytest.fixture(scope="module")
+def nulls(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, text_file: Path
+) -> StudyResult:
+    """Of a whole MLP, with the nulls that are trained."""
+    fields = {
+        "dataset": {"path": str(text_file)},
+        "hook_name": NORMED,
+        "members": ["trained", "shuffled_pairs", "shuffled_mlp"],
+        "seeds": [0, 1],
+        "training_tokens": 128 * 60,
+        "drift": [],
+    }
+    out = tmp_path_factory.mktemp("nulls") / "study"
+    return train_study(spec_of(model_folder, **fields), out)
+
+
+def of_nulls(study: StudyResult, seed: int, name: str) -> dict[str, Any]:
+    (found,) = (
+        m for k, m in study.measurements.items() if (k.panel.seed, k.member) == (seed, name)
+    )
+    return found
+
+
+def test_shuffled_pairs_are_measured_on_true_pairs(nulls: StudyResult) -> None:
+    for seed in (0, 1):
+        trained, null = (of_nulls(nulls, seed, n) for n in ("trained", "shuffled_pairs"))
+        # The most that there is to learn is the mean.
+        assert null["explained_variance"] < 0.05 < 0.2 < trained["explained_variance"]
+        assert null["kl"] > trained["kl"]
+        floors = [name for name in trained if "_null_affine" in name]
+        assert len(floors) == 3
+        assert [null[name] for name in floors] == [trained[name] for name in floors]
+        assert null["l0"] == pytest.approx(6, rel=0.1)
+
+
+def test_a_shuffled_mlp_is_measured_on_its_own_outputs(
+    nulls: StudyResult, model_folder: Path, model: Any, text: Dataset
+) -> None:
+    spec = spec_of(
+        model_folder, hook_name=NORMED, members=["trained", "shuffled_mlp"], seeds=[1]
+    )
+    drawn = spec.random_models["shuffled_mlp_seed_1"]
+    other = load_language_model(spec.model, NORMED, "cpu")
+    shuffle_mlp(other, NORMED, WRITE, 1, drawn.seed)
+    for name, weight in model.state_dict().items():
+        new = other.state_dict()[name]
+        assert torch.equal(weight, new) == (not name.startswith("blocks.1.mlp.W_")), name
+        assert torch.equal(weight.flatten().sort()[0], new.flatten().sort()[0])
+    held_out = study_data(spec, other, load_text(spec.dataset, text), "cpu").held_out
+    folder = nulls.folder / "panels" / "transcoder_batchtopk_l0_6_seed_1" / "shuffled_mlp"
+    ev = explained_variance(SAE.load_from_disk(folder), held_out.evaluation)[0]
+    null = of_nulls(nulls, 1, "shuffled_mlp")
+    assert null["explained_variance"] == pytest.approx(ev, rel=1e-4)
+    assert null["explained_variance"] > 0.2
+    # Its floor is the affine map of its own MLP, and what it would replace is no model's.
+    own = affine_null(other, spec, held_out, D_MODEL, None).explained_variance_null_affine
+    assert null["explained_variance_null_affine"] == pytest.approx(own, abs=1e-4)
+    assert null["explained_variance_null_affine"] != pytest.approx(
+        of_nulls(nulls, 1, "trained")["explained_variance_null_affine"], abs=1e-3
+    )
+    assert null["ce_recovered"] is None
+
+
+def test_shuffled_members_say_what_they_are_and_decide_nothing_about_random(
+    nulls: StudyResult,
+) -> None:
+    panel = nulls.folder / "panels" / "transcoder_batchtopk_l0_6_seed_0"
+    for name in ("shuffled_pairs", "shuffled_mlp"):
+        metadata: Any = SAE.load_from_disk(panel / name).cfg.metadata
+        assert metadata.sae_baselines["control"] == name
+        # Suites read the model as it is, at the hook that both read.
+        trained: Any = SAE.load_from_disk(panel / "trained").cfg.metadata
+        assert metadata.model_name == trained.model_name
+        assert facts_of("it", SAE.load_from_disk(panel / name)).constraint == name
+        assert question_of(name) is None
+        told = describe_sae(panel / name)
+        assert "trained on something random" in told.facts["constraint_words"]
+        assert told.start is not None
+    table = collect(nulls.folder)
+    found = {(v.baseline, v.metric): v for v in verdicts(table, on_missing="exclude")}
+    metrics = {m for b, m in found if b == "shuffled_pairs"}
+    assert metrics >= {"explained_variance", "ce_recovered"}
+    # Not compared: its outputs are another function's.
+    assert not {m for b, m in found if b == "shuffled_mlp"}
+    assert is_null_for("shuffled_mlp", "sparse_probing_sae_probes", "sae_test_accuracy")
+    assert not against_random(list(found.values()))
+
+
 def test_a_published_transcoder_gets_panels_around_it(
     study: StudyResult, data: Data, model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +301,24 @@ def test_a_study_of_saes_is_hashed_as_before(model_folder: Path) -> None:
         ({"normalize_activations": "layer_norm"}, "normalize_activations: 'layer_norm' is for"),
         ({"members": ["trained", "random"]}, "writes in another space than it reads"),
         ({"sae": {"d_out": 3}}, "sae: 'd_out' is set by the panel"),
+        ({"sae": {"shuffled_pairs": True}}, "sae: 'shuffled_pairs' is set by the panel"),
+        (
+            {
+                "members": ["trained", "shuffled_pairs"],
+                "hook_name_out": None,
+                "architecture": "topk",
+                "sae": {},
+            },
+            "members: shuffled_pairs: is of transcoders.*give hook_name_out",
+        ),
+        (
+            {
+                "members": ["trained", "shuffled_mlp"],
+                "hook_name_out": "blocks.2.hook_resid_post",
+            },
+            "shuffled_mlp: hook_name_out is blocks.2.hook_resid_post, not the output of an MLP",
+        ),
+        ({"members": ["trained", "shuffled_pairs:cov"]}, "did you mean shuffled_pairs"),
         (
             {"model": {"name": "m", "loader": "AutoModelForCausalLM"}},
             "model.loader: 'AutoModelForCausalLM' is not possible with hook_name_out",
@@ -236,3 +351,12 @@ def test_hooks_that_do_not_fit_the_model_are_refused(
     spec = spec_of(model_folder, **fields)
     with pytest.raises(UserError, match=message):
         study_data(spec, model, load_text(spec.dataset, text), "cpu")
+
+
+def test_an_mlp_is_not_permuted_in_front_of_what_is_read(model_folder: Path) -> None:
+    spec = spec_of(model_folder)
+    other = load_language_model(spec.model, READ, "cpu")
+    with pytest.raises(UserError, match=rf"shuffled_mlp: {READ} is inside the MLP of block 1"):
+        shuffle_mlp(other, READ, WRITE, 1, seed=0)
+    with pytest.raises(UserError, match="permuting the MLP of block 2 changes nothing at"):
+        shuffle_mlp(other, NORMED, WRITE, 2, seed=0)

@@ -25,6 +25,7 @@ from sae_baselines.study.measure import (
     base_losses,
     measure_sae,
 )
+from sae_baselines.study.redraw import shuffle_mlp
 from sae_baselines.study.reference.member import model_kwargs
 from sae_baselines.study.rows import reading
 from sae_baselines.study.runner import PanelRunner, checkpoint_to_resume
@@ -86,7 +87,7 @@ class TextSource:
         self.drawn = spec.random_models.get(name)
         text = load_text(spec.dataset, dataset)  # before the model: it fails sooner
         if model is None or self.drawn is not None:
-            model = load_language_model(spec.model, spec.hook_name, self.device, self.drawn)
+            model = self._load(spec)
         self.model = model
         self._memory = Memory()  # of the passes that measure
         self.data = study_data(spec, model, text, self.device)
@@ -96,6 +97,17 @@ class TextSource:
         self.facts = {"held_out_documents": self.data.n_held_out}
         if self.drawn is not None:
             self.facts |= self.drawn.facts
+
+    def _load(self, spec: PanelSpec) -> HookedRootModule:
+        drawn = self.drawn
+        if drawn is None or not drawn.is_shuffled_mlp:
+            return load_language_model(spec.model, spec.hook_name, self.device, drawn)
+        model = load_language_model(spec.model, spec.hook_name, self.device)
+        block, write = spec.block_of_mlp, spec.hook_written
+        assert block is not None
+        if write in model.hook_dict:  # else `study_data` says so
+            shuffle_mlp(model, spec.hook_name, write, block, drawn.seed)
+        return model
 
     def train(self, run: PassRun) -> Trained:
         spec = self.spec
