@@ -32,7 +32,7 @@ from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.folder import PROVENANCE_FILE
 from sae_baselines.study.held_out import hook_width
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.spec import TRAINED
+from sae_baselines.study.spec import TRAINED, MemberSpec
 
 RESULTS = Path(__file__).parent / "results"
 AIM = 0.6
@@ -125,29 +125,43 @@ def _panel(spec: PanelSpec, text: Any) -> dict[str, float]:
 
 
 def _runs(spec: PanelSpec, text: Any, device: str) -> tuple[dict[str, dict[str, float]], int]:
-    base = spec.architectures[0]
     timings: dict[str, dict[str, float]] = {}
     d_in = 0
     for member in spec.member_specs:
         gc.collect()
-        began = time.perf_counter()
-        model = load_language_model(spec.model, spec.hook_name, device)
-        loading = time.perf_counter() - began
-        # The panel's own training text, without what it holds out.
-        train_text = split_text(load_text(spec.dataset, text), spec, model).train
-        d_in = hook_width(model, spec.hook_name)
-        name = base if member.constraint == TRAINED else baseline_name(member.constraint, base)
         with tempfile.TemporaryDirectory() as folder:
-            cfg = _runner_config(spec, name, base, d_in, device, folder)
-            began = time.perf_counter()
-            runner = LanguageModelSAETrainingRunner(
-                cfg, override_dataset=train_text, override_model=model
-            )
-            runner.run()
-            training = time.perf_counter() - began
-        print(f"{member.name}: {training:.1f} s, loading {loading:.1f} s", flush=True)
-        timings[member.name] = {"training_s": training, "loading_s": loading}
+            times, d_in = run_of_its_own(spec, member, text, device, folder)
+        print(
+            f"{member.name}: {times['training_s']:.1f} s, loading {times['loading_s']:.1f} s",
+            flush=True,
+        )
+        timings[member.name] = times
     return timings, d_in
+
+
+def run_of_its_own(
+    spec: PanelSpec, member: MemberSpec, text: Any, device: str, output: str
+) -> tuple[dict[str, float], int]:
+    """Train one member of a panel by SAELens' runner, on the panel's own training text.
+
+    Returns:
+        Its times, and d_in.
+    """
+    base = spec.architectures[0]
+    began = time.perf_counter()
+    model = load_language_model(spec.model, spec.hook_name, device)
+    loading = time.perf_counter() - began
+    # Without what the panel holds out.
+    train_text = split_text(load_text(spec.dataset, text), spec, model).train
+    d_in = hook_width(model, spec.hook_name)
+    name = base if member.constraint == TRAINED else baseline_name(member.constraint, base)
+    cfg = _runner_config(spec, name, base, d_in, device, output)
+    began = time.perf_counter()
+    runner = LanguageModelSAETrainingRunner(
+        cfg, override_dataset=train_text, override_model=model
+    )
+    runner.run()
+    return {"training_s": time.perf_counter() - began, "loading_s": loading}, d_in
 
 
 def _runner_config(

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import ActivationsStore, MultiSAETrainingRunner
+from sae_lens import ActivationsStore, MultiSAETrainingRunner, cache_activations_runner
+from sae_lens.config import CacheActivationsRunnerConfig
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME as STORE_STATE
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training import activation_scaler, multi_sae_trainer
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
+from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.errors import UserError
 from sae_baselines.files import unreadable
@@ -210,6 +212,60 @@ def progress_each_step() -> Iterator[None]:
             module.tqdm = original
         for made in bars:
             made.close()  # also where training did not come to its end
+
+
+def cache_activations(
+    model: HookedRootModule,
+    text: Any,
+    folder: Path,
+    *,
+    batches: int,
+    batches_a_file: int,
+    context_size: int,
+    model_batch_size: int,
+    d_in: int,
+    dtype: str,
+    **options: Any,
+) -> None:
+    """Write activations in SAELens' format, by SAELens' runner, on a model that is loaded.
+
+    Args:
+        model: The language model.
+        text: Dataset.
+        folder: Must not be there yet, or be empty.
+        batches: Of the model, that are written.
+        batches_a_file: At most; the last file is as long as the others, SAELens' way.
+        context_size: Tokens of a row.
+        model_batch_size: Rows of a batch.
+        d_in: Width of the hook.
+        dtype: Of what is written.
+        options: Further fields of its config.
+    """
+    files = math.ceil(batches / batches_a_file)
+    tokens = math.ceil(batches / files) * model_batch_size * context_size
+    bytes_a_token = d_in * getattr(torch, dtype).itemsize
+    config = CacheActivationsRunnerConfig(
+        dataset_path="",
+        model_name="",
+        training_tokens=files * tokens,
+        # It rounds down to whole batches.
+        buffer_size_gb=(tokens + 0.5) * bytes_a_token / 1e9,
+        new_cached_activations_path=str(folder),
+        shuffle=False,
+        context_size=context_size,
+        model_batch_size=model_batch_size,
+        d_in=d_in,
+        dtype=dtype,
+        **options,
+    )
+    module: Any = cache_activations_runner
+    originals = module.load_model, module.tqdm
+    module.load_model = lambda **_: model
+    module.tqdm = functools.partial(progress, unit="file")
+    try:
+        cache_activations_runner.CacheActivationsRunner(config, override_dataset=text).run()
+    finally:
+        module.load_model, module.tqdm = originals
 
 
 class OpenRunner(MultiSAETrainingRunner):

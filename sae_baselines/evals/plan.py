@@ -12,6 +12,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import get_suite
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import model_width, target_name
+from sae_baselines.study.activation_cache import bytes_needed
 from sae_baselines.study.engine import (
     Task,
     is_done,
@@ -174,6 +175,10 @@ def _of_training(spec: StudySpec, task: Task) -> PlannedTask:
             disk = members * export + training * (spec.keep_checkpoints + 1)
         activations = of("training_tokens", "training_samples")
         return PlannedTask(task.name, tuple(needs(spec, task)), activations, training, disk)
+    if task.kind == "cache":
+        assert isinstance(spec, PanelSpec)
+        disk = bytes_needed(spec, d_in) if d_in else None
+        return PlannedTask(task.name, (), spec.training_tokens, None, disk)
     activations = of("eval_tokens", "eval_samples") if task.kind == "measure" else 0
     made = sum(member.is_control for member in all_members(spec).values())
     disk = made * export if task.kind == "controls" and export is not None else 0

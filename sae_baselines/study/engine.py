@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from sae_lens import SAE
@@ -190,17 +190,30 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class CachingSource(Protocol):
+    """A source whose activations can be written once for all passes, where a spec `caches`."""
+
+    def cache_activations(self) -> None:
+        """Write what every pass reads to ``StudyFolder.cache``.
+
+        Raises:
+            UserError: There is no room.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """A piece of a study's work that can be asked for by name.
 
     Attributes:
-        kind: ``train`` a pass, make ``controls``, ``measure`` an SAE.
+        kind: ``cache`` what passes read, ``train`` one, make ``controls``, ``measure`` an SAE.
         source: Name of its source.
-        what: The pass, or the member (``<panel>.<member>``); "" for controls.
+        what: The pass, or the member (``<panel>.<member>``); "" for a cache and controls.
     """
 
-    kind: Literal["train", "controls", "measure"]
+    kind: Literal["cache", "train", "controls", "measure"]
     source: str
     what: str
 
@@ -491,6 +504,10 @@ def is_done(spec: StudySpec, folder: StudyFolder, task: Task) -> bool:
     """
     if task.kind == "train":
         return all(folder.is_trained(key) for key in _members_in(spec, task))
+    if task.kind == "cache":
+        of = [one for one in tasks(spec) if one.kind == "train" and one.source == task.source]
+        trained = all(is_done(spec, folder, one) for one in of)
+        return trained or folder.has_cache(task.source)
     if task.kind == "controls":
         ready = _is_ready(spec, folder, task)
         return ready and not missing_controls(spec, folder, spec.panels(task.source))
@@ -502,6 +519,8 @@ def is_done(spec: StudySpec, folder: StudyFolder, task: Task) -> bool:
 
 def _is_ready(spec: StudySpec, folder: StudyFolder, task: Task) -> bool:
     """Whether what a task needs is there; a copy of a published SAE is made on the way."""
+    if task.kind == "train":
+        return not spec.caches(task.source) or folder.has_cache(task.source)
     if task.kind == "controls":
         panels = [] if spec.reference is not None else spec.panels(task.source)
         trained = (key for p in panels for key in trained_of(spec, p, task.source))
@@ -522,7 +541,7 @@ def _members_in(spec: StudySpec, task: Task) -> list[MemberKey]:
 
 def _inputs_of(spec: StudySpec, folder: StudyFolder, task: Task) -> str:
     """Hash of the spec and of the weights that a task reads."""
-    keys = [] if task.kind == "train" else _members_in(spec, task)
+    keys = [] if task.kind in ("cache", "train") else _members_in(spec, task)
     if task.kind == "controls":
         panels = spec.panels(task.source)
         keys = [k for p in panels for k in trained_of(spec, p, task.source)]
@@ -538,6 +557,8 @@ def tasks(spec: StudySpec) -> list[Task]:
     out: list[Task] = []
     for source in spec.source_names:
         panels = spec.panels(source)
+        if spec.caches(source):
+            out.append(Task("cache", source, ""))
         out += [Task("train", source, this_pass.name) for this_pass in spec.passes(source)]
         members = [key for panel in panels for key in members_of(spec, panel, source)]
         if any(controls_of(spec, panel, source) for panel in panels):
@@ -551,7 +572,9 @@ def tasks(spec: StudySpec) -> list[Task]:
 def needs(spec: StudySpec, task: Task) -> list[str]:
     """Names of the tasks whose files a task reads."""
     passes = [Task("train", task.source, p.name) for p in spec.passes(task.source)]
-    if task.kind == "train" or task.what == PUBLISHED:
+    if task.kind == "train" and spec.caches(task.source):
+        return [Task("cache", task.source, "").name]
+    if task.kind in ("cache", "train") or task.what == PUBLISHED:
         return []
     if task.kind == "controls":
         return [] if spec.reference is not None else [one.name for one in passes]
@@ -663,6 +686,7 @@ def _clean_up(spec: StudySpec, folder: StudyFolder) -> None:
         for this_pass in spec.passes(source):
             clear_checkpoints(folder.checkpoints / this_pass.name, spec_hash(spec))
     remove_empty(folder.checkpoints)
+    remove(folder.caches)
     for pattern in _source_class(spec).scratch:
         for path in folder.root.glob(pattern):
             remove(path)
@@ -735,6 +759,10 @@ class Work:
 
     def do(self, task: Task) -> list[MemberKey]:
         """Do a task; who was trained or made."""
+        if task.kind == "cache":
+            assert isinstance(self.source, CachingSource)
+            self.source.cache_activations()
+            return []
         if task.kind == "train":
             return self._train(task.what)
         if task.kind == "controls":

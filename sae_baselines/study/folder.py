@@ -49,6 +49,9 @@ logger = logging.getLogger("sae_baselines")
 STUDY_FILE = "study.yaml"
 MEASUREMENT_FILE = "measurement.json"
 CHECKPOINTS = "checkpoints"
+ACTIVATIONS = "activations"
+# Written last, of a cache of activations.
+CACHE_RECORD = "activations.json"
 # Field of provenance.json: name to SHA-256 of the files that verdicts rest on.
 CHECKSUMS = "sha256"
 _WEIGHTS = (SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME)
@@ -74,6 +77,19 @@ class StudyFolder:
     @property
     def checkpoints(self) -> Path:
         return self.root / CHECKPOINTS
+
+    @property
+    def caches(self) -> Path:
+        """Activations that several passes read."""
+        return self.root / ACTIVATIONS
+
+    def cache(self, source: str) -> Path:
+        """Of one source."""
+        return self.caches / (source or "model")
+
+    def has_cache(self, source: str) -> bool:
+        """Whether that was written to its end."""
+        return (self.cache(source) / CACHE_RECORD).exists()
 
     @property
     def published(self) -> Path:

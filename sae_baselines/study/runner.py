@@ -18,6 +18,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_baselines.compat.training import OpenRunner, progress_each_step, side_by_side
 from sae_baselines.errors import StoppedError, UserError
 from sae_baselines.files import is_junk, read_json, remove, write_atomically
+from sae_baselines.study.activation_cache import ActivationCache
 from sae_baselines.study.held_out import checked_activations
 from sae_baselines.work.claims import BEAT, require_own
 
@@ -48,9 +49,14 @@ class PanelRunner(OpenRunner):
     spec_hash: str = ""
 
     def prepare(
-        self, keep_checkpoints: int, spec_hash: str, hook_name_out: str | None = None
+        self,
+        keep_checkpoints: int,
+        spec_hash: str,
+        hook_name_out: str | None = None,
+        cache: ActivationCache | None = None,
     ) -> None:
-        """Call once between construction and `run`; with a hook where transcoders write."""
+        """Call once between construction and `run`; with a hook where transcoders write, and
+        with what is read in place of the language model."""
         self.keep_checkpoints = keep_checkpoints
         self.spec_hash = spec_hash
         store = self.activations_store
@@ -58,7 +64,10 @@ class PanelRunner(OpenRunner):
             (hook_name,) = set(self.cfg.hook_names_per_sae.values())
             side_by_side(store, hook_name, hook_name_out)
         dtype = next(iter(self.saes.values())).dtype
-        read = checked_activations(store.get_multi_hook_activations, dtype)
+        read = store.get_multi_hook_activations
+        if cache is not None:
+            read = cache.in_front_of(read)
+        read = checked_activations(read, dtype)
         store.get_multi_hook_activations = read  # type: ignore[method-assign]
 
     def fit(self, trainer: MultiSAETrainer) -> dict[str, TrainingSAE[Any]]:

@@ -365,6 +365,11 @@ class StudySpec(ABC):
         del source
         return self.member_specs
 
+    def caches(self, source: str) -> bool:
+        """Whether the passes on a source read activations that were written once for all."""
+        del source
+        return False
+
     def panels(self, source: str = "") -> list[PanelKey]:
         """Every panel on a source, seeds outermost."""
         del source
@@ -517,6 +522,9 @@ class PanelSpec(HookSpec):
             of it, since the L0 of a few long documents is not that of others (at most a tenth
             of a dataset of known length, where that is enough).
         ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
+        cache_activations: Run the language model over the training text once and keep its
+            activations in the study's folder, where there are several passes; the numbers are
+            the same. They are deleted when everything is measured.
         published: An SAE of somebody else that is measured beside the panels and that their
             controls are made of; `sae-baselines check` writes it.
     """
@@ -543,6 +551,7 @@ class PanelSpec(HookSpec):
     train_batch_size_tokens: int = PydanticField(default=4096, gt=0)
     autocast_lm: bool = False
     compile_llm: bool = False
+    cache_activations: bool = False
 
     calibration_tokens: int = PydanticField(default=65_536, gt=0)
     eval_tokens: int = PydanticField(default=65_536, gt=0)
@@ -578,6 +587,11 @@ class PanelSpec(HookSpec):
                 "data_order: 'per_seed' is not possible with dataset.streaming; use 'shared', "
                 "or download the dataset (streaming: false)"
             )
+        if self.cache_activations and self.data_order == "per_seed":
+            raise UserError(
+                "cache_activations: with data_order 'per_seed' no two passes read the same; "
+                "use data_order: shared, or cache_activations: false"
+            )
 
     def _check_hook_out(self) -> None:
         if self.hook_name_out is None:
@@ -596,6 +610,11 @@ class PanelSpec(HookSpec):
             raise UserError(
                 f"normalize_activations: {self.normalize_activations!r} is for SAEs; input and "
                 "output of a transcoder are scaled by a factor each, or with 'none' not at all"
+            )
+        if self.cache_activations:
+            raise UserError(
+                "cache_activations: SAELens caches one hook, and a transcoder has two; leave "
+                "it out"
             )
         if self.model.loader != "HookedTransformer":
             raise UserError(
@@ -631,6 +650,9 @@ class PanelSpec(HookSpec):
         if not source:
             return panels
         return [panel for panel in panels if panel.seed == self.random_models[source].seed]
+
+    def caches(self, source: str) -> bool:
+        return self.cache_activations and len(self.passes(source)) > 1
 
     @property
     def normalization(self) -> str:
@@ -1090,6 +1112,7 @@ _NOT_IN_HASH = {
     "keep_checkpoints",
     "compile_llm",
     "sparse_step",
+    "cache_activations",
 }
 
 

@@ -224,3 +224,18 @@ def test_a_store_reads_the_hooks_that_it_names_and_mixes_what_it_read() -> None:
     assert "hook_names=list(self._hook_names)" in mixed, (
         "ActivationsStore mixes other hooks than _hook_names: side_by_side puts them back"
     )
+
+
+def test_saelens_writes_activations_with_a_model_that_is_loaded() -> None:
+    source = inspect.getsource(training.cache_activations_runner)
+    moved = "CacheActivationsRunner changed: training.cache_activations stands in for this"
+    for name in ("self.model: HookedRootModule = load_model(", "in tqdm(range("):
+        assert name in source, moved
+    assert "token_ids" in source, "SAELens' cache has no token ids: activation_cache needs them"
+
+
+def test_the_runner_of_several_saes_cannot_read_saelens_cache() -> None:
+    source = inspect.getsource(ActivationsStore.from_config_multi_hook)
+    assert "cached_activations_path=None" in source, (
+        "SAELens' multi-hook store reads cached activations now: activation_cache can go"
+    )

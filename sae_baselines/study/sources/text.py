@@ -11,6 +11,7 @@ from sae_lens import SAE, LoggingConfig, MultiSAETrainingRunnerConfig
 from transformer_lens.hook_points import HookedRootModule
 
 from sae_baselines.compat.training import careful_resuming
+from sae_baselines.study.activation_cache import ActivationCache
 from sae_baselines.study.build import set_b_dec
 from sae_baselines.study.data import load_text, shuffle
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
@@ -97,6 +98,10 @@ class TextSource:
         self.facts = {"held_out_documents": self.data.n_held_out}
         if self.drawn is not None:
             self.facts |= self.drawn.facts
+        self._cache = ActivationCache(spec, folder.cache(name), self.d_in)
+
+    def cache_activations(self) -> None:
+        self._cache.write(self.model, self.data.train, self.device)
 
     def _load(self, spec: PanelSpec) -> HookedRootModule:
         drawn = self.drawn
@@ -128,7 +133,9 @@ class TextSource:
             runner = PanelRunner(cfg, override_dataset=text, override_model=self.model)
         finally:
             saelens_logger.setLevel(level)
-        runner.prepare(spec.keep_checkpoints, run_hash, spec.hook_name_out)
+        # A probe has none, and measures the model too.
+        cache = self._opened_cache if self._cache.is_whole else None
+        runner.prepare(spec.keep_checkpoints, run_hash, spec.hook_name_out, cache)
         set_b_dec(runner.saes, run.start)
         torch.manual_seed(run.this_pass.data_seed)
         with reading(spec.dataset), run.tracking(runner.saes), careful_resuming():
@@ -173,6 +180,11 @@ class TextSource:
         )
         cfg.checkpoint_path = str(run.checkpoints)  # without the random suffix of SAELens
         return cfg
+
+    @cached_property
+    def _opened_cache(self) -> ActivationCache:
+        self._cache.open()
+        return self._cache
 
     @cached_property
     def _losses(self) -> BaseLosses | None:
