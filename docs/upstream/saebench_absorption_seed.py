@@ -71,7 +71,7 @@ def result(words: PreTrainedTokenizerFast, folder: Path, state: int, again: bool
     os.chdir(folder)  # it writes where it runs
     tiny = model(words)
     loads: Any = type("Loads", (), {"from_pretrained_no_processing": lambda *_, **__: tiny})
-    absorption.HookedTransformer = loads  # pyright: ignore[reportAttributeAccessIssue]
+    absorption.HookedTransformer = loads
     options: Any = {"llm_dtype": "float32", "k_sparse_probe_num_epochs": 2, "max_k_value": 2}
     config = AbsorptionEvalConfig(
         model_name="tiny", random_seed=42, min_feats_for_eval=1, min_GT_probe_f1=-1, **options

@@ -65,6 +65,7 @@ def main() -> bool:
     """Whether an SAE that comes second has the scores that it has as the first."""
     options: Any = {"random_seed": 42, "model_name": "none", "dataset_names": [DATASET]}
     right = True
+    module: Any
     for name, module, config in (
         ("sparse probing", probing, SparseProbingEvalConfig(**options, k_values=[1, 5])),
         ("TPP", tpp, ScrAndTppEvalConfig(**options, perform_scr=False, n_values=[5, 20])),
