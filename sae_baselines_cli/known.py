@@ -14,12 +14,13 @@ _SUITES = """
     interp_embedding absorption scr tpp meta_structure mdl unlearning
 """
 BASES = tuple(_BASES.split())
-CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+_OF_SAES = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+CONSTRAINTS = (*_OF_SAES, "soft_frozen_encoder")
 CONTROLS = ("random", "random:cov", "random:kaiming", "permuted_decoder", "permuted_pairing")
 SUITES = tuple(_SUITES.split())
 PANEL_SUITE = "panel"
 TRAINED = "trained"
-CHECK_MEMBERS = (TRAINED, *CONSTRAINTS, "random", "permuted_decoder", "permuted_pairing")
+CHECK_MEMBERS = (TRAINED, *_OF_SAES, "random", "permuted_decoder", "permuted_pairing")
 CHECK_SEEDS = 5
 MOST_SEEDS = 1000
 # What int64 holds: numbers go through torch and numpy.
@@ -31,11 +32,14 @@ LISTS = ("architectures", "presets", "suites", "controls")
 
 def architectures() -> list[str]:
     """Every training architecture that SAELens knows once `sae_baselines` is imported."""
-    # A frozen encoder is not for every base.
-    bases = {"frozen_encoder_": [base for base in BASES if base != "matching_pursuit"]}
+    # Some constraints are not for every base.
+    bases = {
+        "frozen_encoder_": [base for base in BASES if base != "matching_pursuit"],
+        "soft_frozen_encoder_": [base for base in BASES if base.startswith("transcoder_")],
+    }
     prefixes = ("", "seeded_", *(f"{constraint}_" for constraint in CONSTRAINTS))
     names = [f"{prefix}{base}" for prefix in prefixes for base in bases.get(prefix, BASES)]
-    return [*names, *CONSTRAINTS]
+    return [*names, *_OF_SAES]
 
 
 def presets() -> list[str]:

@@ -45,7 +45,7 @@ class Constraint:
         options: Fields of ``config_mixin`` that are its own: ``tau``.
         defaults: Fields whose default it changes, where a base has them.
         refused: Bases that it has no baseline of, and why.
-        holds: It holds weights near their start instead of freezing them.
+        holds: The side whose directions it holds near their start instead of freezing them.
         survives_whitening: Whether its promise outlives SAELens' folding of a whitening.
     """
 
@@ -58,13 +58,17 @@ class Constraint:
     options: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
     refused: ClassVar[Mapping[str, str]] = {}
-    holds: ClassVar[bool] = False
+    holds: ClassVar[Side | None] = None
     survives_whitening: ClassVar[bool] = True
 
     def mixins(self, base_class: type[TrainingSAE[Any]]) -> tuple[type[Any], ...]:
         """What is put before a base's training class, outermost first."""
         del base_class
         return (self.sae_mixin,)
+
+    def why_not(self, base: str) -> str | None:
+        """Why it has no baseline of a base; None where it has one."""
+        return self.refused.get(base)
 
     def promise(self, options: Mapping[str, Any], precision: str) -> Promise | None:
         """What must hold of a finished SAE's weights; None if that cannot be said.
@@ -107,6 +111,12 @@ def register_constraint(constraint: Constraint) -> None:
     ordered = sorted(CONSTRAINTS.items(), key=lambda item: item[1].rank)
     CONSTRAINTS.clear()
     CONSTRAINTS.update(ordered)
+
+
+def held_side(constraint: str | None) -> Side:
+    """The side whose directions a cap is of; the decoder's where nothing is recorded."""
+    known = CONSTRAINTS.get(str(constraint))
+    return "decoder" if known is None or known.holds is None else known.holds
 
 
 def stays(side: Side, precision: str) -> Promise:

@@ -150,7 +150,7 @@ def register_baselines(base: str) -> list[str]:
         raise ValueError(f"architecture: {base!r} is a baseline already; name its base instead")
     names = []
     for constraint in (*CONSTRAINTS.values(), SEEDED):
-        if base in constraint.refused:
+        if constraint.why_not(base) is not None:
             continue
         full = f"{constraint.name}_{base}"
         bare = base == DEFAULT_BASE and constraint is not SEEDED
@@ -221,8 +221,10 @@ def get_baseline(name: str) -> Baseline:
     if name in _baselines:
         return _baselines[name]
     for constraint in CONSTRAINTS.values():
-        for base, why in constraint.refused.items():
-            if name == f"{constraint.name}_{base}":
+        for base in base_architectures():
+            bare = base == DEFAULT_BASE and name == constraint.name
+            why = constraint.why_not(base)
+            if (bare or name == f"{constraint.name}_{base}") and why is not None:
                 raise ValueError(f"architecture: {name!r} does not exist: {why}")
     if name in (old := _old_names()):
         raise ValueError(

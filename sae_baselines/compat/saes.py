@@ -124,7 +124,7 @@ def version_of(tensor: Tensor) -> int:
     return tensor._version
 
 
-def of_this_rank(rows: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+def of_this_rank(rows: Tensor, whole: Tensor, name: str = "W_dec") -> tuple[Tensor, Tensor]:
     """Rows that FSDP2 may have split over ranks, and the same rows of a tensor that it has not.
 
     Raises:
@@ -139,8 +139,8 @@ def of_this_rank(rows: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
     mesh, placements = rows.device_mesh, rows.placements
     if any(p.is_shard() and not p.is_shard(dim=0) for p in placements):
         raise UserError(
-            f"W_dec: is split over ranks as {placements}, but its rows must be in one piece; "
-            "shard a soft-frozen decoder along dimension 0 (fully_shard's default)"
+            f"{name}: is split over ranks as {placements}, but its directions must be in one "
+            "piece; shard W_dec along dimension 0 (fully_shard's default), W_enc along 1"
         )
     # Without communication: every rank has the whole of it.
     same = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)

@@ -19,6 +19,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.baselines.cap import share_at_edge
+from sae_baselines.baselines.constraint import held_side
 from sae_baselines.baselines.directions import start_directions
 from sae_baselines.compat.training import TrainingStep, around_each_step
 from sae_baselines.drift.cosines import EDGES, Drift
@@ -211,7 +212,8 @@ class DriftTracker:
             now, start = rows_of(sae), _start(sae, log.folder)
             sides = compare(now, start)
             if (tau := getattr(sae.cfg, "tau", None)) is not None:
-                bound = share_at_edge(now.decoder, start.decoder, tau)
+                side = held_side(getattr(sae, "baseline_constraint", None))
+                bound = share_at_edge(getattr(now, side), getattr(start, side), tau)
             x = (batch if self._held_out is None else self._held_out).to(sae.device)
             ev, l0, _ = explained_variance(sae, trainer.activation_scaler(x).to(sae.dtype))
         for fraction in fractions:

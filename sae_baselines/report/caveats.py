@@ -327,7 +327,8 @@ def _baselines(table: Results) -> Iterable[Caveat]:
     lacking: dict[tuple[str, ...], list[Group]] = defaultdict(list)
     for group in table.groups:
         here = {table.constraints[member] for member in table.present(group)}
-        lacking[tuple(c for c in CONSTRAINTS if c not in here)].append(group)
+        there = (c for c, known in CONSTRAINTS.items() if known.why_not(group[0]) is None)
+        lacking[tuple(c for c in there if c not in here)].append(group)
     for absent, groups in lacking.items():
         if absent:
             some = groups if len(lacking) > 1 else []

@@ -13,7 +13,7 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file
 
 from sae_baselines.baselines.cap import share_at_edge
-from sae_baselines.baselines.constraint import CONSTRAINTS, VECTORS
+from sae_baselines.baselines.constraint import CONSTRAINTS, VECTORS, held_side
 from sae_baselines.compat.folder import check_tensors, not_finite, saved_config
 from sae_baselines.controls.kinds import TRAINED, is_trained_control, kind_of
 from sae_baselines.drift.cosines import drift_of
@@ -60,7 +60,7 @@ class SAEDescription:
         source: What was asked about.
         facts: Plain data, None where not recorded: ``architecture`` as exported,
             ``trained_as``, ``base_architecture``, ``constraint`` and ``constraint_words``,
-            ``tau``, ``learned`` (by a frozen encoder), ``cap_bound_share`` (of decoder rows
+            ``tau``, ``learned`` (by a frozen encoder), ``cap_bound_share`` (of directions
             that the cap holds), ``seed``, ``init_scheme``, ``model``, ``hook``, ``d_in``,
             ``d_sae``, ``context_size``, ``dataset``, ``tokens_seen``, ``l0_target``, ``l0``
             with ``l0_measured`` (on what), ``explained_variance``, ``versions``.
@@ -134,7 +134,8 @@ def describe_sae(
     promise = _promise(facts, drift, now.decoder, unknown)
     warnings = _warnings(facts, promise)
     if start is not None and facts["tau"] is not None:
-        facts[CAP_SHARE] = share_at_edge(now.decoder, start.decoder, facts["tau"])
+        side = held_side(facts["constraint"])
+        facts[CAP_SHARE] = share_at_edge(getattr(now, side), getattr(start, side), facts["tau"])
     warnings += _not_another(facts, folder)
     return SAEDescription(
         source=str(source),
@@ -351,11 +352,11 @@ def _warnings(facts: Mapping[str, Any], promise: Promise | None) -> list[str]:
 def _not_another(facts: Mapping[str, Any], folder: Path | None) -> list[str]:
     """Whether it is an SAE that its panel has under another name, or as good as one."""
     warnings = []
-    share = facts.get(CAP_SHARE)
+    share, what = facts.get(CAP_SHARE), VECTORS[held_side(facts["constraint"])]
     if share is not None and share < LEAST_BOUND:
         warnings.append(
-            f"the cap never bound: at the end of training it holds {share:.2%} of the decoder "
-            f"rows, fewer than {LEAST_BOUND:.0%}; no verdict is given against it"
+            f"the cap never bound: at the end of training it holds {share:.2%} of the {what}, "
+            f"fewer than {LEAST_BOUND:.0%}; no verdict is given against it"
         )
     trained = None if folder is None else folder.resolve().parent / TRAINED
     if folder is not None and trained is not None and folder.resolve() != trained:

@@ -11,6 +11,7 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors import safe_open
 
 from sae_baselines.baselines.cap import AT_EDGE, share_at_edge
+from sae_baselines.baselines.constraint import held_side
 from sae_baselines.compat.folder import ODD_CONTENTS, saved_config
 from sae_baselines.controls.source import add_tensors
 from sae_baselines.drift.start import saved_sae_rows, seeded_rows
@@ -100,11 +101,13 @@ def _cap_share(folder: Path, least: float | None) -> float | None:
     tau = details.get("tau")
     if tau is None:
         return None
-    if least is not None and least > tau + AT_EDGE:
+    side = held_side(details.get("constraint"))
+    if side == "decoder" and least is not None and least > tau + AT_EDGE:
         return 0.0
     covariance = above(folder, COVARIANCE_FILE)
     files = {"init_activations_path": None, "init_covariance_path": covariance}
     start = seeded_rows({**cfg, **details, **files})
     if start is None:
         return None
-    return share_at_edge(saved_sae_rows(folder, "").decoder, start.decoder, tau)
+    now = saved_sae_rows(folder, "")
+    return share_at_edge(getattr(now, side), getattr(start, side), tau)

@@ -192,7 +192,7 @@ class MemberSpec:
             transcoders also ``shuffled_pairs`` and ``shuffled_mlp``: trained towards outputs of
             other tokens, or of the MLP with its weights permuted.
         init_scheme: ``iso`` or ``cov`` (paper, Appendix E).
-        tau: Cap of a soft-frozen decoder; default the panel's.
+        tau: Cap of a soft-frozen decoder or encoder; default the panel's.
         learned: Of a frozen encoder: ``biases`` (default), or only the activation
             ``threshold``, as the paper says.
         label: Folder name; default the constraint, with ``_cov``, ``_tau0.9`` and
@@ -262,7 +262,7 @@ class StudySpec(ABC):
         seeds: Training seeds: initial weights, and data order if ``data_order`` says so.
         members: Members of each panel; ``trained`` must be one, unless there is a
             ``published`` SAE to compare with.
-        tau: Default cap of soft-frozen decoders.
+        tau: Default cap of soft-frozen members.
         b_dec_init: Start of b_dec for every member: the mean of calibration activations,
             or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
             (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).

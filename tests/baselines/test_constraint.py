@@ -95,7 +95,7 @@ def test_a_base_that_it_refuses_has_none_and_the_error_says_why(
 
 
 def test_lists_keep_the_papers_order_whatever_is_added(frozen_bias: Constraint) -> None:
-    ours = ["frozen_decoder", "soft_frozen_decoder", "frozen_encoder"]
+    ours = ["frozen_decoder", "soft_frozen_decoder", "frozen_encoder", "soft_frozen_encoder"]
     assert list(CONSTRAINTS) == [*ours, frozen_bias.name]
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
-from sae_baselines.baselines import project_to_cap_, soft_frozen_decoder
+from sae_baselines.baselines import project_to_cap_, soft_frozen
 from sae_baselines.errors import UserError
 from tests.helpers import (
     BASES,
@@ -401,7 +401,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(rows.shape[0])
         return project_to_cap_(rows, *more)
 
-    monkeypatch.setattr(soft_frozen_decoder, "project_to_cap_", project)
+    monkeypatch.setattr(soft_frozen, "project_to_cap_", project)
     return sizes
 
 

@@ -9,11 +9,19 @@ from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
+from sae_baselines.baselines.cap import share_at_edge
 from sae_baselines.baselines.directions import sample_directions, save_covariance
-from sae_baselines.baselines.registry import base_architectures
+from sae_baselines.baselines.registry import (
+    base_architectures,
+    baseline_architectures,
+    get_baseline,
+    parse_name,
+)
 from sae_baselines.baselines.transcoder import TRANSCODERS, PairStart
+from sae_baselines.controls import question_of
 from sae_baselines.errors import UserError
 from sae_baselines.reconstruction import explained_variance
+from sae_baselines.show.sae import describe_sae
 from tests.helpers import (
     BATCH,
     CONSTRAINTS,
@@ -35,6 +43,7 @@ from tests.helpers import (
 )
 
 STOCK = "sae_lens.saes.transcoder"
+MEMBERS = (*CONSTRAINTS, "soft_frozen_encoder", "seeded")
 EXPORTED = {
     ("transcoder_standard", False): "Transcoder",
     ("transcoder_standard", True): "SkipTranscoder",
@@ -95,7 +104,7 @@ def by_hand(sae: Any, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("base", TRANSCODERS)
-@pytest.mark.parametrize("constraint", [*CONSTRAINTS, "seeded"])
+@pytest.mark.parametrize("constraint", MEMBERS)
 def test_trained_exported_loaded_by_saelens_and_resumed(
     constraint: str, base: str, skip: bool, tmp_path: Path
 ) -> None:
@@ -112,6 +121,8 @@ def test_trained_exported_loaded_by_saelens_and_resumed(
     assert frozen not in moved
     if constraint == "soft_frozen_decoder":
         assert cosines(sae.W_dec, start["W_dec"]).min() >= sae.cfg.tau - 1e-6
+    if constraint == "soft_frozen_encoder":
+        assert cosines(sae.W_enc.T, start["W_enc"].T).min() >= sae.cfg.tau - 1e-6
 
     again = started(name, skip)
     trainer = make_trainer(again, 6, stream(3 + 1))
@@ -148,7 +159,7 @@ def test_an_export_without_a_running_threshold_is_the_training_sae(
 
 
 def test_saelens_multi_trainer_trains_a_panel_of_them_in_step() -> None:
-    saes = {c: started(f"{c}_transcoder_batchtopk") for c in (*CONSTRAINTS, "seeded")}
+    saes = {c: started(f"{c}_transcoder_batchtopk") for c in MEMBERS}
     alone = started("frozen_decoder_transcoder_batchtopk")
     train(alone, 4, stream())
     cfg = SAETrainerConfig(
@@ -168,7 +179,7 @@ def test_saelens_multi_trainer_trains_a_panel_of_them_in_step() -> None:
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("base", TRANSCODERS)
-@pytest.mark.parametrize("constraint", ["frozen_encoder", "seeded"])
+@pytest.mark.parametrize("constraint", ["frozen_encoder", "soft_frozen_encoder", "seeded"])
 def test_the_sparse_step_is_the_dense_one(constraint: str, base: str, skip: bool) -> None:
     wide = {"d_sae": 512, "sparse_step": True}
     if base == "transcoder_standard":
@@ -276,7 +287,7 @@ def test_a_least_squares_skip_starts_at_the_affine_null() -> None:
 
 
 def test_encoder_and_decoder_are_two_draws_that_a_seed_names(tmp_path: Path) -> None:
-    saes = [make(f"{c}_transcoder_topk", init_seed=3) for c in (*CONSTRAINTS, "seeded")]
+    saes = [make(f"{c}_transcoder_topk", init_seed=3) for c in MEMBERS]
     for sae in saes:
         assert torch.equal(sae.W_dec, saes[0].W_dec)
         assert torch.equal(sae.W_enc, saes[0].W_enc)
@@ -304,6 +315,57 @@ def test_a_frozen_encoder_may_learn_its_threshold_alone() -> None:
     start = weights(sae)
     train(sae, 4, stream())
     assert set(differing(start, weights(sae))) == {"W_dec", "b_dec", "W_skip", "threshold"}
+
+
+def test_a_soft_frozen_encoder_stays_in_its_cap_and_leaves_no_trace(tmp_path: Path) -> None:
+    # A cap so narrow, and steps so large, that it binds.
+    name = "soft_frozen_encoder_transcoder_batchtopk"
+    sae, free = started(name, tau=0.999), started("seeded_transcoder_batchtopk")
+    start = sae.W_enc.detach().T.clone()
+    train(free, 8, stream())
+    assert cosines(free.W_enc.T, start).min() < 0.99  # it would leave
+    seen = []
+
+    def watched() -> Iterator[torch.Tensor]:
+        for batch in stream():
+            seen.append(cosines(sae.W_enc.T, start).min())
+            yield batch
+
+    train(sae, 8, watched())
+    assert min(seen) >= 0.999 - 1e-6
+    assert share_at_edge(sae.W_enc.detach().T, start, 0.999) > 0.1
+    norms = sae.W_enc.detach().norm(dim=0)
+    assert (norms - 1).abs().max() > 1e-3  # lengths are learned
+    assert cosines(sae.W_dec, started(name, tau=0.999).W_dec).min() < 0.99
+    # The whole buffer is of the starts as rows, and exports have none of it.
+    torch.testing.assert_close(sae.get_buffer("W_enc_start"), start)
+    sae.save_inference_model(tmp_path)
+    loaded: Any = SAE.load_from_disk(tmp_path)
+    assert "W_enc_start" not in loaded.state_dict()
+    assert cosines(loaded.W_enc.T, start).min() >= 0.999 - 1e-6
+    told = describe_sae(tmp_path)
+    assert told.promise is not None
+    assert told.promise.holds
+    assert told.promise.text == "encoder columns within cosine 0.999 of their start"
+    edge = share_at_edge(sae.W_enc.detach().T, start, 0.999)
+    assert told.facts["cap_bound_share"] == pytest.approx(edge)
+    assert question_of("soft_frozen_encoder") == "nearly free"
+
+
+def test_an_sae_has_no_soft_frozen_encoder_and_the_error_says_why() -> None:
+    for name, base in (
+        ("soft_frozen_encoder", "batchtopk"),
+        ("soft_frozen_encoder_topk", "topk"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"use soft_frozen_decoder_{base}, or a transcoder"
+        ):
+            get_baseline(name)
+    assert "soft_frozen_encoder_topk" not in baseline_architectures()
+    assert parse_name("soft_frozen_encoder_transcoder_topk") == (
+        get_baseline("soft_frozen_encoder_transcoder_topk").constraint,
+        "transcoder_topk",
+    )
 
 
 def test_a_constraint_is_one_file_for_saes_and_transcoders() -> None:

@@ -41,7 +41,7 @@ from tests.tiny_model import D_MODEL, QUICK, tiny_panel
 READ, WRITE = "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"
 D_READ = 64
 NORMED = "blocks.1.ln2.hook_normalized"
-MEMBERS = ["trained", "frozen_decoder", "frozen_encoder:cov"]
+MEMBERS = ["trained", "frozen_decoder", "frozen_encoder:cov", "soft_frozen_encoder"]
 
 
 def spec_of(folder: Path, **more: Any) -> PanelSpec:
@@ -95,7 +95,7 @@ def test_held_out_activations_are_a_tokens_at_both_hooks(data: Data, model: Any)
 
 def test_members_are_trained_exported_and_measured(study: StudyResult, data: Data) -> None:
     found = {key.member: m for key, m in study.measurements.items()}
-    assert set(found) == {"trained", "frozen_decoder", "frozen_encoder_cov"}
+    assert set(found) == {*MEMBERS[:2], "frozen_encoder_cov", "soft_frozen_encoder"}
     for name, measured in found.items():
         sae: Any = SAE.load_from_disk(member(study, name))
         assert type(sae).__name__ == "JumpReLUSkipTranscoder"
@@ -116,6 +116,11 @@ def test_members_are_trained_exported_and_measured(study: StudyResult, data: Dat
         1, abs=1e-6
     )
     assert found["frozen_encoder_cov"]["cos_to_start_mean"] < 0.999
+    held = found["soft_frozen_encoder"]
+    assert 0.8 < held["encoder_cos_to_start_mean"] < 1
+    assert held["cos_to_start_mean"] < 0.999
+    drift = json.loads((member(study, "soft_frozen_encoder") / "drift.json").read_text())
+    assert held["cap_bound_share"] == drift["records"][-1]["cap_bound_share"]
 
 
 def test_the_affine_null_is_least_squares_and_stands_beside_each(
@@ -319,6 +324,15 @@ def test_a_study_of_saes_is_hashed_as_before(model_folder: Path) -> None:
             "shuffled_mlp: hook_name_out is blocks.2.hook_resid_post, not the output of an MLP",
         ),
         ({"members": ["trained", "shuffled_pairs:cov"]}, "did you mean shuffled_pairs"),
+        (
+            {
+                "members": ["trained", "soft_frozen_encoder"],
+                "hook_name_out": None,
+                "architecture": "topk",
+                "sae": {},
+            },
+            "members: .*'soft_frozen_encoder_topk' does not exist: an SAE's encoder",
+        ),
         (
             {"model": {"name": "m", "loader": "AutoModelForCausalLM"}},
             "model.loader: 'AutoModelForCausalLM' is not possible with hook_name_out",
