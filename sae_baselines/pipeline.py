@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -41,6 +42,7 @@ from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_
 from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
 from sae_baselines.home import own_key
+from sae_baselines.progress import progress as bar
 from sae_baselines.provenance import environment, now
 from sae_baselines.reach import say_if_silent
 from sae_baselines.report import Report, report
@@ -64,6 +66,7 @@ from sae_baselines.study.plan import MemberKey, all_members, members_named, pane
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.loose import Loose, read_loose
 from sae_baselines.study.reference.recipe import Ask, CheckOptions, described
+from sae_baselines.study.sources.text import kept_open
 from sae_baselines.study.spec import SECTIONS, import_plugins
 from sae_baselines.study.stability import Nearest, measure_stability, nearest_latents
 from sae_baselines.work.claims import Share
@@ -577,12 +580,14 @@ def _model(sources: list[str], model: str | Path | None) -> str | Path | None:
 
 
 def check(
-    source: str | Path,
+    source: PanelSpec | str | Path,
     out: str | Path | None = None,
     *,
     suites: Sequence[str] | None = None,
     options: CheckOptions | None = None,
     config: str | Path | None = None,
+    evals: EvalSpec | None = None,
+    side_by_side: GalleryOptions | None = None,
     device: str | None = None,
     verbose: bool = False,
     command: str | None = None,
@@ -593,16 +598,18 @@ def check(
 ) -> bool:
     """Train, evaluate and report in one go; call it again to continue.
 
-    With a panel file: the SAEs it describes. With an SAE: baselines and controls are trained
+    With a panel: the SAEs it describes. With an SAE: baselines and controls are trained
     around it, with its width, hook, L0 and text, and the report says where it falls among them.
 
     Args:
-        source: Panel file (``.yaml``); or an SAE: SAELens folder, ``release:sae_id`` or
-            ``user/repo:folder``.
+        source: A panel, or its file (``.yaml``); or an SAE: SAELens folder,
+            ``release:sae_id`` or ``user/repo:folder``.
         out: Study folder; default ``studies/<name>``.
         suites: Names; ``["panel"]`` for this package's own measurements alone.
-        options: Decisions about the panels around an SAE; None for a panel file.
+        options: Decisions about the panels around an SAE; None for a panel.
         config: YAML with further fields of the panels around an SAE, and a section ``evals``.
+        evals: Instead of what a file says, or of the defaults.
+        side_by_side: Have a `gallery` of a study on text, and some of it in the report.
         device: Torch device.
         verbose: Show SAEBench's own output.
         command: Command line to record.
@@ -625,16 +632,21 @@ def check(
         if progress is not None:
             progress(found, root)
 
-    if str(source).endswith(PANEL_FILES):
+    model = None
+    if isinstance(source, PanelSpec) or str(source).endswith(PANEL_FILES):
         if options is not None or config is not None:
-            raise UserError("options: are for an SAE; a panel file says these things itself")
-        spec, evals, model = load_spec(source), load_eval_spec(source), None
+            raise UserError("options: are for an SAE; a panel says these things itself")
+        if isinstance(source, PanelSpec):
+            spec, evals = source, evals or eval_spec_from_dict({})
+        else:
+            spec, evals = load_spec(source), evals or load_eval_spec(source)
         root = Path(out or Path("studies") / spec.name)
     else:
         options = options or CheckOptions()
         overrides = {**_overrides(config), **options.overrides}
         options = dataclasses.replace(options, device=device, overrides=overrides)
-        evals = load_eval_spec(config) if config and has_eval_spec(config) else None
+        if evals is None and config and has_eval_spec(config):
+            evals = load_eval_spec(config)
         for name in suites or ():
             if name != PANEL_SUITE:
                 get_suite(name)
@@ -650,11 +662,11 @@ def check(
     say_if_silent((spec.model.name, spec.dataset.path))
     # Before hours of training: an upgrade meanwhile must not leave two versions in one process.
     import_module("sae_baselines.report.plots")
-    train_panels = partial(_train, spec, root, model, on, retry_failed)
+    train_panels = partial(_train, spec, root, model, on, retry_failed, side_by_side)
     if suites is not None and list(suites) == [PANEL_SUITE]:
         train_panels()
         write_results(root)
-        tell(report(root))
+        tell(_reported(root))
         return True
     if suites is not None:
         evals = evals.only([name for name in suites if name != PANEL_SUITE])
@@ -675,19 +687,34 @@ def check(
         )
         done = _evaluate_on(on, asked, share, evals)
     tell(done)
-    tell(report(root))
+    tell(_reported(root))
     return not done.failures
 
 
+def _reported(root: Path) -> Report:
+    with bar(total=1, desc="Writing the report", unit="page") as written:
+        made = report(root)
+        written.update()
+    return made
+
+
 def _train(
-    spec: PanelSpec, root: Path, model: Any, on: Executor | None, retry_failed: bool
+    spec: PanelSpec,
+    root: Path,
+    model: Any,
+    on: Executor | None,
+    retry_failed: bool,
+    side_by_side: GalleryOptions | None,
 ) -> None:
-    run_study(spec, root, on, resume=True, retry_failed=retry_failed, model=model)
-    folder = StudyFolder(root)
-    # Of studies of before, `latents` measures it.
-    if all((folder.member(key) / LATENTS_FILE).exists() for key in all_members(spec)):
-        with folder.locked():
-            measure_stability(spec, root)
+    with kept_open() if side_by_side is not None else nullcontext():
+        run_study(spec, root, on, resume=True, retry_failed=retry_failed, model=model)
+        folder = StudyFolder(root)
+        # Of studies of before, `latents` measures it.
+        if all((folder.member(key) / LATENTS_FILE).exists() for key in all_members(spec)):
+            with folder.locked():
+                measure_stability(spec, root)
+        if side_by_side is not None:
+            gallery(root, side_by_side, device=spec.device, model=model)
 
 
 def _overrides(config: str | Path | None) -> dict[str, Any]:

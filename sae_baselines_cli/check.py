@@ -176,21 +176,24 @@ def check(
         on=started,
         retry_failed=retry_failed,
         ask=lambda option, question: ask(f"{question}\n{option}", err=True),
-        progress=_print,
+        progress=print_found,
     )
     if not complete:
         raise typer.Exit(INCOMPLETE)
 
 
-def _print(found: "str | Evaluation | Report", study: Path) -> None:
+def print_found(found: "str | Evaluation | Report", study: Path) -> None:
+    """What a check has found, as soon as it has."""
     from sae_baselines.pipeline import Evaluation
+    from sae_baselines.progress import aside
 
-    if isinstance(found, str):
-        say(found)
-    elif isinstance(found, Evaluation):
-        print_evaluation(found)
-    else:
-        print_report(found, study)
+    with aside():
+        if isinstance(found, str):
+            say(found)
+        elif isinstance(found, Evaluation):
+            print_evaluation(found)
+        else:
+            print_report(found, study)
 
 
 def _source(source: str | None, release: str | None, sae_id: str | None) -> str:

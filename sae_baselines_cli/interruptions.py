@@ -11,13 +11,14 @@ from typing import Any
 # By command, whose work differs in what a half of it is worth.
 _TRAINED = "finished members and the last checkpoint are kept; continue with --resume"
 _SAME = "continue with the same command"
+_CHECKED = f"what is finished is kept (members, the last checkpoint, scores); {_SAME}"
 _KEPT = {
     "train": _TRAINED,
-    "demo": _TRAINED,
     "toy": _TRAINED,
     "vision train": _TRAINED,
     "vision demo": _TRAINED,
-    "check": f"what is finished is kept (members, the last checkpoint, scores); {_SAME}",
+    "check": _CHECKED,
+    "demo": _CHECKED,
     "eval": f"finished scores are kept; {_SAME}",
     "publish": f"what was uploaded stays in the repo; {_SAME}",
     "report": "scores are kept, the report may be half an old one; write it again",

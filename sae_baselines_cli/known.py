@@ -25,6 +25,7 @@ CHECK_SEEDS = 5
 MOST_SEEDS = 1000
 # What int64 holds: numbers go through torch and numpy.
 LARGEST = 2**63 - 1
+DEMO_MODELS = ("pythia-70m", "gemma-2-2b")
 TOY_SETTINGS = ("constant", "variable")
 EXECUTORS = ("here", "devices", "slurm")
 LISTS = ("architectures", "presets", "suites", "controls")

@@ -158,6 +158,17 @@ def fail(message: str) -> None:
     errors.print(message, highlight=False, soft_wrap=True)
 
 
+def open_page(page: Path, in_browser: bool) -> None:
+    """Name a page to look at, and show it if it is asked for and can be."""
+    if in_browser:
+        import webbrowser
+
+        if webbrowser.open(page.resolve().as_uri()):
+            return
+        say("There is no browser here that could be opened")
+    say(f"open {page}")
+
+
 def ask(question: str, *, err: bool = False) -> str | None:
     """What is typed in answer to a question; None where nobody sits at a terminal."""
     try:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sae_baselines_cli.known import completing, presets
+from sae_baselines_cli.check import print_found
+from sae_baselines_cli.evaluate import as_typed
+from sae_baselines_cli.known import DEMO_MODELS, completing, presets
 from sae_baselines_cli.shared import (
+    INCOMPLETE,
     Cluster,
     Device,
     Devices,
@@ -21,6 +24,7 @@ from sae_baselines_cli.shared import (
     console,
     errors,
     group,
+    open_page,
     say,
     started_by,
 )
@@ -94,9 +98,16 @@ def train(
 @app.command()
 def demo(
     out: Out = None,
-    resume: Resume = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed in a third of the time: no verdict.")
+    ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Hub name or local folder instead of SmolLM2-135M.")
+        str | None,
+        typer.Option(
+            help=f"{', '.join(DEMO_MODELS)}, a Hub name or a local folder; default: "
+            "SmolLM2-135M.",
+            autocompletion=completing(DEMO_MODELS),
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Hub name or local file instead of Wikipedia.")
@@ -105,25 +116,50 @@ def demo(
         str | None, typer.Option(help="Hook; default: resid_post of a middle layer.")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Training tokens.", min=1)] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
     device: Device = None,
 ) -> None:
-    """A real check on a real language model, in minutes on two CPU cores.
+    """A real check of a real language model, from nothing to a verdict; again to continue.
 
-    Trains a BatchTopK SAE on SmolLM2-135M reading English Wikipedia, and beside it a frozen
-    decoder, a frozen encoder and a soft-frozen decoder, which stays near a random start.
+    Trains TopK SAEs on SmolLM2-135M reading English Wikipedia with three seeds, and beside
+    each a frozen decoder, a frozen encoder, a soft-frozen decoder, and one that is never
+    trained. Scores all of them and writes a page that says whether the trained ones are better.
     Model and text come from package registries through pip; no account, no GPU.
 
     Examples:
 
     - `sae-baselines demo`
-    - `sae-baselines demo --resume`
-    - `sae-baselines demo --model EleutherAI/pythia-70m-deduped --dataset NeelNanda/pile-10k`
+    - `sae-baselines demo --quick --open`
+    - `sae-baselines demo --model pythia-70m`
+    - `sae-baselines demo --model EleutherAI/pythia-160m --dataset NeelNanda/pile-10k`
     """
-    import sae_baselines.study.table
-    from sae_baselines.paper.demo.specs import demo_spec
+    import sae_baselines
+    from sae_baselines.paper.demo.study import demo as demo_of
+    from sae_baselines.paper.demo.study import fetched
+    from sae_baselines.pipeline import GalleryOptions
+    from sae_baselines.progress import Whole
 
-    spec = demo_spec(model=model, dataset=dataset, hook_name=hook, training_tokens=tokens)
-    _print_study(sae_baselines.train(spec, out, resume=resume, device=device))
+    for line in fetched(model, dataset):
+        say(line)
+    asked = demo_of(
+        model=model, dataset=dataset, hook_name=hook, training_tokens=tokens, quick=quick
+    )
+    for line in asked.says:
+        say(line)
+    folder = out or Path("studies") / asked.spec.name
+    with Whole("Demo", asked.stages):
+        complete = sae_baselines.check(
+            asked.spec,
+            folder,
+            evals=asked.evals,
+            side_by_side=GalleryOptions(),
+            device=device,
+            command=as_typed(),
+            progress=print_found,
+        )
+    open_page(folder / "report.html", show)
+    if not complete:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -331,15 +330,22 @@ class Runner:
 
     def run(self, targets: Sequence[Target]) -> EvalReport:
         jobs = self._jobs(targets)
-        total = sum(map(len, (*jobs.values(), *self._without_floors.values())))
-        with progress(total=total, desc="Evaluating", unit="SAE", file=sys.stderr) as bar:
-            waiting = Waiting()
+        waiting = Waiting()
+        with contextlib.ExitStack() as bars:
+            opened: dict[str, Any] = {}
             while True:
                 left = sum(map(len, jobs.values()))
                 for name, missing in jobs.items():
-                    if missing or self._without_floors.get(name):
-                        jobs[name] = self._run_suite(get_suite(name), missing, bar)
-                        self._without_floors.pop(name, None)
+                    n = len(missing) + len(self._without_floors.get(name, ()))
+                    if not n:
+                        continue
+                    if name not in opened:
+                        bar = progress(total=n, desc=f"Evaluating {name}", unit="SAE")
+                        opened[name] = bars.enter_context(bar)
+                    jobs[name] = self._run_suite(get_suite(name), missing, opened[name])
+                    self._without_floors.pop(name, None)
+                    if not jobs[name]:
+                        opened[name].close()
                 # Other processes are at what is left; they may die.
                 if not any(jobs.values()):
                     break
@@ -455,7 +461,7 @@ class Runner:
             if suite.warm_up and not filled.exists():
                 if self.share.given_up(filling) is not None:
                     return []  # who tried it has said so of all
-                bar.set_postfix_str(f"{suite.name}: caches")
+                bar.set_postfix_str("caches")
                 try:
                     with self.share.doing(filling) as mine:
                         if mine:
@@ -475,7 +481,7 @@ class Runner:
                 if not filled.exists() and not alone.enter_context(self.share.doing(filling)):
                     return list(targets)
                 for target in targets:
-                    bar.set_postfix_str(f"{suite.name}: {target.name}")
+                    bar.set_postfix_str(target.name)
                     if not self._take(suite, target, models, key):
                         left.append(target)
                         continue
@@ -485,7 +491,7 @@ class Runner:
                         filled.touch()
                         alone.close()
                 for target, found in scored:
-                    bar.set_postfix_str(f"{suite.name}: floors of {target.name}")
+                    bar.set_postfix_str(f"floors of {target.name}")
                     with self.share.doing(f"floors:{suite.name}:{target.name}") as mine:
                         if mine:
                             self._add_floors(suite, target, found, models, key)

@@ -105,6 +105,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_baselines.baselines import CONSTRAINTS, base_architectures
 from sae_baselines.controls import control_names
 from sae_baselines.evals.registry import suite_names
+from sae_baselines.paper.demo.study import NAMED
 from sae_baselines.pipeline import PANEL_SUITE
 from sae_baselines.study.presets import preset_names
 from sae_baselines.study.reference.recipe import DEFAULT_MEMBERS, DEFAULT_SEEDS
@@ -120,6 +121,7 @@ print(json.dumps({
     "trained": TRAINED,
     "check_members": list(DEFAULT_MEMBERS),
     "check_seeds": DEFAULT_SEEDS,
+    "demo_models": list(NAMED),
     "toy_settings": list(SETTINGS),
     "executors": list(EXECUTORS),
     "architectures": sorted(SAE_TRAINING_CLASS_REGISTRY),
@@ -141,6 +143,7 @@ def test_what_is_written_down_for_help_and_completion_is_what_is_registered(
         "trained": known.TRAINED,
         "check_members": list(known.CHECK_MEMBERS),
         "check_seeds": known.CHECK_SEEDS,
+        "demo_models": list(known.DEMO_MODELS),
         "toy_settings": list(known.TOY_SETTINGS),
         "executors": list(known.EXECUTORS),
         "architectures": sorted(known.architectures()),

@@ -18,6 +18,7 @@ from sae_baselines.study.runner import InterruptedTrainingError, SignalsBetweenS
 from sae_baselines_cli import shared
 from sae_baselines_cli.interruptions import Interruptions, what_is_kept
 from tests.helpers import make_sae
+from tests.tiny_model import save_tiny_model
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -83,7 +84,7 @@ def test_any_signal_anywhere_is_one_line_and_its_exit_code(
 @pytest.mark.parametrize(
     ("typed", "kept", "resume"),
     [
-        ("-v demo", "last checkpoint", True),
+        ("-v demo", "last checkpoint, scores", False),
         ("toy --quick --resume", "last checkpoint", False),
         ("vision train x.yaml", "last checkpoint", True),
         ("vision demo", "last checkpoint", True),
@@ -141,7 +142,7 @@ def killed(number: int) -> Callable[..., Any]:
 # What each command does, by a name in it.
 WORK = {
     "train {file}": "sae_baselines.train",
-    "demo": "sae_baselines.train",
+    "demo --model {model} --dataset {file}": "sae_baselines.check",
     "toy --quick": "sae_baselines.study.engine.train_study",
     "vision train {file}": "sae_baselines.study.spec.load_spec",
     "vision page s": "sae_baselines.paper.vision.page.write_page",
@@ -167,7 +168,9 @@ def test_every_command_stops_in_one_line_with_its_exit_code(
     tmp_path: Path,
 ):
     (file := tmp_path / "a.yaml").touch()
-    arguments = typed.format(file=file).split()
+    if "{model}" in typed:
+        save_tiny_model(tmp_path / "model")
+    arguments = typed.format(file=file, model=tmp_path / "model").split()
     monkeypatch.setattr(WORK[typed], killed(number), raising=False)
     assert exit_code(arguments, monkeypatch) == 128 + number
     assert capfd.readouterr().err.splitlines() == [what_is_kept(arguments, number)]

@@ -1,6 +1,8 @@
 """Activations of a language model on text, trained on by SAELens' own multi-SAE runner."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from sae_baselines.study.build import set_b_dec
 from sae_baselines.study.data import load_text, shuffle
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
 from sae_baselines.study.folder import StudyFolder
-from sae_baselines.study.held_out import study_data
+from sae_baselines.study.held_out import Data, study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.measure import (
     AffineNull,
@@ -60,6 +62,24 @@ _SAME_NAMES = (
     "training_tokens",
 )
 
+# Of `kept_open`: the model and what was read, by study, source and device.
+_Key = tuple[str, str, str]
+_kept: dict[_Key, tuple[HookedRootModule, Data]] | None = None
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """What is opened meanwhile stays in memory, so that model and text are read once.
+
+    Not of random models, of which a study may have many.
+    """
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
+
 
 class TextSource:
     """Text through a language model; see `engine.Source`."""
@@ -86,12 +106,19 @@ class TextSource:
         self.device = resolve_device(spec.device)
         self.start_folder = folder.root / "starts" / name if name else folder.root
         self.drawn = spec.random_models.get(name)
-        text = load_text(spec.dataset, dataset)  # before the model: it fails sooner
-        if model is None or self.drawn is not None:
-            model = self._load(spec)
-        self.model = model
         self._memory = Memory()  # of the passes that measure
-        self.data = study_data(spec, model, text, self.device)
+        key = (spec_hash(spec), name, self.device)
+        own = model is None and dataset is None and self.drawn is None
+        if own and _kept is not None and key in _kept:
+            self.model, self.data = _kept[key]
+        else:
+            text = load_text(spec.dataset, dataset)  # before the model: it fails sooner
+            if model is None or self.drawn is not None:
+                model = self._load(spec)
+            self.model = model
+            self.data = study_data(spec, model, text, self.device)
+            if own and _kept is not None:
+                _kept[key] = self.model, self.data
         self.d_in = self.data.d_in
         self.calibration = self.data.held_out.calibration
         self.held_out = self.evaluation = self.data.held_out.evaluation
