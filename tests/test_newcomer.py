@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 STOCK = """
 import sys
 from sae_lens import SAE
-sae = SAE.from_pretrained("user/repo", "batchtopk/l0_32/seed_0/frozen_decoder")
+sae = SAE.from_pretrained("user/repo", "topk/l0_32/seed_0/frozen_decoder")
 assert "sae_baselines" not in sys.modules
 print(sae.cfg.architecture(), sae.cfg.d_sae)
 """
@@ -44,11 +44,16 @@ def test_from_nothing_to_a_published_baseline(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     made, activated, *rest = commands()
-    # What the Makefile makes of these two, with fewer tokens.
+    # What the Makefile makes of these two, with one seed and fewer tokens.
     assert (made, activated[0]) == (["make", "demo"], "source")
     assert "$(BIN)/sae-baselines demo $(ARGS)" in (ROOT / "Makefile").read_text()
     sae_baselines = (sys.executable, "-m", "sae_baselines_cli")
-    run(*sae_baselines, "demo", "--tokens", "8192")
+    study = Path("studies") / "demo"
+    told = run(*sae_baselines, "demo", "--quick", "--tokens", "8192", "--out", str(study))
+    assert "kept 0 from before, failed 0" in told
+    assert told.endswith(f"open {study / 'report.html'}\n")
+    assert (study / "latents.html").is_file()
+    (study / "report.html").unlink()
 
     hub = Hub()
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -65,9 +70,9 @@ def test_from_nothing_to_a_published_baseline(tmp_path: Path, monkeypatch: pytes
         assert (tmp_path / "studies" / "demo" / "report.html").is_file()
 
         publish = [word for word in rest[-1][1:] if word != "--dry-run"]
-        assert "(4 SAEs)" in run(*sae_baselines, *publish)
-        assert run(sys.executable, "-c", STOCK).split() == ["jumprelu", "4608"]
-        one = "user/repo:batchtopk/l0_32/seed_0/frozen_decoder"
-        told = json.loads(run(*sae_baselines, "show", one, "--json"))
-        assert told["claim"]["holds"] is True
-        assert told["trained_as"] == "frozen_decoder"
+        assert "(5 SAEs)" in run(*sae_baselines, *publish)
+        assert run(sys.executable, "-c", STOCK).split() == ["topk", "4608"]
+        one = "user/repo:topk/l0_32/seed_0/frozen_decoder"
+        shown = json.loads(run(*sae_baselines, "show", one, "--json"))
+        assert shown["claim"]["holds"] is True
+        assert shown["trained_as"] == "frozen_decoder_topk"

@@ -164,7 +164,7 @@ def test_what_is_downloaded_and_how_much_is_said(
     size = (hub / "EleutherAI" / MODEL / "model.safetensors").stat().st_size
     of_model, of_text = fetched(model="pythia-70m")
     assert of_model.startswith(f"Reads EleutherAI/{MODEL} from the Hugging Face Hub: ")
-    assert of_model.endswith(f"{size / 1000:.0f} kB")
+    assert of_model.endswith(f"{size / 1e6:.2f} MB")
     assert of_text.startswith("Reads monology/pile-uncopyrighted from the Hugging Face Hub")
     # The Hub does not have it, which whoever reads it says.
     assert "from the Hugging Face Hub" in fetched(model="nobody/nothing", dataset="a/b")[0]
