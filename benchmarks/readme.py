@@ -19,6 +19,7 @@ from render_recipes import guard_tables, search_tables, variant_tables
 from render_rows import member_tables, pair_tables, summary_table, token_tables
 from render_sparse import growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
+from transcoder_step import transcoder_table
 
 HERE = Path(__file__).parent
 Render = Callable[[dict[str, Any]], str]
@@ -29,6 +30,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
         ("peers_cpu", peer_table),
         ("sparse_panel", panel_tables),
     ],
+    ("benchmarks/README.md", "transcoders"): [("transcoder_step_cpu", transcoder_table)],
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
     ("benchmarks/README.md", "gpu"): [("gpu", gpu_tables)],
     ("benchmarks/README.md", "scale"): [("cluster_scale", scale_table)],

@@ -140,13 +140,30 @@ class Stepper:
         rows_on_edge: bool = True,
         dense: bool = False,
     ) -> None:
-        device = batches[0].device.type
-        self.sae = _make_sae(base, member, shape, threshold, device)
+        sae = _make_sae(base, member, shape, threshold, batches[0].device.type)
         if member == "soft_frozen_decoder" and rows_on_edge:
-            _put_rows_on_edge(self.sae)
-        if dense and hasattr(self.sae.cfg, "sparse_step"):
-            self.sae.cfg.sparse_step = False
-        self.half_dead = half_dead
+            _put_rows_on_edge(sae)
+        if dense and hasattr(sae.cfg, "sparse_step"):
+            sae.cfg.sparse_step = False
+        self._begin(sae, shape, batches, autocast, half_dead)
+
+    @classmethod
+    def of(cls, sae: Any, shape: Shape, batches: list[torch.Tensor]) -> "Stepper":
+        """Of an SAE that is there already."""
+        stepper = cls.__new__(cls)
+        stepper._begin(sae, shape, batches, autocast=False, half_dead=False)
+        return stepper
+
+    def _begin(
+        self,
+        sae: Any,
+        shape: Shape,
+        batches: list[torch.Tensor],
+        autocast: bool,
+        half_dead: bool,
+    ) -> None:
+        self.sae, self.half_dead = sae, half_dead
+        device = batches[0].device.type
         config = SAETrainerConfig(
             total_training_samples=_NEVER,
             train_batch_size_samples=shape.batch,

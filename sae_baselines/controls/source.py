@@ -59,6 +59,10 @@ class Source:
     described: dict[str, Any] = field(default_factory=dict)
 
 
+# Weights without a word of where they are from.
+_GEMMA_SCOPE = "params.npz"
+
+
 def source_of(source: SAE[Any] | str | Path) -> Source:
     """A source from an SAE (training or inference), a SAELens folder or ``release:sae_id``.
 
@@ -125,6 +129,11 @@ def from_folder(folder: Path) -> SAE[Any]:
     if not (folder / SAE_CFG_FILENAME).exists():
         inside = sorted(p.parent for p in folder.glob(f"**/{SAE_CFG_FILENAME}"))[:1]
         hint = f"name an SAE in it, such as {inside[0]}" if inside else "name an SAE's folder"
+        if (folder / _GEMMA_SCOPE).exists():
+            hint = (
+                f"its {_GEMMA_SCOPE}, as of Gemma Scope, says neither model nor hooks; name it "
+                "as release:sae_id of SAELens' list, or save it with SAELens' save_model"
+            )
         raise UserError(f"{folder}: has no {SAE_CFG_FILENAME}; {hint}")
     surplus = check_tensors(folder, saved_config(folder))
     if surplus:

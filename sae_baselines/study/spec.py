@@ -892,6 +892,14 @@ def _validate_trained_control(spec: StudySpec, member: MemberSpec) -> None:
             "an MLP, whose weights could be permuted; use one such as blocks.0.hook_mlp_out, "
             "or leave it out"
         )
+    inside = f"blocks.{spec.block_of_mlp}.mlp."
+    if member.constraint == SHUFFLED_MLP.name and spec.hook_name.startswith(inside):
+        # What a name does not say is found when the model is there (`redraw.shuffle_mlp`).
+        raise UserError(
+            f"members: {member.name}: hook_name is {spec.hook_name}, inside the MLP whose "
+            "weights are permuted, so inputs would not be the true ones; use one before it, "
+            f"such as blocks.{spec.block_of_mlp}.ln2.hook_normalized, or leave it out"
+        )
     if member.init_scheme != "iso":
         raise UserError(f"members: {member.name}: init_scheme belongs to baselines")
 

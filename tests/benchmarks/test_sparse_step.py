@@ -342,3 +342,30 @@ def check_peers(record: dict[str, Any]) -> None:
 
 def median_ratio(ms: Sequence[float], reference: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ms, reference, strict=True))
+
+
+def test_a_quick_run_over_transcoders_has_every_member_beside_the_dense_one(
+    imported: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "transcoder_step.json"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        imported("transcoder_step").main(["--quick", "--repeats", "2", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert set(record["runs"]) == {"True", "False"}  # with a skip, and without
+    baselines = {*BASELINES, "soft_frozen_encoder"}
+    for run in record["runs"].values():
+        members = run["members"]
+        assert set(members) == {"trained", "trained again", *baselines}
+        assert members["trained"]["ratio"] == 1
+        assert all(
+            member["l0_last"] == pytest.approx(4, rel=0.3) for member in members.values()
+        )
+    assert all(f"| {name} |" in printed.getvalue() for name in baselines)
+
+
+def test_the_committed_run_over_transcoders_meets_its_aim() -> None:
+    record = json.loads((RESULTS / "transcoder_step_cpu.json").read_text())
+    assert record["shape"] == {"d_in": 576, "d_sae": 4608, "batch": 1024, "k": 32}
+    for run in record["runs"].values():
+        for member in ("frozen_decoder", "frozen_encoder"):
+            assert run["members"][member]["ratio"] <= record["aim"]

@@ -325,6 +325,10 @@ def test_a_study_of_saes_is_hashed_as_before(model_folder: Path) -> None:
         ),
         ({"members": ["trained", "shuffled_pairs:cov"]}, "did you mean shuffled_pairs"),
         (
+            {"members": ["trained", "shuffled_mlp"]},  # which reads blocks.1.mlp.hook_post
+            "shuffled_mlp: hook_name is blocks.1.mlp.hook_post, inside the MLP.*blocks.1.ln2",
+        ),
+        (
             {
                 "members": ["trained", "soft_frozen_encoder"],
                 "hook_name_out": None,

@@ -5,17 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.loading import pretrained_sae_loaders
 from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 
 from sae_baselines.errors import UserError
+from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.read import read_reference
+from sae_baselines.study.reference.recipe import CheckOptions
 from tests.helpers import make_sae
-from tests.study.reference.conftest import make_published
+from tests.study.reference.conftest import QUICK, make_published
 from tests.tiny_model import D_MODEL, HOOK
 
+REPO = "google/gemma-scope-2b-pt-transcoders"
 Read = Callable[[str], torch.Tensor]
 
 
@@ -88,6 +93,67 @@ def test_transcoders_are_refused_with_the_reason(tmp_path: Path) -> None:
     Transcoder(cfg).save_model(tmp_path / "transcoder")
     with pytest.raises(UserError, match="writes in another space than it reads"):
         read_reference(str(tmp_path / "transcoder"))
+
+
+@pytest.fixture
+def gemma_scope(tmp_path: Path) -> Path:
+    """A transcoder in the layout of Gemma Scope's: weights by these names, and nothing else."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "layer_1" / "width_1k" / "average_l0_6"
+    folder.mkdir(parents=True)
+
+    def normal(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape).astype(np.float32)
+
+    weights = {
+        "W_enc": normal(D_MODEL, 64),
+        "W_dec": normal(64, D_MODEL),
+        "b_enc": normal(64),
+        "b_dec": normal(D_MODEL),
+        "threshold": np.abs(normal(64)),
+    }
+    np.savez(folder / "params.npz", **weights)
+    return folder
+
+
+def test_a_transcoder_of_gemma_scope_is_read_as_saelens_reads_it(
+    gemma_scope: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, text_file: Path
+) -> None:
+    small = {"d_in": D_MODEL, "d_out": D_MODEL, "d_sae": 64}
+    monkeypatch.setattr(
+        "sae_lens.saes.sae.get_conversion_loader_name", lambda _: "gemma_2_transcoder"
+    )
+    monkeypatch.setattr("sae_lens.saes.sae.get_config_overrides", lambda *_: dict(small))
+
+    def fetch(repo_id: str, filename: str, **_: Any) -> str:
+        assert repo_id == REPO
+        return str(gemma_scope.parents[2] / filename)
+
+    monkeypatch.setattr(pretrained_sae_loaders, "hf_hub_download", fetch)
+    source = f"{REPO}:layer_1/width_1k/average_l0_6"
+    with pytest.warns(UserWarning, match="HuggingFace repo_id"):
+        found = read_reference(source)
+    sae: Any = found.sae
+    with np.load(gemma_scope / "params.npz") as params:
+        for name, value in sae.state_dict().items():
+            np.testing.assert_array_equal(value, params[name])
+    assert found.base == "transcoder_jumprelu"
+    assert found.metadata["hook_name"] == "blocks.1.ln2.hook_normalized"
+    assert found.metadata["hook_name_out"] == "blocks.1.hook_mlp_out"
+    # Saved by SAELens it is a folder, around which `check` plans panels.
+    sae.save_model(gemma_scope)
+    options = CheckOptions(
+        tokens=1280, seeds=1, model=str(tiny_model), dataset=str(text_file), overrides=QUICK
+    )
+    spec = prepare_check(str(gemma_scope), options, gemma_scope / "check").spec
+    assert spec.architecture == "transcoder_jumprelu"
+    assert 20 < spec.l0s[0] < 40
+    assert (spec.hook_name_out, spec.d_out) == ("blocks.1.hook_mlp_out", D_MODEL)
+
+
+def test_weights_of_gemma_scope_alone_say_what_they_lack(gemma_scope: Path) -> None:
+    with pytest.raises(UserError, match=r"no cfg\.json; its params\.npz.*neither model nor"):
+        read_reference(str(gemma_scope))
 
 
 def test_others_without_random_twins_are_refused(
