@@ -372,6 +372,14 @@ def report(
             "of the 'study'; default: as in the panel file's evals.",
         ),
     ] = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT",
+            help="Also log each SAE as a run of this project of Weights & Biases, in a group "
+            "of the study's name.",
+        ),
+    ] = None,
 ) -> None:
     """Compare members over seeds, give verdicts, and write report.md, report.html and figures.
 
@@ -379,10 +387,15 @@ def report(
 
     - `sae-baselines report studies/demo`
     - `sae-baselines report studies/demo --correct study`
+    - `sae-baselines report studies/demo --wandb my-project`
     """
     import sae_baselines
 
     print_report(sae_baselines.report(study, correct), study)
+    if wandb is not None:
+        from sae_baselines.report.wandb_runs import log_to_wandb
+
+        say(f"Weights & Biases: {len(log_to_wandb(study, wandb))} runs in {wandb}")
 
 
 def print_report(built: "Report", study: Path) -> None:

@@ -65,7 +65,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _page(page: str, config: MkDocsConfig) -> File:
     source = ROOT / source_of(page)
-    if source.suffix == ".ipynb":
+    # One that is linked, not moved, is a file to download.
+    if source.suffix == ".ipynb" and page.endswith(".md"):
         return File.generated(config, page, content=_run(source, config))
     return File.generated(config, page, abs_src_path=str(source))
 

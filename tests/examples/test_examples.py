@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,28 @@ def test_an_architecture_of_one_s_own_gets_its_baselines():
     ours = scores.pop("small_topk")
     assert set(scores) == {f"{name}_small_topk" for name in CONSTRAINTS}
     assert all(0.2 < score < ours < 1 for score in scores.values())
+
+
+def test_the_notebook_for_one_s_own_sae_runs_with_the_toy(tmp_path: Path):
+    found = nbformat.read(EXAMPLES / "check_your_own_sae.ipynb", as_version=4)
+    code = [cell for cell in found.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in code)
+    # Off as it is shipped; what needs a GPU or the network says so in its first line.
+    assert code[0].source.startswith("REAL = False")
+    marked = [c for c in code if {"gpu", "network"} & set(c.metadata.get("tags", ()))]
+    assert len(marked) == 2
+    for cell in marked:
+        assert re.match(r"# (GPU|NETWORK): ", cell.source), cell.source
+    # Those are skipped: everything else runs without either.
+    found.cells = [cell for cell in found.cells if cell not in marked]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        resources = {"metadata": {"path": tmp_path}}
+        client = NotebookClient(found, timeout=500, kernel_name="python3", resources=resources)
+        client.execute()
+    placed = json.loads(outputs(found).splitlines()[-1])
+    # "more than every frozen decoder and every untrained SAE, and less than `trained`"
+    assert placed.pop("trained") == placed.pop("soft_frozen_decoder") == "below all 3 seeds"
+    assert placed == dict.fromkeys(("frozen_decoder", "random"), "above all 3 seeds")
+    assert "complete: True" in outputs(found)
