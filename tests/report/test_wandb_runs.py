@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import wandb
+from wandb.errors import UsageError
 from wandb.proto import wandb_internal_pb2
 
 import tests.cli.parsing as cli
@@ -16,6 +17,7 @@ from sae_baselines.results import Results
 from tests.report.studies import clean
 
 _BLOCK, _HEADER = 32768, 7
+_WRITTEN: Any = wandb_internal_pb2
 
 
 def _records(file: Path) -> Iterator[Any]:
@@ -29,7 +31,7 @@ def _records(file: Path) -> Iterator[Any]:
         parts += data[at + _HEADER : at + _HEADER + length]
         at += _HEADER + length
         if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
+            record = _WRITTEN.Record()
             record.ParseFromString(parts)
             yield record
             parts = b""
@@ -95,7 +97,7 @@ def test_report_takes_a_project(study: Path) -> None:
 
 def test_what_wandb_refuses_is_one_line(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> None:
-        raise wandb.errors.UsageError("no API key\nat all")
+        raise UsageError("no API key\nat all")
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UserError, match=r"^wandb: .*no API key.*WANDB_MODE=offline$"):
