@@ -36,6 +36,7 @@ class LanguageModels:
         self.memory_bytes = memory_bytes
         self._loaded: tuple[Any, HookedRootModule, Memory] | None = None
         self._open = ExitStack()
+        self._reading = False
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -57,7 +58,8 @@ class LanguageModels:
         return self.subject.local_model is not None or self.subject.drawn is not None
 
     def _load(self, original: Any, model_name: str, **kwargs: Any) -> Any:
-        if model_name != self.subject.model_name:
+        # A local folder of a model that TransformerLens knows is read under its own name.
+        if model_name != self.subject.model_name or self._reading:
             return original(model_name, **kwargs)
         key = (model_name, repr(sorted(kwargs.items(), key=lambda item: item[0])))
         if not self.shared or self._loaded is None or self._loaded[0] != key:
@@ -84,4 +86,8 @@ class LanguageModels:
         where = str(self.subject.local_model or self.subject.weights_of)
         spec = ModelSpec(name=where, dtype=name, center_writing_weights=centred)
         device = str(kwargs.get("device", self.subject.device))
-        return load_language_model(spec, self.subject.hook_name, device, self.subject.drawn)
+        self._reading = True
+        try:
+            return load_language_model(spec, self.subject.hook_name, device, self.subject.drawn)
+        finally:
+            self._reading = False
