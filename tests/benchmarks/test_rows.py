@@ -268,3 +268,24 @@ def test_l0_of_single_tokens_is_counted() -> None:
     # Long tokens keep 2 of their 3, the others nothing.
     assert found["ev"] == pytest.approx(1 - float((8 * 1 + 24 * 1) / total.sum()), abs=1e-6)
     assert found["ev_most"] == pytest.approx(1 - float(8 / total[:8].sum()), abs=1e-6)
+
+
+@pytest.mark.slow  # half a minute
+def test_the_readmes_picture_is_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    drawn = runpy.run_path(str(BENCHMARKS / "picture.py"))
+    assert drawn["PICTURE"].read_text(encoding="utf-8") == drawn["picture"]()
+
+
+def test_the_readmes_numbers_under_it_are_the_tables() -> None:
+    with (ROWS / "members.csv").open(newline="", encoding="utf-8") as file:
+        found = {
+            row["member"]: float(row["mean"])
+            for row in csv.DictReader(file)
+            if (row["study"], row["base"], row["l0"], row["column"])
+            == ("smollm2-135m-layer-9", "topk", "32", "probing top-5")
+        }
+    text = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
+    trained, untrained = (f"{100 * found[name]:.1f} %" for name in ("trained", "random"))
+    said = f"are right {trained} of the time, on those of an SAE that was never trained "
+    assert said + untrained in text

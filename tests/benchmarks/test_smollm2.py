@@ -2,7 +2,6 @@
 
 import csv
 import io
-import runpy
 from pathlib import Path
 
 import pandas as pd
@@ -129,9 +128,3 @@ def test_tables_of_the_readme_are_the_results(results: pd.DataFrame) -> None:
     for architecture in ("batchtopk", "jumprelu"):
         for member in members:
             assert table_row(results, architecture, member) in readme
-
-
-def test_the_readmes_picture_is_the_reports() -> None:
-    drawn = runpy.run_path(str(BENCHMARKS / "picture.py"))
-    assert drawn["PICTURE"].read_text(encoding="utf-8") == drawn["picture"]()
-    assert len(drawn["CHARTS"]) == 3
