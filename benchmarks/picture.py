@@ -5,7 +5,8 @@ and sets three of its charts side by side.
 """
 
 import re
-import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -17,10 +18,6 @@ from sae_baselines.report.context import study_context
 from sae_baselines.report.write import to_html
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE / "rows"))
-
-from compare import unpacked
-
 ARCHIVE = HERE / "rows" / "smollm2" / "study.tar.gz"
 PICTURE = HERE.parent / "docs" / "figures" / "real_run.svg"
 # TopK has the same L0 on every text, so that probing can be read too.
@@ -38,9 +35,11 @@ _COLOURS = ("paper", "ink", "muted", "grid", "shade", "c0", "c1", "c2", "c3", "c
 
 @cache
 def _page() -> str:
-    with unpacked(ARCHIVE) as study:
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(ARCHIVE) as archive:
+        archive.extractall(scratch, filter="data")
+        study = Path(scratch)
         results, checks = current_results(study)
-        part = results[(results["architecture"] == ARCHITECTURE) & (results["l0"] == L0)]
+        part = results.query("architecture == @ARCHITECTURE and l0 == @L0")
         return to_html(build_report(part, replace(study_context(study), checks=checks)))
 
 

@@ -23,6 +23,7 @@ from sae_baselines.report.names import key
 from sae_baselines.report.numbers import number
 from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results, ordered
 from sae_baselines.stats import METHOD, Comparison, Verdict, first_of
+from sae_baselines.study.held_out import FEW, MOST_IN_FEW
 from sae_baselines.study.measure import L0_TOLERANCE
 
 # Explained variance, SAEBench's against the paper's definition.
@@ -91,6 +92,7 @@ def caveats(
         *_failed_runs(items),
         *_baselines(table),
         *_controls(table),
+        *_few_activations(context),
         *_explained_variance(table),
         *_cross_entropy(table, context),
         *_dead(table, context),
@@ -99,6 +101,13 @@ def caveats(
         *_data_order(table, context),
         *_notes(table, context),
     ]
+
+
+def _few_activations(context: ReportContext) -> list[Caveat]:
+    share = context.variance_in_few
+    if share is None or share <= MOST_IN_FEW:
+        return []
+    return [caveat("few activations", share=share, few=FEW)]
 
 
 def _latents(context: ReportContext) -> list[Caveat]:

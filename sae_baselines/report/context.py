@@ -12,12 +12,15 @@ from sae_baselines.evals.spec import primary_of, settings_of
 from sae_baselines.evals.store import CHOSEN, EvalStore
 from sae_baselines.evals.store import Failure as FailedEvaluation
 from sae_baselines.evals.study import load_study, measurements, published_record
+from sae_baselines.files import read_json
 from sae_baselines.provenance import hardware, versions
 from sae_baselines.redact import data_without_places, without_places
 from sae_baselines.results import SAEKey
 from sae_baselines.stats import Correct, Margin
 from sae_baselines.stats.by_rate import Chosen
 from sae_baselines.study.contexts import Contexts
+from sae_baselines.study.folder import PROVENANCE_FILE
+from sae_baselines.study.held_out import VARIANCE_IN_FEW
 from sae_baselines.study.identity import WEIGHTS
 from sae_baselines.study.latents import Latents
 from sae_baselines.study.spec import spec_to_dict
@@ -94,6 +97,7 @@ class ReportContext:
         contexts: By panel and member, text on which latents fire, where it is kept.
         stability: Pairs of SAEs that were held against each other; see
             `study.stability.measure_stability`.
+        variance_in_few: See `study.held_out.variance_in_few`; None where it was not recorded.
     """
 
     study: str
@@ -123,6 +127,7 @@ class ReportContext:
     without_latents: int = 0
     contexts: Mapping[SAEKey, Contexts] = field(default_factory=dict)
     stability: Sequence[Mapping[str, Any]] = ()
+    variance_in_few: float | None = None
 
 
 def study_context(study: Path) -> ReportContext:
@@ -180,7 +185,17 @@ def study_context(study: Path) -> ReportContext:
             for pair in read_stability(study)
             if pair["weights"] == [now.get(pair["first"]), now.get(pair["second"])]
         ],
+        variance_in_few=_variance_in_few(path for sae, path, _ in there if sae.panel),
     )
+
+
+def _variance_in_few(members: Iterable[Path]) -> float | None:
+    """Of the activations that the language model as it is has, the same for all its SAEs."""
+    for path in members:
+        provenance = read_json(path / PROVENANCE_FILE) or {}
+        if VARIANCE_IN_FEW in provenance and "control" not in provenance:
+            return float(provenance[VARIANCE_IN_FEW])
+    return None
 
 
 def _chosen(records: list[dict[str, Any]]) -> dict[SAEKey, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Activations that no member trains on."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from sae_baselines.progress import progress
 from sae_baselines.study.data import AnyDataset, n_held_out_contexts, split_text
 from sae_baselines.study.language_model import n_ctx_of
 from sae_baselines.study.spec import PanelSpec
+
+logger = logging.getLogger("sae_baselines")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,39 @@ class HeldOut:
     tokens: torch.Tensor
     contexts: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0).long())
     places: torch.Tensor = field(default_factory=lambda: torch.empty(0).long())
+
+
+# Of all activations, those furthest from the mean; and the most of the variance that they may
+# hold before a study says that its explained variance is of them.
+FEW = 0.001
+MOST_IN_FEW = 0.1
+# Field of provenance.json.
+VARIANCE_IN_FEW = "variance_in_few"
+
+
+def variance_in_few(x: torch.Tensor) -> float:
+    """Share of the variance of activations that the `FEW` furthest from their mean hold.
+
+    A language model has tokens with enormous activations (BOS in the middle of a context, the
+    first positions). They weigh in explained variance as much as they hold of the variance.
+
+    Args:
+        x: ``[n, d]`` activations.
+    """
+    far = (x - x.mean(0)).square().sum(1).double()
+    return float(far.topk(max(1, round(FEW * len(far)))).values.sum() / far.sum())
+
+
+def say_few(share: float) -> None:
+    """Warn before anything is trained, where that is much."""
+    if share > MOST_IN_FEW:
+        logger.warning(
+            "hook_name: %s of the held-out activations hold %s of their variance, so explained "
+            "variance is mostly of these; exclude_special_tokens: true leaves out BOS and the "
+            "like, seqpos_slice: [2, null] the first positions",
+            f"{FEW:.1%}",
+            f"{share:.0%}",
+        )
 
 
 @dataclass(frozen=True)

@@ -278,3 +278,12 @@ def test_a_metric_that_is_good_for_nothing_is_named():
     (found,) = [c for c in build_report(frame, asked).caveats if c.kind == "for nothing"]
     assert "`core/frac_alive`" in found.text
     assert not [c for c in build_report(clean(), context()).caveats if c.kind == "for nothing"]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.23, True), (0.1, False), (None, False)])
+def test_variance_that_few_activations_hold_is_told(share: float | None, said: bool):
+    found = caveats(Results.of(clean()), context(variance_in_few=share), [], [])
+    texts = [c.text for c in found if c.kind == "few activations"]
+    assert bool(texts) == said
+    if said:
+        assert "0.1 % of the held-out activations hold 23 % of their variance" in texts[0]
