@@ -1,15 +1,14 @@
-"""Writes the README's picture: one base of the paper's rows at one L0, from its archive.
+"""Writes the pictures of the README: charts of packed studies' reports side by side.
 
-``python benchmarks/picture.py`` takes half a minute: it builds that part of the study's report
-and sets three of its charts side by side.
+``python benchmarks/picture.py`` takes half a minute for each: it builds that part of the
+study's report.
 """
 
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sae_baselines.evals.results import current_results
@@ -18,36 +17,63 @@ from sae_baselines.report.context import study_context
 from sae_baselines.report.write import to_html
 
 HERE = Path(__file__).parent
-ARCHIVE = HERE / "rows" / "smollm2" / "study.tar.gz"
-PICTURE = HERE.parent / "docs" / "figures" / "real_run.svg"
-# TopK has the same L0 on every text, so that probing can be read too.
-ARCHITECTURE, L0 = "topk", 32
-_OF = f"by_member-{ARCHITECTURE}-l0_{L0}"
-# Charts of the report, with their titles.
-CHARTS = (
-    f"core-explained_variance_paper-{_OF}",
-    f"core-ce_loss_score-{_OF}",
-    f"sparse_probing_sae_probes-sae_top_5_test_accuracy-{_OF}",
-)
+FIGURES = HERE.parent / "docs" / "figures"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Charts of one part of a packed study's report.
+
+    Attributes:
+        archive: The study.
+        architecture: Whose panels are shown.
+        l0: At which target.
+        metrics: ``<suite>-<metric>`` of each chart, as in the report's figures.
+    """
+
+    archive: Path
+    architecture: str
+    l0: int
+    metrics: tuple[str, ...]
+
+    @property
+    def charts(self) -> list[str]:
+        """Their names in the report."""
+        of = f"by_member-{self.architecture}-l0_{self.l0}"
+        return [f"{metric}-{of}" for metric in self.metrics]
+
+
+PICTURES = {
+    # TopK has the same L0 on every text, so that probing can be read too.
+    "real_run": Picture(
+        HERE / "rows" / "smollm2" / "study.tar.gz",
+        "topk",
+        32,
+        (
+            "core-explained_variance_paper",
+            "core-ce_loss_score",
+            "sparse_probing_sae_probes-sae_top_5_test_accuracy",
+        ),
+    ),
+}
 # The report's colours (sae_baselines/report/templates/style.css).
 _COLOURS = ("paper", "ink", "muted", "grid", "shade", "c0", "c1", "c2", "c3", "c4", "c5")
 
 
-@cache
-def _page() -> str:
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(ARCHIVE) as archive:
+def _page(of: Picture) -> str:
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(of.archive) as archive:
         archive.extractall(scratch, filter="data")
         study = Path(scratch)
         results, checks = current_results(study)
-        part = results.query("architecture == @ARCHITECTURE and l0 == @L0")
+        part = results.query("architecture == @of.architecture and l0 == @of.l0")
         return to_html(build_report(part, replace(study_context(study), checks=checks)))
 
 
-def picture() -> str:
+def picture(of: Picture) -> str:
     """Charts in a row, light or dark as the reader's system is."""
-    page = _page()
+    page = _page(of)
     light, dark = (block for block in re.findall(r":root \{(.*?)\}", page, re.DOTALL)[:2])
-    charts = list(_charts(page))
+    charts = list(_charts(page, of.charts))
     width = 10 + sum(width + 10 for _, width, _ in charts)
     height = max(height for _, _, height in charts) + 10
     inside, left = [], 10.0
@@ -65,8 +91,8 @@ def picture() -> str:
     )
 
 
-def _charts(page: str) -> Iterator[tuple[str, float, float]]:
-    for name in CHARTS:
+def _charts(page: str, names: Sequence[str]) -> Iterator[tuple[str, float, float]]:
+    for name in names:
         start = page.index(f'aria-labelledby="{name}-caption"')
         start = page.rindex("<svg", 0, start)
         chart = page[start : page.index("</svg>", start) + len("</svg>")]
@@ -82,5 +108,11 @@ def _colours(block: str) -> str:
     return " ".join(f"--{name}: {values[name]};" for name in _COLOURS)
 
 
+def main() -> None:
+    """Write every picture."""
+    for name, of in PICTURES.items():
+        (FIGURES / f"{name}.svg").write_text(picture(of), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PICTURE.write_text(picture(), encoding="utf-8")
+    main()

@@ -270,10 +270,12 @@ def test_l0_of_single_tokens_is_counted() -> None:
     assert found["ev_most"] == pytest.approx(1 - float(8 / total[:8].sum()), abs=1e-6)
 
 
-@pytest.mark.slow  # half a minute
-def test_the_readmes_picture_is_of_the_archive() -> None:
+@pytest.mark.slow  # half a minute each
+def test_the_readmes_pictures_are_of_the_archives() -> None:
     drawn = runpy.run_path(str(BENCHMARKS / "picture.py"))
-    assert drawn["PICTURE"].read_text(encoding="utf-8") == drawn["picture"]()
+    for name, of in drawn["PICTURES"].items():
+        there = (drawn["FIGURES"] / f"{name}.svg").read_text(encoding="utf-8")
+        assert there == drawn["picture"](of)
 
 
 def test_the_readmes_numbers_under_it_are_the_tables() -> None:
