@@ -154,3 +154,29 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         if row["barred"]:
             reasons.setdefault(row["member"], row["barred"])
     return [line for reason in reasons.values() for line in (f"† {reason}.", "")]
+
+
+def transcoder_tables(record: Mapping[str, Any]) -> str:
+    """A table per study: members by column, each score with its word; then the floors."""
+    parts = []
+    for (study,), rows in _by(record["rows"], "study").items():
+        columns = list(dict.fromkeys(row["column"] for row in rows))
+        lines, floors = [], {}
+        for (member,), cells in _by(rows, "member").items():
+            of = {row["column"]: row for row in cells}
+            lines.append([f"`{member}`", *(_with_word(of.get(column)) for column in columns)])
+            if member == "trained":
+                floors = {c: row["floor"] for c, row in of.items() if row["floor"]}
+        shown = [f"{float(floors[c]):.3f}" if c in floors else "" for c in columns]
+        lines.append(["*nothing to find*", *shown])
+        parts += [f"**{study}**", "", table(["member", *columns], lines), ""]
+    return "\n".join(parts) or "Not run yet."
+
+
+def _with_word(row: Row | None) -> str:
+    if row is None:
+        return ""
+    digits = 1 if row["column"] == "L0" else 3
+    spread = f" ± {float(row['sd']):.3f}" if row["sd"] and digits > 1 else ""
+    word = f", {row['word']}" if row["word"] else ""
+    return f"{float(row['mean']):.{digits}f}{spread}{word}"
