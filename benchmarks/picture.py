@@ -55,6 +55,12 @@ PICTURES = {
             "sparse_probing_sae_probes-sae_top_5_test_accuracy",
         ),
     ),
+    "transcoders": Picture(
+        HERE / "transcoders" / "smollm2" / "study.tar.gz",
+        "transcoder_batchtopk",
+        32,
+        ("panel-explained_variance", "panel-ce_recovered", "panel-kl"),
+    ),
 }
 # The report's colours (sae_baselines/report/templates/style.css).
 _COLOURS = ("paper", "ink", "muted", "grid", "shade", "c0", "c1", "c2", "c3", "c4", "c5")

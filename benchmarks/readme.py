@@ -16,7 +16,13 @@ from drift_cost import cost_table
 from render import panel_table, step_time_tables
 from render_gpu import gpu_tables
 from render_recipes import guard_tables, search_tables, variant_tables
-from render_rows import member_tables, pair_tables, summary_table, token_tables
+from render_rows import (
+    member_tables,
+    pair_tables,
+    summary_table,
+    token_tables,
+    transcoder_tables,
+)
 from render_sparse import growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 from transcoder_step import transcoder_table
@@ -44,6 +50,9 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/rows/README.md", "orderings"): [("../rows/pairs.csv", summary_table)],
     ("benchmarks/rows/README.md", "pairs"): [("../rows/pairs.csv", pair_tables)],
     ("benchmarks/rows/README.md", "tokens"): [("../rows/tokens.csv", token_tables)],
+    ("benchmarks/transcoders/README.md", "transcoders"): [
+        ("../transcoders/members.csv", transcoder_tables)
+    ],
     ("benchmarks/recipes/README.md", "silences"): [("../recipes/silences.csv", variant_tables)],
 }
 
