@@ -115,13 +115,16 @@ def test_an_ordinary_config_of_saelens_trains_a_baseline(tmp_path: Path):
 
 def test_an_architecture_of_one_s_own_gets_its_baselines():
     example = load("own_architecture")
-    assert set(CONSTRAINTS) == set(example.CONSTRAINTS)
-    for name in CONSTRAINTS:
+    # A cap on the encoder is for transcoders alone.
+    assert set(CONSTRAINTS) - {"soft_frozen_encoder"} == set(example.CONSTRAINTS)
+    with pytest.raises(ValueError, match="use soft_frozen_decoder_small_topk"):
+        get_baseline("soft_frozen_encoder_small_topk")
+    for name in example.CONSTRAINTS:
         baseline = get_baseline(f"{name}_small_topk")
         assert issubclass(baseline.sae_class, example.SmallTopK)
     scores = example.main()
     ours = scores.pop("small_topk")
-    assert set(scores) == {f"{name}_small_topk" for name in CONSTRAINTS}
+    assert set(scores) == {f"{name}_small_topk" for name in example.CONSTRAINTS}
     assert all(0.2 < score < ours < 1 for score in scores.values())
 
 

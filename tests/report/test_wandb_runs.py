@@ -39,6 +39,7 @@ def _records(file: Path) -> Iterator[Any]:
 
 def _runs(folder: Path) -> dict[str, dict[str, Any]]:
     """Of each run: its group, job type, name, config and summary."""
+    wandb.teardown()  # its service writes on for a moment after a run is finished
     runs: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         run: dict[str, Any] = {"summary": {}}
@@ -56,14 +57,16 @@ def _runs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    wandb.teardown()  # it reads where to write once in a process
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     frame = clean(seeds=1)
     folder = tmp_path / "my-study"
     folder.mkdir()
     Results.of(frame).write(folder / "results.csv")
-    return folder
+    yield folder
+    wandb.teardown()
 
 
 def test_runs_of_a_study_are_one_group_with_member_seed_and_constraint(study: Path) -> None:
