@@ -49,7 +49,7 @@ logger = logging.getLogger("sae_baselines")
 STUDY_FILE = "study.yaml"
 MEASUREMENT_FILE = "measurement.json"
 CHECKPOINTS = "checkpoints"
-ACTIVATIONS = "activations"
+ACTIVATIONS = "cached_activations"
 # Written last, of a cache of activations.
 CACHE_RECORD = "activations.json"
 # Field of provenance.json: name to SHA-256 of the files that verdicts rest on.
