@@ -9,6 +9,7 @@ the first part; the baselines are one line.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sae_lens import register_sae_training_class
 from sae_lens.saes.topk_sae import TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.synthetic import SyntheticSAERunner, SyntheticSAERunnerConfig
@@ -65,6 +66,7 @@ def train(architecture: str) -> Any:
 
 def main() -> dict[str, float]:
     """Explained variance of the SAE and of its baselines."""
+    torch.manual_seed(0)  # SAELens draws first weights from torch's own state
     names = ["small_topk", *(f"{c}_small_topk" for c in CONSTRAINTS)]
     return {name: train(name).final_eval.explained_variance for name in names}
 
