@@ -85,7 +85,7 @@ def test_every_public_name_is_in_the_reference(generated: dict[str, Any]) -> Non
 def test_the_readme_is_short_and_has_a_line_for_each_kind_of_check() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 150
-    for line in ("make demo", "make test", "make slow", "make docs", "--device cuda"):
+    for line in ("make demo", "make test", "make slow", "make docs", "make gpu"):
         assert line in readme
 
 
