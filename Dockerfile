@@ -1,6 +1,6 @@
 # An image for CUDA, from public bases. The tests of this repository do not build it.
 #   docker build -t sae-baselines .
-#   docker run --gpus all -v "$PWD/studies:/work/studies" sae-baselines check panel.yaml
+#   docker run --gpus all -v "$PWD/studies:/data/studies" sae-baselines check panel.yaml
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN pip install --no-cache-dir "build>=1.2,<2"
@@ -21,7 +21,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /
  && rm -rf /tmp/dist /tmp/constraints.txt \
  && useradd --create-home user
 USER user
-ENV HF_HOME=/work/huggingface SAE_BASELINES_CACHE=/work/cache
-WORKDIR /work
+ENV HF_HOME=/data/huggingface SAE_BASELINES_CACHE=/data/cache
+WORKDIR /data
 ENTRYPOINT ["sae-baselines"]
 CMD ["--help"]

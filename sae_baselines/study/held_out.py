@@ -88,12 +88,14 @@ class Data:
         n_held_out: How many documents before them are held out.
         held_out: Activations of those.
         d_in: Width of the hook; of transcoders, of that where they read.
+        variance_in_few: Of what is reconstructed; see `variance_in_few`.
     """
 
     train: AnyDataset
     n_held_out: int
     held_out: HeldOut
     d_in: int
+    variance_in_few: float
 
 
 def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, device: str) -> Data:
@@ -122,7 +124,11 @@ def study_data(spec: PanelSpec, model: HookedRootModule, text: AnyDataset, devic
     split = split_text(text, spec, model)
     torch.manual_seed(0)
     held_out = collect_held_out(model, split.held_out, spec, d_in, device)
-    return Data(split.train, split.n_held_out, held_out, d_in)
+    # Of transcoders, of what they write.
+    x = held_out.evaluation if spec.hook_name_out is None else held_out.evaluation[:, d_in:]
+    few = variance_in_few(x)
+    say_few(few)
+    return Data(split.train, split.n_held_out, held_out, d_in, few)
 
 
 def width_out(model: HookedRootModule, spec: PanelSpec) -> int:

@@ -18,13 +18,7 @@ from sae_baselines.study.build import set_b_dec
 from sae_baselines.study.data import load_text, shuffle
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
 from sae_baselines.study.folder import StudyFolder
-from sae_baselines.study.held_out import (
-    VARIANCE_IN_FEW,
-    Data,
-    say_few,
-    study_data,
-    variance_in_few,
-)
+from sae_baselines.study.held_out import VARIANCE_IN_FEW, Data, study_data
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.measure import (
     AffineNull,
@@ -128,11 +122,10 @@ class TextSource:
         self.d_in = self.data.d_in
         self.calibration = self.data.held_out.calibration
         self.held_out = self.evaluation = self.data.held_out.evaluation
-        # Of transcoders, of what they write.
-        written = self.evaluation[:, self.d_in :] if spec.hook_name_out else self.evaluation
-        few = variance_in_few(written)
-        say_few(few)
-        self.facts = {"held_out_documents": self.data.n_held_out, VARIANCE_IN_FEW: few}
+        self.facts = {
+            "held_out_documents": self.data.n_held_out,
+            VARIANCE_IN_FEW: self.data.variance_in_few,
+        }
         if self.drawn is not None:
             self.facts |= self.drawn.facts
         self._cache = ActivationCache(spec, folder.cache(name), self.d_in)
