@@ -44,18 +44,20 @@ def saelens(
             hint = did_you_mean(architecture, list(SAE_TRAINING_CLASS_REGISTRY))
             raise UserError(f"architecture: {architecture!r} is unknown; {hint}")
         arguments = ["--architecture", architecture, *arguments]
-    sys.argv = ["sae_lens.llm_sae_training_runner", *arguments]
     sys.modules.pop("sae_lens.llm_sae_training_runner", None)
 
     def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
         del self
         raise UserError(f"{message}; sae-baselines saelens --help lists them")
 
-    # Of its own it prints two pages of usage before the line that says what is wrong.
-    argparse.ArgumentParser.error = refuse
     try:
-        # It has handlers of its own, which forget which signal it was; ours it answers alike.
-        with patch("signal.signal"):
+        with (
+            patch.object(sys, "argv", ["sae_lens.llm_sae_training_runner", *arguments]),
+            # Of its own it prints two pages of usage before the line that says what is wrong.
+            patch.object(argparse.ArgumentParser, "error", refuse),
+            # It has handlers of its own, which forget which signal it was; ours it answers alike.
+            patch("signal.signal"),
+        ):
             runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
     except UserError:
         raise

@@ -1,5 +1,6 @@
 """What is mistyped is one line that names the option; libraries speak with --verbose."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,15 @@ def test_a_mistyped_option_is_one_line(
     said = _said(monkeypatch, capsys, *arguments)
     assert message in said.replace("│ ", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_saelens_command_leaves_argparse_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _said(monkeypatch, capsys, "saelens", "--d_in", "x")
+    assert sys.argv == ["sae-baselines", "saelens", "--d_in", "x"]
+    with pytest.raises(SystemExit):
+        argparse.ArgumentParser().error("of another program")
 
 
 def _is_whole(option: Any) -> bool:
