@@ -55,7 +55,7 @@ def saelens(
             patch.object(sys, "argv", ["sae_lens.llm_sae_training_runner", *arguments]),
             # Of its own it prints two pages of usage before the line that says what is wrong.
             patch.object(argparse.ArgumentParser, "error", refuse),
-            # It has handlers of its own, which forget which signal it was; ours it answers alike.
+            # Its own handlers forget which signal it was; ours it answers alike.
             patch("signal.signal"),
         ):
             runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
