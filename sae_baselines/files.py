@@ -394,6 +394,33 @@ def reading(path: Path, remedy: str = "delete it and run again") -> Iterator[Non
         raise unreadable(path, error, remedy) from error
 
 
+@contextmanager
+def writing(folder: Path | None) -> Iterator[None]:
+    """Say that a disk takes no more where a library that writes in the block hides it.
+
+    torch and safetensors raise errors of their own then, with no word of the disk.
+
+    Args:
+        folder: Where the block writes; None if it does not.
+
+    Raises:
+        OSError: What the disk answers to a little more, in place of their errors.
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if folder is not None and folder.is_dir():
+            more = folder / f".{uuid.uuid4().hex[:8]}"
+            try:
+                more.write_bytes(bytes(_CHUNK))
+                sync(more)
+            except OSError as refused:
+                raise OSError(refused.errno, refused.strerror, str(folder)) from error
+            finally:
+                more.unlink(missing_ok=True)
+        raise
+
+
 def failed(error: OSError) -> str:
     """What the system refused, and what helps."""
     what = error.strerror or one_line(error, 200)

@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sae_baselines import files
@@ -23,6 +26,7 @@ from sae_baselines.files import (
     size_text,
     unreadable,
     write_atomically,
+    writing,
 )
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.runner import claim_checkpoints, clear_checkpoints
@@ -63,6 +67,25 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(
     assert str(weights) in said
     assert "damaged" not in said
     assert "delete it" not in said
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_disk_that_takes_no_more_is_said_where_a_library_hides_it(save: Any, tmp_path: Path):
+    large = {"W_dec": torch.ones(4096)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises((RuntimeError, SafetensorError)):
+            save(large, tmp_path / "hidden")
+        with pytest.raises(OSError, match="File too large") as it, writing(tmp_path):
+            save(large, tmp_path / "told")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert it.value.filename == str(tmp_path)
+    # Another error on a disk with room stays what it is.
+    with pytest.raises(RuntimeError, match="other"), writing(tmp_path):
+        raise RuntimeError("other")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_device_that_is_not_there_is_said_and_the_file_is_whole(weights: Path):

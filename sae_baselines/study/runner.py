@@ -17,7 +17,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_baselines.compat.training import OpenRunner, progress_each_step, side_by_side
 from sae_baselines.errors import StoppedError, UserError
-from sae_baselines.files import is_junk, read_json, remove, write_atomically
+from sae_baselines.files import is_junk, read_json, remove, write_atomically, writing
 from sae_baselines.study.activation_cache import ActivationCache
 from sae_baselines.study.held_out import checked_activations
 from sae_baselines.work.claims import BEAT, require_own
@@ -74,7 +74,8 @@ class PanelRunner(OpenRunner):
         # SAELens starts the list anew on resume, and would save once for each past entry.
         done = trainer.n_training_samples
         trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]
-        with SignalsBetweenSteps() as signals, progress_each_step():
+        disk = None if self.cfg.checkpoint_path is None else Path(self.cfg.checkpoint_path)
+        with writing(disk), SignalsBetweenSteps() as signals, progress_each_step():
             trainer.data_provider = signals.guard(trainer.data_provider)
             try:
                 return trainer.fit()

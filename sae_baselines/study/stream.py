@@ -21,6 +21,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_baselines.compat.training import load_checkpoint, progress_each_step
 from sae_baselines.controls.source import FOLDED_LATER
 from sae_baselines.errors import UserError
+from sae_baselines.files import writing
 from sae_baselines.study.runner import (
     InterruptedTrainingError,
     SignalsBetweenSteps,
@@ -163,7 +164,7 @@ def train_on_stream(
         _count_steps(trainer, training)
     done = trainer.n_training_samples
     trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t > done]
-    with SignalsBetweenSteps() as signals, progress_each_step():
+    with writing(checkpoints), SignalsBetweenSteps() as signals, progress_each_step():
         batches = _Batches(stream, trainer, training, watch)
         trainer.data_provider = signals.guard(batches)
         try:
