@@ -1,14 +1,20 @@
 """SLURM itself, on one machine: job arrays of a study, and what kills them.
 
 ``python tests/slurm/faults.py`` as root, where ``apt-get install slurm-wlm munge`` was done: it
-starts munged, slurmctld and two slurmd in a folder of its own, trains a tiny study in this
-process and then through job arrays, each time with another fault, and compares every weight.
-Some ten minutes on two cores; nothing that ran before is touched.
+starts munged, slurmctld and two slurmd in a folder of its own, trains and evaluates a tiny
+study in one process and then through job arrays, each time with another fault, and compares
+every weight, measurement and score. Some 20 minutes on two cores; nothing that ran before is
+touched.
+
+With ``--panel FILE`` no fault, but a study of yours: trained and evaluated in one process, by
+two workers of this machine and through SLURM, and compared in the same way.
 """
 
 import argparse
 import hashlib
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,11 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typer.testing import CliRunner
 
+from sae_baselines.evals.status import study_status
 from sae_baselines.study.engine import tasks
 from sae_baselines.study.folder import read_measurement
-from sae_baselines.study.spec import spec_from_dict
+from sae_baselines.study.spec import load_spec
 from sae_baselines.work.claims import DONE, Share
+from sae_baselines_cli import app
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
 
 CONF = """\
@@ -144,30 +153,41 @@ def until(what: str, is_so: Callable[[], Any], seconds: float) -> None:
         time.sleep(0.5)
 
 
-def train(panel: Path, root: Path, *options: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "sae_baselines_cli", "train", str(panel), "--resume"]
+def sae_baselines(*arguments: "str | Path") -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*command, "--out", str(root), *options],
+        [sys.executable, "-m", "sae_baselines_cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
+def train(panel: Path, root: Path, *options: str) -> "subprocess.Popen[str]":
+    return sae_baselines("train", panel, "--resume", "--out", root, *options)
+
+
+def evaluate(panel: Path, root: Path, *options: str) -> "subprocess.Popen[str]":
+    return sae_baselines("eval", root, "--config", panel, *options)
+
+
 ON_SLURM = ("--on", "slurm", "--workers", "2")
+# Of `eval`, where something failed and the rest is there.
+INCOMPLETE = 3
 
 
 def ended(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    said, _ = process.communicate(timeout=900)
+    said, _ = process.communicate(timeout=1800)
     if process.returncode != code:
         raise SystemExit(f"it ended with {process.returncode}: {said[-3000:]}")
     return said
 
 
-def weights(root: Path) -> dict[str, str]:
+def results(root: Path) -> dict[str, str]:
+    """Hashes of weights, measurements and, where there are any, scores."""
+    files = [*(root / "panels").rglob("*.safetensors"), *root.rglob("measurement.json")]
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((root / "panels").rglob("*.safetensors"))
+        for path in sorted({*files, *root.glob(SCORES)})
     }
 
 
@@ -177,64 +197,101 @@ def at_work(share: Share, spec: Any) -> list[Any]:
     return [attempt for attempt in held if attempt is not None]
 
 
-def compare(name: str, spec: Any, root: Path, whole: dict[str, str]) -> None:
+def compare(name: str, root: Path, whole: dict[str, str]) -> None:
     """Everything is there, done once; what no fault touched has the bits of `here`."""
     share, resumed = Share(root), set()
-    for task in tasks(spec):
+    for task in study_status(root):
         done = [a for a in share.attempts(task.name) if a.end and a.end["state"] == DONE]
-        assert len(done) == 1, (name, task.name, len(done))
+        assert (task.state, len(done)) == ("done", 1), (name, task, len(done))
     for file in root.rglob("provenance.json"):
         told = yaml.safe_load(file.read_text())
         if told.get("resumed_at_samples"):
             resumed.add(str(file.parent.relative_to(root)))
         assert read_measurement(file.parent) is not None, (name, file)
-    found = weights(root)
-    assert found.keys() == whole.keys(), name
+    found = results(root)
+    scored = SCORES in found
+    assert found.keys() == whole.keys() - (set() if scored else {SCORES}), name
     differ = {file for file in found if found[file] != whole[file]}
     # A pass that goes on from a checkpoint sees other batches (docs/panels.md), and controls
     # are made of its members.
     panels = {Path(member).parent for member in resumed}
-    assert all(Path(file).parents[1] in panels for file in differ), (name, differ)
+    assert all(Path(file).parents[1:2] in [(p,) for p in panels] for file in differ), (
+        name,
+        differ,
+    )
+    n_rows = len((root / SCORES).read_text().splitlines()) - 1 if scored else 0
     print(
         f"{name}: {len(found)} files, {len(found) - len(differ)} bitwise as here, "
-        f"{len(resumed)} SAEs resumed, every task done once",
+        f"{len(resumed)} SAEs resumed, {n_rows} scores, every task done once",
         flush=True,
     )
 
 
-def main(only: Sequence[str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="slurm_") as scratch:
-        work = Path(scratch)
-        work.chmod(0o755)
-        tiny_text().to_parquet(work / "text.parquet")
-        panel = work / "panel.yaml"
-        data = tiny_panel(
-            save_tiny_model(work / "model"),
-            str(work / "text.parquet"),
-            members=["trained", "frozen_decoder", "random"],
-            seeds=[0, 1],
-            max_panels_per_pass=1,
-            training_tokens=128 * STEPS,
-            n_checkpoints=10,
-        )
-        panel.write_text(yaml.safe_dump(data))
-        spec = spec_from_dict(data)
-        os.environ["OMP_NUM_THREADS"] = "1"
-        ended(train(panel, work / "here"))
-        whole = weights(work / "here")
-        print(f"here: {len(whole)} files", flush=True)
+def main(only: Sequence[str], panel: Path | None, folder: Path | None) -> None:
+    with ExitStack() as left:
+        if folder is None:
+            made = tempfile.TemporaryDirectory(prefix="slurm_")
+            folder = Path(left.enter_context(made))
+        folder.chmod(0o755)
+        work = folder.absolute()
+        # Nothing is fetched, and nothing is left elsewhere.
+        os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        os.environ.setdefault("SAE_BASELINES_CACHE", str(work / "cache"))
+        mine = panel or tiny(work)
+        spec = load_spec(mine)
+        began = time.monotonic()
+        ended(train(mine, work / "here"))
+        shutil.copytree(work / "here", work / TRAINED)
+        ended(evaluate(mine, work / "here"))
+        whole = results(work / "here")
+        print(f"here: {len(whole)} files\n  {time.monotonic() - began:.0f} s", flush=True)
+        if panel is not None:
+            began = time.monotonic()
+            for do in (train, evaluate):
+                ended(do(mine, work / "devices", "--on", "devices", "--workers", "2"))
+            compare("devices", work / "devices", whole)
+            print(f"  {time.monotonic() - began:.0f} s", flush=True)
         with slurm(work) as cluster:
+            print(*asked("sinfo", "--version"), flush=True)
             for fault in only:
                 began = time.monotonic()
                 root = work / fault
-                FAULTS[fault](cluster, panel, root, spec)
-                compare(fault, spec, root, whole)
+                FAULTS[fault](cluster, mine, root, spec)
+                compare(fault, root, whole)
                 print(f"  {time.monotonic() - began:.0f} s", flush=True)
 
 
+def tiny(work: Path) -> Path:
+    """A panel file of a study that takes a minute, and all that it names."""
+    text, panel = str(work / "text.parquet"), work / "panel.yaml"
+    tiny_text().to_parquet(text)
+    data = tiny_panel(
+        save_tiny_model(work / "model"),
+        text,
+        members=["trained", "frozen_decoder", "random"],
+        seeds=[0, 1],
+        max_panels_per_pass=1,
+        training_tokens=128 * STEPS,
+        n_checkpoints=10,
+    )
+    core = {
+        "dataset": text,
+        "context_size": 32,
+        "n_eval_reconstruction_batches": 2,
+        "n_eval_sparsity_variance_batches": 2,
+    }
+    probes = {"dataset_names": ["119_us_state_TX"], "ks": [1, 5]}
+    suites = {"core": core, "sparse_probing_sae_probes": probes}
+    data["evals"] = {"suites": suites, "llm_batch_size": 8}
+    panel.write_text(yaml.safe_dump(data))
+    return panel
+
+
 def nothing(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
+    """Trained and evaluated."""
     del cluster, spec
     ended(train(panel, root, *ON_SLURM))
+    ended(evaluate(panel, root, *ON_SLURM))
 
 
 def two_at_once(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
@@ -291,6 +348,95 @@ def node_dies(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
     ended(process)
 
 
+def nodes_full(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
+    """Both nodes are others' when the array comes; later one is taken from it."""
+    del cluster
+    others = taken("--nodes=2", "600")
+    process = train(panel, root, *ON_SLURM)
+    waiting = ("squeue", "-hr", "-t", "PENDING", "-n", f"sae_{root.name}")
+    until("the array waits", lambda: len(asked(*waiting)) == 2, 120)
+    time.sleep(15)
+    assert len(asked(*waiting)) == 2, "it did not wait"
+    assert not any(Share(root).attempts(task.name) for task in tasks(spec))
+    subprocess.run(["scancel", others], check=True)
+    job = str(in_training(root, spec).who["job"])
+    (node,) = asked("squeue", "-h", "-j", job, "-o", "%N")
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    taken(f"--nodelist={node}", "45")
+    ended(process)
+
+
+def taken(where: str, seconds: str) -> str:
+    """A job of somebody else's has whole nodes; its number."""
+    command = ["sbatch", "--parsable", "--exclusive", "--output=/dev/null", where]
+    (job,) = asked(*command, f"--wrap=sleep {seconds}")
+    running = ("squeue", "-h", "-t", "RUNNING", "-j", job)
+    until("others have the nodes", lambda: asked(*running), 120)
+    return job
+
+
+def task_fails(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
+    """A pass whose disk is full, and an evaluation in whose place something lies."""
+    del cluster
+    process = train(panel, root, *ON_SLURM)
+    until("there is a study", (root / "study.yaml").exists, 120)
+    full = root / "checkpoints" / "pass_1"
+    full.mkdir(parents=True)
+    disk = ("-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full))
+    subprocess.run(["mount", *disk], check=True)
+    try:
+        ended(process, 1)
+        is_told(root, ["train:pass_1"], "No space left")
+    finally:
+        subprocess.run(["umount", str(full)], check=True)
+    ended(train(panel, root, *ON_SLURM, "--retry-failed"))
+
+    (key, *_) = spec.panels()
+    name = f"{key.name}.trained"
+    in_the_way = root / "evals" / ".work" / "core" / name
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    ended(evaluate(panel, root, *ON_SLURM), INCOMPLETE)
+    is_told(root, [f"eval:core:{name}"], "NotADirectoryError")
+    in_the_way.unlink()
+    ended(evaluate(panel, root, *ON_SLURM, "--retry-failed"))
+
+
+def is_told(root: Path, failed: list[str], why: str) -> None:
+    """`status` names what failed, why and where its log is; the others are done."""
+    found = study_status(root)
+    assert [task.name for task in found if task.state == "failed"] == failed, found
+    shown = CliRunner().invoke(app, ["status", str(root)]).output.splitlines()
+    lines = [line for line in shown if line.startswith("failed: ")]
+    assert len(lines) == len(failed), shown
+    for name, line in zip(failed, lines, strict=True):
+        log = re.search(r"\(log: (.*)\)$", line)
+        assert line.startswith(f"failed: {name}: "), line
+        assert why in line, line
+        assert log, line
+        assert "Traceback" in Path(log[1]).read_text(), log[1]
+    kind = failed[0].partition(":")[0]
+    left = [task for task in found if task.kind == kind and task.name not in failed]
+    assert {task.state for task in left} == {"done"}, left
+
+
+def killed_evaluating(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
+    """Its job is over, and the other one takes its evaluation."""
+    del cluster, spec
+    shutil.copytree(root.parent / TRAINED, root)
+    process, share = evaluate(panel, root, *ON_SLURM), Share(root)
+
+    def held() -> list[Any]:
+        names = [task.name for task in study_status(root) if task.kind == "eval"]
+        return [attempt for name in names if (attempt := share.holder(name)) is not None]
+
+    until("an SAE is being evaluated", held, 300)
+    subprocess.run(
+        ["scancel", "--signal=KILL", "--full", str(held()[0].who["job"])], check=True
+    )
+    ended(process)
+
+
 FAULTS: dict[str, Callable[[Slurm, Path, Path, Any], None]] = {
     "nothing": nothing,
     "two_at_once": two_at_once,
@@ -298,11 +444,24 @@ FAULTS: dict[str, Callable[[Slurm, Path, Path, Any], None]] = {
     "requeued": requeued,
     "time_is_over": time_is_over,
     "node_dies": node_dies,
+    "nodes_full": nodes_full,
+    "task_fails": task_fails,
+    "killed_evaluating": killed_evaluating,
 }
+# The study of one process before it is evaluated.
+TRAINED = "trained"
+SCORES = "results.csv"
 # Long enough to be met in the middle.
 STEPS = 1500
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("faults", nargs="*", default=list(FAULTS), choices=[[], *FAULTS])
-    main(parser.parse_args().faults or list(FAULTS))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("faults", nargs="*", choices=[[], *FAULTS])
+    parser.add_argument("--panel", type=Path, help="A panel file with a section 'evals'.")
+    parser.add_argument("--folder", type=Path, help="To work in, and to keep; it is empty.")
+    args = parser.parse_args()
+    if args.panel and args.faults:
+        parser.error("--panel: is without faults")
+    main(["nothing"] if args.panel else args.faults or list(FAULTS), args.panel, args.folder)
