@@ -19,7 +19,7 @@ vision-demo: install
 	$(BIN)/sae-baselines vision demo $(ARGS)
 
 test: install lint
-	$(BIN)/python -m pytest -n $${TEST_WORKERS:-2} --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile -m "not slow"
 
 lint: install format-check rooms types
 

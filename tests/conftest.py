@@ -1,8 +1,14 @@
 """Settings of every test."""
 
+import os
 import signal
 import sys
 from pathlib import Path
+
+# Everything is tiny: threads would only compete with each other and with other workers. Before
+# anything that reads it is imported, and for the processes that tests start.
+for _library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ[f"{_library}_NUM_THREADS"] = "1"
 
 import torch
 from hypothesis import settings
@@ -14,7 +20,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # ``from tests.helpers import ...`` works however pytest was started.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-# Everything is tiny: threads would only compete with each other and with other workers.
 torch.set_num_threads(1)
 
 settings.register_profile("sae_baselines", deadline=None)

@@ -37,7 +37,6 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("notebook")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")
         client = NotebookClient(
             found, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
         )
@@ -142,7 +141,6 @@ def test_the_notebook_for_one_s_own_sae_runs_with_the_toy(tmp_path: Path):
     found.cells = [cell for cell in found.cells if cell not in marked]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")
         resources = {"metadata": {"path": tmp_path}}
         client = NotebookClient(found, timeout=500, kernel_name="python3", resources=resources)
         client.execute()

@@ -1,7 +1,6 @@
 """The simulation runs, and what it committed holds what the verdicts promise."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     return out, done.stdout

@@ -178,7 +178,8 @@ class Core(Suite):
         """Scores of SAEBench's own functions on an SAE that says the mean of its tokens."""
         same = StandardSAE(StandardSAEConfig(d_in=sae.cfg.d_in, d_sae=1, dtype="float32"))
         same.cfg.metadata = sae.cfg.metadata
-        same = same.to(call.subject.device)
+        # As SAEBench turns it, so that all ask for one and the same language model.
+        same = same.to(call.subject.device, saebench("str_to_dtype")(call.subject.llm_dtype))
         few = {"n_eval_sparsity_variance_batches": 1}
         with torch.no_grad():
             for weight in same.parameters():
@@ -188,7 +189,7 @@ class Core(Suite):
             with recorded_tokens() as batches:
                 _evaluate(same, call, call.work / "zero", **few)
             _keep(batches[: call.options["n_eval_reconstruction_batches"]], tokens)
-        model, ignored = language_model(sae, call)
+        model, ignored = language_model(sae, call, same.W_enc.dtype)
         with torch.no_grad():
             same.b_dec.copy_(
                 mean_activation(model, sae, call.subject.hook_name, torch.load(tokens), ignored)
@@ -247,12 +248,14 @@ def _evaluate(sae: SAE[Any], call: SuiteCall, output: Path, **options: Any) -> l
     return errors
 
 
-def language_model(sae: SAE[Any], call: SuiteCall) -> tuple[HookedTransformer, set[Any]]:
-    """The language model, and the tokens that SAEBench leaves out."""
+def language_model(
+    sae: SAE[Any], call: SuiteCall, dtype: torch.dtype | None = None
+) -> tuple[HookedTransformer, set[Any]]:
+    """The language model, in the SAE's dtype unless told, and the tokens SAEBench leaves out."""
     model = HookedTransformer.from_pretrained_no_processing(
         call.subject.model_name,
         device=call.subject.device,
-        dtype=sae.W_enc.dtype,
+        dtype=dtype or sae.W_enc.dtype,
         **_model_kwargs(sae),
     )
     tokenizer: Any = model.tokenizer
