@@ -251,7 +251,7 @@ def _evaluate(sae: SAE[Any], call: SuiteCall, output: Path, **options: Any) -> l
 def language_model(
     sae: SAE[Any], call: SuiteCall, dtype: torch.dtype | None = None
 ) -> tuple[HookedTransformer, set[Any]]:
-    """The language model, in the SAE's dtype unless told, and the tokens SAEBench leaves out."""
+    """The language model, default: in the SAE's dtype, and the tokens SAEBench leaves out."""
     model = HookedTransformer.from_pretrained_no_processing(
         call.subject.model_name,
         device=call.subject.device,
