@@ -168,7 +168,7 @@ def demo(
         changes["training_tokens"] = training_tokens
     spec = replace(spec, **changes)
     stages = _stages(spec, 1 if quick else len(_PROBES))
-    evals = _evals(spec, model in NAMED, _PROBES[1:] if quick else _PROBES)
+    evals = _evals(spec, model in NAMED, _PROBES[1:] if quick else _PROBES, 2 if quick else 4)
     return Demo(spec, evals, stages, _says(spec, stages, model is None))
 
 
@@ -178,12 +178,12 @@ def _name(model: str | None, quick: bool) -> str:
     return "-".join(part for part in ("demo", of_model[:40], "quick" if quick else "") if part)
 
 
-def _evals(spec: PanelSpec, on_gpu: bool, probes: list[str]) -> EvalSpec:
+def _evals(spec: PanelSpec, on_gpu: bool, probes: list[str], batches: int) -> EvalSpec:
     core = {
         "dataset": spec.dataset.path,
         "context_size": min(128, spec.context_size),
-        "n_eval_reconstruction_batches": 16 if on_gpu else 4,
-        "n_eval_sparsity_variance_batches": 64 if on_gpu else 12,
+        "n_eval_reconstruction_batches": 16 if on_gpu else batches,
+        "n_eval_sparsity_variance_batches": 64 if on_gpu else 3 * batches,
     }
     suites = {"core": core, "sparse_probing_sae_probes": {"dataset_names": probes}}
     suites = {name: {**options, "floors": True} for name, options in suites.items()}
