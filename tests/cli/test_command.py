@@ -197,7 +197,7 @@ def test_questions_about_commands_import_nothing_heavy(
 def test_help_and_completion_take_less_than_0_4_seconds_of_a_processor(
     installed: dict[str, str], arguments: list[str], more: dict[str, str]
 ):
-    """Of the fastest of three: a busy machine is not the command's fault."""
+    """Of the fastest of ten: a busy machine is not the command's fault."""
     code = (
         "import resource, subprocess, sys\n"
         "subprocess.run(sys.argv[1:], check=False, stdout=subprocess.DEVNULL)\n"
@@ -206,7 +206,7 @@ def test_help_and_completion_take_less_than_0_4_seconds_of_a_processor(
     )
     more = {**more, "COMP_WORDS": "sae-baselines li"} if more else {}
     command = (sys.executable, "-c", code, "sae-baselines", *arguments)
-    assert min(float(run(installed, *command, **more)) for _ in range(3)) < 0.4
+    assert any(float(run(installed, *command, **more)) < 0.4 for _ in range(10))
 
 
 def test_a_command_runs_and_imports_what_it_needs(installed: dict[str, str]):
