@@ -48,9 +48,9 @@ def score_figures(table: Results, metrics: Sequence[MetricKey]) -> list[Figure]:
             if limits is None or not have:
                 continue
             if len(have) == 1:
-                out.append(
-                    _by_member(table, metric, have[0], axes.limits(_rows(table, metric)))
-                )
+                floors = list(null_floors(table, have[0], metric).values())
+                shown = axes.limits([*_rows(table, metric), floors])
+                out.append(_by_member(table, metric, have[0], shown))
             else:
                 out.append(_against_l0(table, metric, architecture, have, limits))
     return out
@@ -213,10 +213,13 @@ def _by_member(
     fig, ax = style.canvas(0.95 + 0.3 * len(members))
     n_seeds = 0
     far: list[str] = []
+    floors = null_floors(table, group, metric)
     for y, member in enumerate(members):
         values = _finite(table, group, metric, member)
         n_seeds = max(n_seeds, len(values))
         look = looks[member]
+        if member in floors and not axes.beyond([floors[member]], limits):
+            _floor_line(ax, floors[member], y - 0.45, y + 0.45)
         if not values:
             continue
         mean = float(np.mean(values))
@@ -239,6 +242,8 @@ def _by_member(
     _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
     ax.set_xlabel(_axis(table, metric))
     what = "One marker per seed, bar: mean" if n_seeds > 1 else "Single seed"
+    if floors:
+        what += f". {_what_is_dashed(metric)}"
     where = f"{group[0]}, L0 {group[1]:g} ({better(table.direction(metric))})"
     if published is None:
         caption = f"{title(*metric)} by member, {where}. {what}.{_far(far)}"
@@ -471,19 +476,11 @@ def _distribution(
         mean = float(np.mean(values))
         ax.plot([mean], [base], marker=look.marker, color=look.colour, clip_on=False, zorder=5)
         if member in floors:
-            ax.plot(
-                [floors[member]] * 2,
-                [base, base - 0.9],
-                color=style.INK,
-                linestyle=(0, (2, 1.5)),
-                linewidth=1.2,
-            )
+            _floor_line(ax, floors[member], base, base - 0.9)
     _member_rows(ax, list(scores))
     _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
     ax.set_xlabel(_axis(table, metric))
-    floor = "Dashed: null floor. " if floors else "No null floor was measured. "
-    if floors and (named := metric_of(*metric).floors):
-        floor = f"Dashed: null floor ({title(metric[0], named[0])}). "
+    floor = f"{_what_is_dashed(metric)}. " if floors else "No null floor was measured. "
     counted = ", ".join(f"{m} {len(v)}" for m, v in scores.items())
     caption = (
         f"{title(*metric)} of single latents, {group[0]}, L0 {group[1]:g}, all seeds together. "
@@ -491,6 +488,23 @@ def _distribution(
     )
     name = _name(metric, "distribution", group[0], f"l0_{group[1]:g}")
     return style.finish(fig, name, caption)
+
+
+def _floor_line(ax: Axes, floor: float, *between: float) -> None:
+    """Across one member's row."""
+    ax.plot(
+        [floor] * 2,
+        between,
+        color=style.INK,
+        linestyle=(0, (2, 1.5)),
+        linewidth=1.2,
+        zorder=1.5,
+    )
+
+
+def _what_is_dashed(metric: MetricKey) -> str:
+    named = metric_of(*metric).floors
+    return f"Dashed: null floor{f' ({title(metric[0], named[0])})' if named else ''}"
 
 
 def _member_rows(ax: Axes, labels: list[str]) -> None:

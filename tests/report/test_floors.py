@@ -5,6 +5,7 @@ import pandas as pd
 
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.report import Report, ReportContext, build_report
+from sae_baselines.report.markdown import Figure
 from sae_baselines.report.write import to_html, to_markdown
 from tests.stats.tables import paired, rows
 from tests.stats.test_floors import NOISE, NULLS, SCORE, SUITE, table
@@ -31,6 +32,20 @@ def test_scores_stand_between_floor_and_ceiling_where_both_are_known() -> None:
     assert "(score - floor) / (ceiling - floor)" in page
     assert f"{(0.8 - 0.6) / (0.95 - 0.6):.1%} (0.600 to 0.950)" in page
     assert "**beats**" in page
+
+
+def test_the_floor_is_a_line_in_the_chart_of_members() -> None:
+    found = table(0.8 + NOISE, 0.5 - NOISE, 0.6 + NOISE[::-1])
+
+    def chart(of: pd.DataFrame) -> Figure:
+        figures = build_report(of, CONTEXT).figures
+        return next(f for f in figures if f"{SCORE}-by_member" in f.name)
+
+    beside, without = chart(found), chart(found.loc[~found.metric.isin(NULLS)])
+    assert "Dashed: null floor (" in beside.caption
+    assert "Dashed" not in without.caption
+    # One for each member that has a floor.
+    assert beside.inline.count("stroke-dasharray") > without.inline.count("stroke-dasharray")
 
 
 def test_a_study_without_floors_is_reported_as_before_with_one_caveat() -> None:
