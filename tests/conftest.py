@@ -1,8 +1,10 @@
 """Settings of every test."""
 
+import gc
 import os
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 # Everything is tiny: threads would only compete with each other and with other workers. Before
@@ -10,6 +12,7 @@ from pathlib import Path
 for _library in ("OMP", "MKL", "OPENBLAS"):
     os.environ[f"{_library}_NUM_THREADS"] = "1"
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -24,3 +27,17 @@ torch.set_num_threads(1)
 
 settings.register_profile("sae_baselines", deadline=None)
 settings.load_profile("sae_baselines")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Collect a test's own garbage only.
+
+    Training and SAEBench collect all the time, and going through everything that is imported
+    takes half a second: a third of what a tiny study costs. Not a fixture, which would come
+    after those of a module or a session.
+    """
+    gc.freeze()
+    done = yield
+    gc.collect()
+    return done

@@ -1,6 +1,5 @@
 """One tiny Hub for all evaluation tests."""
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +22,3 @@ def tiny_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, serving(root) as endpoint:
         point_clients_at(endpoint, tmp_path_factory.mktemp("huggingface"), patch)
         yield root
-
-
-@pytest.fixture(autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """SAEBench collects garbage all the time, seconds each with everything imported by now."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
