@@ -1,6 +1,7 @@
 """What a result was made with."""
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -49,8 +50,12 @@ def samples_seen(facts: Mapping[str, Any]) -> int | None:
     return facts.get("samples_seen", facts.get("tokens_seen"))
 
 
+@functools.cache
 def git_revision() -> str | None:
-    """Commit of the source tree this package runs from, ``-dirty`` if it was edited."""
+    """Commit of the source tree this package runs from, ``-dirty`` if it was edited.
+
+    Asked once: what runs is what was imported, whatever becomes of the files.
+    """
     here = Path(__file__).parent
     if not (here.parent / ".git").exists():
         return None
