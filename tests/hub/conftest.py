@@ -1,14 +1,17 @@
 """A real study, trained, measured and reported once; and a Hub of its own for every test."""
 
+import io
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sae_baselines.evals.results import write_results
 from sae_baselines.hub import CardOptions, Publication, plan_publication
-from sae_baselines.report import report_of_study
+from sae_baselines.report import plots, rate_plots, report_of_study
 from sae_baselines.report.write import write_report
 from sae_baselines.study import train_study
 from sae_baselines.study.spec import spec_from_dict
@@ -24,6 +27,40 @@ def write_again(root: Path) -> None:
     """results.csv and the report, of the study as it is."""
     write_results(root)
     write_report(report_of_study(root), root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _equal_figures_are_drawn_once() -> Iterator[None]:
+    """A plan compares the report with one that it makes anew, most of which is drawing.
+
+    Tests plan dozens of times, mostly of the same results; a figure is of its arguments alone.
+    """
+    functions = {
+        plots: ("answer_figures", "score_figures", "forest_figures", "distribution_figures"),
+        rate_plots: ("rate_figure",),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in functions.items():
+            for name in names:
+                patch.setattr(module, name, _once(getattr(module, name)))
+        yield
+
+
+def _once(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called once for arguments of equal content."""
+    drawn: dict[bytes, Any] = {}
+
+    def found(*arguments: Any) -> Any:
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer)
+        pickler.fast = True  # otherwise what is one object is not as what is two equal ones
+        pickler.dump(arguments)
+        key = buffer.getvalue()
+        if key not in drawn:
+            drawn[key] = draw(*arguments)
+        return drawn[key]
+
+    return found
 
 
 @pytest.fixture(scope="session")

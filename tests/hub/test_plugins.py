@@ -38,7 +38,10 @@ def ran(own_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 def _evaluate(study: Path, **options: Any) -> None:
-    assert evaluate(study, ["meta_structure"], seeds=1, device="cpu", **options).failures == []
+    config = study.parent / "quick.yaml"
+    config.write_text("evals: {suites: {meta_structure: {train_steps: 20}}}")
+    done = evaluate(study, ["meta_structure"], config=config, seeds=1, device="cpu", **options)
+    assert done.failures == []
 
 
 @pytest.mark.parametrize(
