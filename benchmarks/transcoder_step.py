@@ -33,7 +33,7 @@ BASELINES = (
 AIM = 0.35
 AIMED = ("frozen_decoder", "frozen_encoder")
 SHAPE = Shape("transcoder", 576, 4608, 1024, 32)
-QUICK = Shape("quick_sparse", 16, 512, 32, 4, n_batches=2)
+QUICK = Shape("quick_sparse", 16, 512, 32, 4, n_batches=2, budget_s=0.02)
 _BLOCK_S = 0.5
 
 
@@ -102,7 +102,7 @@ def measure(
         stepper.steps(2)
     synchronize = synchronizer("cpu")
     step_s = seconds(functools.partial(steppers[DENSE].steps, 1), synchronize)
-    block = max(1, round(_BLOCK_S / step_s))
+    block = max(1, round(min(_BLOCK_S, shape.budget_s) / step_s))
     ms = interleaved(
         {m: functools.partial(s.steps, block) for m, s in steppers.items()},
         repeats,
