@@ -2,15 +2,13 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.forked import run_script
 from tests.tiny_model import HOOK, save_tiny_model, tiny_panel, tiny_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -19,13 +17,8 @@ MEMBERS = ("stock", "stock_again", "frozen_decoder", "soft_frozen_decoder", "fro
 
 
 def run(script: str, *args: str | Path) -> str:
-    """Run a benchmark as a user would."""
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    """Run a benchmark in a process of its own."""
+    done = run_script(BENCHMARKS / script, *args)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,10 +1,7 @@
 """The cost of recording drift, and the summaries of its studies."""
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import yaml
 from sae_baselines.drift import find_drift
 from sae_baselines.study import load_spec, train_study
 from sae_baselines.study.spec import spec_from_dict, spec_to_dict
+from tests.forked import run_script
 from tests.tiny_model import save_tiny_model, tiny_panel, tiny_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -22,13 +20,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 def _run(script: str, *args: Any) -> str:
     """In a process of its own: the benchmarks' members share their start by a patch."""
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    done = run_script(BENCHMARKS / script, *map(str, args))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

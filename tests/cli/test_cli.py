@@ -11,16 +11,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals import load_eval_spec
 from sae_baselines.study.spec import load_spec
 from sae_baselines_cli import app
-
-
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sae_baselines_cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+from tests.forked import run_command
 
 
 @pytest.mark.parametrize(
@@ -47,7 +38,7 @@ def test_help_of_every_command_has_an_example(command: str):
 
 
 def test_a_preset_is_a_panel_file(tmp_path: Path):
-    result = _run("preset", "pythia-70m")
+    result = run_command("preset", "pythia-70m")
     assert result.returncode == 0
     panel = tmp_path / "panel.yaml"
     panel.write_text(result.stdout)
@@ -65,7 +56,7 @@ def test_a_preset_is_a_panel_file(tmp_path: Path):
 def test_a_bad_panel_is_one_line_and_exit_code_1(tmp_path: Path, content: str, message: str):
     panel = tmp_path / "panel.yaml"
     panel.write_text(content)
-    result = _run("train", str(panel))
+    result = run_command("train", panel)
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1
@@ -75,7 +66,7 @@ def test_a_bad_panel_is_one_line_and_exit_code_1(tmp_path: Path, content: str, m
 
 
 def test_saelens_own_command_line_knows_the_baselines():
-    result = _run("saelens", "--help")
+    result = run_command("saelens", "--help")
     assert result.returncode == 0
     assert "frozen_decoder_jumprelu" in result.stdout
 

@@ -1,14 +1,13 @@
 """The simulation runs, and what it committed holds what the verdicts promise."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sae_baselines.stats import METHOD
+from tests.forked import run_script
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "benchmarks" / "results" / "verdict_calibration.json"
@@ -18,17 +17,7 @@ COMMITTED = ROOT / "benchmarks" / "results" / "verdict_calibration.json"
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """One quick run: its file and what it printed."""
     out = tmp_path_factory.mktemp("calibration") / "calibration.json"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "benchmarks" / "verdict_calibration.py"),
-            "--quick",
-            "--out",
-            str(out),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    done = run_script(ROOT / "benchmarks" / "verdict_calibration.py", "--quick", "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 

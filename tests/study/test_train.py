@@ -32,6 +32,7 @@ from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.runner import complete_checkpoints
 from sae_baselines.study.sources import text as text_source
 from sae_baselines.study.spec import PanelSpec, spec_from_dict, spec_to_yaml
+from tests.forked import Forked, start_command
 from tests.tiny_model import tiny_panel
 
 MEMBERS = ["trained", "frozen_decoder", "soft_frozen_decoder", "frozen_encoder"]
@@ -371,22 +372,20 @@ def test_a_folder_with_other_things_in_it_is_refused(model_folder: Path, tmp_pat
         train_study(_spec(model_folder), tmp_path)
 
 
-def _start(panel: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "sae_baselines_cli",
-        "train",
-        str(panel),
-        "--out",
-        str(out),
-    ]
+def _started(panel: Path, out: Path, anew: bool) -> subprocess.Popen[str] | Forked:
+    """Training in a process of its own; ``anew`` in a new interpreter, as it is typed."""
+    command = ["train", str(panel), "--out", str(out)]
+    if not anew:
+        return start_command(*command)
     return subprocess.Popen(
-        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "sae_baselines_cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def _wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
+def _wait_for_checkpoint(process: subprocess.Popen[str] | Forked, out: Path) -> None:
     deadline = time.monotonic() + 240
     while not complete_checkpoints(out / "checkpoints" / "pass_0"):
         assert process.poll() is None, process.communicate()
@@ -400,13 +399,13 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(
 ):
     spec = _spec(
         model_folder,
-        training_tokens=128 * 500,
+        training_tokens=128 * 300,
         n_checkpoints=20,
         dataset=str(text_file),
     )
     panel, out = tmp_path / "panel.yaml", tmp_path / "out"
     panel.write_text(spec_to_yaml(spec))
-    process = _start(panel, out)
+    process = _started(panel, out, anew=number == signal.SIGINT)
     _wait_for_checkpoint(process, out)
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=120)
@@ -441,13 +440,13 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(
 def test_a_damaged_checkpoint_is_named(model_folder: Path, text_file: Path, tmp_path: Path):
     spec = _spec(
         model_folder,
-        training_tokens=128 * 500,
+        training_tokens=128 * 300,
         n_checkpoints=20,
         dataset=str(text_file),
     )
     panel, out = tmp_path / "panel.yaml", tmp_path / "out"
     panel.write_text(spec_to_yaml(spec))
-    process = _start(panel, out)
+    process = _started(panel, out, anew=False)
     _wait_for_checkpoint(process, out)
     process.kill()
     process.communicate()
