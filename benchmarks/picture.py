@@ -5,11 +5,11 @@ study's report.
 """
 
 import re
-import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from archives import unpacked
 
 from sae_baselines.evals.results import current_results
 from sae_baselines.report.build import build_report
@@ -67,9 +67,7 @@ _COLOURS = ("paper", "ink", "muted", "grid", "shade", "c0", "c1", "c2", "c3", "c
 
 
 def _page(of: Picture) -> str:
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(of.archive) as archive:
-        archive.extractall(scratch, filter="data")
-        study = Path(scratch)
+    with unpacked(of.archive) as study:
         results, checks = current_results(study)
         part = results.query("architecture == @of.architecture and l0 == @of.l0")
         return to_html(build_report(part, replace(study_context(study), checks=checks)))

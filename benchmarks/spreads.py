@@ -4,20 +4,18 @@
 power`` plans with. Seconds; nothing is trained.
 """
 
-import tarfile
-import tempfile
 from pathlib import Path
 
 import pandas as pd
 import yaml
+from archives import unpacked
 
 from sae_baselines.results import read_table
 from sae_baselines.stats.spreads import KNOWN, Spread, spreads_of, write_spreads
 
 BENCHMARKS = Path(__file__).parent
 # Archives of studies on text, and folders of synthetic ones with more than one seed.
-STUDIES, TOYS = ("smollm2", "published"), ("tree",)
-_FILES = ("study.yaml", "results.csv")
+STUDIES, TOYS = ("smollm2", "published", "rows/smollm2"), ("tree",)
 
 
 def main() -> None:
@@ -31,15 +29,9 @@ def spreads() -> list[Spread]:
     """Of all committed studies."""
     found = []
     for name in STUDIES:
-        with (
-            tarfile.open(BENCHMARKS / name / "study.tar.gz") as archive,
-            tempfile.TemporaryDirectory() as folder,
-        ):
-            wanted = [m for m in archive.getmembers() if Path(m.name).name in _FILES]
-            top = [m for m in wanted if len(Path(m.name).parts) == 1]
-            archive.extractall(folder, top, filter="data")
-            spec = yaml.safe_load((Path(folder) / _FILES[0]).read_text())["spec"]
-            results = read_table(Path(folder) / _FILES[1])
+        with unpacked(BENCHMARKS / name / "study.tar.gz") as folder:
+            spec = yaml.safe_load((folder / "study.yaml").read_text())["spec"]
+            results = read_table(folder / "results.csv")
         found += spreads_of(
             results,
             source=f"benchmarks/{name}",

@@ -14,10 +14,8 @@ not ordered.
 import argparse
 import csv
 import math
-import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +23,9 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from matplotlib.figure import Figure as Canvas
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from archives import unpacked
 
 from sae_baselines.report import paper
 from sae_baselines.report.markdown import Figure
@@ -150,17 +151,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args.out / "rows.png").write_bytes(drawn(found).png)
     for outcome in ("reproduced", "reversed", "undecided"):
         print(outcome, sum(pair.outcome == outcome for pair in pairs))
-
-
-@contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """A study's folder, also of a packed one."""
-    if path.is_dir():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(path) as archive:
-        archive.extractall(scratch, filter="data")
-        yield Path(scratch)
 
 
 def name_of(folder: Path) -> str:

@@ -8,19 +8,12 @@ Equal studies give equal bytes.
 """
 
 import argparse
-import gzip
-import tarfile
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-KEPT = (
-    "study.yaml",
-    "results.csv",
-    "results.csv.sha256",
-    "panels/*/*/measurement.json",
-    "panels/*/*/provenance.json",
-    "evals/*/*.record.json",
-)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from archives import pack
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,21 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{args.study} has no results.csv; run sae-baselines eval first")
     pack(args.study, args.out)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
-
-
-def pack(study: Path, out: Path) -> None:
-    """Write the archive."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        out.open("wb") as file,
-        gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w") as archive,
-    ):
-        for path in (p for pattern in KEPT for p in sorted(study.glob(pattern))):
-            entry = tarfile.TarInfo(path.relative_to(study).as_posix())
-            entry.size = path.stat().st_size
-            with path.open("rb") as content:
-                archive.addfile(entry, content)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ the report gives the trained transcoder against it.
 
 import argparse
 import csv
-import tarfile
-import tempfile
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from archives import unpacked
 
 from sae_baselines.evals.metrics import null_name
 from sae_baselines.evals.results import current_results
@@ -57,17 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path in paths:
             with unpacked(path) as folder:
                 writer.writerows(lines(folder))
-
-
-@contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """A study's folder, also of a packed one."""
-    if path.is_dir():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(path) as archive:
-        archive.extractall(scratch, filter="data")
-        yield Path(scratch)
 
 
 def lines(folder: Path) -> Iterator[list[str]]:

@@ -271,7 +271,8 @@ def test_l0_of_single_tokens_is_counted() -> None:
 
 
 @pytest.mark.slow  # half a minute each
-def test_the_readmes_pictures_are_of_the_archives() -> None:
+def test_the_readmes_pictures_are_of_the_archives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
     drawn = runpy.run_path(str(BENCHMARKS / "picture.py"))
     for name, of in drawn["PICTURES"].items():
         there = (drawn["FIGURES"] / f"{name}.svg").read_text(encoding="utf-8")
