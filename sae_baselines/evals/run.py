@@ -508,6 +508,9 @@ class Runner:
         task = eval_task(suite.name, target.name)
         if self.share.given_up(task) is not None:
             return True
+        # Done by another process meanwhile: no attempt of ours, which would look like a second.
+        if not self.force and self._is_finished(suite.name, target):
+            return True
         try:
             with self.share.doing(task, self._inputs(suite, target)) as mine:
                 if mine and (self.force or not self._is_finished(suite.name, target)):

@@ -16,6 +16,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals import EvalSpec, collect, evaluate, load_results, write_results
 from sae_baselines.evals import registry as suites
 from sae_baselines.evals.store import EvalStore
+from sae_baselines.work.claims import Share
 from tests.evals.fake_suite import FakeSuite, FlooredSuite
 from tests.evals.tiny_hub import MODEL, tiny_sae
 from tests.helpers import on_two_ranks
@@ -270,6 +271,9 @@ def test_workers_share_evaluations_and_their_cache(
     assert sorted(lines) == (["a", "b", "c", "warm-up"] if warm_up else ["a", "b", "c"])
     # What fills the cache is alone.
     assert lines[0] == ("warm-up" if warm_up else "a")
+    # Who finds it done says nothing of having done it.
+    tried = {name: Share(tmp_path / "shared").attempts(f"eval:fake:{name}") for name in "ac"}
+    assert {name: len(attempts) for name, attempts in tried.items()} == {"a": 1, "c": 1}
     again = pipeline.evaluate(sources, out=tmp_path / "shared", config=config, on=Forked())
     assert (again.done, [f.name for f in again.failures]) == ([], ["b"])
     assert runs.read_text().split() == lines
