@@ -49,7 +49,7 @@ def score_figures(table: Results, metrics: Sequence[MetricKey]) -> list[Figure]:
                 continue
             if len(have) == 1:
                 floors = list(null_floors(table, have[0], metric).values())
-                shown = axes.limits([*_rows(table, metric), floors])
+                shown = axes.limits(_rows(table, metric), floors)
                 out.append(_by_member(table, metric, have[0], shown))
             else:
                 out.append(_against_l0(table, metric, architecture, have, limits))
@@ -213,12 +213,16 @@ def _by_member(
     fig, ax = style.canvas(0.95 + 0.3 * len(members))
     n_seeds = 0
     far: list[str] = []
-    floors = null_floors(table, group, metric)
+    floors = {
+        member: floor
+        for member, floor in null_floors(table, group, metric).items()
+        if not axes.beyond([floor], limits)
+    }
     for y, member in enumerate(members):
         values = _finite(table, group, metric, member)
         n_seeds = max(n_seeds, len(values))
         look = looks[member]
-        if member in floors and not axes.beyond([floors[member]], limits):
+        if member in floors:
             _floor_line(ax, floors[member], y - 0.45, y + 0.45)
         if not values:
             continue
