@@ -25,6 +25,7 @@ from render_rows import (
 )
 from render_sparse import growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
+from tasks import task_tables
 from transcoder_step import transcoder_table
 
 HERE = Path(__file__).parent
@@ -40,6 +41,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
     ("benchmarks/README.md", "gpu"): [("gpu", gpu_tables)],
     ("benchmarks/README.md", "scale"): [("cluster_scale", scale_table)],
+    ("benchmarks/README.md", "tasks"): [("tasks", task_tables)],
     ("benchmarks/README.md", "panels"): [("panel_vs_runs", panel_table)],
     ("benchmarks/README.md", "drift"): [("drift_cost_cpu", cost_table)],
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
