@@ -189,7 +189,7 @@ class Core(Suite):
             with recorded_tokens() as batches:
                 _evaluate(same, call, call.work / "zero", **few)
             _keep(batches[: call.options["n_eval_reconstruction_batches"]], tokens)
-        model, ignored = language_model(sae, call, same.W_enc.dtype)
+        model, ignored = language_model(same, call)
         with torch.no_grad():
             same.b_dec.copy_(
                 mean_activation(model, sae, call.subject.hook_name, torch.load(tokens), ignored)
@@ -248,14 +248,12 @@ def _evaluate(sae: SAE[Any], call: SuiteCall, output: Path, **options: Any) -> l
     return errors
 
 
-def language_model(
-    sae: SAE[Any], call: SuiteCall, dtype: torch.dtype | None = None
-) -> tuple[HookedTransformer, set[Any]]:
-    """The language model, default: in the SAE's dtype, and the tokens SAEBench leaves out."""
+def language_model(sae: SAE[Any], call: SuiteCall) -> tuple[HookedTransformer, set[Any]]:
+    """The language model, and the tokens that SAEBench leaves out."""
     model = HookedTransformer.from_pretrained_no_processing(
         call.subject.model_name,
         device=call.subject.device,
-        dtype=dtype or sae.W_enc.dtype,
+        dtype=sae.W_enc.dtype,
         **_model_kwargs(sae),
     )
     tokenizer: Any = model.tokenizer
@@ -268,5 +266,5 @@ def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_kwargs(sae: SAE[Any]) -> dict[str, Any]:
-    cfg: Any = sae.cfg
-    return dict(getattr(cfg, "model_from_pretrained_kwargs", None) or {})
+    # Not of the config itself, where SAEBench copies it when it takes an SAE up.
+    return dict(sae.cfg.metadata.model_from_pretrained_kwargs or {})

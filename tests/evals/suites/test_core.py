@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformer_lens import HookedTransformer
 
 from sae_baselines.evals.measured import HIGHER, LOWER, NEITHER
 from sae_baselines.evals.store import linked
-from sae_baselines.evals.suites.core import PAPER_EV, Core
+from sae_baselines.evals.suites.core import PAPER_EV, Core, language_model
 from tests.evals.tiny_hub import HOOK, MODEL, copy_of, evaluate_with, suite_call, tiny_sae
 
 OPTIONS = {
@@ -163,3 +164,28 @@ def test_problems_name_the_option(tmp_path: Path, option: str, value: Any) -> No
     (problem,) = Core().problems(call.subject, call.options)
     assert option in problem
     assert repr(value) in problem
+
+
+def test_the_language_model_is_the_one_that_the_sae_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(name: str, **kwargs: Any) -> Any:
+        asked.update(kwargs, name=name)
+        return SimpleNamespace(
+            tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=1, bos_token_id=2)
+        )
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", load)
+    sae = tiny_sae(0)  # SAEBench has not had it yet
+    sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    call: Any = SimpleNamespace(subject=SimpleNamespace(model_name="m", device="cpu"))
+    _, ignored = language_model(sae, call)
+    assert asked == {
+        "name": "m",
+        "device": "cpu",
+        "dtype": sae.W_enc.dtype,
+        "center_writing_weights": True,
+    }
+    assert ignored == {0, 1, 2}
