@@ -48,9 +48,9 @@ def score_figures(table: Results, metrics: Sequence[MetricKey]) -> list[Figure]:
             if limits is None or not have:
                 continue
             if len(have) == 1:
-                floors = list(null_floors(table, have[0], metric).values())
-                shown = axes.limits(_rows(table, metric), floors)
-                out.append(_by_member(table, metric, have[0], shown))
+                floors = null_floors(table, have[0], metric)
+                shown = axes.limits(_rows(table, metric), list(floors.values()))
+                out.append(_by_member(table, metric, have[0], shown, floors))
             else:
                 out.append(_against_l0(table, metric, architecture, have, limits))
     return out
@@ -81,7 +81,8 @@ def placed_figures(
             ]
             limits = axes.limits(rows, [value, *own])
             not_placed = left_out.get(metric, ())
-            out.append(_by_member(table, metric, group, limits, value, not_placed))
+            floors = null_floors(table, group, metric)
+            out.append(_by_member(table, metric, group, limits, floors, value, not_placed))
     return out
 
 
@@ -205,6 +206,7 @@ def _by_member(
     metric: MetricKey,
     group: Group,
     limits: tuple[float, float],
+    floors: Mapping[str, float],
     published: float | None = None,
     not_placed: Sequence[str] = (),
 ) -> Figure:
@@ -213,11 +215,7 @@ def _by_member(
     fig, ax = style.canvas(0.95 + 0.3 * len(members))
     n_seeds = 0
     far: list[str] = []
-    floors = {
-        member: floor
-        for member, floor in null_floors(table, group, metric).items()
-        if not axes.beyond([floor], limits)
-    }
+    floors = {m: floor for m, floor in floors.items() if not axes.beyond([floor], limits)}
     for y, member in enumerate(members):
         values = _finite(table, group, metric, member)
         n_seeds = max(n_seeds, len(values))
