@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformer_lens import loading_from_pretrained
+from transformer_lens.components.abstract_attention import AbstractAttention
 
 
 @contextmanager
@@ -30,6 +31,44 @@ def as_class(instance: Any, other: type) -> Iterator[None]:
         yield
     finally:
         instance.__class__ = before
+
+
+# Positions that a causal mask has at first: more than most texts have.
+MASKED_AT_FIRST = 1024
+
+
+@contextmanager
+def growing_masks() -> Iterator[None]:
+    """While open, attention is built with a small causal mask, which grows when text is longer.
+
+    TransformerLens gives every layer a mask of its longest context (67 MB for 8,192 positions;
+    SmolLM2 has 30 of them) and takes longer to make them than to read the weights. It lengthens
+    a mask by itself where a text asks for it, so that no number changes (seen in 3.2.1).
+    """
+    build, waves = AbstractAttention.__init__, AbstractAttention.calculate_sin_cos_rotary
+    if not hasattr(AbstractAttention, "_extend_mask"):  # before there were growing ones
+        yield
+        return
+    whole: list[int] = []
+
+    def built(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        whole.append(cfg.n_ctx)
+        cfg.n_ctx = min(cfg.n_ctx, MASKED_AT_FIRST)
+        try:
+            build(self, cfg, *args, **kwargs)
+        finally:
+            cfg.n_ctx = whole.pop()
+
+    # Positions are small, and where they are lengthened a layer's own base is forgotten.
+    def all_waves(self: Any, rotary_dim: int, n_ctx: int, *args: Any, **kwargs: Any) -> Any:
+        return waves(self, rotary_dim, whole[-1] if whole else n_ctx, *args, **kwargs)
+
+    replaced: Any = AbstractAttention
+    replaced.__init__, replaced.calculate_sin_cos_rotary = built, all_waves
+    try:
+        yield
+    finally:
+        replaced.__init__, replaced.calculate_sin_cos_rotary = build, waves
 
 
 # What TransformerLens and transformers call the sizes of a model.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformer_lens.hook_points import HookedRootModule
 
+from sae_baselines.compat.models import growing_masks
 from sae_baselines.compat.saebench import answered_loader
 from sae_baselines.errors import UserError
 from sae_baselines.evals.suite import Subject
@@ -64,7 +65,8 @@ class LanguageModels:
         key = (model_name, repr(sorted(kwargs.items(), key=lambda item: item[0])))
         if not self.shared or self._loaded is None or self._loaded[0] != key:
             self._loaded = None
-            model = self._read(kwargs) if self._ours else original(model_name, **kwargs)
+            with growing_masks():
+                model = self._read(kwargs) if self._ours else original(model_name, **kwargs)
             if not self.shared:
                 return model
             self._loaded = (key, model, Memory(self.memory_bytes))

@@ -16,7 +16,7 @@ from transformer_lens.hook_points import HookedRootModule
 from transformer_lens.loading_from_pretrained import get_official_model_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_baselines.compat.models import known_as, official_name, set_rotary_base
+from sae_baselines.compat.models import growing_masks, known_as, official_name, set_rotary_base
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import flaw_of, unreadable
 from sae_baselines.reach import say_if_silent
@@ -51,24 +51,25 @@ def load_language_model(
         check_model_folder(local)
     say_if_silent([spec.name])
     try:
-        if spec.loader == "AutoModelForCausalLM":
-            tokenizer, hf_model = _whole_model(spec.name, dtype, drawn)
-            # As SAELens' `load_model`, which does not say what weights are missing.
-            model = HookedProxyLM(hf_model.to(device), tokenizer, hook_names=[hook_name])
-        elif local.is_dir():
-            model = _from_folder(local, dtype, device, spec.center_writing_weights, drawn)
-        else:
-            kwargs: dict[str, Any] = {
-                "center_writing_weights": spec.center_writing_weights,
-                "dtype": dtype,
-            }
-            if drawn is not None:
-                kwargs["tokenizer"], kwargs["hf_model"] = _whole_model(
-                    hub_name(spec.name), dtype, drawn
-                )
-            model = load_model(spec.loader, spec.name, device, kwargs)
-            if drawn is not None:
-                _assert_same_model(model, kwargs["hf_model"].to(device), local)
+        with growing_masks():
+            if spec.loader == "AutoModelForCausalLM":
+                tokenizer, hf_model = _whole_model(spec.name, dtype, drawn)
+                # As SAELens' `load_model`, which does not say what weights are missing.
+                model = HookedProxyLM(hf_model.to(device), tokenizer, hook_names=[hook_name])
+            elif local.is_dir():
+                model = _from_folder(local, dtype, device, spec.center_writing_weights, drawn)
+            else:
+                kwargs: dict[str, Any] = {
+                    "center_writing_weights": spec.center_writing_weights,
+                    "dtype": dtype,
+                }
+                if drawn is not None:
+                    kwargs["tokenizer"], kwargs["hf_model"] = _whole_model(
+                        hub_name(spec.name), dtype, drawn
+                    )
+                model = load_model(spec.loader, spec.name, device, kwargs)
+                if drawn is not None:
+                    _assert_same_model(model, kwargs["hf_model"].to(device), local)
     except UserError:
         raise
     except Exception as error:  # transformers and TransformerLens raise what comes

@@ -4,11 +4,22 @@ import inspect
 from typing import Any
 
 import pytest
-from transformer_lens import loading_from_pretrained
+import torch
+from transformer_lens import (
+    HookedTransformer,
+    HookedTransformerConfig,
+    loading_from_pretrained,
+)
 from transformer_lens.components.abstract_attention import AbstractAttention
 from transformers import Gemma3TextConfig, LlamaConfig
 
-from sae_baselines.compat.models import as_class, known_as, official_name
+from sae_baselines.compat.models import (
+    MASKED_AT_FIRST,
+    as_class,
+    growing_masks,
+    known_as,
+    official_name,
+)
 
 
 def _names() -> list[str]:
@@ -62,6 +73,79 @@ def test_sines_and_cosines_of_rotary_positions_are_made_from_a_base() -> None:
         "base",
         "dtype",
     ], "AbstractAttention.calculate_sin_cos_rotary takes something else"
+
+
+def _in_two_ways(positions: str) -> tuple[HookedTransformer, HookedTransformer]:
+    """A model that sees everything and, in its second layer, a window; as it is and growing."""
+
+    def built() -> HookedTransformer:
+        config = HookedTransformerConfig(
+            n_layers=2,
+            d_model=16,
+            d_head=8,
+            n_heads=2,
+            n_ctx=MASKED_AT_FIRST + 200,
+            d_vocab=50,
+            act_fn="gelu",
+            attn_types=["global", "local"],
+            use_local_attn=True,
+            window_size=7,
+            positional_embedding_type=positions,
+            rotary_dim=8 if positions == "rotary" else None,
+            rotary_base_local=100 if positions == "rotary" else None,
+            seed=0,
+        )
+        return HookedTransformer(config)
+
+    with growing_masks():
+        growing = built()
+    return built(), growing
+
+
+@pytest.mark.parametrize("positions", ["rotary", "standard"])
+def test_a_mask_that_grows_changes_no_number(positions: str) -> None:
+    assert hasattr(AbstractAttention, "_extend_mask"), (
+        "AbstractAttention._extend_mask moved: models are built with whole masks again"
+    )
+    stock: Any
+    growing: Any
+    stock, growing = _in_two_ways(positions)
+    assert growing.cfg.n_ctx == stock.cfg.n_ctx
+    masks = [block.attn.mask for block in growing.blocks]
+    assert [len(mask) for mask in masks] == [MASKED_AT_FIRST] * 2
+    assert [len(block.attn.mask) for block in stock.blocks] == [stock.cfg.n_ctx] * 2
+    generator = torch.Generator().manual_seed(1)
+    for length in (20, MASKED_AT_FIRST, MASKED_AT_FIRST + 150, 30):
+        tokens = torch.randint(50, (1, length), generator=generator)
+        padded = torch.ones(1, length, dtype=torch.int64)
+        padded[:, :5] = 0
+        assert torch.equal(growing(tokens), stock(tokens))
+        assert torch.equal(
+            growing(tokens, attention_mask=padded), stock(tokens, attention_mask=padded)
+        )
+    assert len(growing.blocks[0].attn.mask) == MASKED_AT_FIRST + 150
+
+
+def test_a_mask_grows_while_text_is_generated() -> None:
+    start = torch.randint(50, (1, MASKED_AT_FIRST - 2), generator=torch.Generator())
+    said: list[Any] = [
+        model.generate(start, max_new_tokens=6, do_sample=False, verbose=False, eos_token_id=-1)
+        for model in _in_two_ways("rotary")
+    ]
+    assert torch.equal(said[0], said[1])
+
+
+def test_attention_is_built_as_before_after_a_failure() -> None:
+    before = (AbstractAttention.__init__, AbstractAttention.calculate_sin_cos_rotary)
+
+    def fail() -> None:
+        with growing_masks():
+            assert AbstractAttention.__init__ is not before[0]
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert (AbstractAttention.__init__, AbstractAttention.calculate_sin_cos_rotary) == before
 
 
 def test_a_gemma_is_known_by_its_sizes() -> None:

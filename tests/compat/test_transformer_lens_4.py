@@ -42,6 +42,10 @@ USES = {
     ("transformer_lens.loading_from_pretrained", "get_official_model_name"): (
         "aliases; moved to transformer_lens.supported_models"
     ),
+    ("transformer_lens.components.abstract_attention", "AbstractAttention"): (
+        "built with a mask that grows; removed, and needed no more: a bridge's attention is "
+        "that of transformers, which has no mask of its own"
+    ),
     ("transformer_lens.hook_points", "HookedRootModule"): (
         "an annotation; moved to transformer_lens itself. A bridge is none"
     ),
