@@ -33,6 +33,8 @@ from sae_baselines.files import own_file
 SAEBENCH_MODEL = "gpt-4o-mini"
 # The OpenAI client's own number of retries.
 CLIENT_RETRIES = 2
+# Seconds that it waits for a reply.
+CLIENT_TIMEOUT = 600.0
 MDL = "sae_bench.evals.mdl.main"
 # Dataset of sparse probing to its configurations that SAEBench reads, where it has any.
 CONFIGURATIONS = {"Helsinki-NLP/europarl": ("en-fr", "fr-it", "de-en", "es-fr", "nl-pt")}
@@ -395,16 +397,19 @@ def prompts_of(judge: Any, described: Any) -> dict[str, str]:
 
 
 @contextmanager
-def judged_by(model: str, retries: int = CLIENT_RETRIES) -> Iterator[list[str]]:
+def judged_by(
+    model: str, retries: int = CLIENT_RETRIES, timeout: float = CLIENT_TIMEOUT
+) -> Iterator[list[str]]:
     """Let SAEBench's AutoInterp ask another model than the one in its source.
 
     While open, the client that ``sae_bench.evals.autointerp.main`` makes replaces the ``model``
     of its requests, and nothing else. With SAEBench's own model and the client's own retries
-    nothing is touched.
+    and patience nothing is touched.
 
     Args:
         model: Judge.
         retries: How often a failed request is sent again.
+        timeout: Seconds that it waits for a reply.
 
     Yields:
         Models that SAEBench asked for, one for each request that went through here.
@@ -413,7 +418,7 @@ def judged_by(model: str, retries: int = CLIENT_RETRIES) -> Iterator[list[str]]:
         UserError: SAEBench no longer makes its client there.
     """
     asked: list[str] = []
-    if model == SAEBENCH_MODEL and retries == CLIENT_RETRIES:
+    if (model, retries, timeout) == (SAEBENCH_MODEL, CLIENT_RETRIES, CLIENT_TIMEOUT):
         yield asked
         return
     main = main_of("autointerp")
@@ -425,7 +430,7 @@ def judged_by(model: str, retries: int = CLIENT_RETRIES) -> Iterator[list[str]]:
         )
 
     def make_client(**given: Any) -> Any:
-        client = stock(**{**given, "max_retries": retries})
+        client = stock(**{**given, "max_retries": retries, "timeout": timeout})
         create = client.chat.completions.create
 
         def ask(**request: Any) -> Any:

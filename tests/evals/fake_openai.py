@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class FakeOpenAI:
         works_for: Number of requests that are answered; later ones get status 400 and an error
             that echoes the Authorization header, as careless servers do.
         busy_for: Number of requests, from the first, that get status 503: to be sent again.
+        slow_for: Number of requests, from the first, that wait for `wait` seconds.
+        wait: See `slow_for`.
         served: Models that it lists; None for a server that lists none.
         requests: Bodies, with the header under "authorization".
     """
@@ -53,6 +56,8 @@ class FakeOpenAI:
     predict: Callable[[str, list[str]], str | None] = predict
     works_for: float = float("inf")
     busy_for: int = 0
+    slow_for: int = 0
+    wait: float = 1.0
     served: list[str] | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,6 +94,8 @@ def serving(**options: Any) -> Iterator[FakeOpenAI]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             authorization = self.headers.get("Authorization", "")
             fake.requests.append({**body, "authorization": authorization, "path": self.path})
+            if len(fake.requests) <= fake.slow_for:
+                time.sleep(fake.wait)
             if len(fake.requests) <= fake.busy_for:
                 return self._send({"error": {"message": "busy"}}, 503)
             if len(fake.requests) > fake.works_for:

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from sae_baselines.compat.saebench import (
     CLIENT_RETRIES,
+    CLIENT_TIMEOUT,
     SAEBENCH_MODEL,
     Gathered,
     judged_by,
@@ -156,6 +157,7 @@ class AutoInterp(SAEBenchSuite):
     own = {
         "model": SAEBENCH_MODEL,
         "retries": CLIENT_RETRIES,
+        "timeout": CLIENT_TIMEOUT,
         "null_floor": True,
         "least_latents": LEAST_LATENTS,
         "least_share": LEAST_SHARE,
@@ -187,6 +189,9 @@ class AutoInterp(SAEBenchSuite):
             yield f"model: {options['model']!r} is not the name of a model"
         if not isinstance(options["retries"], int) or options["retries"] < 0:
             yield f"retries: {options['retries']!r} is not a number of retries, 0 or more"
+        seconds = options["timeout"]
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
+            yield f"timeout: {seconds!r} is not a number of seconds above 0"
         if not isinstance(options["null_floor"], bool):
             yield f"null_floor: {options['null_floor']!r} is neither true nor false"
         again = options["rejudged"]
@@ -241,9 +246,9 @@ class AutoInterp(SAEBenchSuite):
         config = self.config(call.options, **call.config)
         null = None
         with (
-            judged_by(model, retries) as asked,
+            judged_by(model, retries, call.options["timeout"]) as asked,
             observed_judge() as gathered,
-            explained(model),
+            explained(model, call.options["timeout"]),
         ):
             main_of(self.evaluation).run_eval(
                 config,
@@ -330,9 +335,9 @@ class AutoInterp(SAEBenchSuite):
 
     @override
     def deciding(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        # It comes after the scores and changes none.
+        # How long one waits changes no score, and what is judged again comes after them.
         decide = super().deciding(options)
-        return {name: value for name, value in decide.items() if name != "rejudged"}
+        return {k: value for k, value in decide.items() if k not in ("rejudged", "timeout")}
 
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
         known = identity(from_environment(), options["model"])
@@ -481,10 +486,17 @@ def _examples(config: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def explained(model: str) -> Iterator[None]:
+def explained(model: str, timeout: float = CLIENT_TIMEOUT) -> Iterator[None]:
     """Say what went wrong where SAEBench's own error does not."""
+    from openai import APITimeoutError  # noqa: PLC0415
+
     try:
         yield
+    except APITimeoutError as error:
+        raise RuntimeError(
+            f"model {model!r} did not reply within {timeout:g} seconds, as often as it was "
+            "asked; raise timeout, or retries"
+        ) from error
     except AssertionError as error:
         if traceback.extract_tb(error.__traceback__)[-1].name != "load_and_tokenize_dataset":
             raise

@@ -427,6 +427,24 @@ def test_failed_requests_are_sent_again_as_often_as_asked(
     assert fake.models == {"gpt-4o-mini"}
 
 
+def test_a_judge_that_hangs_is_not_waited_for_for_ever(
+    done: Done, sae: SAE[Any], tmp_path: Path, fake: FakeOpenAI
+):
+    fake.slow_for = 10_000
+    named = "'gpt-4o-mini' did not reply within 0.3 seconds, .* raise timeout"
+    with pytest.raises(RuntimeError, match=named):
+        run(sae, tmp_path / "none", fake, retries=0, timeout=0.3)
+    fake.requests.clear()
+    fake.slow_for = 1
+    again = run(sae, tmp_path / "some", fake, retries=1, timeout=0.5, null_floor=False)
+    assert again.latents == done.latents
+
+
+def test_patience_decides_no_score() -> None:
+    options = SUITE.defaults()
+    assert SUITE.deciding({**options, "timeout": 5}) == SUITE.deciding(options)
+
+
 def test_a_reply_without_text_is_explained(sae: SAE[Any], tmp_path: Path, fake: FakeOpenAI):
     fake.predict = lambda *_: None
     with pytest.raises(RuntimeError, match="replied without text"):
@@ -474,6 +492,7 @@ def test_no_latent_keeps_its_description(n: int, seed: int):
         ({"llm_context_size": 20}, "give more than 20"),
         ({"total_tokens": "many"}, "total_tokens"),
         ({"retries": -1}, "retries"),
+        ({"timeout": 0}, "timeout: 0 is not a number of seconds above 0"),
         ({"null_floor": "no"}, "null_floor: 'no' is neither true nor false"),
         ({"model": ""}, "model"),
     ],
