@@ -19,9 +19,9 @@ from render_recipes import guard_tables, search_tables, variant_tables
 from render_rows import (
     member_tables,
     pair_tables,
+    scores_tables,
     summary_table,
     token_tables,
-    transcoder_tables,
 )
 from render_sparse import growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
@@ -48,12 +48,13 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/recipes/README.md", "search"): [("../recipes/search.csv", search_tables)],
     ("benchmarks/recipes/README.md", "guard"): [("../recipes/guard.csv", guard_tables)],
     ("benchmarks/recipes/README.md", "options"): [("../recipes/options.csv", variant_tables)],
+    ("benchmarks/headline/README.md", "headline"): [("../headline/members.csv", scores_tables)],
     ("benchmarks/rows/README.md", "members"): [("../rows/members.csv", member_tables)],
     ("benchmarks/rows/README.md", "orderings"): [("../rows/pairs.csv", summary_table)],
     ("benchmarks/rows/README.md", "pairs"): [("../rows/pairs.csv", pair_tables)],
     ("benchmarks/rows/README.md", "tokens"): [("../rows/tokens.csv", token_tables)],
     ("benchmarks/transcoders/README.md", "transcoders"): [
-        ("../transcoders/members.csv", transcoder_tables)
+        ("../transcoders/members.csv", scores_tables)
     ],
     ("benchmarks/recipes/README.md", "silences"): [("../recipes/silences.csv", variant_tables)],
 }

@@ -156,21 +156,31 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return [line for reason in reasons.values() for line in (f"† {reason}.", "")]
 
 
-def transcoder_tables(record: Mapping[str, Any]) -> str:
-    """A table per study: members by column, each score with its word; then the floors."""
+def scores_tables(record: Mapping[str, Any]) -> str:
+    """A table per study, base and L0: members by column with words; floors and ceilings."""
     parts = []
-    for (study,), rows in _by(record["rows"], "study").items():
-        columns = list(dict.fromkeys(row["column"] for row in rows))
-        lines, floors = [], {}
+    for (study, base, l0), rows in _by(record["rows"], "study", "base", "l0").items():
+        by_column = _by(rows, "column")
+        lines = []
         for (member,), cells in _by(rows, "member").items():
-            of = {row["column"]: row for row in cells}
-            lines.append([f"`{member}`", *(_with_word(of.get(column)) for column in columns)])
-            if member == "trained":
-                floors = {c: row["floor"] for c, row in of.items() if row["floor"]}
-        shown = [f"{float(floors[c]):.3f}" if c in floors else "" for c in columns]
-        lines.append(["*nothing to find*", *shown])
-        parts += [f"**{study}**", "", table(["member", *columns], lines), ""]
+            of = {(row["column"],): row for row in cells}
+            lines.append([f"`{member}`", *(_with_word(of.get(column)) for column in by_column)])
+        for end, said in (("floor", "*floor*"), ("ceiling", "*ceiling*")):
+            shown = [_range(cells, end) for cells in by_column.values()]
+            if any(shown):
+                lines.append([said, *shown])
+        columns = [column for (column,) in by_column]
+        parts += [f"**{study}, {base}, L0 {l0}**", "", table(["member", *columns], lines), ""]
     return "\n".join(parts) or "Not run yet."
+
+
+def _range(rows: Sequence[Row], name: str) -> str:
+    """From the lowest to the highest of the members'."""
+    values = sorted(float(row[name]) for row in rows if row[name])
+    if not values:
+        return ""
+    ends = dict.fromkeys(f"{value:.3f}" for value in (values[0], values[-1]))
+    return " to ".join(ends)
 
 
 def _with_word(row: Row | None) -> str:

@@ -1,0 +1,105 @@
+"""Tables of committed studies are what their archives give."""
+
+import csv
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.studies import BENCHMARKS
+
+
+@pytest.fixture(autouse=True)
+def _importable() -> Iterator[None]:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture
+def members() -> dict[str, Any]:
+    return runpy.run_path(str(BENCHMARKS / "members.py"))
+
+
+@pytest.fixture
+def render() -> ModuleType:
+    return importlib.import_module("render_rows")
+
+
+FOLDERS = [
+    folder
+    for folder in ("headline", "transcoders")
+    if (BENCHMARKS / folder / "members.csv").exists()
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_committed_table_is_that_of_the_archives(
+    folder: str, members: dict[str, Any]
+) -> None:
+    with (BENCHMARKS / folder / "members.csv").open(newline="", encoding="utf-8") as file:
+        committed = list(csv.reader(file))
+    found = [list(members["FIELDS"])]
+    for path in sorted((BENCHMARKS / folder).glob("*/study.tar.gz")):
+        with members["unpacked"](path) as study:
+            found += members["lines"](study, members["COLUMNS"][folder])
+    assert found == committed
+
+
+def test_floors_of_members_are_shown_as_a_range(
+    members: dict[str, Any], render: ModuleType
+) -> None:
+    def row(member: str, column: str, **given: str) -> dict[str, str]:
+        empty = dict.fromkeys(members["FIELDS"], "")
+        where = {"study": "s", "base": "topk", "l0": "8", "member": member, "column": column}
+        return {**empty, **where, "mean": "0.5", "sd": "0.01", "seeds": "3", **given}
+
+    shown = render.scores_tables(
+        {
+            "rows": [
+                row("trained", "EV", mean="0.8", floor="0.1"),
+                row("trained", "probing", floor="0.51234", ceiling="0.9"),
+                row("random", "EV", mean="0.3", floor="0.1", word="beats"),
+                row("random", "probing", floor="0.50012", ceiling="0.9", word="cannot tell"),
+            ]
+        }
+    )
+    assert shown.splitlines() == [
+        "**s, topk, L0 8**",
+        "",
+        "| member | EV | probing |",
+        "| --- | --- | --- |",
+        "| `trained` | 0.800 ± 0.010 | 0.500 ± 0.010 |",
+        "| `random` | 0.300 ± 0.010, beats | 0.500 ± 0.010, cannot tell |",
+        "| *floor* | 0.100 | 0.500 to 0.512 |",
+        "| *ceiling* |  | 0.900 |",
+    ]
+
+
+def test_a_judge_that_ranks_latents_alike_agrees() -> None:
+    agree = runpy.run_path(str(BENCHMARKS / "headline" / "agree.py"))
+    rows = [
+        {
+            "sae": f"panel.{member}",
+            "member": member,
+            "latent": i,
+            "embedding_auc": 0.5 + i / 50,
+            "embedding_auc_hard": (7 * i % 20) / 20,
+            "autointerp_score": 0.6 + i / 100,
+        }
+        for member, n in (("trained", 20), ("random", 12), ("rare", 3))
+        for i in range(n)
+    ]
+    found = agree["agreement"](rows, draws=200)["agreement"]
+    assert list(found) == ["all", "trained", "random"]
+    assert found["all"]["latents"] == 35
+    same, other = found["trained"]["embedding_auc"], found["trained"]["embedding_auc_hard"]
+    assert same == pytest.approx({"rho": 1.0, "low": 1.0, "high": 1.0})
+    assert other["low"] < 0 < other["high"]
+    assert -0.5 < other["rho"] < 0.5
