@@ -698,11 +698,11 @@ def measurements_of(spec: StudySpec, folder: StudyFolder) -> dict[MemberKey, dic
     return {key: m for key, m in found.items() if m}
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, field: str = "device") -> str:
     """``auto`` is CUDA if there is any, else the CPU.
 
     Raises:
-        UserError: A device that torch does not know or does not have.
+        UserError: A device that torch does not know or does not have; names ``field``.
     """
     if device == "auto":
         # Not MPS: measurements sum in float64, which it does not have.
@@ -715,7 +715,7 @@ def resolve_device(device: str) -> str:
     except Exception as error:  # each backend has its own
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"device: {device!r} cannot be used: {reason}; use auto, cpu or cuda"
+            f"{field}: {device!r} cannot be used: {reason}; use auto, cpu or cuda"
         ) from error
     return device
 
@@ -826,7 +826,8 @@ class Work:
         panels = (trained_of(self.spec, panel, self.name) for panel in this_pass.panels)
         run = self._run_of(this_pass, {k: m for of_one in panels for k, m in of_one.items()})
         with clipping_at(self.spec.clip_grad_norm):
-            found = probe(lambda: self.source.train(run), self.source.device)
+            model_on = getattr(self.source, "llm_device", None)
+            found = probe(lambda: self.source.train(run), self.source.device, model_on)
         remove(run.checkpoints)
         remove(run.drift)
         return found

@@ -212,7 +212,7 @@ def _spliced(
             assert replace is not None
             new = replace(read.pop() if read else kept.flatten(1).float())
             out = acts.clone()
-            out[mask] = (new.reshape(kept.shape) if new.ndim else new).to(acts.dtype)
+            out[mask] = (new.reshape(kept.shape) if new.ndim else new).to(acts)
             return out
 
         hooks: list[Any] = [] if replace is None else [(spec.hook_written, hook)]
@@ -315,10 +315,14 @@ def measure_sae(
     sae.turn_off_forward_pass_hook_z_reshaping()
     ev, l0, alive = explained_variance(sae, held_out.evaluation)
     with_sae = kl = None
+
+    def replace(x: torch.Tensor) -> torch.Tensor:
+        return sae(x.to(sae.device))  # the model may be elsewhere
+
     if losses is not None and affine is None:
-        with_sae = splice_loss(model, spec, held_out.tokens, sae)
+        with_sae = splice_loss(model, spec, held_out.tokens, replace)
     elif losses is not None:
-        with_sae, kl = loss_and_divergence(model, spec, held_out.tokens, sae)
+        with_sae, kl = loss_and_divergence(model, spec, held_out.tokens, replace)
     measured = TextMeasurement(
         explained_variance=ev,
         l0=l0,

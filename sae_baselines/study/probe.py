@@ -46,13 +46,15 @@ class _EnoughError(Exception):
     pass
 
 
-def probe(train: Callable[[], Any], device: str) -> Probe:
+def probe(train: Callable[[], Any], device: str, llm_device: str | None = None) -> Probe:
     """Begin to train, and stop after a few steps.
 
     Args:
         train: Trains by SAELens' trainers.
         device: That it trains on.
+        llm_device: The language model's, where it is another one; its memory is not counted.
     """
+    model_on = llm_device or device
     stamps: list[float] = []
     read: list[tuple[float, int]] = []
     inside: list[float] = []
@@ -75,7 +77,7 @@ def probe(train: Callable[[], Any], device: str) -> Probe:
     with (
         torch.random.fork_rng(),
         around_each_step(step),
-        timing_the_model(lambda s, n: read.append((s, n)), lambda: _wait_for(device)),
+        timing_the_model(lambda s, n: read.append((s, n)), lambda: _wait_for(model_on)),
         suppress(_EnoughError),
     ):
         train()

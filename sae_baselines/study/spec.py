@@ -522,6 +522,10 @@ class PanelSpec(HookSpec):
             of it, since the L0 of a few long documents is not that of others (at most a tenth
             of a dataset of known length, where that is enough).
         ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
+        llm_device: Torch device of the language model in training and measuring, where it is
+            not that of the SAEs (``device``), such as ``cuda:1``.
+        llm_device: Torch device of the language model in training and measuring, where it is
+            not that of the SAEs (``device``), such as ``cuda:1``.
         cache_activations: Run the language model over the training text once and keep its
             activations in the study's folder, where there are several passes; the numbers are
             the same. They are deleted when everything is measured.
@@ -549,6 +553,7 @@ class PanelSpec(HookSpec):
         "covariance_whitening",
     ] = "expected_average_only_in"
     train_batch_size_tokens: int = PydanticField(default=4096, gt=0)
+    llm_device: str | None = None
     autocast_lm: bool = False
     compile_llm: bool = False
     cache_activations: bool = False
@@ -1115,6 +1120,7 @@ def json_schema() -> dict[str, Any]:
 _NOT_IN_HASH = {
     "name",
     "device",
+    "llm_device",
     "drift",
     "n_checkpoints",
     "keep_checkpoints",

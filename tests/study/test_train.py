@@ -75,6 +75,48 @@ def test_the_layout_is_the_documented_one(study: tuple[PanelSpec, StudyResult]):
     assert not (result.folder / "checkpoints").exists()
 
 
+def test_the_language_model_may_be_elsewhere(
+    model_folder: Path, text: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To torch, the CPU is one device under two names."""
+    asked: list[tuple[str, str | None]] = []
+    load = text_source.load_language_model
+    config = text_source.MultiSAETrainingRunnerConfig
+
+    def loaded(spec: Any, hook_name: str, device: str, *more: Any) -> Any:
+        asked.append(("model", device))
+        return load(spec, hook_name, device, *more)
+
+    def configured(**given: Any) -> Any:
+        asked.append((given["device"], given["llm_device"]))
+        return config(**given)
+
+    monkeypatch.setattr(text_source, "load_language_model", loaded)
+    monkeypatch.setattr(text_source, "MultiSAETrainingRunnerConfig", configured)
+    short = {
+        "members": ["trained", "frozen_decoder"],
+        "training_tokens": 128 * 8,
+        "device": "cpu",
+    }
+    here = _spec(model_folder, **short)
+    there = _spec(model_folder, **short, llm_device="cpu:0")
+    one, two = (
+        train_study(spec, tmp_path / name, dataset=text)
+        for spec, name in ((here, "one"), (there, "two"))
+    )
+    assert asked == [("model", "cpu"), ("cpu", "cpu"), ("model", "cpu:0"), ("cpu", "cpu:0")]
+    for key in one.measurements:
+        path = Path("panels") / key.panel.name / key.member
+        old, new = (
+            load_file(run.folder / path / "sae_weights.safetensors") for run in (one, two)
+        )
+        assert all(torch.equal(old[name], new[name]) for name in old)
+    assert one.measurements == two.measurements
+    gone = _spec(model_folder, **short, llm_device="cuda:99")
+    with pytest.raises(UserError, match=r"^llm_device: 'cuda:99' cannot be used"):
+        train_study(gone, tmp_path / "three", dataset=text)
+
+
 def test_members_carry_their_provenance_and_no_path(study: tuple[PanelSpec, StudyResult]):
     _, result = study
     for key in result.measurements:

@@ -103,11 +103,13 @@ class TextSource:
             UserError: Text or model cannot be read, or do not fit the spec.
         """
         self.spec = spec
-        self.device = resolve_device(spec.device)
+        self.device = self.llm_device = resolve_device(spec.device)
+        if spec.llm_device is not None:
+            self.llm_device = resolve_device(spec.llm_device, "llm_device")
         self.start_folder = folder.root / "starts" / name if name else folder.root
         self.drawn = spec.random_models.get(name)
         self._memory = Memory()  # of the passes that measure
-        key = (spec_hash(spec), name, self.device)
+        key = (spec_hash(spec), name, self.device, self.llm_device)
         own = model is None and dataset is None and self.drawn is None
         if own and _kept is not None and key in _kept:
             self.model, self.data = _kept[key]
@@ -136,8 +138,8 @@ class TextSource:
     def _load(self, spec: PanelSpec) -> HookedRootModule:
         drawn = self.drawn
         if drawn is None or not drawn.is_shuffled_mlp:
-            return load_language_model(spec.model, spec.hook_name, self.device, drawn)
-        model = load_language_model(spec.model, spec.hook_name, self.device)
+            return load_language_model(spec.model, spec.hook_name, self.llm_device, drawn)
+        model = load_language_model(spec.model, spec.hook_name, self.llm_device)
         block, write = spec.block_of_mlp, spec.hook_written
         assert block is not None
         if write in model.hook_dict:  # else `study_data` says so
@@ -202,6 +204,7 @@ class TextSource:
             dataset_path=path.name if path.exists() else spec.dataset.path,
             seqpos_slice=tuple(spec.seqpos_slice),
             device=self.device,
+            llm_device=self.llm_device,
             seed=run.this_pass.data_seed,
             logger=LoggingConfig(log_to_wandb=False),
             output_path=None,
