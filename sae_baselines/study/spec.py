@@ -690,8 +690,11 @@ class PanelSpec(HookSpec):
 
 
 def parse_member(member: str | MemberSpec) -> MemberSpec:
-    if isinstance(member, MemberSpec):
-        return member
+    return member if isinstance(member, MemberSpec) else _named(member)
+
+
+@cache  # every task asks for all members
+def _named(member: str) -> MemberSpec:
     if is_control(member):
         return MemberSpec(constraint=member)
     constraint, _, scheme = member.partition(":")
