@@ -17,6 +17,7 @@ from sae_baselines.report.context import study_context
 from sae_baselines.report.write import to_html
 
 HERE = Path(__file__).parent
+_PROBES = "sparse_probing_sae_probes"
 FIGURES = HERE.parent / "docs" / "figures"
 
 
@@ -52,14 +53,18 @@ PICTURES = {
         (
             "core-explained_variance_paper",
             "core-ce_loss_score",
-            "sparse_probing_sae_probes-sae_top_5_test_accuracy",
+            f"{_PROBES}-sae_top_5_test_accuracy",
         ),
     ),
     "transcoders": Picture(
         HERE / "transcoders" / "smollm2" / "study.tar.gz",
         "transcoder_batchtopk",
-        32,
-        ("panel-explained_variance", "panel-ce_recovered", "panel-kl"),
+        16,
+        (
+            "panel-explained_variance",
+            "panel-ce_recovered",
+            f"{_PROBES}-sae_top_5_test_accuracy",
+        ),
     ),
 }
 # The report's colours (sae_baselines/report/templates/style.css).

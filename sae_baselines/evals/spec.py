@@ -30,6 +30,7 @@ DECISIVE = ("sae-bench", "sae-probes", "sae-lens", "transformer-lens", "torch", 
 DEFAULT_SEED = 42
 
 _FILE = "evals.yaml"
+_OF_TRANSCODERS = ("panel/explained_variance", "panel/ce_recovered")
 # The paper's evaluations (Section 4); RAVEL knows no other model of the paper's.
 _PAPER: dict[str, dict[str, Any]] = {
     "core": {},
@@ -322,12 +323,19 @@ def settings_of(root: str | Path, records: Sequence[Mapping[str, Any]]) -> dict[
     return found
 
 
-def primary_of(settings: Mapping[str, Any]) -> list[str]:
-    """``suite/metric`` of the verdicts, from `settings_of`."""
+def primary_of(settings: Mapping[str, Any], transcoders: bool = False) -> list[str]:
+    """``suite/metric`` of the verdicts.
+
+    Args:
+        settings: From `settings_of`.
+        transcoders: Whether that is what was evaluated. No suite scores what they reconstruct
+            (`core` replaces what it reads), so that the panel's own measurements do.
+    """
     if settings.get("primary") is not None:
         return list(settings["primary"])
     suites = settings.get("suites", {})
-    return [f"{name}/{metric}" for name in suites for metric in get_suite(name).primary]
+    names = [f"{name}/{metric}" for name in suites for metric in get_suite(name).primary]
+    return [*_OF_TRANSCODERS, *names] if names and transcoders else names
 
 
 def preset_evals(name: str) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def study_context(study: Path) -> ReportContext:
         ],
         failures=[_failure(f) for f in store.failures()],
         suites=["panel", *evals.get("suites", {})],
-        primary=primary_of(evals),
+        primary=primary_of(evals, getattr(spec, "hook_name_out", None) is not None),
         margins=evals.get("margins", {}),
         correct=evals.get("correct", "baseline"),
         published=data_without_places(published_record(study) or {}),

@@ -17,6 +17,7 @@ from sae_baselines.evals.measured import HIGHER
 from sae_baselines.evals.metrics import Metric
 from sae_baselines.evals.spec import (
     load_eval_spec,
+    primary_of,
     settings_hash,
     settings_of,
     store_spec,
@@ -221,3 +222,12 @@ def test_a_file_without_fields_is_not_the_defaults(text: str, tmp_path: Path):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=r"c\.yaml: holds no fields"):
         load_eval_spec(tmp_path / "c.yaml")
+
+
+def test_what_transcoders_reconstruct_is_judged_though_no_suite_scores_it() -> None:
+    probing = {"suites": {"sparse_probing_sae_probes": {}}}
+    own = ["panel/explained_variance", "panel/ce_recovered"]
+    assert primary_of(probing, transcoders=True) == own + primary_of(probing)
+    assert primary_of({}, transcoders=True) == []  # then all are
+    named = {**probing, "primary": ["panel/kl"]}
+    assert primary_of(named, transcoders=True) == ["panel/kl"]
