@@ -15,38 +15,44 @@ def examine(
     model: Annotated[
         str | None, typer.Option(help="Name of the judge; default: OPENAI_MODEL.")
     ] = None,
+    suite: Annotated[
+        str, typer.Option(help="By whose prompts: autointerp or interp_detection.")
+    ] = "autointerp",
     seed: Annotated[int, typer.Option(help="Of examples and prompts.", min=0, max=LARGEST)] = 0,
 ) -> None:
     """Test a judge on latents whose answer is known by construction.
 
-    Words of twelve concepts, and words at random, by SAEBench's own prompts: 40 requests. A
-    judge whose accuracy is not above its floor (its descriptions exchanged) is refused by
-    `eval` from then on; the exit code is 1.
+    Words of twelve concepts, and words at random, by SAEBench's own prompts: 40 requests; one
+    text at a time (`--suite interp_detection`), which small models can do: 540 short ones. A
+    judge that is not above its floor (its descriptions exchanged) is refused by `eval` for that
+    suite from then on; the exit code is 1.
 
     Examples:
 
     - `OPENAI_API_KEY=none OPENAI_BASE_URL=http://localhost:8000/v1 sae-baselines judge test`
     - `sae-baselines judge test --model gpt-4o-mini`
+    - `sae-baselines judge test --suite interp_detection`
     """
     from rich.table import Table
 
     from sae_baselines.evals.examine import examine_judge
 
-    done = examine_judge(model, seed)
-    table = Table(title=f"{done.judge['model']} at {done.judge['host']}")
+    done = examine_judge(model, seed, suite)
+    score = "accuracy" if suite == "autointerp" else "AUC"
+    table = Table(title=f"{done.judge['model']} at {done.judge['host']}, {suite}")
     table.add_column("known latent")
     table.add_column("described as", overflow="fold")
-    for column in ("accuracy", "floor"):
+    for column in (score, "floor"):
         table.add_column(column, justify="right")
-    for name, score in done.scores.items():
+    for name, value in done.scores.items():
         floor = f"{done.floors[name]:.2f}" if name in done.floors else "-"
-        table.add_row(name, done.descriptions[name], f"{score:.2f}", floor)
-    for name, score in done.random.items():
-        table.add_row(name, "", f"{score:.2f}", "-")
+        table.add_row(name, done.descriptions[name], f"{value:.2f}", floor)
+    for name, value in done.random.items():
+        table.add_row(name, "", f"{value:.2f}", "-")
     print_table(table)
     low, high = done.interval
     say(
-        f"accuracy {done.accuracy:.3f}, floor {done.floor:.3f}, 90% interval of the difference "
+        f"{score} {done.accuracy:.3f}, floor {done.floor:.3f}, 90% interval of the difference "
         f"[{low:+.3f}, {high:+.3f}] over {len(done.gaps)} of {done.asked} concepts"
     )
     if "sha256" in done.judge:

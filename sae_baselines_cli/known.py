@@ -11,7 +11,7 @@ _BASES = """
 """
 _SUITES = """
     core sparse_probing_sae_probes sparse_probing ravel autointerp
-    interp_embedding absorption scr tpp meta_structure mdl unlearning
+    interp_embedding interp_detection absorption scr tpp meta_structure mdl unlearning
 """
 BASES = tuple(_BASES.split())
 _OF_SAES = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")

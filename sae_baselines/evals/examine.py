@@ -6,14 +6,19 @@ place where any word can stand, and a latent of a concept fires on it or on none
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from sae_baselines.compat.saebench import CLIENT_RETRIES, Gathered, Marked, judge_of, judged_by
 from sae_baselines.compat.saebench import saebench as from_saebench
 from sae_baselines.errors import UserError
 from sae_baselines.evals.concepts import CONCEPTS, Concept
+from sae_baselines.evals.detection import PROMPTS
 from sae_baselines.evals.endpoint import check_endpoint, from_environment, without_secrets
-from sae_baselines.evals.judge import JudgeTest, identity
+from sae_baselines.evals.judge import AUTOINTERP, JudgeTest, identity
+from sae_baselines.evals.latent_contexts import auc
+from sae_baselines.evals.nulls import exchanged
 from sae_baselines.evals.suite import from_seed
 from sae_baselines.evals.suites.autointerp import (
     AutoInterp,
@@ -22,6 +27,8 @@ from sae_baselines.evals.suites.autointerp import (
     outside_loop,
     prompt_hashes,
 )
+from sae_baselines.evals.suites.interp_detection import NAME as DETECTION
+from sae_baselines.evals.suites.interp_detection import InterpDetection, detector_of
 from sae_baselines.provenance import now
 
 # Any word can stand for the braces; none of the others is a concept's.
@@ -50,43 +57,53 @@ _FILLERS = """
 FILLERS = tuple(_FILLERS.split())
 # Latents that fire on words at random.
 N_RANDOM = 2
+# One at a time: texts that a latent is described by, and asked about on each side.
+DESCRIBED, ASKED = 10, 10
 
 
-def examine_judge(model: str | None = None, seed: int = 0) -> JudgeTest:
+def examine_judge(
+    model: str | None = None, seed: int = 0, suite: str = AUTOINTERP
+) -> JudgeTest:
     """Let the judge describe and predict latents that are known, and keep what it scores.
 
-    Three requests for each of `CONCEPTS` and of `N_RANDOM` others. Evaluations by a judge that
-    is not above its floor are refused from then on.
+    `CONCEPTS` and `N_RANDOM` others: of `autointerp` three requests for each, of
+    `interp_detection` one for each text. Evaluations by a judge that is not above its floor are
+    refused from then on.
 
     Args:
         model: Judge at ``OPENAI_BASE_URL``; default: ``OPENAI_MODEL``, else SAEBench's own.
         seed: Of examples and prompts.
+        suite: Whose prompts; the score is accuracy, of `interp_detection` AUC.
 
     Raises:
         UserError: There is no judge, it does not answer, or it fails on the way.
     """
+    if suite not in _WAYS:
+        raise UserError(f"suite: {suite!r} asks no judge; use {' or '.join(_WAYS)}")
     name = str(model or AutoInterp().defaults()["model"])
     endpoint = from_environment()
     if (silent := check_endpoint(name, timeout=120.0)) is not None:
         raise UserError(f"judge: {silent}")
     try:
         test = without_secrets(
-            endpoint, lambda: outside_loop(lambda: _examine(name, endpoint.key, seed))
+            endpoint, lambda: outside_loop(lambda: _WAYS[suite](name, endpoint.key, seed))
         )
     except UserError:
         raise
     except RuntimeError as error:
         raise UserError(f"judge: {endpoint.host}: {name!r} failed: {error}") from error
-    done = JudgeTest(identity(endpoint, name), seed, *test, created=now())
+    done = JudgeTest(identity(endpoint, name), seed, *test, created=now(), suite=suite)
     done.save()
     return done
 
 
-def _examine(
-    model: str, key: str, seed: int
-) -> tuple[
+# Scores, floors, scores of random latents, descriptions, concepts asked for, prompts.
+_Found = tuple[
     dict[str, float], dict[str, float], dict[str, float], dict[str, str], int, dict[str, str]
-]:
+]
+
+
+def _by_saebench(model: str, key: str, seed: int) -> _Found:
     from openai import OpenAIError  # noqa: PLC0415
 
     names = [concept.name for concept in CONCEPTS]
@@ -118,6 +135,57 @@ def _examine(
         len(names),
         prompt_hashes(judge, judge.scoring_examples, seed),
     )
+
+
+def _one_at_a_time(model: str, key: str, seed: int) -> _Found:
+    del key  # the detector has it from the environment
+    detector = detector_of({**InterpDetection().defaults(), "model": model})
+    names = [concept.name for concept in CONCEPTS]
+    every: list[Concept | None] = [*CONCEPTS, *[None] * N_RANDOM]
+    with from_seed(seed):
+        texts = [_texts(concept, DESCRIBED, ASKED, ASKED) for concept in every]
+    said = {
+        i: detector.describe([_marked(one) for one in top]) for i, (top, _) in enumerate(texts)
+    }
+    partner = exchanged(range(len(names)), seed)
+    scores: dict[int, float] = {}
+    floors: dict[int, float] = {}
+    for i, (_, shown) in enumerate(texts):
+        for into, by in ((scores, i), (floors, partner.get(i))):
+            if by is None:
+                continue
+            plain = ["".join(tokens).strip() for tokens, _ in shown]
+            odds = detector.decide(said[by], plain)
+            told = [(x, any(on)) for x, (_, on) in zip(odds, shown, strict=True) if x == x]
+            on, off = ([x for x, active in told if active is side] for side in (True, False))
+            if min(len(on), len(off)) * 2 >= ASKED:
+                into[i] = auc(np.array(on), np.array(off))
+    return (
+        {names[i]: scores[i] for i in range(len(names)) if i in scores},
+        {names[i]: score for i, score in floors.items()},
+        {
+            f"words at random, {i - len(names) + 1}": score
+            for i, score in scores.items()
+            if i >= len(names)
+        },
+        {names[i]: said[i] for i in range(len(names))},
+        len(names),
+        dict(PROMPTS),
+    )
+
+
+_WAYS: dict[str, Callable[[str, str, int], _Found]] = {
+    AUTOINTERP: _by_saebench,
+    DETECTION: _one_at_a_time,
+}
+
+
+def _marked(text: Marked) -> str:
+    tokens, on = text
+    return "".join(
+        f" <<{token.strip()}>>" if active else token
+        for token, active in zip(tokens, on, strict=True)
+    ).strip()
 
 
 def _texts(

@@ -32,7 +32,9 @@ _SHAPE = {
     "asked": int,
     "prompts": {str: str},
     "created": str,
+    "suite?": str,
 }
+AUTOINTERP = "autointerp"
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class JudgeTest:
     Attributes:
         judge: See `identity`.
         seed: Of examples and prompts.
-        scores: Concept to the share of examples that were predicted right.
-        floors: Concept to that share by the description of another concept.
+        scores: Concept to the share of examples that were predicted right, or to the AUC.
+        floors: Concept to the same by the description of another concept.
         random: The same of latents that fire on words at random, which nobody can describe.
         descriptions: What the judge said of each.
         asked: How many concepts were asked for.
         prompts: SHA-256 of what it is told beside examples, by kind.
         created: When.
+        suite: Whose prompts and whose score.
     """
 
     judge: dict[str, str]
@@ -60,6 +63,7 @@ class JudgeTest:
     asked: int
     prompts: dict[str, str]
     created: str = ""
+    suite: str = AUTOINTERP
     gaps: list[float] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -119,7 +123,7 @@ class JudgeTest:
 
     def save(self) -> Path:
         """Keep it for every study of this user."""
-        path = _file(self.judge["host"], self.judge["model"])
+        path = _file(self.judge["host"], self.judge["model"], self.suite)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = asdict(self)
         del data["gaps"]
@@ -127,13 +131,13 @@ class JudgeTest:
         return path
 
 
-def last_test(host: str, model: str) -> JudgeTest | None:
-    """The last test of a judge, if there was one.
+def last_test(host: str, model: str, suite: str = AUTOINTERP) -> JudgeTest | None:
+    """The last test of a judge by a suite's prompts, if there was one.
 
     Raises:
         UserError: Its file is damaged or was changed.
     """
-    path = _file(host, model)
+    path = _file(host, model, suite)
     if (data := read_json(path, _AGAIN)) is None:
         return None
     check_shape(path, data, _SHAPE, _AGAIN)
@@ -177,8 +181,10 @@ def _is_here(host: str) -> bool:
         return False
 
 
-def _file(host: str, model: str) -> Path:
-    return cache_dir() / "judges" / f"{checksum_of([host, model])[:16]}.json"
+def _file(host: str, model: str, suite: str) -> Path:
+    # Of AutoInterp's as it was when there was no other.
+    named = [host, model] if suite == AUTOINTERP else [host, model, suite]
+    return cache_dir() / "judges" / f"{checksum_of(named)[:16]}.json"
 
 
 def _mean(values: list[float]) -> float:

@@ -26,6 +26,7 @@ _suites: dict[str, "str | type[Suite]"] = {
     "ravel": f"{_OURS}.ravel:Ravel",
     "autointerp": f"{_OURS}.autointerp:AutoInterp",
     "interp_embedding": f"{_OURS}.interp_embedding:InterpEmbedding",
+    "interp_detection": f"{_OURS}.interp_detection:InterpDetection",
     "absorption": f"{_OURS}.absorption:Absorption",
     "scr": f"{_OURS}.scr_tpp:Scr",
     "tpp": f"{_OURS}.scr_tpp:Tpp",

@@ -36,6 +36,18 @@ def scoring_parts(prompt: str) -> tuple[str, list[str]] | None:
     return match.group(1), [line.split(". ", 1)[1] for line in lines]
 
 
+def detection_parts(prompt: str) -> tuple[str, str] | None:
+    """Description and text of a question about one text; None for another request."""
+    match = re.fullmatch(r"Description: (.*)\nText: (.*)", prompt, re.S)
+    return None if match is None else (match.group(1), match.group(2))
+
+
+def detect(description: str, text: str) -> str:
+    """Whether the text has what the description names."""
+    named = re.search(r"'(.*)'", description)
+    return "Yes" if named is not None and named.group(1) in text.split() else "No"
+
+
 @dataclass
 class FakeOpenAI:
     """What the server was asked, and how it answers.
@@ -43,6 +55,8 @@ class FakeOpenAI:
     Attributes:
         url: For ``OPENAI_BASE_URL``.
         predict: Reply to a scoring prompt, from description and examples.
+        detect: Reply to a question about one text, from description and text.
+        probabilities: Whether it says how likely its words are, where it is asked to.
         works_for: Number of requests that are answered; later ones get status 400 and an error
             that echoes the Authorization header, as careless servers do.
         busy_for: Number of requests, from the first, that get status 503: to be sent again.
@@ -54,6 +68,8 @@ class FakeOpenAI:
 
     url: str = ""
     predict: Callable[[str, list[str]], str | None] = predict
+    detect: Callable[[str, str], str] = detect
+    probabilities: bool = True
     works_for: float = float("inf")
     busy_for: int = 0
     slow_for: int = 0
@@ -74,6 +90,8 @@ class FakeOpenAI:
 
     def reply(self, prompt: str) -> str | None:
         """The text of the answer."""
+        if (one := detection_parts(prompt)) is not None:
+            return self.detect(*one)
         parts = scoring_parts(prompt)
         if parts is not None:
             return self.predict(*parts)
@@ -102,11 +120,16 @@ def serving(**options: Any) -> Iterator[FakeOpenAI]:
                 message = f"refused {authorization} at {self.path}"
                 return self._send({"error": {"message": message, "code": "no"}}, 400)
             text = fake.reply(body["messages"][-1]["content"])
-            choice = {
+            choice: dict[str, Any] = {
                 "index": 0,
                 "finish_reason": "stop",
                 "message": {"role": "assistant", "content": text},
             }
+            if body.get("logprobs") and fake.probabilities and text is not None:
+                other = {"Yes": "No", "No": "Yes"}.get(text, "maybe")
+                likely = ((text, -0.1), (other, -3.0))
+                top = [{"token": word, "logprob": p, "bytes": None} for word, p in likely]
+                choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
             return self._send(
                 {
                     "id": "x",

@@ -63,7 +63,7 @@ _SAME_NAMES = (
 )
 
 # Of `kept_open`: the model and what was read, by study, source and device.
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, str]
 _kept: dict[_Key, tuple[HookedRootModule, Data]] | None = None
 
 

@@ -19,14 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import evaluate, write_results
+from sae_baselines.evals.latent_contexts import AFTER, BEFORE, Firings, Text, auc
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.evals.suites.interp_embedding import (
-    AFTER,
-    BEFORE,
-    Firings,
+    EmbeddedText,
     InterpEmbedding,
-    Text,
-    auc,
     scores_of,
 )
 from sae_baselines.study.held_out import HeldOut
@@ -88,7 +85,9 @@ def _planted() -> tuple[dict[int, list[Firings]], Text]:
             contexts = draw.choice(of_topic if latent < _TOPICS else _CONTEXTS, size)
             places = np.unique(contexts * _WIDTH + draw.integers(_WIDTH, size=size))
             found[latent].append(Firings(places, draw.random(len(places)) + 0.1))
-    text = Text(PreTrainedTokenizerFast(tokenizer_object=tokenizer), halves, BagOfWords("", ""))
+    text = EmbeddedText(
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer), halves, BagOfWords("", "")
+    )
     return found, text
 
 

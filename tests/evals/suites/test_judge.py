@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from sae_baselines.errors import UserError
 from sae_baselines.evals.concepts import CONCEPTS
 from sae_baselines.evals.endpoint import from_environment
-from sae_baselines.evals.examine import FILLERS, N_RANDOM, SENTENCES, examine_judge
+from sae_baselines.evals.examine import ASKED, FILLERS, N_RANDOM, SENTENCES, examine_judge
 from sae_baselines.evals.judge import JudgeTest, identity, last_test, same_judge
 from sae_baselines.evals.suites.autointerp import AutoInterp
+from sae_baselines.evals.suites.interp_detection import NAME, InterpDetection
 from sae_baselines_cli import app
 from tests.evals.fake_openai import FakeOpenAI, serving
 from tests.evals.tiny_hub import suite_call
@@ -95,6 +96,36 @@ def test_a_judge_at_its_floor_and_one_of_nonsense_are_refused(
     fake.predict = by_concept
     assert CliRunner().invoke(app, ["judge", "test"]).exit_code == 0
     assert list(suite.problems(call.subject, call.options)) == before
+
+
+def test_a_judge_may_fail_at_lists_and_tell_one_text_at_a_time(
+    fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    fake.predict = lambda *_: "None"
+    fake.detect = lambda described, text: {"1": "Yes"}.get(by_concept(described, [text]), "No")
+    assert examine_judge().flaw is not None
+    fake.requests.clear()
+    done = examine_judge(suite=NAME)
+    assert done.flaw is None
+    assert done.accuracy == 1
+    assert done.floor == 0.5  # no text fits another concept's description
+    assert done.suite == NAME
+    asked = 2 * ASKED * (2 * len(CONCEPTS) + N_RANDOM)
+    assert len(fake.requests) == 1 + len(CONCEPTS) + N_RANDOM + asked
+    # Each suite asks for its own.
+    assert last_test("127.0.0.1", "tiny", NAME) == done
+    told = {}
+    for suite in (AutoInterp(), InterpDetection()):
+        call = suite_call(suite, tmp_path, {"n_latents": 5})
+        problems = " ".join(suite.problems(call.subject, call.options))
+        told[suite.name] = "is no judge" in problems
+    assert told == {"autointerp": True, NAME: False}
+    fake.detect = lambda *_: "Perhaps"
+    result = CliRunner().invoke(app, ["judge", "test", "--suite", NAME])
+    assert result.exit_code == 1
+    assert "only 0 of 12 replies" in " ".join(result.output.split())
+    with pytest.raises(UserError, match="suite: 'core' asks no judge; use autointerp or"):
+        examine_judge(suite="core")
 
 
 def test_one_that_does_not_answer_is_named(fake: FakeOpenAI) -> None:
