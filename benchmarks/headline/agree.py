@@ -1,13 +1,14 @@
 """Does `interp_embedding` agree with a judge? Both on the same latents of the same SAEs.
 
     export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none OPENAI_MODEL=my-judge
-    python benchmarks/headline/agree.py <study> --members trained,random --latents 20
+    sae-baselines judge test --suite interp_detection
+    python benchmarks/headline/agree.py <study> --config smollm2.yaml --members trained,random
 
-Latents are drawn of those that the study's `interp_embedding` scored, and judged by SAEBench's
-AutoInterp, whatever the judge: a judge at its floor agrees with nothing, and the table says so.
-Writes agree.csv, a line for each latent, and agree.json: Spearman's rank correlation with a
-95 % bootstrap interval (latents drawn anew within each SAE), of all and within each member.
-Judged latents are kept in --work, and are not judged again.
+The study was evaluated with `interp_embedding`, as the file's section `evals` says; the judge
+is asked by `interp_detection`, on the first of the same latents. Writes agree.csv, a line for
+each latent, and agree.json: Spearman's rank correlation with a 95 % bootstrap interval (latents
+drawn anew within each SAE), of all and within each member. SAEs that are judged are kept in
+--work, and are not judged again.
 """
 
 import argparse
@@ -23,14 +24,17 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from sae_baselines.evals import evaluate, load_eval_spec
+from sae_baselines.evals.latent_contexts import DEFAULTS
 from sae_baselines.evals.results import current_results
 from sae_baselines.evals.study import local_model_of, study_targets
 from sae_baselines.provenance import environment
 
 HERE = Path(__file__).parent
 EMBEDDING = ("embedding_auc", "embedding_auc_hard")
-JUDGE = "autointerp_score"
-FIELDS = ("sae", "member", "latent", *EMBEDDING, JUDGE)
+DETECTION = "interp_detection"
+JUDGE = "detection_auc"
+JUDGED = (JUDGE, f"{JUDGE}_null_exchanged")
+FIELDS = ("sae", "member", "latent", *EMBEDDING, *JUDGED)
 _LATENT = "latent_"
 DRAWS = 2000
 # A correlation of fewer is no number.
@@ -47,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--architecture", default="batchtopk")
     parser.add_argument("--seed", type=int, default=0, help="of training, and of the draw")
     parser.add_argument("--latents", type=int, default=20, help="of each SAE")
-    parser.add_argument("--config", type=Path, required=True, help="options of the judge")
+    parser.add_argument(
+        "--asked", type=int, default=10, help="contexts of a latent on each side"
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the study's panel file")
     parser.add_argument("--work", type=Path, default=Path("agree"))
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
@@ -62,28 +69,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if lacking := sorted(set(asked) - {member for _, member in of_members.values()}):
         parser.error(f"--members: {lacking[0]!r} is no member of seed {args.seed} in the study")
     spec = load_eval_spec(args.config)
+    embedding = spec.options_of("interp_embedding")
+    asked_of = {name: embedding[name] for name in DEFAULTS if name != "n_latents"}
+    options = {**asked_of, "n_latents": args.latents, "n_asked": args.asked}
+    own = dataclasses.replace(spec, suites={DETECTION: options})
     by_embedding = scored(args.study, "interp_embedding", EMBEDDING)
     rows: list[dict[str, Any]] = []
     for name, (target, member) in of_members.items():
         if name not in by_embedding:
             parser.error(f"{name} has no interp_embedding; run sae-baselines eval first")
-        known = by_embedding[name]
-        latents = sorted(
-            random.Random(args.seed).sample(sorted(known), min(args.latents, len(known)))
-        )
-        options = {
-            **spec.options_of("autointerp"),
-            "n_latents": None,
-            "override_latents": latents,
-        }
-        own = dataclasses.replace(spec, suites={"autointerp": options})
         out = args.work / name
         evaluate([target], own, out, model=local_model_of(args.study))
-        judged = scored(out, "autointerp", (JUDGE,)).get(name, {})
+        judged, known = scored(out, DETECTION, JUDGED).get(name, {}), by_embedding[name]
         rows += [
             {"sae": name, "member": member, "latent": latent, **known[latent], **judged[latent]}
-            for latent in latents
-            if latent in judged
+            for latent in sorted(judged.keys() & known.keys())
         ]
     with (args.out / "agree.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -132,7 +132,7 @@ def agreement(rows: Sequence[dict[str, Any]], draws: int = DRAWS) -> dict[str, A
             continue
         found[name] = {
             "latents": len(part),
-            "judge": float(np.mean([row[JUDGE] for row in part])),
+            **{name: float(np.mean([row[name] for row in part])) for name in JUDGED},
         }
         for auc in EMBEDDING:
             rho = _rho(part, auc)

@@ -91,7 +91,8 @@ def test_a_judge_that_ranks_latents_alike_agrees() -> None:
             "latent": i,
             "embedding_auc": 0.5 + i / 50,
             "embedding_auc_hard": (7 * i % 20) / 20,
-            "autointerp_score": 0.6 + i / 100,
+            "detection_auc": 0.6 + i / 100,
+            "detection_auc_null_exchanged": 0.5,
         }
         for member, n in (("trained", 20), ("random", 12), ("rare", 3))
         for i in range(n)
@@ -99,6 +100,7 @@ def test_a_judge_that_ranks_latents_alike_agrees() -> None:
     found = agree["agreement"](rows, draws=200)["agreement"]
     assert list(found) == ["all", "trained", "random"]
     assert found["all"]["latents"] == 35
+    assert found["random"]["detection_auc_null_exchanged"] == 0.5
     same, other = found["trained"]["embedding_auc"], found["trained"]["embedding_auc_hard"]
     assert same == pytest.approx({"rho": 1.0, "low": 1.0, "high": 1.0})
     assert other["low"] < 0 < other["high"]

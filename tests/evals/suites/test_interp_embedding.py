@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import evaluate, write_results
-from sae_baselines.evals.latent_contexts import AFTER, BEFORE, Firings, Text, auc
+from sae_baselines.evals.latent_contexts import AFTER, BEFORE, Firings, auc
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.evals.suites.interp_embedding import (
     EmbeddedText,
@@ -58,7 +58,7 @@ def _library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
 
 
-def _planted() -> tuple[dict[int, list[Firings]], Text]:
+def _planted() -> tuple[dict[int, list[Firings]], EmbeddedText]:
     """Contexts on topics of 20 words each; half the latents fire in those of one topic.
 
     The other half, from 6 on, fire as often in contexts of any.
