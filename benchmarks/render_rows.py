@@ -160,17 +160,17 @@ def scores_tables(record: Mapping[str, Any]) -> str:
     """A table per study, base and L0: members by column with words; floors and ceilings."""
     parts = []
     for (study, base, l0), rows in _by(record["rows"], "study", "base", "l0").items():
-        by_column = _by(rows, "column")
+        by_column = {column: cells for (column,), cells in _by(rows, "column").items()}
         lines = []
         for (member,), cells in _by(rows, "member").items():
-            of = {(row["column"],): row for row in cells}
+            of = {row["column"]: row for row in cells}
             lines.append([f"`{member}`", *(_with_word(of.get(column)) for column in by_column)])
         for end, said in (("floor", "*floor*"), ("ceiling", "*ceiling*")):
             shown = [_range(cells, end) for cells in by_column.values()]
             if any(shown):
                 lines.append([said, *shown])
-        columns = [column for (column,) in by_column]
-        parts += [f"**{study}, {base}, L0 {l0}**", "", table(["member", *columns], lines), ""]
+        head = ["member", *by_column]
+        parts += [f"**{study}, {base}, L0 {l0}**", "", table(head, lines), ""]
     return "\n".join(parts) or "Not run yet."
 
 
