@@ -46,7 +46,8 @@ def growing_masks() -> Iterator[None]:
     a mask by itself where a text asks for it, so that no number changes (seen in 3.2.1).
     """
     build, waves = AbstractAttention.__init__, AbstractAttention.calculate_sin_cos_rotary
-    if not hasattr(AbstractAttention, "_extend_mask"):  # before there were growing ones
+    grows = hasattr(AbstractAttention, "_extend_mask")
+    if not grows or hasattr(build, "grows"):  # open already
         yield
         return
     whole: list[int] = []
@@ -63,6 +64,7 @@ def growing_masks() -> Iterator[None]:
     def all_waves(self: Any, rotary_dim: int, n_ctx: int, *args: Any, **kwargs: Any) -> Any:
         return waves(self, rotary_dim, whole[-1] if whole else n_ctx, *args, **kwargs)
 
+    vars(built)["grows"] = True
     replaced: Any = AbstractAttention
     replaced.__init__, replaced.calculate_sin_cos_rotary = built, all_waves
     try:

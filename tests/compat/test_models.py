@@ -97,7 +97,7 @@ def _in_two_ways(positions: str) -> tuple[HookedTransformer, HookedTransformer]:
         )
         return HookedTransformer(config)
 
-    with growing_masks():
+    with growing_masks(), growing_masks():  # a suite's loader and this package's
         growing = built()
     return built(), growing
 
@@ -114,6 +114,9 @@ def test_a_mask_that_grows_changes_no_number(positions: str) -> None:
     masks = [block.attn.mask for block in growing.blocks]
     assert [len(mask) for mask in masks] == [MASKED_AT_FIRST] * 2
     assert [len(block.attn.mask) for block in stock.blocks] == [stock.cfg.n_ctx] * 2
+    for one, other in zip(growing.blocks, stock.blocks, strict=True):
+        for name, buffer in other.attn.named_buffers(recurse=False):
+            assert name == "mask" or torch.equal(getattr(one.attn, name), buffer)
     generator = torch.Generator().manual_seed(1)
     for length in (20, MASKED_AT_FIRST, MASKED_AT_FIRST + 150, 30):
         tokens = torch.randint(50, (1, length), generator=generator)
