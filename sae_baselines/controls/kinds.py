@@ -210,8 +210,8 @@ def is_random(constraint: str) -> bool:
 def question_of(constraint: str) -> Question | None:
     """What beating a member of this constraint says something about.
 
-    "random": it has directions that nobody trained. "nearly free": training moved all of it,
-    only not far from a random start (soft-frozen). None: a broken SAE, which is neither.
+    "random": it has directions that were never trained. "nearly free": training moved all of
+    it, only not far from a random start (soft-frozen). None: a broken SAE, which is neither.
     """
     if not is_random(constraint):
         return None

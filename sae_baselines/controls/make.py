@@ -27,7 +27,7 @@ _OF_SOURCE = (
 
 @dataclass(frozen=True)
 class Control:
-    """An SAE that nobody trained.
+    """An SAE that was never trained.
 
     Attributes:
         sae: A stock SAELens inference SAE on the CPU.

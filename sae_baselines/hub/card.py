@@ -199,7 +199,7 @@ def warning(source: SourceStudy) -> str:
 
 
 def controls(source: SourceStudy) -> list[str]:
-    """Members that nobody trained."""
+    """Members that were never trained."""
     members = {k.member: m for k, m in source.members.items()}
     return [name for name, member in members.items() if member.is_control]
 

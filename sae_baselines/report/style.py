@@ -81,7 +81,7 @@ def looks(members: list[str], controls: Collection[str] = ()) -> dict[str, Look]
 
     Args:
         members: Members.
-        controls: Those of them that nobody trained: grey and dotted, told apart by markers.
+        controls: Those of them that were never trained: grey and dotted, told apart by markers.
     """
     known = [m for m in KNOWN_MEMBERS if m != "trained"]
     others = [m for m in members if m not in KNOWN_MEMBERS and m not in controls]

@@ -192,7 +192,7 @@ class Results:
 
     @property
     def controls(self) -> list[str]:
-        """Members that nobody trained."""
+        """Members that were never trained."""
         return [member for member in self.members if self.is_control(member)]
 
     @property

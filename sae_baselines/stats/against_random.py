@@ -241,7 +241,7 @@ def _why_not(mute: Sequence[Verdict]) -> str:
 
 
 def _counted(vs: Sequence[Verdict]) -> str:
-    """All of them, in words: how many baselines, and how many that nobody trained."""
+    """All of them, in words: how many baselines, and how many that were never trained."""
     untrained = sum(is_control(v.constraint) for v in vs)
     counts = ((len(vs) - untrained, "baseline"), (untrained, "untrained random SAE"))
     parts = [f"{n} {what}{'' if n == 1 else 's'}" for n, what in counts if n]

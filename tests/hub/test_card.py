@@ -150,7 +150,7 @@ def test_it_warns_says_what_for_and_shows_every_figure(planned: Publication, stu
     ) in card
     assert "| not trained | `random` |" in card
     assert "> - `frozen_decoder`: `W_dec` frozen at uniformly random directions" in card
-    assert "> - `random`: a control that nobody trained" in card
+    assert "> - `random`: a control that was never trained" in card
     for heading in ("What they are for", "Load them", "Caveats", "Training", "Evaluation"):
         assert f"\n## {heading}\n" in card
     assert "**two seeds**" in card
@@ -208,7 +208,7 @@ def test_what_is_said_of_members_is_said_of_those_it_is_true_of():
         "decoder rows held near random directions with the activations' covariance (cosine at "
         "least 0.5); the rest is learned."
     )
-    assert texts["random"].startswith("a control that nobody trained: random directions")
+    assert texts["random"].startswith("a control that was never trained: random directions")
     assert texts["permuted_pairing"].startswith(
         "a control, a trained SAE with something broken: the source with its decoder"
     )

@@ -137,7 +137,7 @@ def vision_demo_spec(
         "n_batches_for_norm_estimate": 8,
         "lr": 2e-3,
         # A frozen decoder cannot shorten reconstructions that start too long, and ends this
-        # short a run behind random directions that nobody trained.
+        # short a run behind random directions that were never trained.
         "encoder_init": "fitted",
         # Few photographs that differ in how many latents they need: thresholds from fewer
         # crops of them miss the L0 on others (16,384 patches: by up to 6.5 %).

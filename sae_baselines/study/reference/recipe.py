@@ -24,7 +24,7 @@ from sae_baselines.study.spec import (
     spec_from_dict,
 )
 
-# Baselines, the same SAE trained here, one that nobody trained, and the SAE itself with its
+# Baselines, the same SAE trained here, one that was never trained, and the SAE itself with its
 # directions or its pairing broken.
 DEFAULT_MEMBERS = (
     "trained",

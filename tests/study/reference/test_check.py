@@ -160,7 +160,7 @@ def test_activations_normalised_one_by_one(
     sae = make_published(z, normalize_activations=norm)
     spec, measured, study = checked(sae, tmp_path, options(seeds=1))
     ev, l0 = by_stock(sae, held_out(spec))
-    assert ev > 0.05  # directions nobody trained, but it reconstructs
+    assert ev > 0.05  # directions that were never trained, but it reconstructs
     assert measured["explained_variance"] == pytest.approx(ev, abs=1e-5)
     assert measured["l0"] == pytest.approx(l0, abs=1e-3)
     assert spec.normalize_activations == norm  # and its twins read the same
