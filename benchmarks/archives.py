@@ -12,6 +12,7 @@ KEPT = (
     "study.yaml",
     "results.csv",
     "results.csv.sha256",
+    "stability.json",
     "panels/*/*/measurement.json",
     "panels/*/*/provenance.json",
     "evals/*/*.record.json",

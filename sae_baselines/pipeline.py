@@ -39,7 +39,6 @@ from sae_baselines.evals.run import Prepared, prepared, subject_of
 from sae_baselines.evals.spec import has_eval_spec, store_spec, stored_spec
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.study import local_model_of, subject_of_panel, targets_of
-from sae_baselines.evals.suites.autointerp import AutoInterp, requests_needed
 from sae_baselines.files import new_folder
 from sae_baselines.home import own_key
 from sae_baselines.progress import progress as bar
@@ -518,7 +517,7 @@ def examine(
     """Which suites can run here; arguments as of `evaluate`, without ``suites`` all.
 
     Returns:
-        One diagnosis a suite, and what AutoInterp's judge answers if that suite is among them.
+        One diagnosis a suite, and what the judge answers of those that ask one, a line each.
 
     Raises:
         UserError: Bad input.
@@ -531,16 +530,16 @@ def examine(
         targets = _targets(named, None)[:1]
         subject = subject_of(targets, spec, resolve_device(spec.device), _model(named, model))
     diagnoses = diagnose(subject, list(spec.suites), spec.suites, root or Path.cwd())
-    judge = None
-    if any(d.suite == AutoInterp.name and d.ok for d in diagnoses):
-        options = spec.options_of(AutoInterp.name)
+    judges = []
+    for suite in (d.suite for d in diagnoses if d.ok and get_suite(d.suite).needs.judge):
+        options = spec.options_of(suite)
         trouble = check_endpoint(options["model"])
         answer = f"does not answer as it should: {trouble}" if trouble else "answers"
-        judge = (
-            f"autointerp: the judge {options['model']} {answer}; an SAE takes at most "
-            f"{requests_needed(options):,} requests"
+        judges.append(
+            f"{suite}: the judge {options['model']} {answer}; an SAE takes at most "
+            f"{get_suite(suite).requests(options):,} requests"
         )
-    return diagnoses, judge
+    return diagnoses, "\n".join(judges) or None
 
 
 def _is_study(source: str) -> bool:

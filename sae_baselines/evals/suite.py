@@ -390,6 +390,11 @@ class Suite(ABC):
         del subject, options
         return 0.0
 
+    def requests(self, options: Mapping[str, Any]) -> int:
+        """Most requests to a judge that one SAE costs."""
+        del options
+        return 0
+
     def reads_what_the_sae_reads(self, subject: Subject) -> bool:
         """Whether it gives the SAEs the activations that they were trained on."""
         return not (self.needs.model and subject.centred) or self.needs.as_sae_says

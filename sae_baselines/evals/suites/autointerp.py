@@ -334,6 +334,14 @@ class AutoInterp(SAEBenchSuite):
         return {"rejudged": {latent: float(one["score"]) for latent, one in found.items()}}
 
     @override
+    def requests(self, options: Mapping[str, Any]) -> int:
+        # A description, a prediction and a null prediction each; of what is judged again the
+        # first two.
+        chosen = options["override_latents"]
+        latents = options["n_latents"] if chosen is None else len(chosen)
+        return latents * (3 if options["null_floor"] else 2) + 2 * options["rejudged"]
+
+    @override
     def deciding(self, options: Mapping[str, Any]) -> dict[str, Any]:
         # How long one waits changes no score, and what is judged again comes after them.
         decide = super().deciding(options)
@@ -411,18 +419,6 @@ def prompt_hashes(judge: Any, examples: Mapping[int, Any], seed: int) -> dict[st
     with from_seed(seed):
         told = prompts_of(judge, next(iter(examples.values())))
     return {kind: hashlib.sha256(text.encode()).hexdigest() for kind, text in told.items()}
-
-
-def requests_needed(options: Mapping[str, Any]) -> int:
-    """Most requests that one SAE costs: a description, a prediction and a null prediction each,
-    and of what is judged again the first two.
-
-    Args:
-        options: Complete options of the suite.
-    """
-    chosen = options["override_latents"]
-    latents = options["n_latents"] if chosen is None else len(chosen)
-    return latents * (3 if options["null_floor"] else 2) + 2 * options["rejudged"]
 
 
 def _too_few(n: int, extras: Mapping[str, Any]) -> str:

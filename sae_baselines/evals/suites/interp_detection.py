@@ -162,6 +162,11 @@ class InterpDetection(Suite):
         return options["n_tokens"] * subject.d_in * BYTES["float32"]
 
     @override
+    def requests(self, options: Mapping[str, Any]) -> int:
+        # A description, and both sides' contexts by its own and by another's.
+        return options["n_latents"] * (1 + 4 * options["n_asked"])
+
+    @override
     def deciding(self, options: Mapping[str, Any]) -> dict[str, Any]:
         decide = super().deciding(options)
         return {name: value for name, value in decide.items() if name not in _HOW}

@@ -25,7 +25,7 @@ from sae_baselines.evals.endpoint import check_endpoint, from_environment
 from sae_baselines.evals.measured import HIGHER, NEITHER, Measured
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.suite import Extras, SuiteCall
-from sae_baselines.evals.suites.autointerp import AutoInterp, exchanged, requests_needed
+from sae_baselines.evals.suites.autointerp import AutoInterp, exchanged
 from tests.evals.fake_openai import FakeOpenAI, predict, serving
 from tests.evals.tiny_hub import HOOK, MODEL, copy_of, evaluate_with, suite_call, tiny_sae
 
@@ -184,7 +184,7 @@ def test_descriptions_go_to_latents_that_fire_about_as_often(done: Done):
 
 
 def test_the_number_of_requests_is_known_beforehand(done: Done):
-    needed = requests_needed(SUITE.complete(OPTIONS))
+    needed = SUITE.requests(SUITE.complete(OPTIONS))
     assert needed == 3 * D_SAE
     assert len(done.server.requests) == 3 * done.value("n_scored") < needed
 
@@ -601,7 +601,7 @@ def test_a_part_is_judged_again_with_other_examples(
     assert {r for r in again.rows if not r.metric.startswith("rejudged")} == set(done.rows)
     n = int(done.value("n_scored"))
     assert len(fake.requests) == 3 * n + 2 * 4
-    assert requests_needed(SUITE.complete({**OPTIONS, "rejudged": 4})) == 3 * D_SAE + 2 * 4
+    assert SUITE.requests(SUITE.complete({**OPTIONS, "rejudged": 4})) == 3 * D_SAE + 2 * 4
     second = again.extras["rejudged"]
     first = {i: each["score"] for i, each in again.latents.items() if i in second}
     assert len(first) == 4

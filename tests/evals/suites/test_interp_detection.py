@@ -126,6 +126,7 @@ def test_a_study_has_scores_floors_and_its_judge(tmp_path: Path, fake: FakeOpenA
     assert extras["judge"]["model"] == "tiny"
     assert set(extras["judge"]["prompts"]) == {"description", "decision"}
     assert {one["temperature"] for one in fake.requests} == {0}
+    assert 0 < len(fake.requests) <= SUITE.requests(call.options)
     # The same again bit for bit, on another's cache.
     other = suite_call(SUITE, tmp_path / "b", QUICK, "b", sae=sae, cache=tmp_path / "cache")
     assert evaluate_with(SUITE, sae, other)[0] == payload
