@@ -56,6 +56,17 @@ PICTURES = {
             f"{_PROBES}-sae_top_5_test_accuracy",
         ),
     ),
+    "headline": Picture(
+        HERE / "headline" / "smollm2" / "study.tar.gz",
+        "batchtopk",
+        32,
+        (
+            "core-explained_variance_paper",
+            "interp_embedding-embedding_auc",
+            f"{_PROBES}-sae_top_1_test_accuracy",
+            f"{_PROBES}-sae_top_5_test_accuracy",
+        ),
+    ),
     "transcoders": Picture(
         HERE / "transcoders" / "smollm2" / "study.tar.gz",
         "transcoder_batchtopk",

@@ -48,6 +48,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/recipes/README.md", "search"): [("../recipes/search.csv", search_tables)],
     ("benchmarks/recipes/README.md", "guard"): [("../recipes/guard.csv", guard_tables)],
     ("benchmarks/recipes/README.md", "options"): [("../recipes/options.csv", variant_tables)],
+    ("benchmarks/headline/README.md", "headline"): [("../headline/members.csv", scores_tables)],
     ("benchmarks/rows/README.md", "members"): [("../rows/members.csv", member_tables)],
     ("benchmarks/rows/README.md", "orderings"): [("../rows/pairs.csv", summary_table)],
     ("benchmarks/rows/README.md", "pairs"): [("../rows/pairs.csv", pair_tables)],

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import spearmanr
 
-from sae_baselines.evals import evaluate, load_eval_spec
+from sae_baselines.evals import evaluate, load_eval_spec, write_results
 from sae_baselines.evals.latent_contexts import DEFAULTS
 from sae_baselines.evals.results import current_results
 from sae_baselines.evals.study import local_model_of, study_targets
@@ -73,14 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked_of = {name: embedding[name] for name in DEFAULTS if name != "n_latents"}
     options = {**asked_of, "n_latents": args.latents, "n_asked": args.asked}
     own = dataclasses.replace(spec, suites={DETECTION: options})
-    by_embedding = scored(args.study, "interp_embedding", EMBEDDING)
+    table = current_results(args.study)[0]
+    by_embedding = scored(table, "interp_embedding", EMBEDDING)
     rows: list[dict[str, Any]] = []
     for name, (target, member) in of_members.items():
         if name not in by_embedding:
             parser.error(f"{name} has no interp_embedding; run sae-baselines eval first")
         out = args.work / name
         evaluate([target], own, out, model=local_model_of(args.study))
-        judged, known = scored(out, DETECTION, JUDGED).get(name, {}), by_embedding[name]
+        judged = scored(write_results(out), DETECTION, JUDGED).get(name, {})
+        known = by_embedding[name]
         rows += [
             {"sae": name, "member": member, "latent": latent, **known[latent], **judged[latent]}
             for latent in sorted(judged.keys() & known.keys())
@@ -97,10 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def scored(
-    folder: Path, suite: str, metrics: Sequence[str]
+    table: pd.DataFrame, suite: str, metrics: Sequence[str]
 ) -> dict[str, dict[int, dict[str, float]]]:
     """By SAE and latent."""
-    table = current_results(folder)[0]
     found: dict[str, dict[int, dict[str, float]]] = {}
     of_latents = table.task.fillna("").str.startswith(_LATENT)
     part = table[(table.suite == suite) & table.metric.isin(metrics) & of_latents]
