@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +39,9 @@ def test_each_worker_calls_and_one_that_fails_is_named(
     Devices(workers=1).run(partial(os.mkdir, tmp_path / "made"), tmp_path)
     assert (tmp_path / "made").is_dir()
     assert not caplog.records
-    Devices(workers=1).run(partial(sys.exit, "no\nnot here"), tmp_path)
+    # Not sys.exit, which wandb replaces in a process that has used it.
+    ending = "raise SystemExit('no\\nnot here')"
+    Devices(workers=1).run(partial(exec, ending), tmp_path)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "ended with 1: not here (log: " in line
 
