@@ -38,11 +38,10 @@ def examine(
     from sae_baselines.evals.examine import examine_judge
 
     done = examine_judge(model, seed, suite)
-    score = "accuracy" if suite == "autointerp" else "AUC"
     table = Table(title=f"{done.judge['model']} at {done.judge['host']}, {suite}")
     table.add_column("known latent")
     table.add_column("described as", overflow="fold")
-    for column in (score, "floor"):
+    for column in (done.measure, "floor"):
         table.add_column(column, justify="right")
     for name, value in done.scores.items():
         floor = f"{done.floors[name]:.2f}" if name in done.floors else "-"
@@ -52,8 +51,8 @@ def examine(
     print_table(table)
     low, high = done.interval
     say(
-        f"{score} {done.accuracy:.3f}, floor {done.floor:.3f}, 90% interval of the difference "
-        f"[{low:+.3f}, {high:+.3f}] over {len(done.gaps)} of {done.asked} concepts"
+        f"{done.measure} {done.accuracy:.3f}, floor {done.floor:.3f}, 90% interval of the "
+        f"difference [{low:+.3f}, {high:+.3f}] over {len(done.gaps)} of {done.asked} concepts"
     )
     if "sha256" in done.judge:
         say(f"{done.judge['file']}, sha256 {done.judge['sha256']}")

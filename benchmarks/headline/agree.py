@@ -134,7 +134,7 @@ def agreement(rows: Sequence[dict[str, Any]], draws: int = DRAWS) -> dict[str, A
             continue
         found[name] = {
             "latents": len(part),
-            **{name: float(np.mean([row[name] for row in part])) for name in JUDGED},
+            **{score: float(np.mean([row[score] for row in part])) for score in JUDGED},
         }
         for auc in EMBEDDING:
             rho = _rho(part, auc)

@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from sae_baselines.evals.endpoint import Endpoint
+from sae_baselines.evals.latent_contexts import auc
 
 _DESCRIBE = (
     "A feature of a language model responds to the words between << and >>. Say in a few words "
@@ -47,9 +50,8 @@ _SHOTS = (
     ("weather, such as rain and snow", "It was kitchen that everybody remembered", "No"),
 )
 _MARKED = re.compile(r"<<(.+?)>>")
-_WORDS = 40  # tokens of a description
-# Tokens of an answer that are looked at.
-_TOP = 10
+# Tokens of a description, and the likeliest ones of an answer that are looked at.
+_WORDS, _TOP = 40, 10
 PROMPTS = {
     kind: hashlib.sha256(text.encode()).hexdigest()
     for kind, text in (
@@ -57,6 +59,25 @@ PROMPTS = {
         ("decision", f"{_DECIDE}{_SHOTS}"),
     )
 }
+
+
+# Of a latent's texts on either side, those of which it must be said whether they fit.
+_LEAST_ANSWERS = 0.5
+
+
+@dataclass(frozen=True)
+class Told:
+    """How well texts that fit a description were told from others.
+
+    Attributes:
+        auc: By log odds; NaN of too few answers.
+        accuracy: Mean of the shares that were right on either side; the same.
+        unreadable: Answers that were neither Yes nor No.
+    """
+
+    auc: float
+    accuracy: float
+    unreadable: int
 
 
 @dataclass
@@ -106,6 +127,23 @@ class Detector:
         """How much rather Yes than No each text fits, log odds; NaN where it said neither."""
         with ThreadPoolExecutor(self.parallel) as pool:
             return list(pool.map(lambda text: self._decide(description, text), texts))
+
+    def tell(self, description: str, on: Sequence[str], off: Sequence[str], asked: int) -> Told:
+        """Whether texts on which a latent is on fit its description better than others.
+
+        Args:
+            description: Of the latent.
+            on: Texts in which it fires.
+            off: Texts in which it does not.
+            asked: How many there are meant to be on either side.
+        """
+        odds = np.array(self.decide(description, [*on, *off]))
+        fit, other = (part[~np.isnan(part)] for part in (odds[: len(on)], odds[len(on) :]))
+        unreadable = int(np.isnan(odds).sum())
+        if min(len(fit), len(other)) < _LEAST_ANSWERS * asked:
+            return Told(math.nan, math.nan, unreadable)
+        right = (float((fit > 0).mean()) + float((other < 0).mean())) / 2
+        return Told(auc(fit, other), right, unreadable)
 
     def _decide(self, description: str, text: str) -> float:
         asked = [_said("system", _DECIDE)]

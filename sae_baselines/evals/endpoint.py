@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _KEY = "OPENAI_API_KEY"
 _URL = "OPENAI_BASE_URL"
+_MODEL = "OPENAI_MODEL"
 # Local servers take any key; "EMPTY" or "ollama" is no secret and would garble messages.
 _SHORTEST_SECRET = 8
 # The clients log whole URLs, with user and password if there are any; asyncio logs the errors
@@ -69,6 +70,11 @@ class Endpoint:
             # As in the address, and as in the header that is made of it.
             found |= {f"{user}:{password}@", b64encode(plain.encode()).decode()}
         return found | {text for text in (password, unquote(password)) if text}
+
+
+def default_model() -> str:
+    """The judge that is asked where none is named: ``OPENAI_MODEL``, else SAEBench's own."""
+    return os.environ.get(_MODEL) or SAEBENCH_MODEL
 
 
 def from_environment() -> Endpoint:

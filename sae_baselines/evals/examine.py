@@ -5,23 +5,26 @@ place where any word can stand, and a latent of a concept fires on it or on none
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 from sae_baselines.compat.saebench import CLIENT_RETRIES, Gathered, Marked, judge_of, judged_by
 from sae_baselines.compat.saebench import saebench as from_saebench
 from sae_baselines.errors import UserError
 from sae_baselines.evals.concepts import CONCEPTS, Concept
 from sae_baselines.evals.detection import PROMPTS
-from sae_baselines.evals.endpoint import check_endpoint, from_environment, without_secrets
+from sae_baselines.evals.endpoint import (
+    Endpoint,
+    check_endpoint,
+    default_model,
+    from_environment,
+    without_secrets,
+)
 from sae_baselines.evals.judge import AUTOINTERP, JudgeTest, identity
-from sae_baselines.evals.latent_contexts import auc
 from sae_baselines.evals.nulls import exchanged
 from sae_baselines.evals.suite import from_seed
 from sae_baselines.evals.suites.autointerp import (
-    AutoInterp,
     explained,
     null_floor,
     outside_loop,
@@ -80,13 +83,13 @@ def examine_judge(
     """
     if suite not in _WAYS:
         raise UserError(f"suite: {suite!r} asks no judge; use {' or '.join(_WAYS)}")
-    name = str(model or AutoInterp().defaults()["model"])
+    name = model or default_model()
     endpoint = from_environment()
     if (silent := check_endpoint(name, timeout=120.0)) is not None:
         raise UserError(f"judge: {silent}")
     try:
         test = without_secrets(
-            endpoint, lambda: outside_loop(lambda: _WAYS[suite](name, endpoint.key, seed))
+            endpoint, lambda: outside_loop(lambda: _WAYS[suite](name, endpoint, seed))
         )
     except UserError:
         raise
@@ -103,7 +106,7 @@ _Found = tuple[
 ]
 
 
-def _by_saebench(model: str, key: str, seed: int) -> _Found:
+def _by_saebench(model: str, endpoint: Endpoint, seed: int) -> _Found:
     from openai import OpenAIError  # noqa: PLC0415
 
     names = [concept.name for concept in CONCEPTS]
@@ -117,7 +120,7 @@ def _by_saebench(model: str, key: str, seed: int) -> _Found:
         latents = {
             i: _texts(CONCEPTS[i] if i < len(names) else None, *counts, silent) for i in every
         }
-        judge = judge_of(config, key, latents)
+        judge = judge_of(config, endpoint.key, latents)
         found = asyncio.run(judge.run())
         concepts = {i: found[i] for i in found if i < len(names)}
         said = {i: str(one["explanation"]) for i, one in concepts.items()}
@@ -137,9 +140,8 @@ def _by_saebench(model: str, key: str, seed: int) -> _Found:
     )
 
 
-def _one_at_a_time(model: str, key: str, seed: int) -> _Found:
-    del key  # the detector has it from the environment
-    detector = detector_of({**InterpDetection().defaults(), "model": model})
+def _one_at_a_time(model: str, endpoint: Endpoint, seed: int) -> _Found:
+    detector = detector_of(endpoint, {**InterpDetection().defaults(), "model": model})
     names = [concept.name for concept in CONCEPTS]
     every: list[Concept | None] = [*CONCEPTS, *[None] * N_RANDOM]
     with from_seed(seed):
@@ -151,15 +153,16 @@ def _one_at_a_time(model: str, key: str, seed: int) -> _Found:
     scores: dict[int, float] = {}
     floors: dict[int, float] = {}
     for i, (_, shown) in enumerate(texts):
+        fit, other = (
+            ["".join(tokens).strip() for tokens, on in shown if any(on) is side]
+            for side in (True, False)
+        )
         for into, by in ((scores, i), (floors, partner.get(i))):
             if by is None:
                 continue
-            plain = ["".join(tokens).strip() for tokens, _ in shown]
-            odds = detector.decide(said[by], plain)
-            told = [(x, any(on)) for x, (_, on) in zip(odds, shown, strict=True) if x == x]
-            on, off = ([x for x, active in told if active is side] for side in (True, False))
-            if min(len(on), len(off)) * 2 >= ASKED:
-                into[i] = auc(np.array(on), np.array(off))
+            told = detector.tell(said[by], fit, other, ASKED)
+            if not math.isnan(told.auc):
+                into[i] = told.auc
     return (
         {names[i]: scores[i] for i in range(len(names)) if i in scores},
         {names[i]: score for i, score in floors.items()},
@@ -174,7 +177,7 @@ def _one_at_a_time(model: str, key: str, seed: int) -> _Found:
     )
 
 
-_WAYS: dict[str, Callable[[str, str, int], _Found]] = {
+_WAYS: dict[str, Callable[[str, Endpoint, int], _Found]] = {
     AUTOINTERP: _by_saebench,
     DETECTION: _one_at_a_time,
 }

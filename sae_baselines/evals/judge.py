@@ -6,14 +6,14 @@ says that its model is a file here, the file's hash.
 
 import ipaddress
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
-from sae_baselines.evals.endpoint import Endpoint, quiet_clients
+from sae_baselines.evals.endpoint import Endpoint, from_environment, quiet_clients
 from sae_baselines.files import check_shape, checksum_of, read_json, sha256_of, write_sealed
 from sae_baselines.home import cache_dir
 
@@ -74,6 +74,11 @@ class JudgeTest:
     def accuracy(self) -> float:
         """Mean over concepts; NaN of none."""
         return _mean(list(self.scores.values()))
+
+    @property
+    def measure(self) -> str:
+        """What its scores are."""
+        return "accuracy" if self.suite == AUTOINTERP else "AUC"
 
     @property
     def floor(self) -> float:
@@ -150,6 +155,56 @@ def identity(endpoint: Endpoint, model: str) -> dict[str, str]:
     if (path := _served_file(endpoint, model)) is not None:
         known |= {"file": path.name, "sha256": sha256_of(path)}
     return known
+
+
+def wrong_options(options: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with ``model``, ``retries`` and ``timeout`` of a suite with a judge."""
+    model, retries, seconds = (options[name] for name in ("model", "retries", "timeout"))
+    if not isinstance(model, str) or not model:
+        yield f"model: {model!r} is not the name of a model"
+    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+        yield f"retries: {retries!r} is not a number of retries, 0 or more"
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
+        yield f"timeout: {seconds!r} is not a number of seconds above 0"
+
+
+def refusals(model: str, suite: str) -> Iterator[str]:
+    """Why the judge at the environment's endpoint is none, if its last test says so."""
+    known = last_test(from_environment().host, model, suite)
+    if known is not None and known.flaw is not None:
+        asked = "" if suite == AUTOINTERP else f" --suite {suite}"
+        yield (
+            f"model: {model!r} is no judge: {known.flaw}; name another, or run "
+            f"sae-baselines judge test{asked} again if it is another model by now"
+        )
+
+
+def judge_conditions(model: str) -> dict[str, Any]:
+    """What scores depend on besides the judge's name."""
+    known = identity(from_environment(), model)
+    # Only where it is known: others are known by host and model.
+    file = {"judge_file": known["sha256"]} if "sha256" in known else {}
+    return {"judge_host": known["host"], **file}
+
+
+def judge_record(
+    endpoint: Endpoint, model: str, suite: str, prompts: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Who judged, told what, and how well it does on latents that are known.
+
+    Args:
+        endpoint: Where it answers.
+        model: Its name there.
+        suite: Whose test of it counts.
+        prompts: SHA-256 of what it was told, by kind; None where it was told nothing.
+    """
+    judge: dict[str, Any] = identity(endpoint, model)
+    if prompts is not None:
+        judge["prompts"] = prompts
+    known = last_test(judge["host"], judge["model"], suite)
+    if known is not None and same_judge(known.judge, judge):
+        judge["test"] = known.summary
+    return judge
 
 
 def same_judge(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

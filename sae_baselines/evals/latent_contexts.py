@@ -294,6 +294,15 @@ def examples_of(
     return Examples(first.places[top].tolist(), held_out, matched)
 
 
+def all_examples(
+    found: Mapping[int, Sequence[Firings]], text: Text, options: Mapping[str, Any], draw: Any
+) -> tuple[dict[int, Examples], dict[int, float]]:
+    """Of every latent that has enough of them, and how often each of these fires."""
+    drawn = {i: examples_of(of[0], of[1], text, options, draw) for i, of in found.items()}
+    examples = {i: one for i, one in drawn.items() if one is not None}
+    return examples, {i: float(sum(len(half.places) for half in found[i])) for i in examples}
+
+
 def silent(
     pool: Sequence[int], fires: np.ndarray, text: Text, n: int, draw: Any = None
 ) -> list[int]:

@@ -65,8 +65,11 @@ class LanguageModels:
         key = (model_name, repr(sorted(kwargs.items(), key=lambda item: item[0])))
         if not self.shared or self._loaded is None or self._loaded[0] != key:
             self._loaded = None
-            with growing_masks():
-                model = self._read(kwargs) if self._ours else original(model_name, **kwargs)
+            if self._ours:
+                model = self._read(kwargs)
+            else:
+                with growing_masks():
+                    model = original(model_name, **kwargs)
             if not self.shared:
                 return model
             self._loaded = (key, model, Memory(self.memory_bytes))

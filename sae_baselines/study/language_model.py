@@ -27,6 +27,7 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "merges.txt", "spiece.*")
 
 
+@growing_masks()
 def load_language_model(
     spec: ModelSpec, hook_name: str, device: str, drawn: RandomModel | None = None
 ) -> HookedRootModule:
@@ -51,25 +52,24 @@ def load_language_model(
         check_model_folder(local)
     say_if_silent([spec.name])
     try:
-        with growing_masks():
-            if spec.loader == "AutoModelForCausalLM":
-                tokenizer, hf_model = _whole_model(spec.name, dtype, drawn)
-                # As SAELens' `load_model`, which does not say what weights are missing.
-                model = HookedProxyLM(hf_model.to(device), tokenizer, hook_names=[hook_name])
-            elif local.is_dir():
-                model = _from_folder(local, dtype, device, spec.center_writing_weights, drawn)
-            else:
-                kwargs: dict[str, Any] = {
-                    "center_writing_weights": spec.center_writing_weights,
-                    "dtype": dtype,
-                }
-                if drawn is not None:
-                    kwargs["tokenizer"], kwargs["hf_model"] = _whole_model(
-                        hub_name(spec.name), dtype, drawn
-                    )
-                model = load_model(spec.loader, spec.name, device, kwargs)
-                if drawn is not None:
-                    _assert_same_model(model, kwargs["hf_model"].to(device), local)
+        if spec.loader == "AutoModelForCausalLM":
+            tokenizer, hf_model = _whole_model(spec.name, dtype, drawn)
+            # As SAELens' `load_model`, which does not say what weights are missing.
+            model = HookedProxyLM(hf_model.to(device), tokenizer, hook_names=[hook_name])
+        elif local.is_dir():
+            model = _from_folder(local, dtype, device, spec.center_writing_weights, drawn)
+        else:
+            kwargs: dict[str, Any] = {
+                "center_writing_weights": spec.center_writing_weights,
+                "dtype": dtype,
+            }
+            if drawn is not None:
+                kwargs["tokenizer"], kwargs["hf_model"] = _whole_model(
+                    hub_name(spec.name), dtype, drawn
+                )
+            model = load_model(spec.loader, spec.name, device, kwargs)
+            if drawn is not None:
+                _assert_same_model(model, kwargs["hf_model"].to(device), local)
     except UserError:
         raise
     except Exception as error:  # transformers and TransformerLens raise what comes

@@ -524,8 +524,6 @@ class PanelSpec(HookSpec):
         ce_tokens: Of these, tokens on which reconstructions are spliced into the model.
         llm_device: Torch device of the language model in training and measuring, where it is
             not that of the SAEs (``device``), such as ``cuda:1``.
-        llm_device: Torch device of the language model in training and measuring, where it is
-            not that of the SAEs (``device``), such as ``cuda:1``.
         cache_activations: Run the language model over the training text once and keep its
             activations in the study's folder, where there are several passes; the numbers are
             the same. They are deleted when everything is measured.

@@ -34,11 +34,17 @@ from sae_baselines.compat.saebench import (
 from sae_baselines.errors import one_line
 from sae_baselines.evals.endpoint import (
     Endpoint,
+    default_model,
     endpoint_problems,
     from_environment,
     without_secrets,
 )
-from sae_baselines.evals.judge import identity, last_test, same_judge
+from sae_baselines.evals.judge import (
+    judge_conditions,
+    judge_record,
+    refusals,
+    wrong_options,
+)
 from sae_baselines.evals.measured import HIGHER, Measured
 from sae_baselines.evals.metrics import Margin, Metric, null_name, with_floors
 from sae_baselines.evals.nulls import exchanged
@@ -166,32 +172,19 @@ class AutoInterp(SAEBenchSuite):
     }
 
     def defaults(self) -> dict[str, Any]:
-        model = os.environ.get("OPENAI_MODEL") or SAEBENCH_MODEL
-        return {**super().defaults(), "model": model}
+        return {**super().defaults(), "model": default_model()}
 
     def problems(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         yield from (problems := list(endpoint_problems()))
         yield from self.problems_of_file(subject, options)
-        if problems or not isinstance(options["model"], str):
-            return
-        known = last_test(from_environment().host, options["model"])
-        if known is not None and known.flaw is not None:
-            yield (
-                f"model: {options['model']!r} is no judge: {known.flaw}; name another, or run "
-                "sae-baselines judge test again if it is another model by now"
-            )
+        if not problems and isinstance(options["model"], str):
+            yield from refusals(options["model"], self.name)
 
     @override
     def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         if find_spec("sae_bench") is None:
             return
-        if not isinstance(options["model"], str) or not options["model"]:
-            yield f"model: {options['model']!r} is not the name of a model"
-        if not isinstance(options["retries"], int) or options["retries"] < 0:
-            yield f"retries: {options['retries']!r} is not a number of retries, 0 or more"
-        seconds = options["timeout"]
-        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
-            yield f"timeout: {seconds!r} is not a number of seconds above 0"
+        yield from wrong_options(options)
         if not isinstance(options["null_floor"], bool):
             yield f"null_floor: {options['null_floor']!r} is neither true nor false"
         again = options["rejudged"]
@@ -268,7 +261,11 @@ class AutoInterp(SAEBenchSuite):
                     int(i): str(found["explanation"]) for i, found in latents.items()
                 }
                 null = null_floor(gathered, descriptions, call.seed, (OpenAIError,))
-            judge, n_gathered = self._judge_of(gathered, endpoint, call), len(gathered.examples)
+            n_gathered = len(gathered.examples)
+            told = None
+            if gathered.examples:
+                told = prompt_hashes(gathered.judge, gathered.examples, call.seed)
+            judge = judge_record(endpoint, model, self.name, told)
             again = self._again(sorted(map(int, latents)), sae, call, endpoint, artifacts)
         if model != SAEBENCH_MODEL and latents and not asked:
             call.expected.unlink()
@@ -293,18 +290,6 @@ class AutoInterp(SAEBenchSuite):
             },
             null,
         )
-
-    def _judge_of(
-        self, gathered: Gathered, endpoint: Endpoint, call: SuiteCall
-    ) -> dict[str, Any]:
-        """Who judged, told what, and how well it does on latents that are known."""
-        judge: dict[str, Any] = identity(endpoint, call.options["model"])
-        if gathered.examples:
-            judge["prompts"] = prompt_hashes(gathered.judge, gathered.examples, call.seed)
-        known = last_test(judge["host"], judge["model"])
-        if known is not None and same_judge(known.judge, judge):
-            judge["test"] = known.summary
-        return judge
 
     def _again(
         self,
@@ -348,10 +333,7 @@ class AutoInterp(SAEBenchSuite):
         return {k: value for k, value in decide.items() if k not in ("rejudged", "timeout")}
 
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        known = identity(from_environment(), options["model"])
-        # Only where it is known: others are known by host and model.
-        file = {"judge_file": known["sha256"]} if "sha256" in known else {}
-        return {"judge_host": known["host"], **file}
+        return judge_conditions(options["model"])
 
     def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
         metrics = payload["eval_result_metrics"]["autointerp"]

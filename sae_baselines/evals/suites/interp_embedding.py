@@ -2,11 +2,8 @@
 
 import importlib
 import json
-import math
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,37 +11,30 @@ import numpy as np
 from sae_lens import SAE
 from typing_extensions import override
 
-from sae_baselines.controls.latents import flat_copy
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.evals.latent_contexts import (
     DEFAULTS,
-    LEAST_LATENTS,
     LEAST_SHARE,
     Firings,
     Text,
+    all_examples,
     auc,
     by_concept,
-    chosen,
-    examples_of,
-    halves_of,
     means,
     problems_of,
     silent,
 )
-from sae_baselines.evals.measured import HIGHER, Measured
+from sae_baselines.evals.measured import HIGHER
 from sae_baselines.evals.metrics import Margin, Metric, null_name, with_floors
 from sae_baselines.evals.nulls import exchanged
-from sae_baselines.evals.store import local_path
 from sae_baselines.evals.suite import (
-    BYTES,
     Extras,
     Needs,
     OnRandomModel,
     Subject,
-    Suite,
     SuiteCall,
 )
-from sae_baselines.evals.suites.core import language_model
+from sae_baselines.evals.suites.context_suite import EXCHANGED, ContextSuite
 from sae_baselines.files import new_file
 from sae_baselines.study.held_out import HeldOut
 
@@ -52,8 +42,7 @@ ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 NO_ENCODER = "sentence-transformers is not installed; pip install 'sae-baselines[embedding]'"
 # Latents nearest in firing rate, in whose contexts the harder negatives are.
 _LIKE = 8
-_EXCHANGED = "exchanged"
-_NULL = {_EXCHANGED: "closeness to the top contexts of a latent that fires about as often"}
+_NULL = {EXCHANGED: "closeness to the top contexts of a latent that fires about as often"}
 _HARD = "_hard"
 # By how a context is compared with the top contexts.
 _EMBEDDING, _LEXICAL, _TOKEN, _NEXT = "embedding", "lexical", "token", "next_token"
@@ -63,6 +52,7 @@ _KINDS = {
     _TOKEN: "the token itself",
     _NEXT: "the next token",
 }
+_SCORE = f"{_EMBEDDING}_auc"
 _CONCEPTS = "concepts_auc"
 _CEILING = "concepts.json"
 
@@ -105,7 +95,7 @@ def _auc(name: str, negatives: str) -> tuple[Metric, ...]:
     return (*with_floors(score, _NULL, (ceiling.name,)), *simpler, ceiling)
 
 
-class InterpEmbedding(Suite):
+class InterpEmbedding(ContextSuite):
     """Of each latent: are contexts in which it fires nearer to its top contexts than others?
 
     Near is meant in the space of a model of sentences. A proxy of interpretability, and a
@@ -115,15 +105,17 @@ class InterpEmbedding(Suite):
 
     name = "interp_embedding"
     summary = "contexts of a latent told from others by closeness to its top contexts; no judge"
-    primary = ("embedding_auc",)
-    n_of = "latents"
+    primary = (_SCORE,)
     metrics = (
-        *_auc("embedding_auc", "tokens as frequent"),
-        *_auc(f"embedding_auc{_HARD}", "contexts of latents that fire about as often"),
+        *_auc(_SCORE, "tokens as frequent"),
+        *_auc(f"{_SCORE}{_HARD}", "contexts of latents that fire about as often"),
         Metric("*", tasks_paired=False),
     )
     needs = Needs(as_sae_says=True)
     local_data = ("dataset", "encoder")
+    spread_of = of_each = (_SCORE, f"{_SCORE}{_HARD}")
+    tested = "n_held_out"
+    of_the_text = (_CONCEPTS,)
     on_random_model = OnRandomModel(
         "verdict",
         "Contexts of its latents are as alike as tokens alone make them; an SAE whose contexts "
@@ -142,25 +134,11 @@ class InterpEmbedding(Suite):
     def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         return [p for p in super().problems_of_file(subject, options) if p != NO_ENCODER]
 
-    @override
-    def datasets(self, options: Mapping[str, Any]) -> Iterable[str]:
-        return [] if local_path(options["dataset"]) else [options["dataset"]]
-
-    @override
-    def disk(self, subject: Subject, options: Mapping[str, Any]) -> float:
-        return options["n_tokens"] * subject.d_in * BYTES["float32"]
-
     def run(self, sae: SAE[Any], call: SuiteCall) -> Extras:
         options = call.options
-        model, _ = language_model(sae, call)
-        if model.tokenizer is None:
-            raise UserError(
-                f"model: {call.subject.model_name} has no tokenizer, without which there are "
-                "no contexts to compare"
-            )
-        halves = halves_of(self.name, model, sae, call)
+        tokenizer, halves = self.halves(sae, call)
         text = EmbeddedText(
-            model.tokenizer, halves, _encoder(options["encoder"], call.subject.device)
+            tokenizer, halves, _encoder(options["encoder"], call.subject.device)
         )
         ceiling = call.cache / _CEILING
         if not ceiling.exists():
@@ -168,62 +146,16 @@ class InterpEmbedding(Suite):
             with new_file(ceiling) as scratch:
                 known = {**means(made), "n": len(made)}
                 scratch.write_text(json.dumps(known), encoding="utf-8")
-        found, counts = chosen(flat_copy(sae).to(sae.device), halves, options, call.seed)
+        found, counts = self.chosen(sae, halves, call)
         scores = scores_of(found, text, options, call.seed)
         concepts = json.loads(ceiling.read_text(encoding="utf-8"))
-        payload = {
-            "eval_type_id": self.name,
-            "eval_config": dict(options),
-            "eval_result_metrics": {
-                self.name: {
-                    **means(scores),
-                    **{
-                        name.replace(f"{_EMBEDDING}_auc", _CONCEPTS): value
-                        for name, value in concepts.items()
-                        if name in ("embedding_auc", f"embedding_auc{_HARD}")
-                    },
-                }
-            },
-            "eval_result_unstructured": {str(i): one for i, one in scores.items()},
+        counts["n_concepts"] = concepts["n"]
+        known = {
+            name.replace(_SCORE, _CONCEPTS): value
+            for name, value in concepts.items()
+            if name in self.of_each
         }
-        call.expected.write_text(json.dumps(payload, indent=2), encoding="utf-8")
-        counts["n_scored"], counts["n_concepts"] = len(scores), concepts["n"]
-        note = (
-            f"{counts['n_eligible']} of {counts['n_firing']} latents that fire do so in enough "
-            f"contexts; {len(scores)} of {counts['n_requested']} were scored"
-        )
-        return Extras(counts, [note])
-
-    def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
-        means = payload["eval_result_metrics"][self.name]
-        latents = payload["eval_result_unstructured"]
-        n = len(latents)
-        few = f"{n} latents have a score, {LEAST_LATENTS} must" if n < LEAST_LATENTS else ""
-        rows = []
-        for name in (m.name for m in self.metrics if "*" not in m.name):
-            value = means.get(name)
-            of_sae = not name.startswith(_CONCEPTS)
-            if value is None or (few and of_sae):
-                value = math.nan
-            row = self.number(name, value, n=n if of_sae else None)
-            rows.append(replace(row, missing=few) if few and of_sae else row)
-        for name in ("embedding_auc", f"embedding_auc{_HARD}"):
-            each = [one[name] for one in latents.values() if name in one]
-            spread = statistics.stdev(each) if len(each) > 1 else math.nan
-            rows.append(self.number(f"{name}_std_dev", spread, n=len(each)))
-        rows += [
-            self.number(name, float(extras[name]))
-            for name in sorted(extras)
-            if name[:2] == "n_"
-        ]
-        tested = payload["eval_config"]["n_held_out"]
-        rows += [
-            self.number(name, one[name], f"latent_{i}", tested, "contexts")
-            for name in ("embedding_auc", f"embedding_auc{_HARD}")
-            for i, one in latents.items()
-            if name in one
-        ]
-        return rows
+        return self.written(call, scores, counts, of_the_text=known)
 
 
 class EmbeddedText(Text):
@@ -286,13 +218,9 @@ def scores_of(
         Latent to metric to AUC; without the harder negatives where there are too few.
     """
     draw = np.random.default_rng(seed)
-    drawn = {
-        i: examples_of(halves[0], halves[1], text, options, draw) for i, halves in found.items()
-    }
-    examples = {i: one for i, one in drawn.items() if one is not None}
+    examples, rates = all_examples(found, text, options, draw)
     if len(examples) < 2:
         return {}
-    rates = {i: float(sum(len(half.places) for half in found[i])) for i in examples}
     partner = exchanged(examples, seed, rates)
     tops = {i: text.embedded(0, one.top).mean(axis=0) for i, one in examples.items()}
     scores: dict[int, dict[str, float]] = {}
@@ -311,7 +239,7 @@ def scores_of(
             vectors = [text.embedded(1, places) for places in sides]
             name = f"{_EMBEDDING}_auc{hard}"
             own[name] = auc(*(side @ tops[i] for side in vectors))
-            own[null_name(name, _EXCHANGED)] = auc(
+            own[null_name(name, EXCHANGED)] = auc(
                 *(side @ tops[partner[i]] for side in vectors)
             )
             for kind, near in _baselines(one.top, text).items():

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import evaluate
+from sae_baselines.evals.endpoint import from_environment
 from sae_baselines.evals.latent_contexts import Firings, Text, examples_of
 from sae_baselines.evals.suites.interp_detection import InterpDetection, detector_of, judged
-from sae_baselines.study.held_out import HeldOut
 from tests.evals.fake_openai import FakeOpenAI, serving
 from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
+from tests.evals.word_text import held_out_text, word_tokenizer
 
 SUITE = InterpDetection()
 _WORDS, _WIDTH, _CONTEXTS, _LATENTS = 40, 32, 150, 6
@@ -43,15 +42,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeOpenAI
 
 def _on_words() -> tuple[dict[int, list[Firings]], Text]:
     """Half of the latents fire on a word each, the others as often anywhere."""
-    words = {f"\u2581w{i}": i for i in range(_WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="\u2581w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     draw = np.random.default_rng(0)
-    halves = []
-    for _ in range(2):
-        ids = torch.from_numpy(draw.integers(_WORDS, size=(_CONTEXTS, _WIDTH)))
-        places, none = torch.arange(ids.numel()), torch.empty(0, 1)
-        halves.append(HeldOut(none, none, ids[:0], ids, places))
+    sizes = [(_CONTEXTS, _WIDTH)] * 2
+    halves = held_out_text(torch.from_numpy(draw.integers(_WORDS, size=size)) for size in sizes)
     found: dict[int, list[Firings]] = {i: [] for i in range(2 * _LATENTS)}
     for half in halves:
         flat = half.contexts.reshape(-1).numpy()
@@ -60,7 +53,7 @@ def _on_words() -> tuple[dict[int, list[Firings]], Text]:
             anywhere = np.sort(draw.choice(len(flat), len(on), replace=False))
             found[i].append(Firings(on, draw.random(len(on)) + 0.1))
             found[i + _LATENTS].append(Firings(anywhere, draw.random(len(on)) + 0.1))
-    return found, Text(PreTrainedTokenizerFast(tokenizer_object=tokenizer), halves)
+    return found, Text(word_tokenizer(_WORDS), halves)
 
 
 def _judged() -> tuple[dict[int, dict[str, float]], dict[int, str], int]:
@@ -70,7 +63,7 @@ def _judged() -> tuple[dict[int, dict[str, float]], dict[int, str], int]:
     drawn = {i: examples_of(of[0], of[1], text, options, draw) for i, of in found.items()}
     examples = {i: one for i, one in drawn.items() if one is not None}
     rates = {i: float(len(found[i][0].places)) for i in examples}
-    return judged(detector_of(options), examples, rates, text, options, 0)
+    return judged(detector_of(from_environment(), options), examples, rates, text, options, 0)
 
 
 @pytest.mark.parametrize("probabilities", [True, False])

@@ -14,8 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.errors import UserError
 from sae_baselines.evals import evaluate, write_results
@@ -26,8 +24,8 @@ from sae_baselines.evals.suites.interp_embedding import (
     InterpEmbedding,
     scores_of,
 )
-from sae_baselines.study.held_out import HeldOut
 from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
+from tests.evals.word_text import held_out_text, word_tokenizer
 
 _WORDS, _WIDTH, _CONTEXTS, _TOPICS = 300, 64, 150, 6
 _OPTIONS = {"n_top": 5, "n_held_out": 8}
@@ -63,18 +61,13 @@ def _planted() -> tuple[dict[int, list[Firings]], EmbeddedText]:
 
     The other half, from 6 on, fire as often in contexts of any.
     """
-    words = {f"\u2581w{i}": i for i in range(_WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="\u2581w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     draw = np.random.default_rng(0)
     halves, topics = [], []
     for _ in range(2):
         topic = draw.integers(_TOPICS, size=_CONTEXTS)
         own = topic[:, None] * 20 + draw.integers(20, size=(_CONTEXTS, _WIDTH))
         other = draw.integers(_TOPICS * 20, _WORDS, size=(_CONTEXTS, _WIDTH))
-        ids = torch.from_numpy(np.where(draw.random(own.shape) < 0.9, own, other))
-        places, none = torch.arange(ids.numel()), torch.empty(0, 1)
-        halves.append(HeldOut(none, none, ids[:0], ids, places))
+        halves.append(torch.from_numpy(np.where(draw.random(own.shape) < 0.9, own, other)))
         topics.append(topic)
     found: dict[int, list[Firings]] = {}
     for latent in range(2 * _TOPICS):
@@ -85,9 +78,7 @@ def _planted() -> tuple[dict[int, list[Firings]], EmbeddedText]:
             contexts = draw.choice(of_topic if latent < _TOPICS else _CONTEXTS, size)
             places = np.unique(contexts * _WIDTH + draw.integers(_WIDTH, size=size))
             found[latent].append(Firings(places, draw.random(len(places)) + 0.1))
-    text = EmbeddedText(
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer), halves, BagOfWords("", "")
-    )
+    text = EmbeddedText(word_tokenizer(_WORDS), held_out_text(halves), BagOfWords("", ""))
     return found, text
 
 
