@@ -33,9 +33,9 @@ from scipy.stats import mannwhitneyu
 from tqdm.auto import tqdm
 
 import sae_baselines  # noqa: F401  (registers the architectures)
+from sae_baselines.reconstruction import explained_variance
 from sae_baselines.study.build import architecture_options
 from sae_baselines.study.calibrate import calibrate
-from sae_baselines.study.measure import explained_variance
 
 BASE = "batchtopk"
 KINDS = ("frozen_decoder", "frozen_encoder")

@@ -1,6 +1,7 @@
 """How well an SAE reconstructs."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,16 @@ from sae_lens import SAE
 from sae_lens.saes.sae import TrainingSAE
 
 _ROWS_PER_CHUNK = 1024
+
+# Of all activations, those that hold most of a sum.
+FEW = 0.001
+
+
+def share_in_few(x: torch.Tensor) -> float:
+    """Share of a sum of ``[n]`` non-negative numbers that the greatest `FEW` of them hold; NaN
+    where the sum is 0."""
+    x = x.double()
+    return float(x.topk(max(1, round(FEW * len(x)))).values.sum() / x.sum())
 
 
 class RunningVariance:
@@ -87,30 +98,67 @@ def skip_of(sae: Any, x: torch.Tensor) -> torch.Tensor | float:
     return 0.0 if W_skip is None else x.to(W_skip.dtype) @ W_skip.T
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """An SAE on held-out activations.
+
+    Attributes:
+        explained_variance: As the paper defines it (Notation); NaN where the SAE reconstructs
+            NaN.
+        l0: Mean number of active latents.
+        alive: Latents that fired at least once.
+        ev_median_token: Median over activations of 1 - ||x - x_hat||^2 / ||x - E[x]||^2, each
+            with its own distance from the mean, where the paper's EV divides sums.
+        error_in_few: Share of all squared error that the `FEW` worst activations hold.
+    """
+
+    explained_variance: float
+    l0: float
+    alive: int
+    ev_median_token: float
+    error_in_few: float
+
+
 @torch.no_grad()
-def explained_variance(
+def reconstruction(
     sae: SAE[Any] | TrainingSAE[Any], activations: torch.Tensor
-) -> tuple[float, float, int]:
-    """EV, mean L0 and number of alive latents of an SAE.
+) -> Reconstruction:
+    """How well an SAE reconstructs activations.
 
     Args:
         sae: An inference SAE; or a training SAE, which encodes as it trains (a BatchTopK one
             picks the best of each chunk of 1,024 rows).
         activations: ``[n, d_in]``, as the SAE takes them; for a transcoder `sides`, whose
             output is what is explained.
-
-    Returns:
-        EV as the paper defines it (Notation), mean L0, latents that fired at least once. NaN
-        where the SAE reconstructs NaN.
     """
-    total = RunningVariance(sides(sae, activations)[1].double().mean(dim=0))
+    mean = sides(sae, activations)[1].double().mean(dim=0)
+    total = RunningVariance(mean)
     active = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
+    error, far = [], []
     for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
         x, y = sides(sae, activations[first : first + _ROWS_PER_CHUNK].to(sae.device))
         acts = sae.encode(x)
-        total.add(y, sae.decode(acts) + skip_of(sae, x))
+        y_hat = sae.decode(acts) + skip_of(sae, x)
+        total.add(y, y_hat)
+        error.append((y.double() - y_hat.double()).square().sum(dim=1).cpu())
+        far.append((y.double() - mean.to(y.device)).square().sum(dim=1).cpu())
         firing = (acts.to_dense() if acts.is_sparse else acts) != 0
         active += float(firing.sum())
         fired |= firing.any(dim=0)
-    return total.explained_variance, active / activations.shape[0], int(fired.sum())
+    errors = torch.cat(error)
+    return Reconstruction(
+        total.explained_variance,
+        active / activations.shape[0],
+        int(fired.sum()),
+        float((1 - errors / torch.cat(far)).median()),
+        share_in_few(errors),
+    )
+
+
+def explained_variance(
+    sae: SAE[Any] | TrainingSAE[Any], activations: torch.Tensor
+) -> tuple[float, float, int]:
+    """EV, mean L0 and number of live latents of a `reconstruction`; its arguments."""
+    found = reconstruction(sae, activations)
+    return found.explained_variance, found.l0, found.alive

@@ -286,6 +286,10 @@ OWN: tuple[tuple[str, tuple[Metric, ...]], ...] = (
                 unit="fraction",
                 depends="reconstruction",
             ),
+            Metric("ev_median_token", NEITHER, "Explained variance of the median token"),
+            Metric(
+                "error_in_few", NEITHER, "Squared error in the worst tokens", unit="fraction"
+            ),
             Metric("l0", NEITHER, "Measured L0", unit="latents", depends="latents"),
             Metric("alive", NEITHER, "Live latents", unit="fraction", depends="latents"),
             Metric("ce_loss_*", unit="nats"),

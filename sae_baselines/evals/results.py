@@ -57,6 +57,8 @@ _PANEL: dict[str, Direction] = {
     "explained_variance": HIGHER,
     "l0": NEITHER,
     "alive": NEITHER,
+    "ev_median_token": NEITHER,
+    "error_in_few": NEITHER,
     "ce_recovered": HIGHER,
     "ce_loss_clean": NEITHER,
     "ce_loss_with_sae": NEITHER,
@@ -77,7 +79,7 @@ _VISION: dict[str, Direction] = {
     "rare_on_one_photograph": NEITHER,
     "cos_to_start_mean": NEITHER,
 }
-_COUNT_TOKENS = ("explained_variance", "l0")
+_COUNT_TOKENS = ("explained_variance", "ev_median_token", "error_in_few", "l0")
 _VERSIONS = ("sae-baselines", *DECISIVE)
 _VISION_VERSIONS = ("sae-baselines", "sae-lens", "torch", "transformers")
 

@@ -17,13 +17,14 @@ from sae_baselines.evals.registry import (
     metric_of,
     suite_names,
 )
+from sae_baselines.reconstruction import FEW
 from sae_baselines.report.context import Note, ReportContext
 from sae_baselines.report.markdown import code, codes, words
 from sae_baselines.report.names import key
 from sae_baselines.report.numbers import number
 from sae_baselines.results import PANEL_SUITE, Group, MetricKey, Results, ordered
 from sae_baselines.stats import METHOD, Comparison, Verdict, first_of
-from sae_baselines.study.held_out import FEW, MOST_IN_FEW
+from sae_baselines.study.held_out import MOST_IN_FEW
 from sae_baselines.study.measure import L0_TOLERANCE
 
 # Explained variance, SAEBench's against the paper's definition.
@@ -34,6 +35,8 @@ CE_TOLERANCE = 0.02
 UNCHANGED_TOLERANCE = 1e-3
 # Latents of a member that fire on no evaluation token.
 DEAD_SHARE = 0.1
+# Of an SAE's squared error, in the few worst tokens.
+MOST_ERROR_IN_FEW = 0.5
 # SAEs that a note names; of more it says how many.
 _SAES_OF_A_NOTE = 4
 _SAEBENCH_EV = ("core", "explained_variance")
@@ -93,6 +96,7 @@ def caveats(
         *_baselines(table),
         *_controls(table),
         *_few_activations(context),
+        *_error_in_few(table),
         *_explained_variance(table),
         *_cross_entropy(table, context),
         *_dead(table, context),
@@ -108,6 +112,28 @@ def _few_activations(context: ReportContext) -> list[Caveat]:
     if share is None or share <= MOST_IN_FEW:
         return []
     return [caveat("few activations", share=share, few=FEW)]
+
+
+def _error_in_few(table: Results) -> Iterable[Caveat]:
+    """Members whose explained variance is that of a handful of tokens."""
+    texts, n = [], 0
+    for group in table.groups:
+        for member in table.present(group):
+            shares = table.values(group, ("panel", "error_in_few"), member)
+            few = {seed: share for seed, share in shares.items() if share > MOST_ERROR_IN_FEW}
+            n += len(few)
+            if few:
+                worst = max(few, key=lambda seed: few[seed])
+                ev, median = (
+                    table.values(group, ("panel", name), member).get(worst, math.nan)
+                    for name in ("explained_variance", "ev_median_token")
+                )
+                texts.append(
+                    f"{code(member)} of {group[0]} at L0 {group[1]:g}: {few[worst]:.1%}, with "
+                    f"EV {number(ev)} of all and {number(median)} of the median token"
+                )
+    if texts:
+        yield caveat("error in few", share=MOST_ERROR_IN_FEW, few=FEW, n=n, texts=texts)
 
 
 def _latents(context: ReportContext) -> list[Caveat]:

@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookedRootModule
 from sae_baselines.compat.training import side_by_side
 from sae_baselines.errors import UserError
 from sae_baselines.progress import progress
+from sae_baselines.reconstruction import FEW, share_in_few
 from sae_baselines.study.data import AnyDataset, n_held_out_contexts, split_text
 from sae_baselines.study.language_model import n_ctx_of
 from sae_baselines.study.spec import PanelSpec
@@ -46,9 +47,8 @@ class HeldOut:
     places: torch.Tensor = field(default_factory=lambda: torch.empty(0).long())
 
 
-# Of all activations, those furthest from the mean; and the most of the variance that they may
-# hold before a study says that its explained variance is of them.
-FEW = 0.001
+# The most of the variance that the few activations furthest from the mean may hold before a
+# study says that its explained variance is of them.
 MOST_IN_FEW = 0.1
 # Field of provenance.json.
 VARIANCE_IN_FEW = "variance_in_few"
@@ -63,8 +63,7 @@ def variance_in_few(x: torch.Tensor) -> float:
     Args:
         x: ``[n, d]`` activations.
     """
-    far = (x - x.mean(0)).square().sum(1).double()
-    return float(far.topk(max(1, round(FEW * len(far)))).values.sum() / far.sum())
+    return share_in_few((x - x.mean(0)).square().sum(1))
 
 
 def say_few(share: float) -> None:

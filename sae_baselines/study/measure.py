@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookedRootModule
 from sae_baselines.baselines import cosine_to_start, load_covariance
 from sae_baselines.baselines.directions import InitScheme, start_directions
 from sae_baselines.baselines.transcoder import PairStart
-from sae_baselines.reconstruction import RunningVariance, d_out_of, explained_variance
+from sae_baselines.reconstruction import RunningVariance, d_out_of, reconstruction
 from sae_baselines.study.held_out import HeldOut, model_device, special_tokens
 from sae_baselines.study.spec import PanelSpec
 
@@ -38,6 +38,8 @@ class Measurement:
         cos_to_start_min: Least of these.
         encoder_cos_to_start_mean: The same for encoder columns.
         n_tokens: Evaluation activations.
+        ev_median_token: See `reconstruction.Reconstruction`.
+        error_in_few: Likewise.
     """
 
     explained_variance: float
@@ -49,6 +51,8 @@ class Measurement:
     cos_to_start_min: float | None
     encoder_cos_to_start_mean: float | None
     n_tokens: int
+    ev_median_token: float
+    error_in_few: float
 
     @property
     def l0_matches(self) -> bool:
@@ -110,7 +114,7 @@ def l0_matches(l0: float, target: float) -> bool:
     return abs(l0 - target) <= L0_TOLERANCE * target
 
 
-def cosine_facts(cosines: Cosines | None) -> dict[str, float | None]:
+def cosine_facts(cosines: Cosines | None) -> dict[str, Any]:
     """The three numbers that are reported of `cosines_to_start`; None where it is unknown."""
     decoder, encoder = cosines or (None, None)
     return {
@@ -313,7 +317,7 @@ def measure_sae(
         Of a transcoder a `TranscoderMeasurement`.
     """
     sae.turn_off_forward_pass_hook_z_reshaping()
-    ev, l0, alive = explained_variance(sae, held_out.evaluation)
+    found = reconstruction(sae, held_out.evaluation)
     with_sae = kl = None
 
     def replace(x: torch.Tensor) -> torch.Tensor:
@@ -324,10 +328,8 @@ def measure_sae(
     elif losses is not None:
         with_sae, kl = loss_and_divergence(model, spec, held_out.tokens, replace)
     measured = TextMeasurement(
-        explained_variance=ev,
-        l0=l0,
+        **asdict(found),
         l0_target=l0_target,
-        alive=alive,
         d_sae=sae.cfg.d_sae,
         ce_loss_clean=None if losses is None else losses.clean,
         ce_loss_with_sae=with_sae,

@@ -287,3 +287,19 @@ def test_variance_that_few_activations_hold_is_told(share: float | None, said: b
     assert bool(texts) == said
     if said:
         assert "0.1 % of the held-out activations hold 23 % of their variance" in texts[0]
+
+
+def test_error_of_a_handful_of_tokens_is_told():
+    def measured(name: str, value: float) -> pd.DataFrame:
+        more = rows(
+            {("frozen_encoder", s): value for s in range(4)}, suite="panel", metric=name
+        )
+        return pd.DataFrame(more).assign(versions=VERSIONS)
+
+    parts = [clean(), measured("ev_median_token", 0.5), measured("error_in_few", 0.2)]
+    assert not [c for c in _found(pd.concat(parts), context()) if c.kind == "error in few"]
+    frame = change(pd.concat(parts), 0.9996, metric="error_in_few", seed=2)
+    (found,) = [c for c in _found(frame, context()) if c.kind == "error in few"]
+    assert "0.1 % of the held-out tokens for 1 SAE" in found.text
+    assert "`frozen_encoder` of batchtopk at L0 32: 100.0%, with EV" in found.text
+    assert "and 0.500 of the median token" in found.text

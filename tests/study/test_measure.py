@@ -8,9 +8,10 @@ import pytest
 import torch
 from sae_lens import SAE
 
+from sae_baselines.reconstruction import explained_variance, reconstruction
 from sae_baselines.study.held_out import HeldOut
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.measure import base_losses, explained_variance, splice_loss
+from sae_baselines.study.measure import base_losses, splice_loss
 from sae_baselines.study.shared_model import Memory, sharing
 from sae_baselines.study.spec import spec_from_dict
 from tests.helpers import activations, make_sae, train
@@ -34,6 +35,29 @@ def test_explained_variance_is_the_papers_on_data_with_a_mean(tmp_path: Path):
     assert ev == pytest.approx(reference, rel=1e-6)
     assert l0 == pytest.approx((acts != 0).sum(1).double().mean().item())
     assert alive == int(np.count_nonzero((acts != 0).any(0)))
+
+
+def test_a_handful_of_tokens_is_told_from_the_rest(tmp_path: Path):
+    x = activations(4000, seed=3)
+    sae = make_sae("seeded_topk")
+    train(sae, 20)
+    sae.save_inference_model(tmp_path)
+    stock = SAE.load_from_disk(tmp_path)
+    before = reconstruction(stock, x)
+    assert before.error_in_few < 0.05
+    x[[7, 2000, 3001]] *= 100.0
+    found = reconstruction(stock, x)
+
+    with torch.no_grad():
+        error = (x.double() - stock(x).double()).square().sum(1)
+    far = (x.double() - x.double().mean(0)).square().sum(1)
+    worst = sorted(error.tolist())[-4:]  # 0.1 % of 4,000
+    assert found.error_in_few == pytest.approx(sum(worst) / error.sum().item())
+    assert found.error_in_few > 0.9
+    assert found.ev_median_token == pytest.approx((1 - error / far).median().item())
+    # Their share of the mean is small.
+    assert found.ev_median_token == pytest.approx(before.ev_median_token, abs=0.02)
+    assert abs(found.explained_variance - before.explained_variance) > 0.05
 
 
 @pytest.fixture(scope="module")

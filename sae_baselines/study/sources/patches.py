@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from sae_baselines.errors import UserError
 from sae_baselines.files import read_json, reading, write_atomically
-from sae_baselines.reconstruction import explained_variance
+from sae_baselines.reconstruction import reconstruction
 from sae_baselines.study.engine import PassRun, Trained, resolve_device
 from sae_baselines.study.folder import MEASURE_AGAIN, STUDY_FILE, StudyFolder
 from sae_baselines.study.measure import Cosines, Measurement, cosine_facts
@@ -237,12 +237,9 @@ class PatchSource:
             "n_photographs": torch.tensor(fired.n_photographs),
         }
         write_atomically(folder / FIRING_FILE, save(stored))
-        ev, l0, alive = explained_variance(sae, rows)
         measured = Measurement(
-            explained_variance=ev,
-            l0=l0,
+            **asdict(reconstruction(sae, rows)),
             l0_target=l0_target,
-            alive=alive,
             d_sae=sae.cfg.d_sae,
             n_tokens=len(rows),
             **cosine_facts(cosines),
