@@ -30,6 +30,7 @@ import yaml
 from panel_vs_runs import run_of_its_own
 from panels import add_panel_arguments, one_panel
 from render import machine, table
+from transformer_lens.components.abstract_attention import AbstractAttention
 
 from sae_baselines.evals import evaluate, load_eval_spec
 from sae_baselines.provenance import environment
@@ -159,6 +160,8 @@ def timed(name: str, command: Sequence[str]) -> dict[str, float]:
 
 def one_by_stock(panel: Path, out: Path) -> None:
     """The trained member alone, by SAELens' runner and SAEBench."""
+    # Its models are loaded as TransformerLens does: `growing_masks` takes itself to be open.
+    vars(AbstractAttention.__init__)["grows"] = True
     spec, evals = load_spec(panel), load_eval_spec(panel)
     text = load_text(dataclasses.replace(spec.dataset, shuffle_seed=None))
     device = resolve_device(spec.device)
