@@ -27,6 +27,7 @@ from render_sparse import growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 from tasks import task_tables
 from transcoder_step import transcoder_table
+from whole_check import check_table
 
 HERE = Path(__file__).parent
 Render = Callable[[dict[str, Any]], str]
@@ -43,6 +44,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/README.md", "scale"): [("cluster_scale", scale_table)],
     ("benchmarks/README.md", "tasks"): [("tasks", task_tables)],
     ("benchmarks/README.md", "panels"): [("panel_vs_runs", panel_table)],
+    ("benchmarks/README.md", "whole"): [("whole_check", check_table)],
     ("benchmarks/README.md", "drift"): [("drift_cost_cpu", cost_table)],
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
     ("benchmarks/recipes/README.md", "search"): [("../recipes/search.csv", search_tables)],

@@ -24,10 +24,13 @@ from scipy.stats import binomtest
 from secret_panels import (
     BASE,
     EV,
+    EXPLAINED,
     FULL,
     KINDS,
     METRICS,
+    NULLS,
     QUICK,
+    RATES,
     SUITE,
     Row,
     Settings,
@@ -36,13 +39,15 @@ from secret_panels import (
 )
 
 from sae_baselines.provenance import environment
-from sae_baselines.stats import ALPHA, Verdict, verdicts, words
+from sae_baselines.results import Results, SAEKey
+from sae_baselines.stats import ALPHA, CANNOT_TELL, Verdict, verdicts, words
+from sae_baselines.stats.by_rate import AtRate, Rated, by_rate
 from sae_baselines.stats.intervals import paired_t
 
 RESULTS = Path(__file__).parent / "results"
 STUDY_SEEDS = (3, 5, 10)
 RELABELLINGS = 200
-WORDS = ("beats", "falls short", "matches", "inconclusive", "no verdict")
+WORDS = ("beats", "falls short", "matches", "inconclusive", "no verdict", CANNOT_TELL)
 # Okabe and Ito's colours, told apart by every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _BELOW: dict[str, Any] = {
@@ -126,8 +131,14 @@ def results(rows: Sequence[Row], roles: Mapping[str, str]) -> pd.DataFrame:
             }
             l0 = {"suite": "panel", "metric": "l0", "direction": 0, "task": ""}
             tidy.append({**common, **l0, "value": scores["l0"]})
-            for metric in METRICS:
-                of_metric = {**common, "suite": SUITE, "metric": metric, "direction": 1}
+            for metric in (*METRICS, *NULLS):
+                direction = 0 if metric in NULLS else 1
+                of_metric = {
+                    **common,
+                    "suite": SUITE,
+                    "metric": metric,
+                    "direction": direction,
+                }
                 values = scores[metric]
                 if isinstance(values, list):
                     tasks = {f"feature_{i}": value for i, value in enumerate(values)}
@@ -145,6 +156,22 @@ def studies(rows: Sequence[Row], n: int) -> list[Sequence[Row]]:
 def asked(rows: Sequence[Row], roles: Mapping[str, str]) -> list[Verdict]:
     """The verdicts of one study, one family."""
     return verdicts(results(rows, roles))
+
+
+def rated(rows: Sequence[Row], roles: Mapping[str, str]) -> dict[SAEKey, Rated]:
+    """What each latent does, as studies store it beside an SAE."""
+    found = {}
+    for row in rows:
+        for member, name in roles.items():
+            rates, explained = (np.array(row["scores"][member][k]) for k in (RATES, EXPLAINED))
+            unknown = np.full(len(rates), np.nan)
+            found[f"seed_{row['seed']}", name] = Rated(rates, explained, unknown)
+    return found
+
+
+def asked_at_rates(rows: Sequence[Row], roles: Mapping[str, str]) -> list[AtRate]:
+    """The verdicts within decades of the firing rate of one study: one family."""
+    return by_rate(Results.of(results(rows, roles)), rated(rows, roles))
 
 
 def secret(kind: str) -> dict[str, str]:
@@ -175,6 +202,12 @@ def judge(rows: Sequence[Row], settings: Settings) -> dict[str, Any]:
             for kinds in (*((k,) for k in KINDS), KINDS)
             for n in sizes(rows)
         ],
+        "strata": [
+            strata(rows, kinds, n)
+            for kinds in (*((k,) for k in KINDS), KINDS)
+            for n in sizes(rows)
+        ],
+        "floors": floors(rows),
         "differences": [spread(rows, kind, metric) for kind in KINDS for metric in METRICS],
         "control": [control(rows, n) for n in sizes(rows)],
     }
@@ -206,6 +239,34 @@ def null(rows: Sequence[Row], kinds: Sequence[str], n: int) -> dict[str, Any]:
         ),
         "relabelled": relabelled(rows, kinds, n, sum(map(_is_false, said))),
         "words": words_of(families),
+    }
+
+
+def strata(rows: Sequence[Row], kinds: Sequence[str], n: int) -> dict[str, Any]:
+    """Of the same studies, false words within decades of the firing rate."""
+    families = [
+        [at.verdict for at in asked_at_rates(study, secret(kind))]
+        for kind in kinds
+        for study in studies(rows, n)
+    ]
+    said = [[v.word for v in family] for family in families]
+    return {
+        "kind": " and ".join(kinds),
+        "seeds": n,
+        "decades": float(np.mean([len(f) for f in said])),
+        "false_beats_any_decade": rate(sum("beats" in f for f in said), len(said)),
+        "false_word_any_decade": rate(sum(map(_is_false, said)), len(said)),
+        "words": words_of(families),
+    }
+
+
+def floors(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Mean of every floor, by member."""
+    return {
+        name: {
+            null: float(np.mean([row["scores"][name][null] for row in rows])) for null in NULLS
+        }
+        for name in members()
     }
 
 
@@ -322,6 +383,15 @@ def tables(record: Mapping[str, Any]) -> str:
         cells.insert(3, f"{row['relabelled']['rate']:.1%}")
         n = row["false_word_any_metric"]["of"]
         lines.append(f"| {row['kind']} | {row['seeds']} | {n} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| by decade of the firing rate | seeds | studies | decades | false 'beats' | either |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in record["strata"]:
+        beats, either = (row[f"false_{key}_any_decade"] for key in ("beats", "word"))
+        cells = f"{beats['of']} | {row['decades']:.1f} | {share(beats)} | {share(either)}"
+        lines.append(f"| {row['kind']} | {row['seeds']} | {cells} |")
     lines += [
         "",
         f"| control: 'beats' with | {' | '.join(METRICS)} |",
