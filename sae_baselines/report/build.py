@@ -42,7 +42,7 @@ from sae_baselines.report.caveats import (
 from sae_baselines.report.context import ReportContext, study_context
 from sae_baselines.report.gallery import section_of as latents_section
 from sae_baselines.report.markdown import Figure, Section, render, words
-from sae_baselines.report.names import key
+from sae_baselines.report.names import key, of_transcoders
 from sae_baselines.report.rates import rates_of
 from sae_baselines.report.reference import Reference
 from sae_baselines.report.stability import section_of
@@ -271,6 +271,12 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     parts.append(Section("sceptic", "For a sceptic", text))
     text = render("provenance.md.j2", table=table, context=context, by_row=version_mix(table))
     parts.append(Section("provenance", "Provenance", text))
+    if context.spec.get("hook_name_out") is not None:
+        lede = of_transcoders(lede)
+        parts = [
+            replace(part, title=of_transcoders(part.title), text=of_transcoders(part.text))
+            for part in parts
+        ]
     return Report(
         title=title,
         lede=lede,

@@ -21,6 +21,7 @@ from sae_baselines.report import (
     to_markdown,
     write_report,
 )
+from sae_baselines.report.names import of_transcoders
 from tests.report.page import Node, cells, markdown_rows, parse
 from tests.report.studies import MEMBERS, PRIMARY, autointerp, clean, context
 
@@ -272,3 +273,19 @@ def test_a_primary_metric_without_rows_is_named():
 def test_a_broken_table_is_refused():
     with pytest.raises(UserError, match="duplicate row"):
         build_report(pd.concat([clean(), clean()]), context())
+
+
+def test_a_report_of_transcoders_says_so():
+    given = context(primary=_PRIMARY, spec={"hook_name_out": "blocks.0.hook_mlp_out"})
+    built = build_report(clean(), given)
+    assert built.lede.startswith("A trained transcoder beside baselines")
+    text = to_markdown(built)
+    assert "Does the trained transcoder beat random?" in text
+    assert not re.search(
+        r"\bSAEs?\b(?!-)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    )
+    assert not re.search(r"\ban transcoder", text)
+    # What is in code is a file's or a command's own name.
+    assert of_transcoders("an SAE, `SAE`, SAELens, SAE-probes; SAEs") == (
+        "a transcoder, `SAE`, SAELens, SAE-probes; transcoders"
+    )
