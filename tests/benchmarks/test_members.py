@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sae_baselines.report.blind import score
 from tests.benchmarks.studies import BENCHMARKS
 
 
@@ -105,3 +106,14 @@ def test_a_judge_that_ranks_latents_alike_agrees() -> None:
     assert same == pytest.approx({"rho": 1.0, "low": 1.0, "high": 1.0})
     assert other["low"] < 0 < other["high"]
     assert -0.5 < other["rho"] < 0.5
+
+
+def test_the_blind_answers_are_counted_in_the_readme() -> None:
+    folder = BENCHMARKS / "headline"
+    told, left = score(folder / "blind/page_key.json", folder / "blind/answers.json")
+    assert left == 0
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    for one in told:
+        name = f"`{one.against}`" if one.against else "all"
+        ends = (f"{end:.2f}".removeprefix("0") for end in (one.interval.low, one.interval.high))
+        assert f"| {name} | {one.right} | {one.n} | {' to '.join(ends)} |" in readme
