@@ -121,7 +121,7 @@ def overhead(_: Callable[[], PanelSpec], scratch: Path) -> dict[str, Any]:
     for repeat in range(_REPEATS):
         for name in list(ways)[:: 1 if repeat % 2 else -1]:
             gc.collect()
-            whole, work = _apart(lambda: ways[name](scratch / f"{name}_{repeat}"))
+            whole, work = _apart(ways[name], scratch / f"{name}_{repeat}")
             outside[name].append(whole - work)
             inside.append(work)
     extra = [a - b for a, b in zip(outside["tasks"], outside["loop"], strict=True)]
@@ -138,7 +138,7 @@ def overhead(_: Callable[[], PanelSpec], scratch: Path) -> dict[str, Any]:
     }
 
 
-def _apart(way: Callable[[], object]) -> tuple[float, float]:
+def _apart(way: Callable[[Path], object], out: Path) -> tuple[float, float]:
     """Processor seconds of all of it, and of the tasks' own work, whose noise is larger than
     what stands around it."""
     do, work = Work.do, 0.0
@@ -154,7 +154,7 @@ def _apart(way: Callable[[], object]) -> tuple[float, float]:
     Work.do = timed
     try:
         began = time.process_time()
-        way()
+        way(out)
         return time.process_time() - began, work
     finally:
         Work.do = do
