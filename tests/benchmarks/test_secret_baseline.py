@@ -82,6 +82,26 @@ def test_exchanging_initialisations_exchanges_the_twins(secret: Any) -> None:
         assert one[f"{kind}_0"] != one[f"{kind}_1"]
 
 
+def test_floors_and_strata_are_judged(secret: Any, quick: tuple[Path, Rows]) -> None:
+    rows, roles = quick[1], secret.secret("frozen_decoder")
+    for verdict in secret.asked(rows, roles):
+        has_tasks = verdict.metric in ("top_1_auc", "top_1_correlation")
+        assert verdict.floor_is == (f"{verdict.metric}_null_random_latent" * has_tasks)
+    # A twin that probes no better than a latent at random cannot be told from anything.
+    blind = copy.deepcopy(rows)
+    for row in blind:
+        for member in roles:
+            scores = row["scores"][member]
+            scores["l0"] = 3.0
+            scores["top_1_auc"] = [x - 0.01 for x in scores["top_1_auc_null_random_latent"]]
+    (auc,) = [v for v in secret.asked(blind, roles) if v.metric == "top_1_auc"]
+    assert auc.word == "cannot tell"
+    at = secret.asked_at_rates(rows, roles)
+    assert {one.verdict.baseline for one in at} == {"frozen_decoder"}
+    assert len({one.decade for one in at}) == len(at)
+    assert sum(one.n for one in at) <= rows[0]["settings"]["d_sae"]
+
+
 def test_exchanging_roles_turns_differences_round(
     secret: Any, quick: tuple[Path, Rows]
 ) -> None:
@@ -135,6 +155,9 @@ def test_committed_counts_add_up_and_hold() -> None:
             assert row[key]["low"] <= found["alpha"], (*where, key)
         assert row["relabelled"]["rate"] < 0.06, where
         assert row["relabelled"]["at_least_as_many"] > 0.01, where
+    for row in found["strata"]:
+        for key in ("false_beats_any_decade", "false_word_any_decade"):
+            assert row[key]["low"] <= found["alpha"], (row["kind"], row["seeds"], key)
     for row in found["control"]:
         assert row["beats"]["explained_variance"]["rate"] == 1
         assert row["falls_short"]["explained_variance"]["hits"] == 0
@@ -192,6 +215,11 @@ def test_the_table_in_the_readme_is_the_committed_one() -> None:
         return f"{counted['rate']:.1%} ({counted['low']:.1%} to {counted['high']:.1%})"
 
     readme = (BENCHMARKS / "README.md").read_text()
+    for at in record["strata"]:
+        if at["kind"] == " and ".join(KINDS):
+            beats, either = (at[f"false_{key}_any_decade"] for key in ("beats", "word"))
+            row = [str(at["seeds"]), str(beats["of"]), f"{at['decades']:.1f}"]
+            assert f"| {' | '.join([*row, cell(beats), cell(either)])} |" in readme
     for seeds, null in both.items():
         cells = [
             str(seeds),
