@@ -71,13 +71,13 @@ class Synthetic(Suite):
     def defaults(self) -> dict[str, Any]:
         return {}
 
-    def problems(self, *_: Any) -> Iterable[str]:
+    def problems(self, *_: Any, **__: Any) -> Iterable[str]:
         return ()
 
-    def run(self, *_: Any) -> Any:
+    def run(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError("secret_panels.score does")
 
-    def rows(self, *_: Any) -> list[Measured]:
+    def rows(self, *_: Any, **__: Any) -> list[Measured]:
         return []
 
 
