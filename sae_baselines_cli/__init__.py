@@ -93,6 +93,14 @@ def main() -> None:
             # Libraries make many things of an interruption, and of its stopping their children.
             if interruptions.number is not None:
                 _interrupted(arguments, interruptions.number)
+            if _is_torchvisions(error):
+                fail(
+                    "torchvision: it was built for another torch than the one that is "
+                    "installed, and transformers cannot be imported beside it; pip uninstall "
+                    "torchvision (SAEBench requires it and never imports it), or install the "
+                    "one for your torch"
+                )
+                sys.exit(1)
             from sae_baselines.errors import StoppedError
 
             if isinstance(error, StoppedError):
@@ -102,6 +110,15 @@ def main() -> None:
                 raise
             fail(message)
             sys.exit(1)
+
+
+def _is_torchvisions(error: BaseException | None) -> bool:
+    """Whether this came of a torchvision that does not fit torch."""
+    while error is not None:
+        if "operator torchvision::" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _interrupted(arguments: list[str], number: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """The command line: help, errors in one line, exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,26 @@ def test_what_is_not_there_is_named_with_a_remedy(
     assert result.exit_code == 1
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+def test_a_torchvision_of_another_torch_is_named(tmp_path: Path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    reason = "operator torchvision::nms does not exist"
+    (package / "__init__.py").write_text(f"raise RuntimeError({reason!r})\n")
+    for name in ("transforms", "io"):
+        (package / f"{name}.py").write_text("")
+    metadata = tmp_path / "torchvision-0.28.0.dist-info"
+    metadata.mkdir()
+    text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
+    (metadata / "METADATA").write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "sae_baselines_cli", "preset"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "pip uninstall torchvision" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
