@@ -132,13 +132,8 @@ def results(rows: Sequence[Row], roles: Mapping[str, str]) -> pd.DataFrame:
             l0 = {"suite": "panel", "metric": "l0", "direction": 0, "task": ""}
             tidy.append({**common, **l0, "value": scores["l0"]})
             for metric in (*METRICS, *NULLS):
-                direction = 0 if metric in NULLS else 1
-                of_metric = {
-                    **common,
-                    "suite": SUITE,
-                    "metric": metric,
-                    "direction": direction,
-                }
+                direction = int(metric not in NULLS)
+                named = {"suite": SUITE, "metric": metric, "direction": direction}
                 values = scores[metric]
                 if isinstance(values, list):
                     tasks = {f"feature_{i}": value for i, value in enumerate(values)}
@@ -146,7 +141,7 @@ def results(rows: Sequence[Row], roles: Mapping[str, str]) -> pd.DataFrame:
                         tasks[""] = float(np.mean(values))
                 else:
                     tasks = {"": values}
-                tidy += [{**of_metric, "task": t, "value": v} for t, v in tasks.items()]
+                tidy += [{**common, **named, "task": t, "value": v} for t, v in tasks.items()]
     return pd.DataFrame(tidy)
 
 
@@ -186,6 +181,7 @@ CONTROL = {"learned": "trained", "frozen_decoder_0": "frozen_decoder"}
 
 def judge(rows: Sequence[Row], settings: Settings) -> dict[str, Any]:
     """Count the words."""
+    cases = [(kinds, n) for kinds in (*((k,) for k in KINDS), KINDS) for n in sizes(rows)]
     return {
         "benchmark": "secret_baseline",
         "environment": environment(),
@@ -199,16 +195,8 @@ def judge(rows: Sequence[Row], settings: Settings) -> dict[str, Any]:
         "rates": "each with its 95 % Clopper-Pearson interval over studies; the two kinds "
         "share their seeds, so that the intervals of both together may be a little too narrow",
         "members": {name: described(rows, name) for name in members()},
-        "null": [
-            null(rows, kinds, n)
-            for kinds in (*((k,) for k in KINDS), KINDS)
-            for n in sizes(rows)
-        ],
-        "strata": [
-            strata(rows, kinds, n)
-            for kinds in (*((k,) for k in KINDS), KINDS)
-            for n in sizes(rows)
-        ],
+        "null": [null(rows, kinds, n) for kinds, n in cases],
+        "strata": [strata(rows, kinds, n) for kinds, n in cases],
         "floors": floors(rows),
         "differences": [spread(rows, kind, metric) for kind in KINDS for metric in METRICS],
         "control": [control(rows, n) for n in sizes(rows)],

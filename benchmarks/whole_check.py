@@ -30,8 +30,8 @@ import yaml
 from panel_vs_runs import run_of_its_own
 from panels import add_panel_arguments, one_panel
 from render import machine, table
-from transformer_lens.components.abstract_attention import AbstractAttention
 
+from sae_baselines.compat import models
 from sae_baselines.evals import evaluate, load_eval_spec
 from sae_baselines.provenance import environment
 from sae_baselines.study import PanelSpec, load_spec, spec_to_yaml
@@ -163,8 +163,8 @@ def timed(name: str, command: Sequence[str]) -> dict[str, float]:
 
 def one_by_stock(panel: Path, out: Path) -> None:
     """The trained member alone, by SAELens' runner and SAEBench."""
-    # Its models are loaded as TransformerLens does: `growing_masks` takes itself to be open.
-    vars(AbstractAttention.__init__)["grows"] = True
+    # Its models are loaded as TransformerLens does, with masks of the longest context.
+    models.MASKED_AT_FIRST = sys.maxsize
     spec, evals = load_spec(panel), load_eval_spec(panel)
     text = load_text(dataclasses.replace(spec.dataset, shuffle_seed=None))
     device = resolve_device(spec.device)

@@ -36,19 +36,26 @@ class RunningVariance:
         self._shift = shift
         self._sum: torch.Tensor | None = None
 
-    def add(self, x: torch.Tensor, x_hat: torch.Tensor) -> None:
-        """Add activations and their reconstructions, both ``[n, d_in]``."""
-        if not len(x):
-            return
+    def add(self, x: torch.Tensor, x_hat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add activations and their reconstructions, both ``[n, d_in]``.
+
+        Returns:
+            Of each, float64 ``[n]``: its squared error, its squared distance from the shift.
+        """
         x, x_hat = x.double(), x_hat.double()
+        if not len(x):
+            return x.new_zeros(0), x.new_zeros(0)
         if self._shift is None:
             self._shift = x.mean(dim=0)
         self.n += len(x)
-        self.residual += float((x - x_hat).pow(2).sum())
+        error = (x - x_hat).pow(2)
+        self.residual += float(error.sum())
         shifted = x - self._shift.to(x.device)
-        self._square += float(shifted.pow(2).sum())
+        far = shifted.pow(2)
+        self._square += float(far.sum())
         total = shifted.sum(dim=0)
         self._sum = total if self._sum is None else self._sum + total
+        return error.sum(dim=-1), far.sum(dim=-1)
 
     @property
     def variance(self) -> float:
@@ -131,27 +138,23 @@ def reconstruction(
         activations: ``[n, d_in]``, as the SAE takes them; for a transcoder `sides`, whose
             output is what is explained.
     """
-    mean = sides(sae, activations)[1].double().mean(dim=0)
-    total = RunningVariance(mean)
+    total = RunningVariance(sides(sae, activations)[1].double().mean(dim=0))
     active = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
-    error, far = [], []
+    each = []
     for first in range(0, activations.shape[0], _ROWS_PER_CHUNK):
         x, y = sides(sae, activations[first : first + _ROWS_PER_CHUNK].to(sae.device))
         acts = sae.encode(x)
-        y_hat = sae.decode(acts) + skip_of(sae, x)
-        total.add(y, y_hat)
-        error.append((y.double() - y_hat.double()).square().sum(dim=1).cpu())
-        far.append((y.double() - mean.to(y.device)).square().sum(dim=1).cpu())
+        each.append(torch.stack(total.add(y, sae.decode(acts) + skip_of(sae, x))).cpu())
         firing = (acts.to_dense() if acts.is_sparse else acts) != 0
         active += float(firing.sum())
         fired |= firing.any(dim=0)
-    errors = torch.cat(error)
+    errors, far = torch.cat(each, dim=1)
     return Reconstruction(
         total.explained_variance,
         active / activations.shape[0],
         int(fired.sum()),
-        float((1 - errors / torch.cat(far)).median()),
+        float((1 - errors / far).median()),
         share_in_few(errors),
     )
 

@@ -129,11 +129,15 @@ def _error_in_few(table: Results) -> Iterable[Caveat]:
                     for name in ("explained_variance", "ev_median_token")
                 )
                 texts.append(
-                    f"{code(member)} of {group[0]} at L0 {group[1]:g}: {few[worst]:.1%}, with "
+                    f"{_where(member, group)}: {few[worst]:.1%}, with "
                     f"EV {number(ev)} of all and {number(median)} of the median token"
                 )
     if texts:
         yield caveat("error in few", share=MOST_ERROR_IN_FEW, few=FEW, n=n, texts=texts)
+
+
+def _where(member: str, group: Group) -> str:
+    return f"{code(member)} of {group[0]} at L0 {group[1]:g}"
 
 
 def _latents(context: ReportContext) -> list[Caveat]:
@@ -447,8 +451,7 @@ def _dead(table: Results, context: ReportContext) -> Iterable[Caveat]:
         dead = [share for share in shares if share > DEAD_SHARE]
         n += len(dead)
         if dead:
-            where = f"{code(member)} of {group[0]} at L0 {group[1]:g}"
-            named.append(f"{where}: {max(dead):.0%}")
+            named.append(f"{_where(member, group)}: {max(dead):.0%}")
     if named:
         yield caveat("dead latents", share=DEAD_SHARE, n=n, texts=named)
 

@@ -114,8 +114,6 @@ def test_a_torchvision_of_another_torch_is_named(tmp_path: Path):
     package.mkdir()
     reason = "operator torchvision::nms does not exist"
     (package / "__init__.py").write_text(f"raise RuntimeError({reason!r})\n")
-    for name in ("transforms", "io"):
-        (package / f"{name}.py").write_text("")
     metadata = tmp_path / "torchvision-0.28.0.dist-info"
     metadata.mkdir()
     text = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
