@@ -3,6 +3,7 @@
 #   make vision-demo  the same for a vision transformer
 #   make test         sets up .venv and runs lint, types and tests
 #   make docs         the documentation site, in build/site
+#   make slow         real models, long runs and, where it is installed, SLURM
 #   make gpu          benchmarks/gpu.py, with the torch that is there
 #   make build        the wheel and the sdist, in dist/, and whether they hold what they should
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo vision-demo test lint format-check rooms types docs build slow gpu install clean
+.PHONY: demo vision-demo test lint format-check rooms types docs build slow slurm gpu install clean
 
 demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
@@ -47,6 +48,12 @@ build: install
 # Real models and long runs; needs the demo's downloads.
 slow: install
 	$(BIN)/python -m pytest -m slow
+	@if [ -x /usr/sbin/slurmctld ]; then $(MAKE) slurm; else \
+	echo "not run: make slurm, for which apt-get install slurm-wlm munge"; fi
+
+# Two nodes of SLURM on this machine, and what kills their jobs; as root, some 25 minutes.
+slurm: install
+	PYTHONPATH=. $(BIN)/python tests/slurm/faults.py $(ARGS)
 
 # On a machine with a GPU, torch and no network; WHEELS is a folder with whatever else it lacks.
 gpu:

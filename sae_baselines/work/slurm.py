@@ -169,8 +169,16 @@ class Slurm:
                 whole,
             )
             raise
+        lost = [job for job in jobs if not job.paths.result_pickle.exists()]
+        unseen = [job for job in lost if not job.paths.stderr.exists()]
+        if len(unseen) == len(jobs):
+            raise UserError(
+                f"out: {root}: job {whole} ended and left no log there; unless somebody "
+                "cancelled it before it began, its nodes do not see that folder: use one on a "
+                "file system that all nodes share"
+            )
         for job in jobs:
-            if not job.paths.result_pickle.exists():
+            if job in lost:
                 logger.error("job %s ended early (log: %s)", job.job_id, job.paths.stderr)
             elif error := job.exception():
                 said = one_line(error, 100_000)[-300:]

@@ -104,15 +104,20 @@ class Slurm:
         )
         time.sleep(1)
         self.start("slurmctld", "-D", "-f", str(self.conf))
-        for node in ("n1", "n2"):
+        for node in NODES:
             self.node(node)
 
-    def node(self, name: str) -> None:
-        self.start(f"slurmd.{name}", "-D", "-f", str(self.conf), "-N", name)
+    def node(self, name: str, without: Path | None = None) -> None:
+        """Start one, which has a disk of its own in the place of a folder if asked."""
+        around: list[str] = []
+        if without is not None:
+            alone = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+            around = ["unshare", "--mount", "sh", "-c", alone, str(without)]
+        self.start(f"slurmd.{name}", "-D", "-f", str(self.conf), "-N", name, around=around)
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str, around: Sequence[str] = ()) -> None:
         with (self.root / f"{name}.out").open("ab") as out:
-            command = [f"/usr/sbin/{name.partition('.')[0]}", *arguments]
+            command = [*around, f"/usr/sbin/{name.partition('.')[0]}", *arguments]
             self.running[name] = subprocess.Popen(command, stdout=out, stderr=out)
 
     def kill(self, name: str) -> None:
@@ -170,6 +175,7 @@ def evaluate(panel: Path, root: Path, *options: str) -> "subprocess.Popen[str]":
     return sae_baselines("eval", root, "--config", panel, *options)
 
 
+NODES = ("n1", "n2")
 ON_SLURM = ("--on", "slurm", "--workers", "2")
 # Of `eval`, where something failed and the rest is there.
 INCOMPLETE = 3
@@ -350,6 +356,21 @@ def node_dies(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
     ended(process)
 
 
+def local_disk(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
+    """The nodes do not see the folder, which is told; where they do, the same command goes on."""
+    del spec
+    root.mkdir()
+    for node in NODES:
+        cluster.kill(f"slurmd.{node}")
+        cluster.node(node, without=root)
+    said = ended(train(panel, root, *ON_SLURM), 1)
+    assert "left no log there" in said, said
+    for node in NODES:
+        cluster.kill(f"slurmd.{node}")
+        cluster.node(node)
+    ended(train(panel, root, *ON_SLURM))
+
+
 def nodes_full(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
     """Both nodes are others' when the array comes; later one is taken from it."""
     del cluster
@@ -446,6 +467,7 @@ FAULTS: dict[str, Callable[[Slurm, Path, Path, Any], None]] = {
     "requeued": requeued,
     "time_is_over": time_is_over,
     "node_dies": node_dies,
+    "local_disk": local_disk,
     "nodes_full": nodes_full,
     "task_fails": task_fails,
     "killed_evaluating": killed_evaluating,

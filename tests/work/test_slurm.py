@@ -86,6 +86,23 @@ def test_no_slurm_no_submitit_and_a_refusal_are_one_line(
         Slurm().script(tmp_path)
 
 
+def test_jobs_that_leave_no_log_do_not_see_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SLURM takes the array, and a node that has no such folder can write nothing there."""
+    commands = {
+        "sbatch": "echo Submitted batch job 7",
+        "squeue": "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1",
+    }
+    for name, does in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "srun").symlink_to("sbatch")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(UserError, match=r"^out: .*study: job 7 .* that all nodes share$"):
+        Slurm().run(print, tmp_path / "study")
+
+
 def test_without_slurm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     panel, out = tmp_path / "panel.yaml", tmp_path / "study"
     panel.write_text(yaml.safe_dump(tiny_panel(tmp_path)))
