@@ -46,7 +46,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """What differs from the recipe `fair`.
+    """What differs from the recipe `revived`.
 
     Attributes:
         study: Fields of the study.
@@ -57,8 +57,10 @@ class Candidate:
     factors: Mapping[str, float] = field(default_factory=dict)
 
 
-FAIR = Candidate()
+REVIVED = Candidate()
+FAIR = Candidate({"recipe": "fair"})
 OTHERS = {
+    "fair": FAIR,
     "first": Candidate({"recipe": "first"}),
     "saelens": Candidate({"recipe": "saelens"}),
     "control x 4": Candidate(factors={"l0_control": 4}),
@@ -66,25 +68,34 @@ OTHERS = {
 }
 FITTED, TRANSPOSED = (Candidate({"encoder_init": s}) for s in ("fitted", "transposed"))
 CANDIDATES: dict[str, dict[str, Candidate]] = {
-    "batchtopk": {"fair": FAIR, "fitted": FITTED},
-    "topk": {"fair": FAIR},
+    "batchtopk": {"revived": REVIVED, "fair": FAIR, "revived, transposed": TRANSPOSED},
+    "topk": {"revived": REVIVED, "fair": FAIR, "revived, transposed": TRANSPOSED},
     "jumprelu": {
-        "fair": FAIR,
+        "revived": REVIVED,
         **OTHERS,
         "transposed": TRANSPOSED,
         "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
         "no penalty": Candidate(factors={"l0_coefficient": 0}),
         "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
+        "silent x 3": Candidate(factors={"pre_act_loss_coefficient": 3}),
+        "silent / 3": Candidate(factors={"pre_act_loss_coefficient": 0.3}),
+        "silent / 10, window x 3": Candidate(
+            {"dead_feature_window": 50}, {"pre_act_loss_coefficient": 0.1}
+        ),
+        "window / 3": Candidate({"dead_feature_window": 5}),
+        "fair, warm-up": Candidate({"recipe": "fair", "lr_warm_up_steps": 100}),
+        "fair, rate / 4": Candidate({"recipe": "fair", "lr": 5e-4}),
+        "fair, decay": Candidate({"recipe": "fair", "lr_decay_steps": 80}),
     },
     "standard": {
-        "fair": FAIR,
+        "revived": REVIVED,
         **OTHERS,
         "fitted": FITTED,
         "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),
         "penalty x 4": Candidate(factors={"l1_coefficient": 4}),
     },
     "gated": {
-        "fair": FAIR,
+        "revived": REVIVED,
         **OTHERS,
         "transposed": TRANSPOSED,
         "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),

@@ -24,6 +24,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.study.identity import COVARIANCE_FILE
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.recipes import (
+    DEFAULT_RECIPE,
     EncoderInit,
     RecipeName,
     Scales,
@@ -295,9 +296,9 @@ def fair_options(
         **architecture_options(architecture, l0, d_sae, known),
         **_start_options(
             architecture,
-            "fair",
-            encoder_init_of(architecture, "fair"),
-            bandwidth_of("fair"),
+            DEFAULT_RECIPE,
+            encoder_init_of(architecture, DEFAULT_RECIPE),
+            bandwidth_of(DEFAULT_RECIPE),
             l0,
             float(x.pow(2).sum(dim=1).mean()),
             begin,

@@ -1,9 +1,10 @@
 """How each base is trained in a study, so that its members are comparable.
 
-``fair`` holds every member's L0 at its target while it trains (`baselines.l0_control`) with
-penalties that leave that to the control; it was chosen by the search in benchmarks/recipes.
-``saelens`` has SAELens' own defaults, told the target where a base can be told one. ``first``
-is what version 0.1.0-dev did. TopK, BatchTopK and Matryoshka have a k, and are the same in all.
+``revived`` holds every member's L0 at its target while it trains (`baselines.l0_control`) with
+penalties that leave that to the control, and has SAELens' own losses bring back latents that
+fell silent while the run still lasts; it was chosen by the search in benchmarks/recipes.
+``fair`` is the same without the second. ``saelens`` has SAELens' own defaults, told the target
+where a base can be told one. ``first`` is what version 0.1.0-dev did.
 """
 
 from collections.abc import Set
@@ -11,11 +12,13 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
-from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE
+from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE, TopKTrainingSAE
 
 from sae_baselines.baselines import base_architectures, get_baseline
+from sae_baselines.baselines.transcoder import TranscoderMixin
 
-RecipeName = Literal["fair", "saelens", "first"]
+RecipeName = Literal["revived", "fair", "saelens", "first"]
+DEFAULT_RECIPE: RecipeName = "revived"
 EncoderInit = Literal["transposed", "fitted"]
 
 # See benchmarks/recipes/README.md for what each was compared with.
@@ -23,6 +26,10 @@ _CONTROL = 0.1
 _BANDWIDTH = 0.5
 _L0_COEFFICIENT = 1 / 400
 _L1_COEFFICIENT = {"standard": 0.2, "gated": 0.6}
+_PRE_ACT_COEFFICIENT = 0.01
+# Of the steps, after which a silent latent is brought back; at most SAELens' number.
+_WINDOW, _SAELENS_WINDOW = 25, 1000
+_HELD = ("revived", "fair")
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,17 @@ def is_controlled(base: str) -> bool:
 def encoder_init_of(base: str, recipe: RecipeName) -> EncoderInit:
     """Start of the encoder where a study does not say.
 
-    ``fitted`` where something else than its value decides on a latent (JumpReLU, gated); a
-    standard SAE is better from the decoder's transpose (benchmarks/recipes).
+    ``fitted`` where something else than its value decides on a latent (JumpReLU, gated; with
+    ``revived`` also an SAE that has a k); a standard SAE is better from the decoder's
+    transpose (benchmarks/recipes).
     """
-    fitted = recipe == "fair" and is_controlled(base) and not _is_relu(base)
-    return "fitted" if fitted else "transposed"
+    sae_class = get_baseline(f"seeded_{base}").sae_class
+    kinds: tuple[type, ...] = ()
+    if recipe in _HELD:
+        kinds = (GatedTrainingSAE, JumpReLUTrainingSAE)
+    if recipe == "revived" and not issubclass(sae_class, TranscoderMixin):
+        kinds = (*kinds, TopKTrainingSAE)
+    return "fitted" if issubclass(sae_class, kinds) else "transposed"
 
 
 def recipe_options(
@@ -73,24 +86,33 @@ def recipe_options(
         return {**options, "target_l0": None} if "l0_steering_rate" in known else options
     if "jumprelu_sparsity_loss_mode" in known:
         # SAELens' penalty is 2 / L0 * (l0 - L0)^2 against a squared error of this order.
-        share = _L0_COEFFICIENT if recipe == "fair" else 1.0
+        share = _L0_COEFFICIENT if recipe in _HELD else 1.0
         options["l0_coefficient"] = share * scales.square_norm / l0
-    if recipe == "fair":
+    if recipe in _HELD:
         if "l0_control" in known:
             options["l0_control"] = _CONTROL
         if "l1_coefficient" in known:
             share = _L1_COEFFICIENT["standard" if _is_relu(base) else "gated"]
             options["l1_coefficient"] = share * scales.threshold
+    if recipe == "revived" and "pre_act_loss_coefficient" in known:
+        options["pre_act_loss_coefficient"] = _PRE_ACT_COEFFICIENT * scales.threshold
     return options
+
+
+def window_of(recipe: RecipeName, steps: int) -> int:
+    """SAELens' ``dead_feature_window``: batches after which a silent latent is a dead one."""
+    if recipe != "revived":
+        return _SAELENS_WINDOW
+    return min(_SAELENS_WINDOW, max(1, steps // _WINDOW))
 
 
 def bandwidth_of(recipe: RecipeName) -> float | None:
     """Of JumpReLU's estimator in units of the initial threshold; None for SAELens' own."""
-    return _BANDWIDTH if recipe == "fair" else None
+    return _BANDWIDTH if recipe in _HELD else None
 
 
 def in_words(recipe: RecipeName) -> str:
-    """What a recipe does to bases that have no k, for a report."""
+    """What a recipe does, for a report."""
     if recipe == "saelens":
         return "SAELens' own defaults; L0 is where its penalty leads"
     if recipe == "first":
@@ -98,13 +120,18 @@ def in_words(recipe: RecipeName) -> str:
             "L0 is led to the target by a penalty (quadratic for JumpReLU, with a coefficient "
             "of E|x|^2 / L0; a steered L1 coefficient for standard and gated SAEs)"
         )
+    revived = (
+        f"; latents that are silent for one {_WINDOW}th of the training are brought back by "
+        f"SAELens' own losses (JumpReLU's times {_PRE_ACT_COEFFICIENT:g} of the initial "
+        "threshold)"
+    )
     return (
         "L0 is held at the target in every batch, by one factor on all thresholds (JumpReLU) "
         "or one shift of all biases (standard, gated; gradients are those at constant L0); the "
         "penalty only tells latents apart "
         f"(quadratic with a coefficient of E|x|^2 / L0 times {_L0_COEFFICIENT:g}; L1 of "
         f"{_L1_COEFFICIENT['standard']:g} and {_L1_COEFFICIENT['gated']:g} times the initial "
-        "threshold)"
+        f"threshold){revived if recipe == 'revived' else ''}"
     )
 
 

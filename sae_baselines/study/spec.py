@@ -45,11 +45,13 @@ from sae_baselines.files import checksum_of
 from sae_baselines.study.memory import check_memory
 from sae_baselines.study.plan import PanelKey, Pass
 from sae_baselines.study.recipes import (
+    DEFAULT_RECIPE,
     EncoderInit,
     RecipeName,
     bandwidth_of,
     encoder_init_of,
     is_controlled,
+    window_of,
 )
 from sae_baselines.study.redraw import RandomModel
 from sae_baselines.study.values import (
@@ -267,16 +269,18 @@ class StudySpec(ABC):
             or zeros (SAELens). From zeros a frozen decoder needs a long run to find the mean
             (SmolLM2-135M, 100k tokens: EV -0.17 against 0.37; trained 0.70 against 0.73).
         recipe: How JumpReLU, standard and gated SAEs reach their L0 (`study.recipes`):
-            ``fair`` holds it in training, ``saelens`` has SAELens' defaults, ``first`` is
-            what version 0.1.0-dev did. ``sae`` goes before either.
+            ``revived`` and ``fair`` hold it in training, ``saelens`` has SAELens' defaults,
+            ``first`` is what version 0.1.0-dev did. ``sae`` goes before either.
         encoder_init: Start of W_enc: the decoder transposed, or that times one factor, the
             same for every member, at which the first reconstruction fits best
-            (``encoder_init_scale`` in the SAELens config). Default: fitted where ``fair``
-            holds L0, else transposed.
+            (``encoder_init_scale`` in the SAELens config). Default: the recipe's.
         sparse_step: Which members train on active entries only (same numbers up to float32
             rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
         clip_grad_norm: Norm that the gradient of each SAE is clipped at; SAELens' is fixed at
             1. null does not clip.
+        dead_feature_window: Batches without firing after which SAELens' own losses try to
+            bring a latent back. Default: a 25th of the training with recipe ``revived``, and
+            at most SAELens' 1000, which the others have.
         drift: Record cos(row, its start), EV and L0 at these fractions of training, in each
             member's ``drift.json`` and ``drift.npz``, e.g. [0.05, 0.1, 0.25, 0.5, 1.0]
             (paper, Appendix D); empty records nothing. Training is the same either way.
@@ -290,7 +294,7 @@ class StudySpec(ABC):
     members: list[str | MemberSpec] = field(default_factory=lambda: list(DEFAULT_MEMBERS))
     tau: float = 0.8
     b_dec_init: Literal["zeros", "mean"] = "mean"
-    recipe: RecipeName = "fair"
+    recipe: RecipeName = DEFAULT_RECIPE
     encoder_init: EncoderInit | None = None
     sparse_step: Literal["baselines", "all", "none"] = "baselines"
     lr: float = PydanticField(default=2e-4, gt=0)
@@ -298,7 +302,7 @@ class StudySpec(ABC):
     lr_warm_up_steps: int = PydanticField(default=0, ge=0)
     adam_beta1: float = PydanticField(default=0.9, ge=0, lt=1)
     adam_beta2: float = PydanticField(default=0.999, ge=0, lt=1)
-    dead_feature_window: int = PydanticField(default=1000, gt=0)
+    dead_feature_window: int | None = PydanticField(default=None, gt=0)
     device: str = "auto"
     autocast: bool = False
     drift: list[float] = field(default_factory=list)
@@ -320,6 +324,8 @@ class StudySpec(ABC):
             raise UserError(f"seeds: {shown(self.seeds)}: use distinct seeds >= 0")
         if self.drift:
             checked_fractions(self.drift)
+        if self.dead_feature_window is None:
+            self.dead_feature_window = window_of(self.recipe, self.steps)
 
     def check(self) -> None:
         """What can be wrong in a field before a model is loaded.
@@ -336,6 +342,11 @@ class StudySpec(ABC):
     @property
     def member_specs(self) -> list[MemberSpec]:
         return [parse_member(m) for m in self.members]
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Optimiser steps of each member."""
 
     @property
     @abstractmethod
@@ -628,6 +639,10 @@ class PanelSpec(HookSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         _validate_batches(self)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.training_tokens // self.train_batch_size_tokens)
 
     @property
     def random_models(self) -> dict[str, RandomModel]:

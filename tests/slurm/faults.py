@@ -357,7 +357,7 @@ def node_dies(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
 
 
 def local_disk(cluster: Slurm, panel: Path, root: Path, spec: Any) -> None:
-    """The nodes do not see the folder, which is told; where they do, the same command goes on."""
+    """The nodes do not see the folder; where they do, the same command goes on."""
     del spec
     root.mkdir()
     for node in NODES:

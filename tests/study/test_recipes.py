@@ -56,6 +56,66 @@ def test_saes_of_heads_say_that_they_read_them_flattened(
     assert {config.reshape_activations for config in made.values()} == {says}
 
 
+@pytest.mark.parametrize("recipe", ["revived", "fair"])
+def test_silent_latents_are_brought_back_where_the_recipe_says_so(
+    recipe: Any, tmp_path: Path
+) -> None:
+    threshold = encoder_start(X, 64, 6, 0, "iso", None).threshold
+    for config in configs(tmp_path, "jumprelu", recipe=recipe).values():
+        told = config.pre_act_loss_coefficient
+        assert told == (pytest.approx(0.01 * threshold) if recipe == "revived" else None)
+
+
+@pytest.mark.parametrize(("steps", "window"), [(10, 1), (400, 16), (30_000, 1000)])
+def test_a_latent_is_silent_for_a_share_of_the_training(steps: int, window: int) -> None:
+    length = {"training_tokens": 128 * steps - 1}
+    assert spec_of("topk", **length).dead_feature_window == window
+    for recipe in ("fair", "saelens", "first"):
+        assert spec_of("topk", **length, recipe=recipe).dead_feature_window == 1000
+    assert spec_of("topk", **length, dead_feature_window=7).dead_feature_window == 7
+
+
+def test_an_sae_with_a_k_starts_fitted_and_a_transcoder_as_before() -> None:
+    def starts(**options: Any) -> set[str]:
+        spec = spec_of("topk", **options)
+        return {spec.encoder_init_for(b) for b in ("topk", "batchtopk", "matryoshka_batchtopk")}
+
+    assert starts() == {"fitted"}
+    assert starts(recipe="fair") == starts(encoder_init="transposed") == {"transposed"}
+    spec = spec_of("topk")
+    assert spec.encoder_init_for("standard") == "transposed"
+    assert spec.encoder_init_for("transcoder_batchtopk") == "transposed"
+
+
+def test_what_is_silent_fires_again(tmp_path: Path) -> None:
+    """Where thresholds are held by the control, and only active entries are computed."""
+
+    def alive(**options: Any) -> int:
+        made = configs(tmp_path, "jumprelu", sparse_step="all", **options)
+        sae = make_sae("frozen_decoder_jumprelu", **_set(made["frozen_decoder"]))
+        with torch.no_grad():
+            sae.b_enc[:32] -= 5 * sae.threshold[:32]
+        trainer = make_trainer(
+            sae,
+            300,
+            (3 * x for x in batches()),
+            lr=1e-2,
+            dead_feature_window=spec_of("topk", training_tokens=128 * 300).dead_feature_window,
+        )
+        trainer.fit()
+        with torch.no_grad():
+            return int((sae.encode(X) != 0).any(dim=0)[:32].sum())
+
+    assert alive(recipe="fair") == 0
+    assert alive() > 16
+
+
+def _set(config: Any) -> dict[str, Any]:
+    """Fields of a member's config that are not what the class has anyway."""
+    usual = type(config)(d_in=config.d_in, d_sae=config.d_sae)
+    return {k: v for k, v in vars(config).items() if k != "metadata" and v != vars(usual)[k]}
+
+
 def test_fair_holds_l0_with_a_penalty_that_leaves_it_alone(tmp_path: Path) -> None:
     made = configs(tmp_path, "jumprelu")
     square_norm = float(X.pow(2).sum(dim=1).mean())
@@ -122,7 +182,8 @@ def test_a_recipe_counts_where_it_changes_something() -> None:
 
     for base in ("batchtopk", "topk"):
         same = {hashed(base, recipe=r) for r in ("fair", "saelens", "first")}
-        assert same == {hashed(base, encoder_init="transposed")}
+        assert hashed(base) not in same
+        assert same == {hashed(base, encoder_init="transposed", dead_feature_window=1000)}
     for base in CONTROLLED:
         assert len({hashed(base, recipe=r) for r in ("fair", "saelens", "first")}) == 3
     # As version 0.1.0-dev wrote it, with neither field.

@@ -134,6 +134,10 @@ class VisionSpec(HookSpec):
             )
 
     @property
+    def steps(self) -> int:
+        return -(-self.training_samples // self.train_batch_size)
+
+    @property
     def normalization(self) -> str:
         return self.normalize_activations
 

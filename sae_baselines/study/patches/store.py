@@ -44,7 +44,7 @@ def crops_of(spec: VisionSpec, split: Split, n_patches: int) -> dict[str, list[C
         n_patches: Patches per crop.
     """
     images, normalised = spec.images, spec.normalize_activations != "none"
-    batches = -(-spec.training_samples // spec.train_batch_size)
+    batches = spec.steps
     batches += spec.n_batches_for_norm_estimate if normalised else 0
     if images.crops_per_photo is None:
         n_train = -(-batches * spec.train_batch_size // n_patches)

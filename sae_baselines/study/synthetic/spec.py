@@ -105,6 +105,10 @@ class ToySpec(StudySpec):
             )
 
     @property
+    def steps(self) -> int:
+        return -(-self.training_samples // self.train_batch_size)
+
+    @property
     def l0s(self) -> list[float]:
         return [self.l0]
 
@@ -146,8 +150,7 @@ class ToySpec(StudySpec):
     @property
     def lr_decay_steps(self) -> int:
         """Optimiser steps in which the rate falls."""
-        steps = -(-self.training_samples // self.train_batch_size)
-        return int(self.lr_decay_fraction * steps)
+        return int(self.lr_decay_fraction * self.steps)
 
     def model_of(self, setting: str, device: str) -> SyntheticModel:
         """The ground truth of a setting.
