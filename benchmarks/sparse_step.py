@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--quick", action="store_true", help="tiny, seconds, no file by itself")
+    parser.add_argument(
+        "--dead", action="store_true", help="half of the latents dead; no file by itself"
+    )
     args = parser.parse_args(argv)
     if args.threads or args.quick:  # at a tiny shape threads cost more than they bring
         torch.set_num_threads(args.threads or 1)
@@ -98,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = SHAPES[args.shape or usual]
     complete = set(JUDGED) <= set(bases) and shape.name == usual and not args.skip_memory
     out: Path | None = args.out
-    if out is None and complete and not args.quick:
+    if out is None and complete and not args.quick and not args.dead:
         out = RESULTS / f"sparse_step_{args.device}.json"
     record: dict[str, Any] = {
         "benchmark": "sparse_step",
@@ -106,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "runs": [],
     }
     for autocast in (False, True) if args.device == "cuda" else (False,):
-        run = _describe(shape, args.device, autocast)
+        run = _describe(shape, args.device, autocast, args.dead)
         record["runs"].append(run)
         batches = activations(shape, args.device)
         for base in bases:
@@ -118,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 repeats=args.repeats,
                 autocast=autocast,
                 with_memory=not args.skip_memory and base in JUDGED,
+                dead=args.dead,
             )
             run["aims"] = judge(run)
             if out is not None:  # after every base: what is measured is not lost
@@ -130,7 +134,7 @@ def _others() -> list[str]:
     return [base for base in BASES if base not in JUDGED]
 
 
-def _describe(shape: Shape, device: str, autocast: bool) -> dict[str, Any]:
+def _describe(shape: Shape, device: str, autocast: bool, dead: bool) -> dict[str, Any]:
     return {
         **conditions(shape, device, autocast=autocast),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -140,8 +144,9 @@ def _describe(shape: Shape, device: str, autocast: bool) -> dict[str, Any]:
             "sparse": "the unconstrained twin: stock's SAE with the sparse step",
             "data": "64 Gaussians with decaying spectrum, mean norm sqrt(d_in), pool of "
             f"{shape.n_batches} batches",
-            "dead_latents": "none ever (dead_feature_window 1e9), so no member runs a "
-            "dead-latent loss",
+            "dead_latents": "every other one in every step, with the recipe's loss"
+            if dead
+            else "none ever (dead_feature_window 1e9), so no member runs a dead-latent loss",
             "soft_frozen_decoder": "every row starts on the edge of its cap",
             "frozen_encoder": "TopK family: rescale_acts_by_decoder_norm=False (stock: True)",
             "once_sparse": "jumprelu, standard, gated: thresholds (or biases) of all members "
@@ -172,8 +177,9 @@ def measure(
     repeats: int | None,
     autocast: bool,
     with_memory: bool,
+    dead: bool = False,
 ) -> dict[str, Any]:
-    """Everything about one base.
+    """Everything about one base; memory is that of steps without dead latents.
 
     Raises:
         SystemExit: If a twin did not run its steps sparse.
@@ -185,7 +191,7 @@ def measure(
     steppers: dict[str, Stepper] = {}
     for m in ALL_MEMBERS:
         build = functools.partial(
-            Stepper, base, m, shape, batches, threshold, autocast=autocast
+            Stepper, base, m, shape, batches, threshold, autocast=autocast, half_dead=dead
         )
         if with_memory and device == "cuda":
             steppers[m], memory[m] = cuda_peak_mib(build)

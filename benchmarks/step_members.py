@@ -15,7 +15,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.baselines import SEEDED, baseline_name, directions, seeded_start
 from sae_baselines.study.build import architecture_options
-from sae_baselines.study.recipes import Scales, bandwidth_of, recipe_options
+from sae_baselines.study.recipes import DEFAULT_RECIPE, Scales, bandwidth_of, recipe_options
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
 STOCK = "stock"
@@ -200,9 +200,9 @@ def base_options(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
     options = architecture_options(base, shape.k, shape.d_sae, known)
     if base == "jumprelu":
         options["jumprelu_init_threshold"] = threshold
-        options["jumprelu_bandwidth"] = (bandwidth_of("fair") or 0.0) * threshold
+        options["jumprelu_bandwidth"] = (bandwidth_of(DEFAULT_RECIPE) or 0.0) * threshold
         scales = Scales(shape.d_in, threshold)
-        options |= recipe_options(base, "fair", shape.k, scales, known)
+        options |= recipe_options(base, DEFAULT_RECIPE, shape.k, scales, known)
     return options
 
 

@@ -1,7 +1,7 @@
 """Which recipe trains each base as well as BatchTopK, at the same L0 and steps?
 
     python benchmarks/recipes/search.py pca96 smollm2 gemma toy --seeds 3
-    python benchmarks/recipes/search.py smollm2 --bases jumprelu --candidates fair first
+    python benchmarks/recipes/search.py smollm2 --bases jumprelu --candidates revived fair first
 
 Every run is appended to search.csv and not made again. A candidate is chosen by ``ev_dev`` and
 judged by ``ev_test``: other documents (toy: other samples). smollm2, gemma and pca96 need
@@ -59,24 +59,32 @@ class Candidate:
 
 REVIVED = Candidate()
 FAIR = Candidate({"recipe": "fair"})
-OTHERS = {
+# Of what has a k, and of what is held at its L0.
+WITH_K = {
+    "revived": REVIVED,
+    "revived, transposed": Candidate({"encoder_init": "transposed"}),
     "fair": FAIR,
+    "fair, fitted": Candidate({"recipe": "fair", "encoder_init": "fitted"}),
+}
+HELD = {
+    "revived": REVIVED,
+    "control x 4": Candidate(factors={"l0_control": 4}),
+    "fair": FAIR,
+    "fair, no control": Candidate({"recipe": "fair"}, {"l0_control": 0.0}),
+    "fair, transposed": Candidate({"recipe": "fair", "encoder_init": "transposed"}),
+    "fair, fitted": Candidate({"recipe": "fair", "encoder_init": "fitted"}),
     "first": Candidate({"recipe": "first"}),
     "saelens": Candidate({"recipe": "saelens"}),
-    "control x 4": Candidate(factors={"l0_control": 4}),
-    "no control": Candidate(factors={"l0_control": 0.0}),
 }
-FITTED, TRANSPOSED = (Candidate({"encoder_init": s}) for s in ("fitted", "transposed"))
+L1 = {
+    "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),
+    "penalty x 4": Candidate(factors={"l1_coefficient": 4}),
+}
 CANDIDATES: dict[str, dict[str, Candidate]] = {
-    "batchtopk": {"revived": REVIVED, "fair": FAIR, "revived, transposed": TRANSPOSED},
-    "topk": {"revived": REVIVED, "fair": FAIR, "revived, transposed": TRANSPOSED},
+    "batchtopk": WITH_K,
+    "topk": WITH_K,
     "jumprelu": {
-        "revived": REVIVED,
-        **OTHERS,
-        "transposed": TRANSPOSED,
-        "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
-        "no penalty": Candidate(factors={"l0_coefficient": 0}),
-        "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
+        **HELD,
         "silent x 3": Candidate(factors={"pre_act_loss_coefficient": 3}),
         "silent / 3": Candidate(factors={"pre_act_loss_coefficient": 0.3}),
         "silent / 10, window x 3": Candidate(
@@ -86,21 +94,12 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
         "fair, warm-up": Candidate({"recipe": "fair", "lr_warm_up_steps": 100}),
         "fair, rate / 4": Candidate({"recipe": "fair", "lr": 5e-4}),
         "fair, decay": Candidate({"recipe": "fair", "lr_decay_steps": 80}),
+        "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
+        "no penalty": Candidate(factors={"l0_coefficient": 0}),
+        "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
     },
-    "standard": {
-        "revived": REVIVED,
-        **OTHERS,
-        "fitted": FITTED,
-        "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),
-        "penalty x 4": Candidate(factors={"l1_coefficient": 4}),
-    },
-    "gated": {
-        "revived": REVIVED,
-        **OTHERS,
-        "transposed": TRANSPOSED,
-        "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),
-        "penalty x 4": Candidate(factors={"l1_coefficient": 4}),
-    },
+    "standard": {**HELD, **L1},
+    "gated": {**HELD, **L1},
 }
 
 

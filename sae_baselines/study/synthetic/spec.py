@@ -10,7 +10,7 @@ from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
 
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.study.plan import PanelKey, Pass
-from sae_baselines.study.recipes import EncoderInit
+from sae_baselines.study.recipes import EncoderInit, RecipeName
 from sae_baselines.study.spec import SPEC_CONFIG, StudySpec
 from sae_baselines.study.synthetic.generator import SETTINGS, Reading, paper_config
 
@@ -71,6 +71,8 @@ class ToySpec(StudySpec):
     d_sae: int = PydanticField(default=3200, gt=1)
     l0: float = PydanticField(default=20, gt=0)
     data_seed: int = PydanticField(default=0, ge=0)
+    # Most latents wait for a feature here; bringing them back costs EV (benchmarks/recipes).
+    recipe: RecipeName = "fair"
     encoder_init: EncoderInit | None = "fitted"
     sparse_step: Literal["baselines", "all", "none"] = "all"
     jumprelu_bandwidth: float | None = PydanticField(default=None, gt=0)
