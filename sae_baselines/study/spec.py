@@ -1177,7 +1177,7 @@ def _as_before(data: dict[str, Any]) -> dict[str, Any]:
     bases = data.get("architecture", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not any(is_controlled(base) for base in bases):
-        # Recipes differ in nothing.
+        # Recipes differ in nothing but two fields that stand there themselves.
         data = {**data, "recipe": "first"}
         if "jumprelu_bandwidth" in data:
             data["jumprelu_bandwidth"] = 1.0
