@@ -59,10 +59,11 @@ class Candidate:
 
 REVIVED = Candidate()
 FAIR = Candidate({"recipe": "fair"})
+TRANSPOSED = Candidate({"encoder_init": "transposed"})
 # Of what has a k, and of what is held at its L0.
 WITH_K = {
     "revived": REVIVED,
-    "revived, transposed": Candidate({"encoder_init": "transposed"}),
+    "revived, transposed": TRANSPOSED,
     "fair": FAIR,
     "fair, fitted": Candidate({"recipe": "fair", "encoder_init": "fitted"}),
 }
@@ -98,7 +99,7 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
         "no penalty": Candidate(factors={"l0_coefficient": 0}),
         "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
     },
-    "standard": {**HELD, **L1},
+    "standard": {**HELD, **L1, "revived, transposed": TRANSPOSED},
     "gated": {**HELD, **L1},
 }
 
