@@ -59,7 +59,7 @@ class Candidate:
 
 REVIVED = Candidate()
 FAIR = Candidate({"recipe": "fair"})
-TRANSPOSED = Candidate({"encoder_init": "transposed"})
+TRANSPOSED, FITTED = (Candidate({"encoder_init": s}) for s in ("transposed", "fitted"))
 # Of what has a k, and of what is held at its L0.
 WITH_K = {
     "revived": REVIVED,
@@ -99,7 +99,7 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
         "no penalty": Candidate(factors={"l0_coefficient": 0}),
         "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
     },
-    "standard": {**HELD, **L1, "revived, transposed": TRANSPOSED},
+    "standard": {**HELD, **L1, "revived, fitted": FITTED},
     "gated": {**HELD, **L1},
 }
 

@@ -12,12 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
-from sae_lens import (
-    GatedTrainingSAE,
-    JumpReLUTrainingSAE,
-    StandardTrainingSAE,
-    TopKTrainingSAE,
-)
+from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE, TopKTrainingSAE
 
 from sae_baselines.baselines import base_architectures, get_baseline
 from sae_baselines.baselines.transcoder import TranscoderMixin
@@ -58,15 +53,16 @@ def is_controlled(base: str) -> bool:
 def encoder_init_of(base: str, recipe: RecipeName) -> EncoderInit:
     """Start of the encoder where a study does not say.
 
-    With ``revived`` it is ``fitted`` for every SAE of SAELens; with ``fair`` where something
-    else than its value decides on a latent (JumpReLU, gated). See benchmarks/recipes.
+    ``fitted`` where something else than its value decides on a latent (JumpReLU, gated; with
+    ``revived`` also an SAE that has a k). A standard SAE is better from the decoder's
+    transpose: fitted, half of its latents die (benchmarks/recipes).
     """
     sae_class = get_baseline(f"seeded_{base}").sae_class
     kinds: tuple[type, ...] = ()
     if recipe in _HELD:
         kinds = (GatedTrainingSAE, JumpReLUTrainingSAE)
     if recipe == "revived" and not issubclass(sae_class, TranscoderMixin):
-        kinds = (*kinds, TopKTrainingSAE, StandardTrainingSAE)
+        kinds = (*kinds, TopKTrainingSAE)
     return "fitted" if issubclass(sae_class, kinds) else "transposed"
 
 

@@ -75,15 +75,16 @@ def test_a_latent_is_silent_for_a_share_of_the_training(steps: int, window: int)
     assert spec_of("topk", **length, dead_feature_window=7).dead_feature_window == 7
 
 
-def test_saes_start_fitted_and_a_transcoder_with_a_k_as_before() -> None:
+def test_an_sae_with_a_k_starts_fitted_and_a_transcoder_as_before() -> None:
     def starts(**options: Any) -> set[str]:
         spec = spec_of("topk", **options)
-        bases = ("topk", "batchtopk", "matryoshka_batchtopk", "standard")
+        bases = ("topk", "batchtopk", "matryoshka_batchtopk")
         return {spec.encoder_init_for(base) for base in bases}
 
     assert starts() == {"fitted"}
     assert starts(recipe="fair") == starts(encoder_init="transposed") == {"transposed"}
-    assert spec_of("topk").encoder_init_for("transcoder_batchtopk") == "transposed"
+    others = [spec_of("topk").encoder_init_for(b) for b in ("standard", "transcoder_batchtopk")]
+    assert others == ["transposed", "transposed"]
 
 
 def test_what_is_silent_fires_again(tmp_path: Path) -> None:
