@@ -60,20 +60,20 @@ class Candidate:
 REVIVED = Candidate()
 FAIR = Candidate({"recipe": "fair"})
 TRANSPOSED, FITTED = (Candidate({"encoder_init": s}) for s in ("transposed", "fitted"))
+FAIR_TRANSPOSED = Candidate({"recipe": "fair", "encoder_init": "transposed"})
+FAIR_FITTED = Candidate({"recipe": "fair", "encoder_init": "fitted"})
 # Of what has a k, and of what is held at its L0.
 WITH_K = {
     "revived": REVIVED,
     "revived, transposed": TRANSPOSED,
     "fair": FAIR,
-    "fair, fitted": Candidate({"recipe": "fair", "encoder_init": "fitted"}),
+    "fair, fitted": FAIR_FITTED,
 }
 HELD = {
     "revived": REVIVED,
     "control x 4": Candidate(factors={"l0_control": 4}),
     "fair": FAIR,
     "fair, no control": Candidate({"recipe": "fair"}, {"l0_control": 0.0}),
-    "fair, transposed": Candidate({"recipe": "fair", "encoder_init": "transposed"}),
-    "fair, fitted": Candidate({"recipe": "fair", "encoder_init": "fitted"}),
     "first": Candidate({"recipe": "first"}),
     "saelens": Candidate({"recipe": "saelens"}),
 }
@@ -86,6 +86,7 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "topk": WITH_K,
     "jumprelu": {
         **HELD,
+        "fair, transposed": FAIR_TRANSPOSED,
         "silent x 3": Candidate(factors={"pre_act_loss_coefficient": 3}),
         "silent / 3": Candidate(factors={"pre_act_loss_coefficient": 0.3}),
         "silent / 10, window x 3": Candidate(
@@ -99,8 +100,8 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
         "no penalty": Candidate(factors={"l0_coefficient": 0}),
         "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
     },
-    "standard": {**HELD, **L1, "revived, fitted": FITTED},
-    "gated": {**HELD, **L1},
+    "standard": {**HELD, **L1, "revived, fitted": FITTED, "fair, fitted": FAIR_FITTED},
+    "gated": {**HELD, **L1, "fair, transposed": FAIR_TRANSPOSED},
 }
 
 
