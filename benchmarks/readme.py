@@ -23,7 +23,7 @@ from render_rows import (
     summary_table,
     token_tables,
 )
-from render_sparse import growth_tables, peer_table, step_tables
+from render_sparse import dead_table, growth_tables, peer_table, step_tables
 from sparse_panel import panel_tables
 from tasks import task_tables
 from transcoder_step import transcoder_table
@@ -38,6 +38,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
         ("peers_cpu", peer_table),
         ("sparse_panel", panel_tables),
     ],
+    ("benchmarks/README.md", "dead"): [("sparse_step_dead_cpu", dead_table)],
     ("benchmarks/README.md", "transcoders"): [("transcoder_step_cpu", transcoder_table)],
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
     ("benchmarks/README.md", "gpu"): [("gpu", gpu_tables)],

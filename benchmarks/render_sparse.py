@@ -38,8 +38,8 @@ def step_tables(record: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
-def aims_table(record: dict[str, Any]) -> str:
-    """Aims alone, per precision: the one table of the package's README."""
+def dead_table(record: dict[str, Any]) -> str:
+    """Aims alone, where half of the latents are dead."""
     out = []
     for run in record["runs"]:
         out += [f"**Sparse step: {_shape(run)} ({machine(record)})**", "", _aims(run), ""]
