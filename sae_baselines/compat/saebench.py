@@ -5,6 +5,7 @@ put back what they found, whatever happens. tests/compat has one contract test p
 """
 
 import ast
+import hashlib
 import logging
 import sys
 from collections import Counter
@@ -23,11 +24,12 @@ from unittest.mock import patch
 import torch
 from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
+from safetensors.torch import load_file, save_file
 from transformer_lens import HookedTransformer
 from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.errors import UserError
-from sae_baselines.files import own_file
+from sae_baselines.files import flaw_of, new_file, own_file
 
 # SAEBench's own judge, fixed in its source.
 SAEBENCH_MODEL = "gpt-4o-mini"
@@ -287,6 +289,43 @@ def absorption_in(scratch: Path, probes: Path) -> Iterator[None]:
     }
     with patch.multiple(main, **replaced):
         yield
+
+
+@contextmanager
+def absorption_reads(position: int, kept: Path | None = None) -> Iterator[None]:
+    """Let absorption's prompts end at the hook, and be read once for all SAEs.
+
+    SAEBench runs the whole model, unembedding included, for what leaves one block, and again for
+    every SAE, though the model's own probe chooses the prompts.
+
+    Args:
+        position: Of the word, from the end: the one that is kept.
+        kept: Where activations are kept between runs; None: nowhere.
+    """
+    known = load_file(kept) if kept and kept.exists() and not flaw_of(kept) else {}
+    before = len(known)
+    stock: Any = HookedTransformer.run_with_cache
+
+    def read(model: Any, prompts: list[str], *, names_filter: list[str]) -> Any:
+        (hook,) = names_filter
+        key = hashlib.sha256("\0".join([hook, *prompts]).encode()).hexdigest()
+        found = known.get(key)
+        if found is None:
+            end = int(hook.split(".")[1]) + 1
+            _, cache = stock(model, prompts, names_filter=names_filter, stop_at_layer=end)
+            if kept is None:
+                return None, cache
+            found = known[key] = cache[hook][:, position].cpu().contiguous()
+        word = found.to(model.cfg.device)[:, None]
+        return None, {hook: word.expand(-1, abs(position), -1)}
+
+    try:
+        with patch.object(HookedTransformer, "run_with_cache", read):
+            yield
+    finally:
+        if kept and len(known) > before:
+            with new_file(kept) as scratch:
+                save_file(known, scratch)
 
 
 @dataclass

@@ -108,6 +108,7 @@ def _patches(tmp_path: Path) -> dict[str, tuple[AbstractContextManager[Any], Any
             absorption,
             "run_k_sparse_probing_experiment",
         ),
+        "reads": (compat.absorption_reads(-6), HookedTransformer, "run_with_cache"),
         "observed": (compat.observed_judge(), autointerp, "AutoInterp"),
         "judge": (compat.judged_by("another"), autointerp, "OpenAI"),
     }
@@ -120,7 +121,7 @@ def _interrupted(patch: AbstractContextManager[Any], patched: Callable[[Any], bo
 
 
 @pytest.mark.parametrize(
-    "name", ["loader", "tokens", "latents", "words", "folders", "observed", "judge"]
+    "name", ["loader", "tokens", "latents", "words", "folders", "reads", "observed", "judge"]
 )
 def test_a_patch_is_undone_whatever_happens(name: str, tmp_path: Path) -> None:
     patch, owner, attribute = _patches(tmp_path)[name]

@@ -13,7 +13,13 @@ from sae_lens import SAE
 from transformers import set_seed
 from typing_extensions import override
 
-from sae_baselines.compat.saebench import absorption_in, main_of, saebench, words_in_order
+from sae_baselines.compat.saebench import (
+    absorption_in,
+    absorption_reads,
+    main_of,
+    saebench,
+    words_in_order,
+)
 from sae_baselines.compat.saebench_nulls import LetterWords, observed_letters
 from sae_baselines.errors import UserError
 from sae_baselines.evals.measured import LOWER, Measured
@@ -125,14 +131,23 @@ class Absorption(NullsInRun):
         # What was drawn before an interruption cannot be drawn again: from the start.
         scratch = call.work / "absorption"
         shutil.rmtree(scratch, ignore_errors=True)
+        position = config.prompt_token_pos
         with ordered:
-            with all_or_nothing(call.cache / "probes") as probes, torch.enable_grad():
+            with (
+                all_or_nothing(call.cache / "probes") as probes,
+                torch.enable_grad(),
+                absorption_reads(position),
+            ):
                 if not any(probes.iterdir()):
                     _train_probes(config, call, probes)
             set_seed(call.seed)
             nulls = Nulls(call)
             looking = observed_letters(_scorer(nulls, call.seed))
-            with absorption_in(scratch, probes), looking if nulls.wanted else nullcontext():
+            with (
+                absorption_in(scratch, probes),
+                absorption_reads(position, call.cache / "words.safetensors"),
+                looking if nulls.wanted else nullcontext(),
+            ):
                 self.run_eval(config, sae, call, force_rerun=True)
         if not call.expected.exists():
             raise UserError(_too_few_letters(config, call))

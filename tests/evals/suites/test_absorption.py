@@ -1,12 +1,15 @@
 """Absorption through the adapter, on a tiny model whose embedding spells first letters."""
 
 import dataclasses
+import importlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sae_bench
 from sae_bench.evals.absorption import main as _main  # noqa: F401  (before the clock runs)
+from transformer_lens import HookedTransformer
 from transformers import AutoTokenizer
 
 from sae_baselines.compat.saebench import words_in_order
@@ -84,6 +87,26 @@ def test_score_depends_on_the_sae_alone(results: list[Any]) -> None:
     first, other, again = (rows for _, _, rows in results)
     assert first == again
     assert first != other
+
+
+def test_prompts_read_to_the_hook_and_once_give_stock_numbers(
+    results: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = importlib.import_module(Absorption.__module__)
+    monkeypatch.setattr(suite, "absorption_reads", lambda *_: nullcontext())
+    _, _, stock = run(tmp_path, tiny_sae(0))
+    assert stock == results[0][2]
+    assert not list(tmp_path.rglob("words.safetensors"))
+
+
+def test_the_next_sae_reads_no_prompt(
+    results: list[Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(HookedTransformer, "run_with_cache", fail)
+    assert run(folder, tiny_sae(1, architecture="topk"), floors=False)[2] == results[1][2]
 
 
 @pytest.mark.usefixtures("results")
