@@ -295,8 +295,8 @@ def absorption_in(scratch: Path, probes: Path) -> Iterator[None]:
 def absorption_reads(position: int, kept: Path | None = None) -> Iterator[None]:
     """Let absorption's prompts end at the hook, and be read once for all SAEs.
 
-    SAEBench runs the whole model, unembedding included, for what leaves one block, and again for
-    every SAE, though the model's own probe chooses the prompts.
+    SAEBench runs the whole model, unembedding included, for what leaves one block, and again
+    for every SAE, though the model's own probe chooses the prompts.
 
     Args:
         position: Of the word, from the end: the one that is kept.

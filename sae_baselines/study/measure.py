@@ -168,18 +168,19 @@ def loss_and_divergence(
         clean, _spliced(model, spec, tokens, replace), strict=True
     ):
         loss += _summed_loss(batch, theirs)
-        p, q = (logits[:, :-1].float().log_softmax(-1) for logits in (ours, theirs))
-        divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+        for text in zip(ours, theirs, strict=True):
+            p, q = (logits[:-1].float().log_softmax(-1) for logits in text)
+            divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
         count += batch[:, 1:].numel()
     return loss / count, divergence / count
 
 
 def _summed_loss(batch: torch.Tensor, logits: torch.Tensor) -> float:
-    """Cross-entropy of a batch's next tokens."""
-    loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+    """Cross-entropy of a batch's next tokens; text by text, since logits are large."""
+    return sum(
+        float(torch.nn.functional.cross_entropy(ours[:-1].float(), text[1:], reduction="sum"))
+        for text, ours in zip(batch, logits, strict=True)
     )
-    return float(loss)
 
 
 def _spliced(
