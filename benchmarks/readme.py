@@ -15,7 +15,13 @@ from cluster_scale import scale_table
 from drift_cost import cost_table
 from render import panel_table, step_time_tables
 from render_gpu import gpu_tables
-from render_recipes import aims_table, guard_tables, search_tables, variant_tables
+from render_recipes import (
+    aims_table,
+    guard_tables,
+    search_tables,
+    shrinkage_table,
+    variant_tables,
+)
 from render_rows import (
     member_tables,
     pair_tables,
@@ -50,6 +56,9 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/README.md", "dense"): [("step_time_cpu", step_time_tables)],
     ("benchmarks/recipes/README.md", "search"): [("../recipes/search.csv", search_tables)],
     ("benchmarks/recipes/README.md", "aims"): [("../recipes/search.csv", aims_table)],
+    ("benchmarks/recipes/README.md", "shrinkage"): [
+        ("../recipes/shrinkage.csv", shrinkage_table)
+    ],
     ("benchmarks/recipes/README.md", "guard"): [("../recipes/guard.csv", guard_tables)],
     ("benchmarks/recipes/README.md", "options"): [("../recipes/options.csv", variant_tables)],
     ("benchmarks/headline/README.md", "headline"): [("../headline/members.csv", scores_tables)],

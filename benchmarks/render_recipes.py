@@ -142,6 +142,22 @@ def guard_tables(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def shrinkage_table(record: Mapping[str, Any]) -> str:
+    """A row per data set of shrinkage.csv."""
+    head = [
+        *("data", "EV", "best scale", "thresholds given back", "times the threshold"),
+        *("kept by the ReLU", "were latents normal", "seeds"),
+    ]
+    columns = ("ev", "ev_scaled", "ev_given_back", "of_threshold", "kept", "kept_of_normal")
+    lines = [_line(head), _line(["---"] * len(head))]
+    for data in DATA:
+        rows = [r for r in record["rows"] if r["data"] == data]
+        if rows:
+            means = [f"{mean(float(r[c]) for r in rows):.3f}" for c in columns]
+            lines.append(_line([data, *means, str(len(rows))]))
+    return "\n".join(lines)
+
+
 def _lost(rows: Sequence[Row], whole: Sequence[Row], member: str) -> str:
     """Mean over the seeds that both have."""
     at_target = {r["seed"]: float(r["ev_test"]) for r in whole if r["member"] == member}
