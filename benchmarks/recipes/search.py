@@ -81,6 +81,7 @@ L1 = {
     "penalty / 4": Candidate(factors={"l1_coefficient": 0.25}),
     "penalty x 4": Candidate(factors={"l1_coefficient": 4}),
 }
+FAIR_RATE_DOWN = Candidate({"recipe": "fair", "lr": 5e-4})
 CANDIDATES: dict[str, dict[str, Candidate]] = {
     "batchtopk": WITH_K,
     "topk": WITH_K,
@@ -94,13 +95,24 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
         ),
         "window / 3": Candidate({"dead_feature_window": 5}),
         "fair, warm-up": Candidate({"recipe": "fair", "lr_warm_up_steps": 100}),
-        "fair, rate / 4": Candidate({"recipe": "fair", "lr": 5e-4}),
+        "fair, rate / 4": FAIR_RATE_DOWN,
         "fair, decay": Candidate({"recipe": "fair", "lr_decay_steps": 80}),
         "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
         "no penalty": Candidate(factors={"l0_coefficient": 0}),
         "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
     },
-    "standard": {**HELD, **L1, "revived, fitted": FITTED, "fair, fitted": FAIR_FITTED},
+    "standard": {
+        **HELD,
+        **L1,
+        "revived, fitted": FITTED,
+        "fair, fitted": FAIR_FITTED,
+        "fair, no penalty": Candidate({"recipe": "fair"}, {"l1_coefficient": 0}),
+        "fair, penalty / 4": Candidate({"recipe": "fair"}, {"l1_coefficient": 0.25}),
+        "fair, penalty x 4": Candidate({"recipe": "fair"}, {"l1_coefficient": 4}),
+        "fair, control / 4": Candidate({"recipe": "fair"}, {"l0_control": 0.25}),
+        "fair, rate / 4": FAIR_RATE_DOWN,
+        "fair, rate x 4": Candidate({"recipe": "fair", "lr": 8e-3}),
+    },
     "gated": {**HELD, **L1, "fair, transposed": FAIR_TRANSPOSED},
 }
 

@@ -1,8 +1,9 @@
 """A language model that SAE after SAE is spliced into: asked nothing twice.
 
 Everything below the hooked block is the same for all SAEs; so is the clean model, and so is the
-model with zeros at the hook. `SharedTransformer` starts such passes from what it has seen
-before, through TransformerLens' own ``start_at_layer``, so results are the same bit for bit.
+model with zeros at the hook, logits included. `SharedTransformer` starts such passes from what
+it has seen before, through TransformerLens' own ``start_at_layer``, so results are the same bit
+for bit.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookedRootModule
+from transformer_lens.HookedTransformer import Output
 
 from sae_baselines.compat.models import as_class
 
@@ -31,7 +33,7 @@ def block_of(hook_name: str) -> int | None:
 
 
 class Memory:
-    """Residual streams by key, up to a number of bytes; kept on the CPU.
+    """Residual streams and logits by key, up to a number of bytes; kept on the CPU.
 
     Args:
         limit: Bytes; what comes after is not kept and computed again.
@@ -52,10 +54,10 @@ class Memory:
         # A copy: a hook that writes in place must not change what is kept.
         return kept.to(device, copy=True)
 
-    def put(self, key: Any, value: torch.Tensor) -> None:
-        """Keep a copy, if there is room."""
+    def put(self, key: Any, value: torch.Tensor, share: float = 1.0) -> None:
+        """Keep a copy, if there is room in this share of the limit."""
         size = value.element_size() * value.nelement()
-        if key in self._kept or self.bytes + size > self.limit:
+        if key in self._kept or self.bytes + size > share * self.limit:
             return
         self._kept[key] = value.detach().to("cpu", copy=True)
         self.bytes += size
@@ -79,8 +81,19 @@ class SharedTransformer(HookedTransformer):
         here = self._blocks(below, block, block + 1)
         if stop == block + 1:
             return here
-        top = self._above(here, key)
-        return super().forward(top, start_at_layer=self.cfg.n_layers, tokens=tokens, **kwargs)
+        known = self._known(here, key)
+        top = self._above(here, known)
+        returned = kwargs.get("return_type", "logits")
+        # On a GPU reading a vocabulary is cheaper than bringing it there.
+        if known is None or returned not in ("logits", "both") or top.device.type != "cpu":
+            return super().forward(
+                top, start_at_layer=self.cfg.n_layers, tokens=tokens, **kwargs
+            )
+        logits = self._logits(top, known)
+        if returned == "logits":
+            return logits
+        loss = self.loss_fn(logits, tokens, per_token=kwargs.get("loss_per_token", False))
+        return Output(logits, loss)
 
     def _blocks(self, input: Any, start: int | None, stop: int) -> torch.Tensor:
         run: Any = super().forward  # its overloads leave stop_at_layer's result out
@@ -117,19 +130,33 @@ class SharedTransformer(HookedTransformer):
             self.memory.put(("below", key), found)
         return found
 
-    def _above(self, here: torch.Tensor, tokens_key: bytes) -> torch.Tensor:
-        """The residual stream after the last block, from what leaves the hooked one."""
-        key = None
+    def _known(self, here: torch.Tensor, tokens_key: bytes) -> tuple[Any, ...] | None:
+        """What everything above the hooked block depends on; None for a replaced hook."""
         if not self._hooked():
-            key = ("clean", tokens_key)
-        elif bool((here == here.flatten()[0]).all()):
+            return ("clean", tokens_key)
+        if bool((here == here.flatten()[0]).all()):
             # Ablated: what follows depends on the constant and the shape alone.
-            key = ("constant", float(here.flatten()[0]), tuple(here.shape))
-        found = None if key is None else self.memory.get(key, here.device)
+            return ("constant", float(here.flatten()[0]), tuple(here.shape))
+        return None
+
+    def _above(self, here: torch.Tensor, known: tuple[Any, ...] | None) -> torch.Tensor:
+        """The residual stream after the last block, from what leaves the hooked one."""
+        found = None if known is None else self.memory.get(known, here.device)
         if found is None:
             found = self._blocks(here, self.shared_block + 1, self.cfg.n_layers)
-            if key is not None:
-                self.memory.put(key, found)
+            if known is not None:
+                self.memory.put(known, found)
+        return found
+
+    def _logits(self, top: torch.Tensor, known: tuple[Any, ...]) -> torch.Tensor:
+        """Logits from the residual stream after the last block."""
+        key = ("logits", *known)
+        found = self.memory.get(key, top.device)
+        if found is None:
+            run: Any = super().forward
+            found = run(top, start_at_layer=self.cfg.n_layers, return_type="logits")
+            # They are large: half of the room is for what is small.
+            self.memory.put(key, found, share=0.5)
         return found
 
 

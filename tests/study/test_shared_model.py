@@ -123,6 +123,15 @@ def test_same_bit_for_bit(folder: Path, hook: str) -> None:
     assert memory.hits > 0
 
 
+def test_a_vocabulary_is_read_for_what_an_sae_changes_alone(folder: Path) -> None:
+    model = share(load(folder), HOOK, Memory())
+    reads: list[int] = []
+    model.unembed.register_forward_hook(lambda *_: reads.append(1))
+    everything(model, HOOK)
+    clean, zero, per_sae = len(batches()), 1, 2 * len(batches())
+    assert len(reads) == clean + zero + 2 * per_sae
+
+
 @pytest.mark.parametrize("limit", [0, 20_000])
 def test_a_full_memory_computes_again(folder: Path, limit: int) -> None:
     stock = everything(load(folder), HOOK)
