@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from sae_baselines.errors import UserError
-from sae_baselines.study import StudyResult, train_study
+from sae_baselines.study import StudyResult, language_model, train_study
 from sae_baselines.study.engine import tasks
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.redraw import RandomModel, redraw
 from sae_baselines.study.spec import ModelSpec, PanelSpec, spec_from_dict
 from sae_baselines.study.synthetic.spec import ToySpec
-from tests.tiny_model import HOOK, tiny_panel
+from tests.tiny_model import HOOK, save_tiny_model, tiny_panel
 
 EMBEDDINGS = {"model.embed_tokens.weight", "lm_head.weight"}
 KINDS = ("random_model", "random_model:embeddings_kept")
@@ -85,6 +86,40 @@ def test_every_loader_and_dtype_has_the_same_random_model(model_folder: Path):
     rounded = dict(half.named_parameters())
     for name, weight in whole.named_parameters():
         assert torch.equal(rounded[name], weight.bfloat16())
+
+
+def _rounded(folder: Path) -> tuple[ModelSpec, RandomModel]:
+    """A random model whose predictions in bfloat16 are not those in float32."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(3.6)
+    model.save_pretrained(folder)
+    spec = ModelSpec(name=str(folder), dtype="bfloat16")
+    return spec, RandomModel("tiny", "random_model", 2)
+
+
+def test_a_random_models_own_rounding_is_no_other_model(tmp_path: Path):
+    spec, drawn = _rounded(save_tiny_model(tmp_path / "tiny"))
+    tokens = torch.randint(18, (1, 32), generator=torch.Generator().manual_seed(0))
+
+    def predicts(**options: Any) -> torch.Tensor:
+        model = load_language_model(replace(spec, **options), HOOK, "cpu", drawn)
+        with torch.no_grad():
+            return model(tokens).float().log_softmax(-1)
+
+    coarse, fine = predicts(), predicts(dtype="float32")
+    assert float((fine.exp() * (fine - coarse)).sum(-1).mean()) > 0.02
+
+
+def test_a_random_model_that_is_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec, drawn = _rounded(save_tiny_model(tmp_path / "tiny", rope_theta=100.0))
+    monkeypatch.setattr(language_model, "set_rotary_base", lambda *_: None)
+    with pytest.raises(UserError, match="predicts otherwise than transformers'"):
+        load_language_model(spec, HOOK, "cpu", drawn)
 
 
 def _spec(model_folder: Path, members: list[str]) -> PanelSpec:
