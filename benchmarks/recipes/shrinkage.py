@@ -47,10 +47,11 @@ def parts(sae: SAE[Any], x: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Batches: activations without the decoder's bias, what the latents make of them, what
     their thresholds would add, and which latents fire."""
     zero = sae.decode(torch.zeros(1, sae.cfg.d_sae))
+    bias: Any = sae.b_enc
     for rows in x.split(2048):
         latents = sae.encode(rows)
         fires = latents > 0
-        taken = sae.decode(fires * -sae.b_enc)
+        taken = sae.decode(fires * -bias)
         yield rows - zero, sae.decode(latents) - zero, taken - zero, fires
 
 
@@ -91,18 +92,19 @@ def run(data: Data, seed: int) -> dict[str, Any]:
         calibrate(sae, data.calibration, data.l0)
         sae.save_inference_model(Path(scratch) / "sae")
         exported: SAE[Any] = SAE.load_from_disk(Path(scratch) / "sae")
-    scale, (of_latents, of_thresholds) = fitted(exported, data.dev)
-    rates = sum(fires.float().sum(dim=0) for *_, fires in parts(exported, data.dev))
-    rates = rates / len(data.dev)
+    scale, both = fitted(exported, data.dev)
+    of_latents, of_thresholds = both.tolist()
+    fires = torch.cat([fires for *_, fires in parts(exported, data.dev)])
+    rates = fires.float().mean(dim=0)
     rate = float(rates[rates > 0].mean())
     scaled = explained(exported, data.test, scale, 0)
-    back = explained(exported, data.test, float(of_latents), float(of_thresholds))
+    back = explained(exported, data.test, of_latents, of_thresholds)
     return {
         "ev": explained(exported, data.test, 1, 0),
         "ev_scaled": scaled,
         "ev_given_back": back,
         "scale": scale,
-        "of_threshold": float(of_thresholds / of_latents),
+        "of_threshold": of_thresholds / of_latents,
         "live": float((rates > 0).float().mean()),
         "firing_rate": rate,
         "kept": scaled / back,

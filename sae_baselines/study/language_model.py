@@ -1,12 +1,14 @@
 """The language model a panel reads activations from."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +53,18 @@ def load_language_model(
     if local.exists():
         check_model_folder(local)
     say_if_silent([spec.name])
+    again = None
+    if drawn is not None and dtype != torch.float32:
+        whole = dataclasses.replace(spec, dtype="float32")
+        again = partial(load_language_model, whole, hook_name, device, drawn)
     try:
         if spec.loader == "AutoModelForCausalLM":
             tokenizer, hf_model = _whole_model(spec.name, dtype, drawn)
             # As SAELens' `load_model`, which does not say what weights are missing.
             model = HookedProxyLM(hf_model.to(device), tokenizer, hook_names=[hook_name])
         elif local.is_dir():
-            model = _from_folder(local, dtype, device, spec.center_writing_weights, drawn)
+            center = spec.center_writing_weights
+            model = _from_folder(local, dtype, device, center, drawn, again)
         else:
             kwargs: dict[str, Any] = {
                 "center_writing_weights": spec.center_writing_weights,
@@ -69,7 +76,7 @@ def load_language_model(
                 )
             model = load_model(spec.loader, spec.name, device, kwargs)
             if drawn is not None:
-                _assert_same_model(model, kwargs["hf_model"].to(device), local)
+                _assert_same_model(model, kwargs["hf_model"].to(device), local, again)
     except UserError:
         raise
     except Exception as error:  # transformers and TransformerLens raise what comes
@@ -255,6 +262,7 @@ def _from_folder(
     device: str,
     center_writing_weights: bool,
     drawn: RandomModel | None,
+    in_float32: Callable[[], Any] | None,
 ) -> HookedRootModule:
     tokenizer, hf_model = _whole_model(folder, dtype, drawn)
     with tempfile.TemporaryDirectory(prefix="sae_baselines_") as scratch:
@@ -273,23 +281,23 @@ def _from_folder(
         with official_name(str(alias)), contextlib.redirect_stdout(io.StringIO()):
             model = load_model("HookedTransformer", name, device, kwargs)
     set_rotary_base(model, hf_model.config)
-    divergence = _divergence(model, hf_model.to(device), folder)
-    # bfloat16 rounding alone is of order 1e-3 nats; a wrong position encoding above 0.1.
-    if divergence < 0.02:
-        return model
-    if drawn is not None and dtype != torch.float32:
-        # Random weights make much of rounding: whether it is that alone float32 can say.
-        _from_folder(folder, torch.float32, device, center_writing_weights, drawn)
-        return model
-    raise UserError(
-        f"model.name: TransformerLens' version of {folder.name} predicts otherwise than "
-        f"transformers' (KL {divergence:.3g} nats); use model.loader=AutoModelForCausalLM"
-    )
+    _assert_same_model(model, hf_model.to(device), folder, in_float32)
+    return model
 
 
 @torch.no_grad()
-def _divergence(model: Any, hf_model: Any, folder: Path) -> float:
-    """KL of the hooked model's predictions from transformers', nats a token."""
+def _assert_same_model(
+    model: Any, hf_model: Any, folder: Path, in_float32: Callable[[], Any] | None
+) -> None:
+    """Stop unless the hooked model predicts what transformers' model predicts.
+
+    Args:
+        model: The hooked model.
+        hf_model: Transformers'.
+        folder: Where they are from.
+        in_float32: Loads both once more and raises if they differ, where rounding alone may
+            tell the two apart: random weights make much of it. None: it may not.
+    """
     generator = torch.Generator().manual_seed(0)
     length = min(32, n_ctx_of(model) or 32)
     tokens = torch.randint(hf_model.config.vocab_size, (1, length), generator=generator)
@@ -301,4 +309,13 @@ def _divergence(model: Any, hf_model: Any, folder: Path) -> float:
             "large for model.dtype"
         )
     found = model(tokens, return_type="logits").float().log_softmax(-1)
-    return float((expected.exp() * (expected - found)).sum(-1).mean())
+    divergence = float((expected.exp() * (expected - found)).sum(-1).mean())
+    # bfloat16 rounding alone is of order 1e-3 nats; a wrong position encoding above 0.1.
+    if divergence < 0.02:
+        return
+    if in_float32 is None:
+        raise UserError(
+            f"model.name: TransformerLens' version of {folder.name} predicts otherwise than "
+            f"transformers' (KL {divergence:.3g} nats); use model.loader=AutoModelForCausalLM"
+        )
+    in_float32()
