@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from archives import unpacked
+from render_rows import ABSORPTION
 
 from sae_baselines.evals.results import current_results
 from sae_baselines.report import report_of_study
@@ -40,7 +41,13 @@ COLUMNS: dict[str, dict[MetricKey, str]] = {
         ("interp_embedding", "embedding_auc"): "contexts, AUC",
         **_PROBING,
         ("ravel", "disentanglement_score"): "RAVEL",
-        ("absorption", "mean_absorption_fraction_score"): "absorption (lower is better)",
+        ("absorption", "mean_absorption_fraction_score"): ABSORPTION,
+        **_L0,
+    },
+    "random_transformer": {
+        **_EV,
+        ("interp_embedding", "embedding_auc"): "contexts, AUC",
+        **_PROBING,
         **_L0,
     },
     "transcoders": {

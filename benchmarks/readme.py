@@ -23,6 +23,7 @@ from render_recipes import (
     variant_tables,
 )
 from render_rows import (
+    absorption_table,
     member_tables,
     pair_tables,
     scores_tables,
@@ -62,6 +63,12 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/recipes/README.md", "guard"): [("../recipes/guard.csv", guard_tables)],
     ("benchmarks/recipes/README.md", "options"): [("../recipes/options.csv", variant_tables)],
     ("benchmarks/headline/README.md", "headline"): [("../headline/members.csv", scores_tables)],
+    ("benchmarks/headline/README.md", "absorption"): [
+        ("../headline/members.csv", absorption_table)
+    ],
+    ("benchmarks/random_transformer/README.md", "random_transformer"): [
+        ("../random_transformer/members.csv", scores_tables)
+    ],
     ("benchmarks/rows/README.md", "members"): [("../rows/members.csv", member_tables)],
     ("benchmarks/rows/README.md", "orderings"): [("../rows/pairs.csv", summary_table)],
     ("benchmarks/rows/README.md", "pairs"): [("../rows/pairs.csv", pair_tables)],

@@ -10,6 +10,7 @@ from render import table
 from sae_baselines.report.numbers import decimals
 
 Row = Mapping[str, str]
+ABSORPTION = "absorption (lower is better)"
 MARKS = {"reproduced": "✓", "reversed": "✗", "undecided": "?"}
 # Without a decimal point or a spread.
 _PLAIN = {"L0": 1, "live": 2}
@@ -157,19 +158,42 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def scores_tables(record: Mapping[str, Any]) -> str:
-    """A table per study, base and L0: members by column with words; floors and ceilings."""
+    """A table per study, base and L0: members by column with words; floors and ceilings.
+
+    Absorption has a table of its own: each member's null is another."""
     parts = []
-    for (study, base, l0), rows in _by(record["rows"], "study", "base", "l0").items():
+    shown = [row for row in record["rows"] if row["column"] != ABSORPTION]
+    for (study, base, l0), rows in _by(shown, "study", "base", "l0").items():
         by_column = {column: cells for (column,), cells in _by(rows, "column").items()}
         lines = []
         for (member,), cells in _by(rows, "member").items():
             of = {row["column"]: row for row in cells}
             lines.append([f"`{member}`", *(_with_word(of.get(column)) for column in by_column)])
         for end, said in (("floor", "*floor*"), ("ceiling", "*ceiling*")):
-            shown = [_range(cells, end) for cells in by_column.values()]
-            if any(shown):
-                lines.append([said, *shown])
+            ends = [_range(cells, end) for cells in by_column.values()]
+            if any(ends):
+                lines.append([said, *ends])
         head = ["member", *by_column]
+        parts += [f"**{study}, {base}, L0 {l0}**", "", table(head, lines), ""]
+    return "\n".join(parts) or "Not run yet."
+
+
+def absorption_table(record: Mapping[str, Any]) -> str:
+    """A table per study, base and L0: absorption beside each member's own null."""
+    parts = []
+    rows = [row for row in record["rows"] if row["column"] == ABSORPTION]
+    for (study, base, l0), members in _by(rows, "study", "base", "l0").items():
+        lines = [
+            [
+                f"`{row['member']}`",
+                f"{float(row['mean']):.3f} ± {float(row['sd']):.3f}",
+                f"{float(row['floor']):.3f}",
+                f"{1 - float(row['mean']) / float(row['floor']):.0%}".replace("%", " %"),
+                row["seeds"],
+            ]
+            for row in members
+        ]
+        head = ["member", ABSORPTION, "its null", "below its null by", "seeds"]
         parts += [f"**{study}, {base}, L0 {l0}**", "", table(head, lines), ""]
     return "\n".join(parts) or "Not run yet."
 

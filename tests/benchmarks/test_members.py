@@ -35,7 +35,7 @@ def render() -> ModuleType:
 
 FOLDERS = [
     folder
-    for folder in ("headline", "transcoders")
+    for folder in ("headline", "random_transformer", "transcoders")
     if (BENCHMARKS / folder / "members.csv").exists()
 ]
 
@@ -81,6 +81,23 @@ def test_floors_of_members_are_shown_as_a_range(
         "| *floor* | 0.100 | 0.500 to 0.512 |",
         "| *ceiling* |  | 0.900 |",
     ]
+
+
+def test_absorption_stands_beside_each_members_own_null(
+    members: dict[str, Any], render: ModuleType
+) -> None:
+    where = {"study": "s", "base": "topk", "l0": "8", "column": render.ABSORPTION}
+    empty = dict.fromkeys(members["FIELDS"], "")
+    rows = [
+        {**empty, **where, "member": name, "mean": score, "sd": "0.01", "floor": null}
+        for name, score, null in (("trained", "0.3", "0.9"), ("random", "0.05", "0.06"))
+    ]
+    shown = render.absorption_table({"rows": rows}).splitlines()
+    assert shown[-2:] == [
+        "| `trained` | 0.300 ± 0.010 | 0.900 | 67 % |  |",
+        "| `random` | 0.050 ± 0.010 | 0.060 | 17 % |  |",
+    ]
+    assert render.scores_tables({"rows": rows}) == "Not run yet."
 
 
 def test_a_judge_that_ranks_latents_alike_agrees() -> None:
