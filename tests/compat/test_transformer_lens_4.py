@@ -35,6 +35,9 @@ USES = {
         "what SAEBench is handed, and the class that shares forward passes; removed: "
         "transformer_lens.model_bridge.TransformerBridge, once SAEBench takes one"
     ),
+    ("transformer_lens.HookedTransformer", "Output"): (
+        "logits and loss of one pass; removed with its module: a bridge gives a plain tuple"
+    ),
     ("transformer_lens", "loading_from_pretrained"): (
         "a folder under an official name, Gemmas known by their sizes; removed, and needed no "
         "more: a bridge boots from a folder and reads its config"
