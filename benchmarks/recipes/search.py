@@ -25,7 +25,7 @@ from sae_lens.registry import get_sae_training_class
 
 from sae_baselines.provenance import versions
 from sae_baselines.study.build import member_configs, prepare_start, set_b_dec
-from sae_baselines.study.calibrate import calibrate
+from sae_baselines.study.calibrate import Calibration, calibrate
 from sae_baselines.study.l0_record import L0Record, recorded_l0
 from sae_baselines.study.plan import members_of
 from sae_baselines.study.spec import PanelSpec, spec_from_dict
@@ -266,11 +266,16 @@ def run(
         ]
 
 
-def measured(sae: Any, data: Data, folder: Path) -> dict[str, Any]:
-    """EV, L0 and live latents of the calibrated export."""
+def calibrated(sae: Any, data: Data, folder: Path) -> tuple[SAE[Any], Calibration]:
+    """The export at its L0, and what that took."""
     done = calibrate(sae, data.calibration, data.l0)
     sae.save_inference_model(folder)
-    exported = SAE.load_from_disk(folder)
+    return SAE.load_from_disk(folder), done
+
+
+def measured(sae: Any, data: Data, folder: Path) -> dict[str, Any]:
+    """EV, L0 and live latents of the calibrated export."""
+    exported, done = calibrated(sae, data, folder)
     found: dict[str, Any] = {"threshold_factor": None}
     if done.method == "threshold_factor":
         found["threshold_factor"] = done.after

@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from search import FAIR, REVIVED, Data, append, data_of, known, trained
-
-from sae_baselines.study.calibrate import calibrate
+from search import FAIR, REVIVED, Data, append, calibrated, data_of, known, trained
 
 HERE = Path(__file__).parent
 BASE, MEMBER = "standard", "trained"
@@ -88,10 +86,7 @@ def run(data: Data, seed: int) -> dict[str, Any]:
             change=lambda _: {},
             around=lambda _spec, _saes: nullcontext(),
         )
-        sae: Any = trainers[MEMBER].sae
-        calibrate(sae, data.calibration, data.l0)
-        sae.save_inference_model(Path(scratch) / "sae")
-        exported: SAE[Any] = SAE.load_from_disk(Path(scratch) / "sae")
+        exported, _ = calibrated(trainers[MEMBER].sae, data, Path(scratch) / "sae")
     scale, both = fitted(exported, data.dev)
     of_latents, of_thresholds = both.tolist()
     fires = torch.cat([fires for *_, fires in parts(exported, data.dev)])

@@ -82,14 +82,14 @@ class SharedTransformer(HookedTransformer):
         if stop == block + 1:
             return here
         known = self._known(here, key)
-        top = self._above(here, known)
         returned = kwargs.get("return_type", "logits")
         # On a GPU reading a vocabulary is cheaper than bringing it there.
-        if known is None or returned not in ("logits", "both") or top.device.type != "cpu":
+        if known is None or returned not in ("logits", "both") or here.device.type != "cpu":
+            top = self._above(here, known)
             return super().forward(
                 top, start_at_layer=self.cfg.n_layers, tokens=tokens, **kwargs
             )
-        logits = self._logits(top, known)
+        logits = self._logits(here, known)
         if returned == "logits":
             return logits
         loss = self.loss_fn(logits, tokens, per_token=kwargs.get("loss_per_token", False))
@@ -148,11 +148,12 @@ class SharedTransformer(HookedTransformer):
                 self.memory.put(known, found)
         return found
 
-    def _logits(self, top: torch.Tensor, known: tuple[Any, ...]) -> torch.Tensor:
-        """Logits from the residual stream after the last block."""
+    def _logits(self, here: torch.Tensor, known: tuple[Any, ...]) -> torch.Tensor:
+        """Logits, from what leaves the hooked block."""
         key = ("logits", *known)
-        found = self.memory.get(key, top.device)
+        found = self.memory.get(key, here.device)
         if found is None:
+            top = self._above(here, known)
             run: Any = super().forward
             found = run(top, start_at_layer=self.cfg.n_layers, return_type="logits")
             # They are large: half of the room is for what is small.
