@@ -76,6 +76,13 @@ def d_out_of(cfg: Any) -> int | None:
     return getattr(cfg, "d_out", None)
 
 
+def inputs(sae: Any, activations: torch.Tensor) -> torch.Tensor:
+    """What it reads, ``[n, d_in]``: of `sides`, or of activations that are nothing else."""
+    if activations.shape[-1] == sae.cfg.d_in:
+        return activations
+    return sides(sae, activations)[0]
+
+
 def sides(sae: Any, activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What is read, and what is to be written, of ``[n, d_in]`` activations.
 

@@ -29,6 +29,7 @@ from sae_baselines_cli import (
     train,
     vision,
 )
+from sae_baselines_cli.allocator import keep_freed_memory
 from sae_baselines_cli.interruptions import Interruptions, what_is_kept
 from sae_baselines_cli.shared import (
     console,
@@ -78,6 +79,7 @@ def main() -> None:
     """Entry point: one line and exit code 1 for bad input, 128 + its number for a signal."""
     # Completion scripts are named after this, however the command was started.
     open_streams()
+    keep_freed_memory()
     sys.argv[0] = str(Path(sys.argv[0]).with_name(NAME))
     arguments = sys.argv[1:]
     with Interruptions(arguments) as interruptions:

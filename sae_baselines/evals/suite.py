@@ -188,8 +188,8 @@ class Suite(ABC):
         n_of: What the counts behind its values are of, unless a row says otherwise.
         seeded: Whether a seed changes its scores.
         on_random_model: What may be concluded from SAEs of a model with random weights.
-        on_transcoders: Why it cannot run on transcoders; None where it reads nothing but
-            latents, and can.
+        on_transcoders: Why it cannot run on transcoders; None where it can: it reads latents
+            or the decoder, and puts nothing in the place of what is read.
     """
 
     name: ClassVar[str]

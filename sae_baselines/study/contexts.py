@@ -23,7 +23,7 @@ from sae_baselines.controls.latents import flat_copy
 from sae_baselines.errors import UserError
 from sae_baselines.files import check_shape, read_json, reading, sha256_of, write_sealed
 from sae_baselines.progress import progress
-from sae_baselines.reconstruction import sides
+from sae_baselines.reconstruction import inputs
 from sae_baselines.study.folder import StudyFolder
 from sae_baselines.study.held_out import HeldOut
 from sae_baselines.study.language_model import token_texts, unembedding
@@ -240,7 +240,7 @@ def encoded_contexts(
     for x in held_out.evaluation.split(sizes):
         if len(x) == 0:
             continue
-        x, _ = sides(sae, x.to(sae.device))
+        x = inputs(sae, x.to(sae.device))
         acts = sae.encode(x)
         yield first, x, acts.to_dense() if acts.is_sparse else acts
         first += len(x)

@@ -190,6 +190,22 @@ def tiny_sae(
     return sae
 
 
+def transcoder_of(sae: SAE[Any], d_out: int = 48) -> SAE[Any]:
+    """A transcoder with the encoder of a `tiny_sae` (jumprelu), which writes elsewhere."""
+    config = sae.cfg.to_dict()
+    metadata = {**config["metadata"], "hook_name_out": "blocks.0.mlp.hook_post"}
+    options = {"architecture": "jumprelu_transcoder", "d_out": d_out, "metadata": metadata}
+    twin: Any = SAE.from_dict({**config, **options, "apply_b_dec_to_input": False})
+    state: Any = sae.state_dict()
+    with torch.no_grad():
+        for name in ("W_enc", "b_enc", "threshold"):
+            getattr(twin, name).copy_(state[name])
+        twin.W_dec.copy_(
+            torch.eye(d_out).repeat(1 + len(twin.W_dec) // d_out, 1)[: len(twin.W_dec)]
+        )
+    return twin
+
+
 def suite_call(
     suite: Suite,
     folder: Path,
@@ -218,6 +234,7 @@ def suite_call(
         subject=Subject(
             model_name=str(metadata.model_name),
             hook_name=str(metadata.hook_name),
+            hook_name_out=metadata.hook_name_out,
             d_in=sae.cfg.d_in,
             d_sae=sae.cfg.d_sae,
             device="cpu",

@@ -277,13 +277,25 @@ def test_a_published_transcoder_gets_panels_around_it(
     assert spec.l0s[0] == pytest.approx(l0, rel=0.02)
 
 
-def test_suites_that_read_latents_alone_take_transcoders(model_folder: Path) -> None:
+def test_suites_that_read_latents_or_the_decoder_take_transcoders(model_folder: Path) -> None:
     spec = spec_of(model_folder, d_in=D_READ)
     subject = subject_of_panel(spec, EvalSpec(suites={"core": {}}))
-    taken = {n for n in suite_names() if not list(get_suite(n).transcoder_problems(subject))}
-    assert taken == {"sparse_probing", "sparse_probing_sae_probes"}
-    (why,) = get_suite("core").transcoder_problems(subject)
-    assert WRITE in why
+    problems = {n: list(get_suite(n).transcoder_problems(subject)) for n in suite_names()}
+    assert {name for name, found in problems.items() if not found} == {
+        "sparse_probing",
+        "sparse_probing_sae_probes",
+        "interp_embedding",
+        "interp_detection",
+        "autointerp",
+        "meta_structure",
+    }
+    for name, found in problems.items():
+        for why in found:
+            told = f"hook_name_out: these are transcoders, which write at {WRITE} and not"
+            assert why.startswith(told), name
+            assert why.endswith("Leave the suite out"), name
+    assert "in the place of what is read" in problems["core"][0]
+    assert "among the directions that latents write" in problems["absorption"][0]
 
 
 def test_a_study_of_saes_is_hashed_as_before(model_folder: Path) -> None:

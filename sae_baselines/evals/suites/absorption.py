@@ -65,6 +65,9 @@ class Absorption(NullsInRun):
 
     name = "absorption"
     n_of = "words"
+    on_transcoders = (
+        "it looks for directions of what is read among the directions that latents write"
+    )
     summary = "how often the latents of a first letter are replaced by those of single words"
     # Latents that tell no letter are not replaced by others.
     primary = ()

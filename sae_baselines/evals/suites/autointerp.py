@@ -121,6 +121,7 @@ class AutoInterp(SAEBenchSuite):
 
     name = "autointerp"
     n_of = "latents"
+    on_transcoders = None
     summary = "a language model describes latents and predicts by that where they activate"
     primary = ("autointerp_score",)
     metrics = (

@@ -40,6 +40,7 @@ class ContextSuite(Suite):
 
     n_of = "latents"
     local_data = ("dataset",)
+    on_transcoders = None
     spread_of: ClassVar[tuple[str, ...]]
     of_each: ClassVar[tuple[str, ...]]
     tested: ClassVar[str]

@@ -37,6 +37,7 @@ class MetaStructure(SAEBenchSuite):
 
     name = "meta_structure"
     n_of = "latents"
+    on_transcoders = None
     summary = "how much of the decoder's variance a smaller SAE explains"
     # Random directions share no structure, so an SAE without training does best.
     primary = ()

@@ -27,7 +27,15 @@ from sae_baselines.evals.store import EvalStore
 from sae_baselines.evals.suite import Extras, SuiteCall
 from sae_baselines.evals.suites.autointerp import AutoInterp, exchanged
 from tests.evals.fake_openai import FakeOpenAI, predict, serving
-from tests.evals.tiny_hub import HOOK, MODEL, copy_of, evaluate_with, suite_call, tiny_sae
+from tests.evals.tiny_hub import (
+    HOOK,
+    MODEL,
+    copy_of,
+    evaluate_with,
+    suite_call,
+    tiny_sae,
+    transcoder_of,
+)
 
 SUITE = AutoInterp()
 KEY = "sk-test-0123456789-never-to-be-seen"
@@ -167,6 +175,13 @@ def test_the_null_judges_the_same_examples_by_the_description_of_another_latent(
     assert {tuple(examples) for _, examples in null} == described.keys()
     assert {description for description, _ in null} == set(described.values())
     assert all(described[tuple(examples)] != description for description, examples in null)
+
+
+def test_a_transcoder_is_judged_by_its_encoder_alone(
+    done: Done, sae: SAE[Any], tmp_path: Path, fake: FakeOpenAI
+):
+    again = run(transcoder_of(sae), tmp_path, fake)
+    assert again.latents == done.latents
 
 
 def test_descriptions_go_to_latents_that_fire_about_as_often(done: Done):

@@ -24,7 +24,7 @@ from sae_baselines.evals.suites.interp_embedding import (
     InterpEmbedding,
     scores_of,
 )
-from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
+from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae, transcoder_of
 from tests.evals.word_text import held_out_text, word_tokenizer
 
 _WORDS, _WIDTH, _CONTEXTS, _TOPICS = 300, 64, 150, 6
@@ -145,6 +145,18 @@ def test_a_study_has_scores_floors_and_ceilings(tmp_path: Path) -> None:
     # Alone or on another's cache: the same bit for bit.
     other = suite_call(suite, tmp_path / "b", QUICK, "b", sae=sae, cache=tmp_path / "cache")
     assert evaluate_with(suite, sae, other)[0] == payload
+
+
+@pytest.mark.usefixtures("tiny_hub")
+def test_a_transcoder_is_read_by_its_encoder_alone(tmp_path: Path) -> None:
+    sae = tiny_sae(d_sae=32)
+    scored = []
+    for each in (sae, transcoder_of(sae)):
+        folder = tmp_path / str(len(scored))
+        call = suite_call(InterpEmbedding(), folder, QUICK, sae=each)
+        assert not list(InterpEmbedding().transcoder_problems(call.subject))
+        scored.append(evaluate_with(InterpEmbedding(), each, call)[2])
+    assert scored[0] == scored[1]
 
 
 @pytest.mark.usefixtures("tiny_hub")

@@ -1,5 +1,6 @@
 """SAEBench's meta-structure suite on decoders with and without shared structure."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from sae_baselines.evals.measured import LOWER, Measured
 from sae_baselines.evals.suites.meta_structure import MetaStructure
-from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae
+from tests.evals.tiny_hub import evaluate_with, suite_call, tiny_sae, transcoder_of
 
 SUITE = MetaStructure()
 EXPLAINED = "decoder_fraction_variance_explained"
@@ -48,6 +49,15 @@ def test_the_score_is_a_function_of_sae_and_seed(tmp_path: Path):
     other = measure(tiny_sae(), tmp_path / "other", seed=1)
     assert first == again
     assert first[0].value != other[0].value
+
+
+def test_of_a_transcoder_it_reads_what_latents_write(tmp_path: Path):
+    # 64 latents write one of 48 unit vectors each: 32 directions explain two thirds of them.
+    twin = transcoder_of(tiny_sae())
+    assert not list(SUITE.transcoder_problems(suite_call(SUITE, tmp_path, sae=twin).subject))
+    written = measure(twin, tmp_path / "transcoder")[0]
+    assert math.isfinite(written.value)
+    assert written.value != measure(tiny_sae(), tmp_path / "sae")[0].value
 
 
 def test_wall_time_is_no_result(tmp_path: Path):
