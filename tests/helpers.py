@@ -1,6 +1,8 @@
 """Small SAEs, small data and SAELens' own trainer, for every test."""
 
 import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import sae_baselines  # noqa: F401  (registers the baselines)
@@ -271,3 +274,47 @@ def matrix_products(sae: AnySAE) -> float:
     with counter:
         sae.training_forward_pass(step_input(sae, x)).loss.backward()
     return counter.get_total_flops() / (2 * BATCH * sae.cfg.d_in * sae.cfg.d_sae)
+
+
+_STOCK_SAELENS = """
+import sys
+from pathlib import Path
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "sae_baselines":
+            raise ImportError("this process is to do without sae_baselines")
+
+sys.meta_path.insert(0, Absent())
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+
+root = Path(sys.argv[1])
+x = load_file(root / "x.safetensors")["x"]
+results = {}
+for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+    sae = SAE.load_from_disk(folder).eval()
+    acts = sae.encode(x)
+    results[folder.name + "/acts"] = acts.detach()
+    results[folder.name + "/out"] = sae.decode(acts).detach()
+    results[folder.name + "/forward"] = sae(x).detach()
+save_file(results, root / "results.safetensors")
+assert not any(name.partition(".")[0] == "sae_baselines" for name in sys.modules)
+"""
+
+
+def by_stock_saelens(root: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What exports make of inputs in a process that has SAELens and not this package.
+
+    Args:
+        root: Their folders are in it, and nothing else.
+        x: ``[n, d_in]``.
+
+    Returns:
+        ``<folder>/acts``, ``<folder>/out`` (decoded) and ``<folder>/forward``.
+    """
+    save_file({"x": x.contiguous()}, root / "x.safetensors")
+    command = [sys.executable, "-c", _STOCK_SAELENS, str(root)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return load_file(root / "results.safetensors")

@@ -46,9 +46,10 @@ from sae_baselines.study.folder import (
     MEASUREMENT_FILE,
     STUDY_FILE,
     StudyFolder,
+    load_study,
     read_measurement,
 )
-from sae_baselines.study.identity import CAP_SHARE, WEIGHTS, identity_of, training_of
+from sae_baselines.study.identity import CAP_SHARE, SKIP, WEIGHTS, identity_of, training_of
 from sae_baselines.study.plan import MemberKey
 from sae_baselines.study.spec import MemberSpec
 
@@ -322,9 +323,12 @@ def _edited(stored: pd.DataFrame, fresh: pd.DataFrame) -> tuple[str, ...]:
 
 def _panel_rows(root: Path) -> Iterable[dict[str, Any]]:
     there = measurements(root)
+    has_skip = bool(load_study(root)[0].sae.get("skip"))
     yield from identity_rows(((s.to_dict(), f, m) for s, f, m in there), _VERSIONS)
     for sae, folder, measured in there:
         versions = versions_text(training_versions(folder), _VERSIONS)
+        if has_skip:
+            yield row(sae.to_dict(), (PANEL_SUITE, SKIP), 1.0, versions=versions)
         for metric, direction in _PANEL.items():
             if measured.get(metric) is not None:
                 yield row(

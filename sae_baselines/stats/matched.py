@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 
 from sae_baselines.controls import PUBLISHED, is_random_model, kind_of
 from sae_baselines.evals.measured import LOWER
+from sae_baselines.evals.metrics import AFFINE, null_name
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.results import L0_TOLERANCE, PANEL_SUITE, BySeed
 from sae_baselines.stats.match import Bar, Match
-from sae_baselines.study.identity import DEAD_SHARE
+from sae_baselines.study.identity import DEAD_SHARE, SKIP
 
 # The panel's, which is below 0 where a reconstruction is worse than the mean activation.
 _EV = "explained_variance"
@@ -79,10 +80,10 @@ def _at(seed: int) -> str:
 def failures(match: Match) -> list[Bar]:
     """Members that are what a failed run left, by this metric or by the panel's measurements.
 
-    A reconstruction worse than without an SAE (the mean activation, or ablation), or than an
-    untrained SAE's of the same panel; or more than half of the latents dead. What is bad by
-    construction has not failed (controls, but for those that had something to learn), nor is it
-    a panel's run (a published SAE).
+    A reconstruction worse than without an SAE (the mean activation, or ablation), than an
+    untrained SAE's of the same panel, or than the affine map that a transcoder's skip can be;
+    or more than half of the latents dead. What is bad by construction has not failed (controls,
+    but for those that had something to learn), nor is it a panel's run (a published SAE).
 
     What is known of an error or a loss without an SAE is that it is worse: it is that of a run
     that failed where an untrained SAE has less.
@@ -126,18 +127,23 @@ def _by_panel(match: Match, member: str) -> dict[int, str]:
         for seed, share in of(DEAD_SHARE, member).items()
         if share > _MOST_DEAD
     }
-    untrained = _untrained(match, member, lambda m: of(_EV, m))
-    return {**_worse(f"{PANEL_SUITE}/{_EV}", of(_EV, member), 0.0, untrained, 1), **dead}
+    worse_than = _untrained(match, member, lambda m: of(_EV, m))
+    has_skip, affine = of(SKIP, member), of(null_name(_EV, AFFINE), member)
+    worse_than["the affine map alone, which its skip can be"] = {
+        seed: value for seed, value in affine.items() if has_skip.get(seed)
+    }
+    return {**_worse(f"{PANEL_SUITE}/{_EV}", of(_EV, member), 0.0, worse_than, 1), **dead}
 
 
 def _worse(
-    name: str, values: BySeed, least: float | None, untrained: dict[str, BySeed], sign: int
+    name: str, values: BySeed, least: float | None, others: dict[str, BySeed], sign: int
 ) -> dict[int, str]:
-    """By seed, what a value is worse than: that of no SAE, or of an untrained one."""
+    """By seed, what a value is worse than: that of no SAE, or of something else that is less
+    than a trained one."""
     found: dict[int, str] = {}
     for seed, value in values.items():
         floors = {} if least is None else {"no SAE at all": least}
-        floors |= {f"untrained {m}": by[seed] for m, by in untrained.items() if seed in by}
+        floors |= {what: by[seed] for what, by in others.items() if seed in by}
         for what, floor in floors.items():
             if sign * (value - floor) < 0:
                 found.setdefault(
@@ -154,5 +160,5 @@ def _untrained(match: Match, of: str, by: Callable[[str], BySeed]) -> dict[str, 
     for member in match.table.present(match.group):
         kind = kind_of(match.table.constraints[member])
         if kind is not None and kind.untrained:
-            found[member] = by(member)
+            found[f"untrained {member}"] = by(member)
     return found

@@ -23,6 +23,8 @@ COVARIANCE_FILE = "init_covariance.safetensors"
 WEIGHTS, CAP_SHARE = "weights_sha256", "cap_bound_share"
 # Metrics of suite "panel" that are facts of training.
 FACTOR, L0_IN_TRAINING, DEAD_SHARE = "threshold_factor", "l0_in_training", "dead_share"
+# 1 where members are transcoders that contain an affine map.
+SKIP = "skip"
 # Beyond these the first two mean that another SAE was trained than the one that is measured
 # (what is lost by how far: benchmarks/recipes).
 LEAST_RATIO, MOST_RATIO = 0.9, 1.1

@@ -1,8 +1,6 @@
 """What ``save_inference_model`` writes is stock SAELens, and says what it came from."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from tests.helpers import (
     CONSTRAINTS,
     AnySAE,
     activations,
+    by_stock_saelens,
     make_sae,
     train,
 )
@@ -41,31 +40,6 @@ STOCK_KEYS = {
 }
 
 # Runs where this package cannot be imported.
-STOCK_SAELENS = """
-import sys
-from pathlib import Path
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "sae_baselines":
-            raise ImportError("this process is to do without sae_baselines")
-
-sys.meta_path.insert(0, Absent())
-from safetensors.torch import load_file, save_file
-from sae_lens import SAE
-
-root = Path(sys.argv[1])
-x = load_file(root / "x.safetensors")["x"]
-results = {}
-for folder in sorted(p for p in root.iterdir() if p.is_dir()):
-    sae = SAE.load_from_disk(folder).eval()
-    acts = sae.encode(x)
-    results[folder.name + "/acts"] = acts.detach()
-    results[folder.name + "/out"] = sae.decode(acts).detach()
-    results[folder.name + "/forward"] = sae(x).detach()
-save_file(results, root / "results.safetensors")
-assert not any(name.partition(".")[0] == "sae_baselines" for name in sys.modules)
-"""
 
 
 @dataclass
@@ -116,18 +90,13 @@ def exports() -> Iterator[tuple[str, AnySAE]]:
 
 def test_stock_saelens_without_this_package_computes_the_same(tmp_path: Path) -> None:
     x = activations(256, seed=50)
-    save_file({"x": x}, tmp_path / "x.safetensors")
     wanted: dict[str, Expected] = {}
     for name, sae in exports():
         train(sae, 12, lr=3e-2)
         sae.save_inference_model(tmp_path / name)
         wanted[name] = in_eval_mode(sae, x)
 
-    command = [sys.executable, "-c", STOCK_SAELENS, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    results = load_file(tmp_path / "results.safetensors")
-
+    results = by_stock_saelens(tmp_path, x)
     assert len(results) == 3 * len(wanted) == 3 * (3 * 7 + 9)
     wrong = {}
     for name, expected in wanted.items():

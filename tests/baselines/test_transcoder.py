@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tests.helpers import (
     D_OUT,
     D_SAE,
     activations,
+    by_stock_saelens,
     cosines,
     differing,
     gradients,
@@ -145,6 +147,23 @@ def test_trained_exported_loaded_by_saelens_and_resumed(
     assert details["base_architecture"] == base
 
 
+def test_stock_saelens_without_this_package_computes_the_same(tmp_path: Path) -> None:
+    x = pairs(256, seed=9)[:, :D_IN]
+    expected = {}
+    for base in TRANSCODERS:
+        for constraint, skip in itertools.product(("frozen_decoder", "frozen_encoder"), (0, 1)):
+            sae = started(f"{constraint}_{base}", bool(skip))
+            train(sae, 6, stream())
+            name = f"{constraint}_{base}_{skip}"
+            sae.save_inference_model(tmp_path / name)
+            expected[name] = by_hand(sae, x)
+    found = by_stock_saelens(tmp_path, x)
+    assert len(found) == 3 * len(expected) == 3 * 16
+    for name, out in expected.items():
+        got = found[f"{name}/forward"].double()
+        torch.testing.assert_close(got, out, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("base", ["transcoder_standard", "transcoder_jumprelu"])
 def test_an_export_without_a_running_threshold_is_the_training_sae(
     base: str, tmp_path: Path
@@ -179,7 +198,7 @@ def test_saelens_multi_trainer_trains_a_panel_of_them_in_step() -> None:
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("base", TRANSCODERS)
-@pytest.mark.parametrize("constraint", ["frozen_encoder", "soft_frozen_encoder", "seeded"])
+@pytest.mark.parametrize("constraint", MEMBERS)
 def test_the_sparse_step_is_the_dense_one(constraint: str, base: str, skip: bool) -> None:
     wide = {"d_sae": 512, "sparse_step": True}
     if base == "transcoder_standard":

@@ -165,6 +165,35 @@ def test_a_failed_run_has_no_error_to_compare_either(known_by: str) -> None:
         assert found["random"].word == "beats"
 
 
+@pytest.mark.parametrize(("skip", "word"), [(1.0, "no verdict"), (None, "beats")])
+def test_a_transcoder_below_the_affine_map_that_it_contains_has_failed(
+    skip: float | None, word: str
+) -> None:
+    def of_panel(metric: str, trained: float, other: float, direction: int = 0) -> list[Any]:
+        both = paired(trained + NOISE, other - NOISE)
+        return rows(both, suite="panel", metric=metric, direction=direction)
+
+    parts = [
+        of_panel("explained_variance", 0.75, 0.62, 1),
+        of_panel("explained_variance_null_affine", 0.635, 0.635),
+        *(
+            []
+            if skip is None
+            else [
+                rows(paired([skip] * 5, [skip] * 5), suite="panel", metric="skip", direction=0)
+            ]
+        ),
+    ]
+    (found,) = verdicts(frame(*parts), metrics=["panel/explained_variance"])
+    assert found.word == word
+    if skip:
+        assert {bar.kind for bar in found.bars} == {"failed run"}
+        assert (
+            "frozen_decoder failed at seed 0: panel/explained_variance is 0.619" in found.reason
+        )
+        assert "worse than the affine map alone, which its skip can be (0.634)" in found.reason
+
+
 def of_training(metric: str, trained: float, other: float) -> list[Any]:
     """A fact of training, the same in every seed."""
     both = paired([trained] * 5, [other] * 5)

@@ -1,6 +1,8 @@
 """A study of transcoders: two hooks of one model, through the engine, measured and checked."""
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,9 @@ from sae_baselines.study.measure import (
 from sae_baselines.study.redraw import shuffle_mlp
 from sae_baselines.study.reference.check import prepare_check
 from sae_baselines.study.reference.recipe import CheckOptions
-from sae_baselines.study.spec import PanelSpec, spec_from_dict, spec_hash
+from sae_baselines.study.runner import complete_checkpoints
+from sae_baselines.study.spec import PanelSpec, spec_from_dict, spec_hash, spec_to_yaml
+from tests.forked import start_command
 from tests.tiny_model import D_MODEL, QUICK, tiny_panel
 
 READ, WRITE = "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"
@@ -263,7 +267,8 @@ def test_a_published_transcoder_gets_panels_around_it(
         dataset=str(text_file),
         overrides=dict(QUICK),
     )
-    spec = prepare_check(str(trained), options, tmp_path / "check").spec
+    ready = prepare_check(str(trained), options, tmp_path / "check")
+    spec = ready.spec
     assert (spec.hook_name, spec.hook_name_out, spec.d_out) == (READ, WRITE, D_MODEL)
     assert spec.architecture == "transcoder_batchtopk"
     assert spec.sae["skip"] is True
@@ -275,6 +280,62 @@ def test_a_published_transcoder_gets_panels_around_it(
     ]
     l0 = explained_variance(SAE.load_from_disk(trained), data.held_out.calibration)[1]
     assert spec.l0s[0] == pytest.approx(l0, rel=0.02)
+    train_study(spec, ready.folder, resume=True, model=ready.model)
+    table = collect(ready.folder)
+    values = {
+        (row.member, row.metric): row.value
+        for row in table.itertuples()
+        if row.suite == "panel" and not row.task
+    }
+    # The published one beside its twins, and all of them beside what needs no latents.
+    for name in ("published", "frozen_decoder", "soft_frozen_decoder", "frozen_encoder"):
+        assert values[name, "explained_variance_null_affine"] == pytest.approx(
+            values["published", "explained_variance_null_affine"]
+        )
+        assert math.isfinite(values[name, "kl"])
+    (theirs,) = (m for k, m in study.measurements.items() if k.member == "trained")
+    assert values["published", "explained_variance"] == pytest.approx(
+        theirs["explained_variance"], abs=0.02
+    )
+
+
+def test_every_base_without_a_skip_goes_on_where_it_was_killed(
+    model_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    fields = {
+        "architecture": ["transcoder_topk", "transcoder_jumprelu", "transcoder_standard"],
+        "sae": {"skip": False},
+        "hook_name": "blocks.0.attn.hook_z",  # no MLP's
+        "hook_name_out": "blocks.1.hook_resid_post",
+        "members": ["trained", "frozen_decoder", "frozen_encoder"],
+        "normalize_activations": "none",
+        "dataset": {"path": str(text_file)},
+        "training_tokens": 128 * 40,
+        "n_checkpoints": 10,
+        "drift": [],
+    }
+    spec = spec_of(model_folder, **fields)
+    whole = train_study(spec, tmp_path / "whole")
+    panel, out = tmp_path / "panel.yaml", tmp_path / "killed"
+    panel.write_text(spec_to_yaml(spec))
+    process = start_command("train", panel, "--out", out)
+    deadline = time.monotonic() + 240
+    while not complete_checkpoints(out / "checkpoints" / "pass_0"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    resumed = train_study(spec, out, resume=True)
+    assert len(resumed.measurements) == 9
+    for key, measured in resumed.measurements.items():
+        provenance = out / "panels" / key.panel.name / key.member / "provenance.json"
+        facts = json.loads(provenance.read_text())
+        assert 0 < facts["resumed_at_samples"] < facts["samples_seen"] == spec.training_tokens
+        # SAELens mixes the rest of the text anew, so that batches are others.
+        ev = whole.measurements[key]["explained_variance"]
+        assert measured["explained_variance"] == pytest.approx(ev, abs=0.05), key
+        assert math.isfinite(measured["kl"])
 
 
 def test_suites_that_read_latents_or_the_decoder_take_transcoders(model_folder: Path) -> None:

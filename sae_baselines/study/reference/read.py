@@ -1,5 +1,6 @@
 """What a reference is, from its weights, its config and the files beside it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ def read_reference(source: str, architecture: str | None = None) -> Reference:
         UserError: It cannot be loaded, or is of a kind that has no twins.
     """
     sae, where = load_sae(source)
-    _refuse_unfit(sae)
+    _refuse_unfit(sae, where)
     metadata = sae.cfg.metadata.to_dict()
     runner, notes = _runner_config(source, where)
     trained_as = metadata.get(_TRAINED_AS) or (runner.get("sae") or {}).get("architecture")
@@ -107,7 +108,7 @@ def read_reference(source: str, architecture: str | None = None) -> Reference:
     )
 
 
-def _refuse_unfit(sae: SAE[Any]) -> None:
+def _refuse_unfit(sae: SAE[Any], where: Mapping[str, Any]) -> None:
     if isinstance(sae, TrainingSAE):
         raise UserError(
             "sae: this is a training checkpoint, whose activation scale is not folded in yet; "
@@ -115,7 +116,7 @@ def _refuse_unfit(sae: SAE[Any]) -> None:
         )
     refuse_not_finite(sae, "sae")
     if isinstance(sae, Transcoder):
-        _refuse_unfit_transcoder(sae)
+        _refuse_unfit_transcoder(sae, where)
         return
     try:
         check_class(type(sae))
@@ -134,11 +135,32 @@ def _refuse_unfit(sae: SAE[Any]) -> None:
         )
 
 
-def _refuse_unfit_transcoder(sae: Transcoder) -> None:
-    if not sae.cfg.metadata.hook_name_out:
+_CROSS_LAYER = re.compile(r"(?:^|[/_ ])clt(?:[/_ ]|$)")
+# In SAELens' list: an MLP's input behind the gain of its norm, where no hook is that is reached.
+_BEHIND_THE_GAIN = (".hook_mlp_in", ".mlp.hook_in")
+
+
+def _refuse_unfit_transcoder(sae: Transcoder, where: Mapping[str, Any]) -> None:
+    if _is_cross_layer(where):
+        raise UserError(
+            "sae: this is one layer of a cross-layer transcoder, whose decoders into all "
+            "layers SAELens adds up: what it writes stands for no layer's output. Only its "
+            "latents mean something, and no baseline here has such"
+        )
+    metadata = sae.cfg.metadata
+    if not metadata.hook_name_out:
         raise UserError(
             "sae: this is a transcoder, which writes in another space than it reads, and its "
             "metadata do not say where; write hook_name_out into the metadata of its cfg.json"
+        )
+    read = str(metadata.hook_name)
+    if read.endswith(_BEHIND_THE_GAIN):
+        block = read.removesuffix(".hook_mlp_in").removesuffix(".mlp.hook_in")
+        raise UserError(
+            f"sae: its hook_name is {read}, the input of the MLP behind the gain of the norm, "
+            "which TransformerLens does not hand out; multiply the rows of W_enc (and the "
+            f"columns of W_skip) by the model's {block}.ln2.w, set hook_name to "
+            f"{block}.ln2.hook_normalized, and save it with SAELens' save_model"
         )
     if sae.cfg.normalize_activations != "none":
         raise UserError(
@@ -146,6 +168,13 @@ def _refuse_unfit_transcoder(sae: Transcoder) -> None:
             f"{sae.cfg.normalize_activations!r} cannot be measured: SAELens says not how its "
             "output is scaled back; export it with the scale folded in"
         )
+
+
+def _is_cross_layer(where: Mapping[str, Any]) -> bool:
+    """Whether its name, or SAELens' list, says so."""
+    release = get_pretrained_saes_directory().get(str(where.get("release")))
+    loader = "" if release is None else str(release.conversion_func)
+    return _CROSS_LAYER.search(f"{loader} {where.get('sae_id', '')}") is not None
 
 
 # What SAELens' transcoders are trained as, where nothing says what they were.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders
+from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 
 from sae_baselines.errors import UserError
@@ -149,6 +150,49 @@ def test_a_transcoder_of_gemma_scope_is_read_as_saelens_reads_it(
     assert spec.architecture == "transcoder_jumprelu"
     assert 20 < spec.l0s[0] < 40
     assert (spec.hook_name_out, spec.d_out) == ("blocks.1.hook_mlp_out", D_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("hook", "block"),
+    [("blocks.1.hook_mlp_in", "blocks.1"), ("blocks.20.mlp.hook_in", "blocks.20")],
+)
+def test_an_input_behind_the_norms_gain_is_refused_with_what_to_do(
+    hook: str, block: str, tmp_path: Path
+) -> None:
+    # As SAELens names those of Gemma Scope 2 and of Qwen3.
+    sae = Transcoder(
+        TranscoderConfig(
+            d_in=D_MODEL,
+            d_out=D_MODEL,
+            d_sae=64,
+            device="cpu",
+            apply_b_dec_to_input=False,
+            metadata=SAEMetadata(hook_name=hook, hook_name_out=f"{block}.hook_mlp_out"),
+        )
+    )
+    sae.save_model(tmp_path / "transcoder")
+    with pytest.raises(
+        UserError, match=rf"multiply.*{block}\.ln2\.w, set hook_name to {block}\.l"
+    ):
+        read_reference(str(tmp_path / "transcoder"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "mntss-gemma-2-2b-2.5m-clt-as-per-layer:layer_3",
+        "somebody/gemma-scope-2:clt/layer_3_width_16k",
+    ],
+)
+def test_a_layer_of_a_cross_layer_transcoder_is_refused(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = TranscoderConfig(d_in=D_MODEL, d_out=D_MODEL, d_sae=64, apply_b_dec_to_input=False)
+    monkeypatch.setattr(
+        "sae_baselines.controls.source.from_release", lambda *_: Transcoder(cfg)
+    )
+    with pytest.raises(UserError, match="whose decoders into all layers SAELens adds up"):
+        read_reference(source)
 
 
 def test_weights_of_gemma_scope_alone_say_what_they_lack(gemma_scope: Path) -> None:
