@@ -14,6 +14,7 @@ from typing import Any
 from scipy import stats
 
 from sae_baselines.evals.endpoint import Endpoint, from_environment, quiet_clients
+from sae_baselines.evals.metrics import Metric
 from sae_baselines.files import check_shape, checksum_of, read_json, sha256_of, write_sealed
 from sae_baselines.home import cache_dir
 
@@ -35,6 +36,10 @@ _SHAPE = {
     "suite?": str,
 }
 AUTOINTERP = "autointerp"
+# Of latents whose answer is known: the judge's score, its floor, and the lower end of the
+# interval of their difference. Verdicts want that above 0.
+JUDGE_SCORE, JUDGE_FLOOR, JUDGE_ABOVE = "judge_score", "judge_floor", "judge_above_floor"
+OF_JUDGES = (JUDGE_SCORE, JUDGE_FLOOR, JUDGE_ABOVE)
 
 
 @dataclass(frozen=True)
@@ -201,10 +206,43 @@ def judge_record(
     judge: dict[str, Any] = identity(endpoint, model)
     if prompts is not None:
         judge["prompts"] = prompts
+    return with_test(judge, suite)
+
+
+def with_test(judge: Mapping[str, Any], suite: str) -> dict[str, Any]:
+    """A record's judge and its last test by a suite's prompts, if there was one."""
     known = last_test(judge["host"], judge["model"], suite)
-    if known is not None and same_judge(known.judge, judge):
-        judge["test"] = known.summary
-    return judge
+    if known is None or not same_judge(known.judge, judge):
+        return dict(judge)
+    return {**judge, "test": known.summary}
+
+
+def judge_metrics(score: str) -> tuple[Metric, ...]:
+    """What stands beside the scores of a suite with a judge.
+
+    Args:
+        score: What its test measures.
+    """
+    titles = {
+        JUDGE_SCORE: f"The judge's {score} on latents that are known",
+        JUDGE_FLOOR: "The same with descriptions exchanged",
+    }
+    return tuple(
+        Metric(name, title=title, unit="fraction", tasks_paired=False)
+        for name, title in titles.items()
+    )
+
+
+def judge_rows(judge: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Metrics that say how good a record's judge is; none of one that was never tested."""
+    test = judge.get("test")
+    if test is None:
+        return []
+    return [
+        (JUDGE_SCORE, float(test["accuracy"])),
+        (JUDGE_FLOOR, float(test["floor"])),
+        (JUDGE_ABOVE, float(test["interval"][0])),
+    ]
 
 
 def same_judge(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -89,6 +89,11 @@ def get_suite(name: Any) -> "Suite":
     return _instances[name]
 
 
+def asks_judge(suite: str) -> bool:
+    """Whether scores of a suite, registered or not, are a judge's."""
+    return suite in _suites and get_suite(suite).needs.judge
+
+
 def metric_of(suite: str, metric: str) -> Metric:
     """What is known of a metric; of one that nobody describes, that it has no better or worse.
 

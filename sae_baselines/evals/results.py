@@ -10,7 +10,7 @@ import pandas as pd
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_baselines.errors import UserError
-from sae_baselines.evals.judge import same_judge
+from sae_baselines.evals.judge import judge_rows, same_judge
 from sae_baselines.evals.measured import HIGHER, LOWER, NEITHER, Direction, Measured
 from sae_baselines.evals.metrics import AFFINE, null_name
 from sae_baselines.evals.registry import get_suite, suite_names
@@ -358,6 +358,9 @@ def _rows(result: Result) -> Iterable[dict[str, Any]]:
     if encoded.get("n") and not any(m.metric == "l0" and not m.task for m in measured):
         l0 = encoded["active"] / encoded["n"]
         measured.append(Measured("l0", l0, n=encoded["n"], n_of="tokens"))
+    judge = result.record["extras"].get("judge")
+    if judge and get_suite(result.suite).needs.judge:
+        measured += [Measured(name, value) for name, value in judge_rows(judge)]
     for m in measured:
         yield row(
             result.record["facts"],

@@ -21,6 +21,7 @@ from sae_baselines.compat.saebench import counted_latents
 from sae_baselines.controls import is_random_model
 from sae_baselines.errors import StoppedError, UserError, one_line
 from sae_baselines.evals.doctor import asked_of_hub, diagnose, require_runnable
+from sae_baselines.evals.judge import with_test
 from sae_baselines.evals.measured import not_finite
 from sae_baselines.evals.models import LanguageModels
 from sae_baselines.evals.plan import eval_task, warm_up_task
@@ -388,6 +389,7 @@ class Runner:
                 self._note(suite, target.name, found.record["notes"])
                 self._has_run(suite)
                 self._choose(found)
+                self._add_test(found)
                 if floors and FLOORS not in found.record["extras"]:
                     self._without_floors.setdefault(suite, []).append((target, found))
         return missing
@@ -422,6 +424,15 @@ class Runner:
         choice = found.record.get("choice")
         if choice is None or {k: choice.get(k) for k in self._choice} != self._choice:
             self.store.amend(found, choice={**self._choice, "created": now()})
+
+    def _add_test(self, found: Result) -> None:
+        """The test of a result's judge, where it came after the scores."""
+        extras = found.record["extras"]
+        judge = extras.get("judge")
+        if judge and "test" not in judge:
+            tested = with_test(judge, found.suite)
+            if "test" in tested:
+                self.store.amend(found, extras={**extras, "judge": tested})
 
     def _conditions(self, suite: str) -> dict[str, Any]:
         """What a score depends on that no option says."""

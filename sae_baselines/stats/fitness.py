@@ -7,6 +7,7 @@ What is found here bars the word of a comparison and leaves its numbers:
   its rows at the end of training. Up to rounding it is then the trained SAE.
 - **a collapsed seed**: one run of a member failed where its others did not. The mean over
   seeds is then about how often that happens, which few seeds do not tell.
+- **a judge that was never tested**, or is not above its floor on latents that are known.
 - **trained at another L0**: a member that was trained at an L0 that it is not measured at, and
   brought to it afterwards, is not as well trained as one that was trained at it.
 """
@@ -18,6 +19,8 @@ import numpy as np
 from scipy import stats
 
 from sae_baselines.controls import question_of
+from sae_baselines.evals.judge import AUTOINTERP, JUDGE_ABOVE
+from sae_baselines.evals.registry import asks_judge
 from sae_baselines.results import BySeed
 from sae_baselines.stats.intervals import spread
 from sae_baselines.stats.match import Bar, Match
@@ -44,7 +47,13 @@ _HEALTH = ("explained_variance", "alive")
 
 def unfit(match: Match) -> tuple[Bar, ...]:
     """Why a word about this pair would mean nothing, if it would."""
-    return (*not_two(match), *collapses(match), *trained_elsewhere(match), *failures(match))
+    return (
+        *not_two(match),
+        *collapses(match),
+        *trained_elsewhere(match),
+        *failures(match),
+        *judges(match),
+    )
 
 
 def not_two(match: Match) -> list[Bar]:
@@ -223,6 +232,28 @@ def trained_elsewhere(match: Match) -> list[Bar]:
                     )
                 )
     return bars
+
+
+def judges(match: Match) -> list[Bar]:
+    """Scores of a judge that was not found to judge anything."""
+    suite = match.metric[0]
+    if not asks_judge(suite):
+        return []
+    unknown = []
+    for member, values in zip((match.tested, match.other), match.values, strict=True):
+        above = match.table.aggregates((suite, JUDGE_ABOVE), match.group, member)
+        seeds = [seed for seed in values if not above.get(seed, 0) > 0]
+        if seeds:
+            unknown.append(f"{member} at {_named(seeds)}")
+    if not unknown:
+        return []
+    asked = "" if suite == AUTOINTERP else f" --suite {suite}"
+    text = (
+        f"the judge of {' and '.join(unknown)} was not found to be above its floor on latents "
+        f"that are known; run sae-baselines judge test{asked}, then eval again, which keeps "
+        "the scores"
+    )
+    return [Bar("judge untested", text)]
 
 
 def _named(seeds: Iterable[int]) -> str:

@@ -14,6 +14,7 @@ BarKind = Literal[
     "collapsed seed",
     "failed run",
     "L0 in training",
+    "judge untested",
     "L0 apart",
     "L0 unknown",
     "L0 unmeasured",

@@ -247,3 +247,26 @@ def test_a_member_below_its_untrained_control_has_failed_on_every_metric() -> No
     assert "explained_variance is 0.3, worse than untrained random (0.4)" in one.reason
     found = verdicts(frame(probing, panel), metrics=[f"{PROBING}/*"])
     assert {v.word for v in found} == {"beats"}
+
+
+@pytest.mark.parametrize(
+    ("above", "word"),
+    [(0.1, "beats"), (0.0, "no verdict"), (-0.2, "no verdict"), (None, "no verdict")],
+)
+@pytest.mark.parametrize("suite", ["autointerp", "interp_detection"])
+def test_a_judge_must_have_been_found_above_its_floor(
+    suite: str, above: float | None, word: str
+) -> None:
+    metric = {"autointerp": "autointerp_score", "interp_detection": "detection_auc"}[suite]
+    known = [] if above is None else on_judge(suite, above)
+    (found,) = verdicts(frame(scored(suite, metric), known), metrics=[f"{suite}/{metric}"])
+    assert found.word == word
+    if word == "no verdict":
+        assert {bar.kind for bar in found.bars} == {"judge untested"}
+        command = {"autointerp": "judge test,", "interp_detection": "--suite interp_detection,"}
+        assert command[suite] in found.reason
+
+
+def on_judge(suite: str, above: float) -> list[Any]:
+    both = paired([above] * 5, [above] * 5)
+    return rows(both, suite=suite, metric="judge_above_floor", direction=0)

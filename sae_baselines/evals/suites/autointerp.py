@@ -40,7 +40,10 @@ from sae_baselines.evals.endpoint import (
     without_secrets,
 )
 from sae_baselines.evals.judge import (
+    JUDGE_FLOOR,
+    JUDGE_SCORE,
     judge_conditions,
+    judge_metrics,
     judge_record,
     refusals,
     wrong_options,
@@ -137,10 +140,11 @@ class AutoInterp(SAEBenchSuite):
                 ),
                 "fraction",
                 tasks_paired=False,
-                alongside=(_REJUDGED_SE,),
+                alongside=(JUDGE_SCORE, JUDGE_FLOOR, _REJUDGED_SE),
             ),
             {_EXCHANGED: "descriptions exchanged between latents that fire about as often"},
         ),
+        *judge_metrics("accuracy"),
         Metric(
             _REJUDGED_SE,
             title="Standard error that judging alone gives it",

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from sae_baselines.controls.latents import flat_copy
 from sae_baselines.errors import UserError
+from sae_baselines.evals.judge import OF_JUDGES
 from sae_baselines.evals.latent_contexts import (
     LEAST_LATENTS,
     Firings,
@@ -113,7 +114,8 @@ class ContextSuite(Suite):
         n = len(latents)
         few = f"{n} latents have a score, {LEAST_LATENTS} must" if n < LEAST_LATENTS else ""
         rows = []
-        for name in (m.name for m in self.metrics if "*" not in m.name):
+        own = (m.name for m in self.metrics if "*" not in m.name and m.name not in OF_JUDGES)
+        for name in own:
             of_sae = not name.startswith(self.of_the_text)
             value = told.get(name)
             if value is None or (few and of_sae):

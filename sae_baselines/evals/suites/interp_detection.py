@@ -18,7 +18,10 @@ from sae_baselines.evals.endpoint import (
     without_secrets,
 )
 from sae_baselines.evals.judge import (
+    JUDGE_FLOOR,
+    JUDGE_SCORE,
     judge_conditions,
+    judge_metrics,
     judge_record,
     refusals,
     wrong_options,
@@ -80,10 +83,11 @@ class InterpDetection(ContextSuite):
                 "latents",
                 chance=0.5,
                 tasks_paired=False,
-                alongside=(_ACCURACY,),
+                alongside=(_ACCURACY, JUDGE_SCORE, JUDGE_FLOOR),
             ),
             _NULL,
         ),
+        *judge_metrics("AUC"),
         *with_floors(
             Metric(
                 _ACCURACY,

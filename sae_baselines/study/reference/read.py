@@ -136,7 +136,7 @@ def _refuse_unfit(sae: SAE[Any], where: Mapping[str, Any]) -> None:
 
 
 _CROSS_LAYER = re.compile(r"(?:^|[/_ ])clt(?:[/_ ]|$)")
-# In SAELens' list: an MLP's input behind the gain of its norm, where no hook is that is reached.
+# In SAELens' list: an MLP's input behind the gain of its norm, where no hook is reached.
 _BEHIND_THE_GAIN = (".hook_mlp_in", ".mlp.hook_in")
 
 

@@ -627,7 +627,7 @@ def test_a_part_is_judged_again_with_other_examples(
     assert again.value("rejudged_se") == pytest.approx(sd / math.sqrt(n))
     known = SUITE.metric("autointerp_score")
     assert known is not None
-    assert known.alongside == ("rejudged_se",)
+    assert known.alongside == ("judge_score", "judge_floor", "rejudged_se")
 
 
 def test_who_judged_and_what_they_were_told_is_recorded(done: Done) -> None:

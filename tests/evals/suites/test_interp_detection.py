@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sae_baselines.errors import UserError
-from sae_baselines.evals import evaluate
+from sae_baselines.evals import evaluate, write_results
 from sae_baselines.evals.endpoint import from_environment
+from sae_baselines.evals.judge import JudgeTest, identity
 from sae_baselines.evals.latent_contexts import Firings, Text, examples_of
 from sae_baselines.evals.suites.interp_detection import InterpDetection, detector_of, judged
 from tests.evals.fake_openai import FakeOpenAI, serving
@@ -136,6 +137,35 @@ def test_a_judge_that_fails_on_the_way_fails_that_sae_alone(
     assert "refused" in failure.reason
     fake.works_for = math.inf
     assert evaluate({"one": tiny_sae(d_sae=32)}, spec, tmp_path).failures == []
+
+    def of_the_judge() -> dict[str, float]:
+        table = write_results(tmp_path)
+        rows = zip(table["metric"], table["value"], strict=True)
+        return {metric: value for metric, value in rows if metric.startswith("judge_")}
+
+    # It was never tested, of which verdicts are made.
+    assert of_the_judge() == {}
+    scores = {str(i): 0.8 + 0.01 * i for i in range(12)}
+    known = JudgeTest(
+        identity(from_environment(), "tiny"),
+        0,
+        scores,
+        dict.fromkeys(scores, 0.5),
+        {},
+        {},
+        12,
+        {},
+        suite="interp_detection",
+    )
+    known.save()
+    asked = len(fake.requests)
+    assert evaluate({"one": tiny_sae(d_sae=32)}, spec, tmp_path).failures == []
+    assert len(fake.requests) == asked
+    assert of_the_judge() == {
+        "judge_score": pytest.approx(known.accuracy),
+        "judge_floor": pytest.approx(0.5),
+        "judge_above_floor": pytest.approx(known.interval[0]),
+    }
 
 
 def test_how_the_judge_is_asked_decides_no_score_and_which_one_does(
