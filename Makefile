@@ -11,7 +11,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo vision-demo test lint format-check rooms types docs build slow slurm gpu install clean
+.PHONY: demo vision-demo test tests lint format-check rooms types docs build slow slurm gpu install clean
 
 demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
@@ -19,20 +19,22 @@ demo: install
 vision-demo: install
 	$(BIN)/sae-baselines vision demo $(ARGS)
 
-test: install lint
+test: lint tests
+
+tests: install
 	$(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile -m "not slow"
 
-lint: install format-check rooms types
+lint: format-check rooms types
 
-format-check:
+format-check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # Imports run one way (pyproject.toml, docs/architecture.md).
-rooms:
+rooms: install
 	$(BIN)/lint-imports --no-cache --no-logo
 
-types:
+types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Strictly: a link or an anchor that leads nowhere stops it. Nothing is fetched. The tutorial is

@@ -29,6 +29,7 @@ import peers
 import sparse_growth
 import sparse_step
 import torch
+import transcoder_step
 from random_model import random_language_model, random_text
 from render_gpu import gpu_tables
 from sparse_panel import train_way
@@ -43,9 +44,13 @@ from step_members import (
     activations,
     conditions,
     jumprelu_threshold,
+    put_rows_on_edge,
     sizes,
+    start_of,
 )
 
+from sae_baselines.baselines import SEEDED
+from sae_baselines.baselines.transcoder import TRANSCODERS, PairStart
 from sae_baselines.errors import one_line
 from sae_baselines.paper.demo.specs import middle_hook
 from sae_baselines.provenance import environment
@@ -194,45 +199,83 @@ def _section(name: str, run: Run, ends: float) -> dict[str, Any]:
 
 def parity(run: Run) -> dict[str, Any]:
     """Loss and gradients of one step of every SAE, against the CPU's in float32."""
-    shape = run.plan.parity
-    cpu, there = activations(shape, "cpu"), activations(shape, run.device)
-    threshold = jumprelu_threshold(shape, cpu)
-    rows = []
-    for base in BASES:
-        for member in MEMBERS:
-            step = functools.partial(_one_step, base, member, shape, threshold=threshold)
-            truth = step(cpu)
-            noise = _off(step(cpu, autocast=True), truth)
-            for autocast in (False, True):
-                off = _off(step(there, autocast=autocast), truth)
-                aim = AUTOCAST_AIM * noise["gradients"] if autocast else FLOAT32_AIM
-                rows.append(
-                    {
-                        "base": base,
-                        "member": member,
-                        "autocast": autocast,
-                        **off,
-                        "aim": aim,
-                        "met": off["gradients"] <= aim,
-                        "constraint": _held(base, member, shape, there, threshold, autocast),
-                    }
-                )
+    shape, rows = run.plan.parity, []
+    for base, member, begin, cpu in _every_sae(shape):
+        there = [batch.to(run.device) for batch in cpu]
+        truth = _one_step(begin(cpu, autocast=False))
+        noise = _off(_one_step(begin(cpu, autocast=True)), truth)
+        for autocast in (False, True):
+            off = _off(_one_step(begin(there, autocast=autocast)), truth)
+            aim = AUTOCAST_AIM * noise["gradients"] if autocast else FLOAT32_AIM
+            rows.append(
+                {
+                    "base": base,
+                    "member": member,
+                    "autocast": autocast,
+                    **off,
+                    "aim": aim,
+                    "met": off["gradients"] <= aim,
+                    "constraint": _held(member, begin(there, autocast=autocast)),
+                }
+            )
     return {"shape": sizes(shape), "device": run.device, "rows": rows}
 
 
-def _one_step(
-    base: str,
-    member: str,
+def _every_sae(
     shape: Shape,
-    batches: list[torch.Tensor],
-    *,
-    threshold: float,
-    autocast: bool = False,
-) -> dict[str, torch.Tensor]:
+) -> Iterator[tuple[str, str, Callable[..., Stepper], list[torch.Tensor]]]:
+    """Base, member, what makes its stepper of batches, and batches on the CPU."""
+    batches = activations(shape, "cpu")
+    threshold = jumprelu_threshold(shape, batches)
+    for base in (*BASES, "abstopk"):
+        for member in MEMBERS:
+
+            def sae(
+                batches: list[torch.Tensor],
+                *,
+                autocast: bool,
+                base: str = base,
+                member: str = member,
+            ) -> Stepper:
+                return Stepper(
+                    base,
+                    member,
+                    shape,
+                    batches,
+                    threshold,
+                    autocast=autocast,
+                    rows_on_edge=False,
+                )
+
+            yield base, member, sae, batches
+    pairs = transcoder_step.pairs_of(shape)
+    start = PairStart.of(torch.cat(pairs), shape.d_in)
+    for base in TRANSCODERS:
+        for member in (SPARSE, *transcoder_step.BASELINES):
+
+            def transcoder(
+                batches: list[torch.Tensor],
+                *,
+                autocast: bool,
+                base: str = base,
+                constraint: str = SEEDED.name if member == SPARSE else member,
+            ) -> Stepper:
+                made = transcoder_step.make(
+                    base,
+                    constraint,
+                    shape,
+                    start,
+                    skip=True,
+                    sparse=True,
+                    device=batches[0].device.type,
+                )
+                return Stepper.of(made, shape, batches, autocast)
+
+            yield base, member, transcoder, pairs
+
+
+def _one_step(stepper: Stepper) -> dict[str, torch.Tensor]:
     """Loss and gradients of a member's first step, in float64 on the CPU."""
-    stepper = Stepper(
-        base, member, shape, batches, threshold, autocast=autocast, rows_on_edge=False
-    )
     found: dict[str, torch.Tensor] = {}
 
     def note(*_: object) -> None:
@@ -260,28 +303,22 @@ def _off(ours: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> dict[
     }
 
 
-def _held(
-    base: str,
-    member: str,
-    shape: Shape,
-    batches: list[torch.Tensor],
-    threshold: float,
-    autocast: bool,
-) -> bool | None:
-    """Whether what the member freezes is bit for bit its start after some steps."""
-    frozen = {"frozen_decoder": "W_dec", "frozen_encoder": "W_enc"}.get(member)
-    if frozen is None and member != "soft_frozen_decoder":
-        return None
-    stepper = Stepper(base, member, shape, batches, threshold, autocast=autocast)
-    start = {frozen: getattr(stepper.sae, frozen).detach().clone()} if frozen else {}
-    stepper.steps(CONSTRAINED_STEPS)
-    if frozen:
-        return torch.equal(getattr(stepper.sae, frozen), start[frozen])
+def _held(member: str, stepper: Stepper) -> bool | None:
+    """Whether what the member freezes is bit for bit its start after some steps, or within its
+    cap."""
     sae = stepper.sae
-    cosines = torch.nn.functional.cosine_similarity(
-        sae.W_dec.double(), sae.W_dec_start.double(), dim=1
-    )
-    return bool(cosines.min() >= sae.cfg.tau - 1e-6)
+    if member.startswith("soft_frozen"):
+        put_rows_on_edge(sae)
+        stepper.steps(CONSTRAINED_STEPS)
+        rows, start = sae.held_rows().double(), start_of(sae).double()
+        cosines = torch.nn.functional.cosine_similarity(rows, start, dim=1)
+        return bool(cosines.min() >= sae.cfg.tau - 1e-6)
+    frozen = {"frozen_decoder": "W_dec", "frozen_encoder": "W_enc"}.get(member)
+    if frozen is None:
+        return None
+    start = getattr(sae, frozen).detach().clone()
+    stepper.steps(CONSTRAINED_STEPS)
+    return torch.equal(getattr(sae, frozen), start)
 
 
 def triton(run: Run) -> dict[str, Any]:

@@ -142,16 +142,18 @@ class Stepper:
     ) -> None:
         sae = _make_sae(base, member, shape, threshold, batches[0].device.type)
         if member == "soft_frozen_decoder" and rows_on_edge:
-            _put_rows_on_edge(sae)
+            put_rows_on_edge(sae)
         if dense and hasattr(sae.cfg, "sparse_step"):
             sae.cfg.sparse_step = False
         self._begin(sae, shape, batches, autocast, half_dead)
 
     @classmethod
-    def of(cls, sae: Any, shape: Shape, batches: list[torch.Tensor]) -> "Stepper":
+    def of(
+        cls, sae: Any, shape: Shape, batches: list[torch.Tensor], autocast: bool = False
+    ) -> "Stepper":
         """Of an SAE that is there already."""
         stepper = cls.__new__(cls)
-        stepper._begin(sae, shape, batches, autocast=False, half_dead=False)
+        stepper._begin(sae, shape, batches, autocast, half_dead=False)
         return stepper
 
     def _begin(
@@ -231,15 +233,20 @@ def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: st
 
 
 @torch.no_grad()
-def _put_rows_on_edge(sae: Any) -> None:
+def put_rows_on_edge(sae: Any) -> None:
     """Move the caps so that every row starts on the edge of its own.
 
     A fresh row is far inside its cap and needs no projection for a long time; late in a
     training run many rows press against the edge. This is the costly case.
     """
-    rows, tau = sae.W_dec.data, sae.cfg.tau
+    rows, tau = sae.held_rows(), sae.cfg.tau
     generator = torch.Generator(rows.device).manual_seed(1)
     noise = torch.randn(rows.shape, generator=generator, device=rows.device)
     tangent = noise - (noise * rows).sum(1, keepdim=True) * rows
     tangent /= tangent.norm(dim=1, keepdim=True)
-    sae.W_dec_start.copy_(tau * rows + math.sqrt(1 - tau * tau) * tangent)
+    start_of(sae).copy_(tau * rows + math.sqrt(1 - tau * tau) * tangent)
+
+
+def start_of(sae: Any) -> torch.Tensor:
+    """Rows ``[d_sae, d]`` around which the caps of a soft-frozen member are."""
+    return getattr(sae, f"{sae.held}_start")

@@ -9,6 +9,7 @@ import functools
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from render import machine, table
 from sae_lens.registry import get_sae_training_class
 from step_members import Shape, Stepper, activations
 
+from sae_baselines.baselines import SEEDED
 from sae_baselines.baselines.transcoder import PairStart
 from sae_baselines.provenance import environment
+from sae_baselines.study.build import architecture_options
 
 RESULTS = Path(__file__).parent / "results"
 DENSE = "trained"
@@ -97,7 +100,7 @@ def measure(
     """
     start = PairStart.of(torch.cat(batches), shape.d_in)
     members = (DENSE, "trained again", *BASELINES)
-    steppers = {m: Stepper.of(_make(m, shape, start, skip), shape, batches) for m in members}
+    steppers = {m: Stepper.of(_member(m, shape, start, skip), shape, batches) for m in members}
     for stepper in steppers.values():
         stepper.steps(2)
     synchronize = synchronizer("cpu")
@@ -120,17 +123,43 @@ def measure(
     return {"repeats": repeats, "steps_per_block": block, "members": found}
 
 
-def _make(member: str, shape: Shape, start: PairStart, skip: bool) -> Any:
+def _member(member: str, shape: Shape, start: PairStart, skip: bool) -> Any:
     dense = member not in BASELINES
-    name = f"{'seeded' if dense else member}_transcoder_batchtopk"
-    sae_class, config_class = get_sae_training_class(name)
+    constraint = SEEDED.name if dense else member
+    return make("transcoder_batchtopk", constraint, shape, start, skip, sparse=not dense)
+
+
+def make(
+    base: str,
+    constraint: str,
+    shape: Shape,
+    start: PairStart,
+    skip: bool,
+    *,
+    sparse: bool,
+    device: str = "cpu",
+) -> Any:
+    """A transcoder at its start, as wide as it reads.
+
+    Args:
+        base: One of `TRANSCODERS`.
+        constraint: Its name; that of the unconstrained one is `SEEDED`'s.
+        shape: Sizes.
+        start: Of the pairs.
+        skip: Whether it has one.
+        sparse: Whether it takes the sparse step.
+        device: Where.
+    """
+    sae_class, config_class = get_sae_training_class(f"{constraint}_{base}")
+    known = {f.name for f in fields(config_class)}
     options: dict[str, Any] = {
+        **architecture_options(base, shape.k, shape.d_sae, known),
         "d_in": shape.d_in,
         "d_out": shape.d_in,
         "d_sae": shape.d_sae,
-        "k": shape.k,
+        "device": device,
         "skip": skip,
-        "sparse_step": not dense,
+        "sparse_step": sparse,
         "input_scale": start.input_scale,
         "output_scale": start.output_scale,
     }

@@ -56,3 +56,19 @@ def test_the_wheel_alone_imports_and_has_its_commands(
     assert Path(where).is_relative_to(tmp_path / "env")
     assert "Usage: sae-baselines" in run(place / "sae-baselines", "--help", cwd=tmp_path)
     assert "frozen_decoder_jumprelu" in run(place / "sae-baselines", "list", cwd=tmp_path)
+
+
+# As the README says, and a page with numbers at the end; ten minutes, most of them downloads.
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_wheel_alone_runs_the_quick_demo(wheel: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    wanted = f"sae-baselines[bench,demo] @ {wheel.as_uri()}"
+    run(python, "-m", "pip", "install", "--quiet", wanted, cwd=tmp_path)
+    # As the README says: SAEBench wants it, and one built for another torch breaks transformers.
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", cwd=tmp_path)
+    said = run(python.parent / "sae-baselines", "demo", "--quick", cwd=tmp_path)
+    assert "open studies/demo-quick/report.html" in said
+    page = (tmp_path / "studies" / "demo-quick" / "report.html").read_text(encoding="utf-8")
+    assert "frozen_decoder" in page

@@ -45,14 +45,19 @@ def test_every_section_is_measured_and_rendered(
     assert tuple(record["sections"]) == SECTIONS
     assert not any("failed" in s or "not_run" in s for s in record["sections"].values())
     rows = record["sections"]["parity"]["rows"]
-    assert len(rows) == 6 * 5 * 2
+    assert len(rows) == (7 * 5 + 4 * 5) * 2
     # The CPU against itself: no difference in float32, a real one under autocast.
     for row in rows:
         assert row["met"]
         assert row["constraint"] is not False
         assert (row["gradients"] > 1e-4) == row["autocast"]
     frozen = {row["member"] for row in rows if row["constraint"]}
-    assert frozen == {"frozen_decoder", "soft_frozen_decoder", "frozen_encoder"}
+    assert frozen == {
+        "frozen_decoder",
+        "soft_frozen_decoder",
+        "frozen_encoder",
+        "soft_frozen_encoder",
+    }
     ways = record["sections"]["panel"]["ways"]
     assert list(ways) == ["none", "baselines", "all"]
     assert all(way["tokens_per_s_in_steps"] > way["tokens_per_s"] > 0 for way in ways.values())

@@ -134,7 +134,7 @@ def test_the_notebook_for_one_s_own_sae_runs_with_the_toy(tmp_path: Path):
     # Off as it is shipped; what needs a GPU or the network says so in its first line.
     assert code[0].source.startswith("REAL = False")
     marked = [c for c in code if {"gpu", "network"} & set(c.metadata.get("tags", ()))]
-    assert len(marked) == 2
+    assert len(marked) == 3
     for cell in marked:
         assert re.match(r"# (GPU|NETWORK): ", cell.source), cell.source
     # Those are skipped: everything else runs without either.

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ _QUICK: dict[str, Any] = {
     "eval_tokens": 4_032,
 }
 # Cores at work on average where there are two: not all of it is done by both.
-_CORES = 1.6
+_CORES = 1.7
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def _stages(spec: PanelSpec, probes: int) -> list[Stage]:
         Stage("Measuring", (1 + 2.5e-4 * spec.eval_tokens) * n, "measuring", "SAEs"),
         Stage("Seeds against seeds", 0.8 * len(pairs_of(spec)), "seeds against seeds", "pairs"),
         Stage("Contexts", 8, "text of single latents", "SAEs"),
-        Stage("Evaluating core", 25 + 20 * n, "variance and cross-entropy", "SAEs"),
+        Stage("Evaluating core", 25 + 18 * n, "variance and cross-entropy", "SAEs"),
         Stage(
             "Evaluating sparse_probing_sae_probes",
             15 + (20 + 2 * n) * probes,
@@ -235,7 +234,7 @@ def _says(spec: PanelSpec, stages: list[Stage], ours: bool) -> list[str]:
         else "Then scores, with what chance scores beside them, a verdict and a page",
     ]
     if ours:
-        minutes = ceil(sum(stage.seconds for stage in stages) / _CORES / 60)
+        minutes = round(sum(stage.seconds for stage in stages) / _CORES / 60)
         lines.append(f"About {minutes} minutes where two CPU cores have nothing else to do")
     lines.append("Ctrl-C stops it; the same command goes on where it was")
     return lines
