@@ -66,7 +66,7 @@ def test_a_wheel_alone_runs_the_quick_demo(wheel: Path, tmp_path: Path) -> None:
     python = tmp_path / "env" / "bin" / "python"
     wanted = f"sae-baselines[bench,demo] @ {wheel.as_uri()}"
     run(python, "-m", "pip", "install", "--quiet", wanted, cwd=tmp_path)
-    # As the README says: SAEBench wants it, and one built for another torch breaks transformers.
+    # SAEBench wants it, and one that was built for another torch breaks transformers.
     run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", cwd=tmp_path)
     said = run(python.parent / "sae-baselines", "demo", "--quick", cwd=tmp_path)
     assert "open studies/demo-quick/report.html" in said

@@ -39,7 +39,9 @@ AUTOINTERP = "autointerp"
 # Of latents whose answer is known: the judge's score, its floor, and the lower end of the
 # interval of their difference. Verdicts want that above 0.
 JUDGE_SCORE, JUDGE_FLOOR, JUDGE_ABOVE = "judge_score", "judge_floor", "judge_above_floor"
-OF_JUDGES = (JUDGE_SCORE, JUDGE_FLOOR, JUDGE_ABOVE)
+# Of one latent, what its score varies by when it is judged again; of the SAE's mean.
+REJUDGED_SD, REJUDGED_SE = "rejudged_sd", "rejudged_se"
+OF_JUDGES = (JUDGE_SCORE, JUDGE_FLOOR, JUDGE_ABOVE, REJUDGED_SD, REJUDGED_SE)
 
 
 @dataclass(frozen=True)
@@ -226,11 +228,39 @@ def judge_metrics(score: str) -> tuple[Metric, ...]:
     titles = {
         JUDGE_SCORE: f"The judge's {score} on latents that are known",
         JUDGE_FLOOR: "The same with descriptions exchanged",
+        REJUDGED_SE: "Standard error that judging alone gives it",
     }
     return tuple(
         Metric(name, title=title, unit="fraction", tasks_paired=False)
         for name, title in titles.items()
     )
+
+
+def wrong_rejudged(options: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the option ``rejudged``."""
+    again = options["rejudged"]
+    if not isinstance(again, int) or isinstance(again, bool) or again < 0 or again == 1:
+        yield f"rejudged: {again!r} is not a number of latents, 0 or 2 or more"
+
+
+def moved_by_judging(
+    scores: Mapping[int, float], again: Mapping[int, float]
+) -> dict[str, float]:
+    """How far scores move when nothing but the draw and the replies is another.
+
+    Args:
+        scores: Of all latents of an SAE.
+        again: Of some of them, judged with another seed.
+
+    Returns:
+        `REJUDGED_SD` and `REJUDGED_SE`; nothing where fewer than two were judged again.
+    """
+    moved = [again[i] - scores[i] for i in again if i in scores]
+    if len(moved) < 2:
+        return {}
+    # Each of the two scores has half of the difference's variance.
+    sd = math.sqrt(math.fsum(d * d for d in moved) / len(moved) / 2)
+    return {REJUDGED_SD: sd, REJUDGED_SE: sd / math.sqrt(len(scores))}
 
 
 def judge_rows(judge: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -42,11 +42,14 @@ from sae_baselines.evals.endpoint import (
 from sae_baselines.evals.judge import (
     JUDGE_FLOOR,
     JUDGE_SCORE,
+    REJUDGED_SE,
     judge_conditions,
     judge_metrics,
     judge_record,
+    moved_by_judging,
     refusals,
     wrong_options,
+    wrong_rejudged,
 )
 from sae_baselines.evals.measured import HIGHER, Measured
 from sae_baselines.evals.metrics import Margin, Metric, null_name, with_floors
@@ -82,8 +85,6 @@ LEAST_LATENTS = 5
 # the others: a mean of survivors is better than the SAE.
 LEAST_SHARE = 0.75
 _EXCHANGED = "exchanged"
-# Of one latent, what its score varies by when it is judged again; of the SAE's mean.
-_REJUDGED_SD, _REJUDGED_SE = "rejudged_sd", "rejudged_se"
 # As many as SAEBench itself asks at once.
 _WORKERS = 10
 
@@ -140,16 +141,11 @@ class AutoInterp(SAEBenchSuite):
                 ),
                 "fraction",
                 tasks_paired=False,
-                alongside=(JUDGE_SCORE, JUDGE_FLOOR, _REJUDGED_SE),
+                alongside=(JUDGE_SCORE, JUDGE_FLOOR, REJUDGED_SE),
             ),
             {_EXCHANGED: "descriptions exchanged between latents that fire about as often"},
         ),
         *judge_metrics("accuracy"),
-        Metric(
-            _REJUDGED_SE,
-            title="Standard error that judging alone gives it",
-            tasks_paired=False,
-        ),
         Metric("*", tasks_paired=False),
     )
     needs = Needs(judge=True)
@@ -192,9 +188,7 @@ class AutoInterp(SAEBenchSuite):
         yield from wrong_options(options)
         if not isinstance(options["null_floor"], bool):
             yield f"null_floor: {options['null_floor']!r} is neither true nor false"
-        again = options["rejudged"]
-        if not isinstance(again, int) or isinstance(again, bool) or again < 0 or again == 1:
-            yield f"rejudged: {again!r} is not a number of latents, 0 or 2 or more"
+        yield from wrong_rejudged(options)
         least, share = options["least_latents"], options["least_share"]
         if not isinstance(least, int) or least < 2:
             yield f"least_latents: {least!r} is not a number of latents, 2 or more"
@@ -386,13 +380,8 @@ class AutoInterp(SAEBenchSuite):
     ) -> list[Measured]:
         """How far scores move when nothing but the draw and the replies is another."""
         again = {int(i): float(s) for i, s in extras.get("rejudged", {}).items()}
-        moved = [again[i] - scores[i] for i in again if i in scores]
-        if len(moved) < 2:
-            return []
-        # Each of the two scores has half of the difference's variance.
-        sd = math.sqrt(math.fsum(d * d for d in moved) / len(moved) / 2)
-        values = {_REJUDGED_SD: sd, _REJUDGED_SE: sd / math.sqrt(len(scores))}
-        return self.numbers(values, n=len(moved))
+        values = moved_by_judging(scores, again)
+        return self.numbers(values, n=len(again))
 
 
 def prompt_hashes(judge: Any, examples: Mapping[int, Any], seed: int) -> dict[str, str]:

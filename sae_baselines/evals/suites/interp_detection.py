@@ -1,6 +1,7 @@
 """Whether a judge tells contexts of a latent from others, by its description of the latent."""
 
 import math
+import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,11 +21,14 @@ from sae_baselines.evals.endpoint import (
 from sae_baselines.evals.judge import (
     JUDGE_FLOOR,
     JUDGE_SCORE,
+    REJUDGED_SE,
     judge_conditions,
     judge_metrics,
     judge_record,
+    moved_by_judging,
     refusals,
     wrong_options,
+    wrong_rejudged,
 )
 from sae_baselines.evals.latent_contexts import (
     DEFAULTS,
@@ -33,7 +37,7 @@ from sae_baselines.evals.latent_contexts import (
     all_examples,
     problems_of,
 )
-from sae_baselines.evals.measured import HIGHER
+from sae_baselines.evals.measured import HIGHER, Measured
 from sae_baselines.evals.metrics import Margin, Metric, null_name, with_floors
 from sae_baselines.evals.nulls import exchanged
 from sae_baselines.evals.suite import (
@@ -83,7 +87,7 @@ class InterpDetection(ContextSuite):
                 "latents",
                 chance=0.5,
                 tasks_paired=False,
-                alongside=(_ACCURACY, JUDGE_SCORE, JUDGE_FLOOR),
+                alongside=(_ACCURACY, JUDGE_SCORE, JUDGE_FLOOR, REJUDGED_SE),
             ),
             _NULL,
         ),
@@ -119,6 +123,8 @@ class InterpDetection(ContextSuite):
             **DEFAULTS,
             # Of the contexts in which it fires, those that the judge is asked about.
             "n_asked": 10,
+            # Latents that are judged again, on other contexts.
+            "rejudged": 0,
             "model": default_model(),
             "retries": CLIENT_RETRIES,
             "timeout": CLIENT_TIMEOUT,
@@ -135,16 +141,21 @@ class InterpDetection(ContextSuite):
     def problems_of_file(self, subject: Subject, options: Mapping[str, Any]) -> Iterable[str]:
         yield from problems_of(subject, options, ("n_asked", "parallel"))
         yield from wrong_options(options)
+        yield from wrong_rejudged(options)
 
     @override
     def requests(self, options: Mapping[str, Any]) -> int:
         # A description, and both sides' contexts by its own and by another's.
-        return options["n_latents"] * (1 + 4 * options["n_asked"])
+        each = 1 + 2 * options["n_asked"]
+        return (
+            options["n_latents"] * (each + 2 * options["n_asked"]) + options["rejudged"] * each
+        )
 
     @override
     def deciding(self, options: Mapping[str, Any]) -> dict[str, Any]:
         decide = super().deciding(options)
-        return {name: value for name, value in decide.items() if name not in _HOW}
+        # What is judged again comes after the scores.
+        return {k: value for k, value in decide.items() if k not in (*_HOW, "rejudged")}
 
     @override
     def conditions(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +175,15 @@ class InterpDetection(ContextSuite):
         draw = np.random.default_rng(call.seed)
         examples, rates = all_examples(found, text, options, draw)
         scores, said, unread = judged(detector, examples, rates, text, options, call.seed)
+        chosen = random.Random(call.seed).sample(
+            sorted(scores), min(options["rejudged"], len(scores))
+        )
+        if len(chosen) > 1:
+            some = {i: found[i] for i in chosen}
+            draw = np.random.default_rng(call.seed + 1)
+            others, _ = all_examples(some, text, options, draw)
+            again = judged(detector, others, {}, text, options, call.seed + 1)[0]
+            counts["rejudged"] = {str(i): one[_AUC] for i, one in again.items()}
         counts |= {
             "n_unreadable": unread,
             "judge": judge_record(detector.endpoint, detector.model, NAME, PROMPTS),
@@ -176,6 +196,14 @@ class InterpDetection(ContextSuite):
                 "; the judge says no probabilities, so that AUC has three values a question"
             )
         return extras
+
+    @override
+    def rows(self, payload: Mapping[str, Any], extras: Mapping[str, Any]) -> list[Measured]:
+        again = {int(i): float(auc) for i, auc in extras.get("rejudged", {}).items()}
+        each = payload["eval_result_unstructured"]
+        scores = {int(i): one[_AUC] for i, one in each.items() if _AUC in one}
+        moved = self.numbers(moved_by_judging(scores, again), n=len(again))
+        return [*super().rows(payload, extras), *moved]
 
 
 def detector_of(endpoint: Endpoint, options: Mapping[str, Any]) -> Detector:
@@ -196,7 +224,7 @@ def judged(
     Args:
         detector: The judge.
         examples: Of every latent.
-        rates: How often each fires.
+        rates: How often each fires; none leaves the null out.
         text: What contexts stand in.
         options: ``n_asked``.
         seed: Of the exchange of descriptions.
@@ -205,7 +233,7 @@ def judged(
         i: detector.describe([text.marked(0, place) for place in one.top])
         for i, one in examples.items()
     }
-    partner = exchanged(examples, seed, dict(rates)) if len(examples) > 1 else {}
+    partner = exchanged(examples, seed, dict(rates)) if len(examples) > 1 and rates else {}
     scores: dict[int, dict[str, float]] = {}
     unread = 0
     for i, one in examples.items():

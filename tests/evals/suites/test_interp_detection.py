@@ -127,6 +127,28 @@ def test_a_study_has_scores_floors_and_its_judge(tmp_path: Path, fake: FakeOpenA
 
 
 @pytest.mark.usefixtures("tiny_hub")
+def test_a_part_is_judged_again_on_other_contexts(tmp_path: Path, fake: FakeOpenAI) -> None:
+    sae = tiny_sae(d_sae=32)
+    done = []
+    for n in (0, 4):
+        call = suite_call(SUITE, tmp_path / str(n), {**QUICK, "rejudged": n}, sae=sae)
+        done.append(evaluate_with(SUITE, sae, call))
+        assert len(fake.requests) <= SUITE.requests(call.options)
+    (payload, _, rows), (same, extras, more) = done
+    # It changes no score, and decides none.
+    assert same["eval_result_metrics"] == payload["eval_result_metrics"]
+    assert set(rows) == {row for row in more if not row.metric.startswith("rejudged")}
+    assert SUITE.deciding({"rejudged": 4}) == SUITE.deciding({"rejudged": 0})
+    again, each = extras["rejudged"], same["eval_result_unstructured"]
+    assert len(again) == 4
+    moved = np.array([again[i] - each[i]["detection_auc"] for i in again])
+    found = {row.metric: row.value for row in more if not row.task}
+    sd = math.sqrt((moved**2).mean() / 2)
+    assert found["rejudged_sd"] == pytest.approx(sd)
+    assert found["rejudged_se"] == pytest.approx(sd / math.sqrt(len(each)))
+
+
+@pytest.mark.usefixtures("tiny_hub")
 def test_a_judge_that_fails_on_the_way_fails_that_sae_alone(
     tmp_path: Path, fake: FakeOpenAI
 ) -> None:
@@ -184,6 +206,7 @@ def test_how_the_judge_is_asked_decides_no_score_and_which_one_does(
     ("options", "said"),
     [
         ({"n_asked": 0}, "n_asked: 0 is not a positive whole number"),
+        ({"rejudged": 1}, "rejudged: 1 is not a number of latents, 0 or 2 or more"),
         ({"parallel": 1.5}, "parallel: 1.5 is not a positive whole number"),
         ({"n_latents": 3}, "n_latents: 3 is fewer than the 5"),
         ({"model": ""}, "model: '' is not the name of a model"),

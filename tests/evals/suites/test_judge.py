@@ -1,6 +1,11 @@
 """Judges on latents whose answer is known: a good one passes, the others are refused."""
 
 import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +22,7 @@ from sae_baselines.evals.examine import ASKED, FILLERS, N_RANDOM, SENTENCES, exa
 from sae_baselines.evals.judge import JudgeTest, identity, last_test, same_judge
 from sae_baselines.evals.suites.autointerp import AutoInterp
 from sae_baselines.evals.suites.interp_detection import NAME, InterpDetection
+from sae_baselines.files import sha256_of
 from sae_baselines_cli import app
 from tests.evals.fake_openai import FakeOpenAI, serving
 from tests.evals.tiny_hub import suite_call
@@ -168,3 +174,41 @@ def test_the_interval_is_students() -> None:
     assert test.flaw is None
     worse = replace(test, scores={name: score - 0.09 for name, score in scores.items()})
     assert worse.flaw is not None
+
+
+_MODEL, _PYTHON = "SAE_BASELINES_TEST_JUDGE", "SAE_BASELINES_TEST_JUDGE_PYTHON"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(_MODEL not in os.environ, reason=f"{_MODEL} names no GGUF file")
+def test_a_real_server_of_llama_cpp_is_a_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a model that passes (Qwen2.5-Coder-1.5B-Instruct); a quarter of an hour on a CPU."""
+    model, python = Path(os.environ[_MODEL]), os.environ.get(_PYTHON, sys.executable)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python, "-m", "llama_cpp.server", "--model", str(model), "--n_ctx", "2048"]
+    command += ["--logits_all", "true", "--port", str(port)]
+    monkeypatch.setenv("SAE_BASELINES_CACHE", str(tmp_path))
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("OPENAI_MODEL", "judge")
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while "file" not in (known := identity(from_environment(), "judge")):
+            assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        assert (known["file"], known["sha256"]) == (model.name, sha256_of(model))
+        done = examine_judge(suite=NAME)
+        assert done.flaw is None
+        assert done.accuracy > done.floor
+        assert done.judge == known
+    finally:
+        server.kill()
+        server.wait()
