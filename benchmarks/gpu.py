@@ -65,6 +65,8 @@ FLOAT32_AIM = 1e-3
 # In bfloat16 autocast: as far from float32 as the CPU's own autocast is, at most twice.
 AUTOCAST_AIM = 2.0
 CONSTRAINED_STEPS = 20
+# It has no sparse step.
+_ALWAYS_DENSE = "abstopk"
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,8 @@ def _every_sae(
     """Base, member, what makes its stepper of batches, and batches on the CPU."""
     batches = activations(shape, "cpu")
     threshold = jumprelu_threshold(shape, batches)
-    for base in (*BASES, "abstopk"):
-        for member in MEMBERS:
+    for base in (*BASES, _ALWAYS_DENSE):
+        for member in (m for m in MEMBERS if (base, m) != (_ALWAYS_DENSE, SPARSE)):
 
             def sae(
                 batches: list[torch.Tensor],

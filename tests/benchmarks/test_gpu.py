@@ -45,7 +45,7 @@ def test_every_section_is_measured_and_rendered(
     assert tuple(record["sections"]) == SECTIONS
     assert not any("failed" in s or "not_run" in s for s in record["sections"].values())
     rows = record["sections"]["parity"]["rows"]
-    assert len(rows) == (7 * 5 + 4 * 5) * 2
+    assert len(rows) == (6 * 5 + 4 + 4 * 5) * 2
     # The CPU against itself: no difference in float32, a real one under autocast.
     for row in rows:
         assert row["met"]
@@ -84,6 +84,8 @@ def test_a_decoder_that_moves_and_wrong_gradients_are_seen(
         "soft_frozen_decoder": False,
         "frozen_encoder": True,
         "sparse": None,
+        # Of transcoders, whose encoder stays in its cap.
+        "soft_frozen_encoder": True,
     }
     truth = {"loss": torch.ones(1), "W_dec": torch.ones(4)}
     off = gpu._off({"loss": torch.ones(1), "W_dec": 1.5 * torch.ones(4)}, truth)
