@@ -30,7 +30,8 @@ print(json.dumps([first, faults(), left, "torch" in sys.modules]))
 """
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"),
+    not sys.platform.startswith("linux")
+    or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""),
     reason="glibc's",
 )
 

@@ -282,11 +282,9 @@ def test_a_published_transcoder_gets_panels_around_it(
     assert spec.l0s[0] == pytest.approx(l0, rel=0.02)
     train_study(spec, ready.folder, resume=True, model=ready.model)
     table = collect(ready.folder)
-    values = {
-        (row.member, row.metric): row.value
-        for row in table.itertuples()
-        if row.suite == "panel" and not row.task
-    }
+    table = table[(table["suite"] == "panel") & (table["task"] == "")]
+    columns = (table[name] for name in ("member", "metric", "value"))
+    values = {(member, metric): value for member, metric, value in zip(*columns, strict=True)}
     # The published one beside its twins, and all of them beside what needs no latents.
     for name in ("published", "frozen_decoder", "soft_frozen_decoder", "frozen_encoder"):
         assert values[name, "explained_variance_null_affine"] == pytest.approx(
