@@ -22,7 +22,7 @@ vision-demo: install
 test: lint tests
 
 tests: install
-	$(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: format-check rooms types
 
@@ -64,13 +64,12 @@ gpu:
 
 install: $(STAMP)
 
-# Without compiling: most of what is installed is never imported, and to compile all of it takes a
-# minute. SAEBench requires torchvision but imports it nowhere; transformers imports it where it
-# finds it, and one that was built for another torch (a CPU build, say) then breaks every suite.
+# SAEBench requires torchvision but imports it nowhere; transformers imports it where it finds it,
+# and one that was built for another torch (a CPU build, say) then breaks every suite.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v[:2] <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}; run: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	touch $(STAMP)
 

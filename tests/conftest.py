@@ -29,6 +29,34 @@ settings.register_profile("sae_baselines", deadline=None)
 settings.load_profile("sae_baselines")
 
 
+# The longest files: one that is begun last keeps a worker busy while the others have nothing to
+# do, and a worker takes files as they come.
+_LONGEST = (
+    "benchmarks/test_sparse_step.py",
+    "study/test_train.py",
+    "benchmarks/test_benchmarks.py",
+    "baselines/test_l0_steering.py",
+    "study/reference/test_end_to_end.py",
+    "examples/test_examples.py",
+    "study/synthetic/test_train.py",
+    "evals/suites/test_autointerp.py",
+    "evals/suites/test_ravel.py",
+    "benchmarks/test_gpu.py",
+    "hub/test_publish.py",
+    "hub/test_plan.py",
+    "hub/test_plugins.py",
+    "study/test_transcoders.py",
+    "baselines/test_transcoder.py",
+    "paper/demo/test_study.py",
+    "report/test_page.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first, everything else as it was."""
+    items.sort(key=lambda item: not str(item.path).endswith(_LONGEST))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     """Collect a test's own garbage only.

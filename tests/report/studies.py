@@ -99,6 +99,8 @@ def autointerp(seeds: int = 3, floor: float | None = 0.71) -> pd.DataFrame:
             latents = {f"latent_{i}": top - 0.02 * ((i + seed) % cycle) for i in range(30)}
             values: dict[tuple[str, int], Any] = {(member, seed): latents}
             found += rows(values, suite="autointerp", metric="autointerp_score")
+            judge = dict.fromkeys(values, 0.1)
+            found += rows(judge, suite="autointerp", metric="judge_above_floor", direction=0)
             if floor is not None:
                 of_seed = {(member, seed): floor}
                 found += rows(of_seed, suite="autointerp", metric="null_floor", direction=0)

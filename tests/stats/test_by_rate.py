@@ -289,6 +289,9 @@ def test_where_a_metric_tells_nothing_its_decades_do_not():
         name = "autointerp_score_null_exchanged" if metric == "null" else metric
         of = {"suite": "autointerp", "metric": name, "direction": int(metric != "null")}
         parts.append(pd.DataFrame(rows(scores, **of)))
+    judge = {(member, int(panel[-1])): 0.1 for panel, member in latents}
+    of = {"suite": "autointerp", "metric": "judge_above_floor", "direction": 0}
+    parts.append(pd.DataFrame(rows(judge, **of)))
     table = pd.concat(parts, ignore_index=True)
     null = table["metric"].str.contains("_null_")
     words = {}
