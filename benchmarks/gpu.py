@@ -231,49 +231,42 @@ def _every_sae(
     threshold = jumprelu_threshold(shape, batches)
     for base in (*BASES, _ALWAYS_DENSE):
         for member in (m for m in MEMBERS if (base, m) != (_ALWAYS_DENSE, SPARSE)):
-
-            def sae(
-                batches: list[torch.Tensor],
-                *,
-                autocast: bool,
-                base: str = base,
-                member: str = member,
-            ) -> Stepper:
-                return Stepper(
-                    base,
-                    member,
-                    shape,
-                    batches,
-                    threshold,
-                    autocast=autocast,
-                    rows_on_edge=False,
-                )
-
-            yield base, member, sae, batches
+            begin = functools.partial(
+                Stepper, base, member, shape, threshold=threshold, rows_on_edge=False
+            )
+            yield base, member, begin, batches
     pairs = transcoder_step.pairs_of(shape)
     start = PairStart.of(torch.cat(pairs), shape.d_in)
     for base in TRANSCODERS:
         for member in (SPARSE, *transcoder_step.BASELINES):
+            constraint = SEEDED.name if member == SPARSE else member
+            yield (
+                base,
+                member,
+                functools.partial(_transcoder, base, constraint, shape, start),
+                pairs,
+            )
 
-            def transcoder(
-                batches: list[torch.Tensor],
-                *,
-                autocast: bool,
-                base: str = base,
-                constraint: str = SEEDED.name if member == SPARSE else member,
-            ) -> Stepper:
-                made = transcoder_step.make(
-                    base,
-                    constraint,
-                    shape,
-                    start,
-                    skip=True,
-                    sparse=True,
-                    device=batches[0].device.type,
-                )
-                return Stepper.of(made, shape, batches, autocast)
 
-            yield base, member, transcoder, pairs
+def _transcoder(
+    base: str,
+    constraint: str,
+    shape: Shape,
+    start: PairStart,
+    batches: list[torch.Tensor],
+    *,
+    autocast: bool,
+) -> Stepper:
+    made = transcoder_step.make(
+        base,
+        constraint,
+        shape,
+        start,
+        skip=True,
+        sparse=True,
+        device=batches[0].device.type,
+    )
+    return Stepper.of(made, shape, batches, autocast)
 
 
 def _one_step(stepper: Stepper) -> dict[str, torch.Tensor]:

@@ -33,7 +33,6 @@ def write(folder: Path, exports: list[Path]) -> Path:
         SystemExit: They are not the layers of one set.
     """
     saes: list[Any] = [SAE.load_from_disk(path) for path in exports]
-    folder.mkdir(parents=True)
     hooks, widths, models = set(), set(), set()
     for layer, (path, sae) in enumerate(zip(exports, saes, strict=True)):
         metadata, cfg = sae.cfg.metadata, sae.cfg
@@ -48,16 +47,18 @@ def write(folder: Path, exports: list[Path]) -> Path:
         hooks.add(tuple(name[2] for name in names if name is not None))
         widths.add(cfg.d_sae)
         models.add(str(metadata.model_name))
+    for what, found in (("hooks", hooks), ("widths", widths), ("models", models)):
+        if len(found) > 1:
+            raise SystemExit(f"{what}: {found}, where those of one set are wanted")
+    ((read, written),) = hooks
+    folder.mkdir(parents=True)
+    for layer, sae in enumerate(saes):
         tensors = {name: t.detach().float() for name, t in sae.state_dict().items()}
         tensors["W_enc"] = tensors["W_enc"].T
         if "threshold" in tensors:  # without one they are ReLU
             tensors["activation_function.threshold"] = tensors.pop("threshold")
         contiguous = {name: t.contiguous() for name, t in tensors.items()}
         save_file(contiguous, folder / f"layer_{layer}.safetensors")
-    for what, found in (("hooks", hooks), ("widths", widths), ("models", models)):
-        if len(found) > 1:
-            raise SystemExit(f"{what}: {found}, where those of one set are wanted")
-    ((read, written),) = hooks
     config = {
         "model_name": models.pop(),
         "model_kind": "transcoder_set",

