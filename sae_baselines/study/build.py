@@ -1,5 +1,6 @@
 """Members with identical starts, as SAELens configs."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -43,6 +44,8 @@ from sae_baselines.study.spec import (
 
 # The initial threshold of a JumpReLU comes from this many calibration activations.
 _THRESHOLD_SAMPLES = 2048
+# What a transcoder's latents write at first, fitted: this share of the output's variance.
+FIRST_WRITES = 0.01
 
 
 @dataclass(frozen=True)
@@ -362,7 +365,8 @@ def encoder_start(
     """Threshold and scale of the initial encoder; the same rule for every member.
 
     A transcoder's first latents write directions that have nothing to do with what they read,
-    so that no factor fits best: its scale is 1.
+    so that the best factor is none. Its scale lets them write a share of the output's variance
+    (`FIRST_WRITES`): little to unlearn, and an encoder that turns in few steps.
 
     Args:
         encoder_in: ``[n, d_in]`` what the encoder multiplies with W_enc.
@@ -382,9 +386,13 @@ def encoder_start(
     pre = encoder_in @ directions.T
     wanted = max(1, round(l0 * pre.shape[0]))
     threshold = max(0.0, float(pre.flatten().topk(wanted).values[-1]))
-    if d_out is not None:
-        return EncoderStart(threshold, 1.0)
     pre[pre < threshold] = 0
+    if d_out is not None:
+        # Decoder rows are unit and independent of what is read: latents write sum z^2, and the
+        # scaled output has a variance of d_out.
+        written = float(pre.pow(2).sum(dtype=torch.float64)) / len(pre)
+        scale = math.sqrt(FIRST_WRITES * d_out / written) if written > 0 else 1.0
+        return EncoderStart(threshold, scale)
     # <x, x_hat> = sum of z^2, as each z is <x, d>.
     square = float((pre @ directions).pow(2).sum(dtype=torch.float64))
     scale = float(pre.pow(2).sum(dtype=torch.float64)) / square if square > 0 else 1.0
