@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+# A process that tests start reads compiled modules; without, each of them compiles for seconds.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo vision-demo test tests lint format-check rooms types docs build slow slurm gpu install clean
 
@@ -64,12 +66,13 @@ gpu:
 
 install: $(STAMP)
 
+# What is imported is compiled then: a quarter of what is installed, and on every core.
 # SAEBench requires torchvision but imports it nowhere; transformers imports it where it finds it,
 # and one that was built for another torch (a CPU build, say) then breaks every suite.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v[:2] <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}; run: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	touch $(STAMP)
 
