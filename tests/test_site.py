@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "docs" / "_site"
 SITE = runpy.run_path(str(TOOLS / "repository.py"))
 PAGES: list[str] = list(SITE["nav_pages"]())
+# What a study writes to be read.
+SHOWN = ("report.html", "latents.html")
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
@@ -47,6 +49,16 @@ def test_links_of_the_repository_become_those_of_the_site() -> None:
 @pytest.fixture(scope="module")
 def generated() -> dict[str, Any]:
     return runpy.run_path(str(TOOLS / "generated.py"))
+
+
+def test_committed_pages_are_whole_and_name_no_machine() -> None:
+    pages = [p for p in ROOT.glob("benchmarks/**/*.html") if p.name in SHOWN]
+    assert len(pages) >= 7
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"[\"'\s(](/home|/root|/work|/tmp|/Users)/", text), page
+        links = re.findall(r'(?:href|src)="(?!#|data:|https?:)([^"#]+)', text)
+        assert [link for link in links if not (page.parent / link).is_file()] == [], page
 
 
 def test_every_command_and_option_is_in_the_reference(generated: dict[str, Any]) -> None:
