@@ -32,6 +32,7 @@ from sae_baselines.study.recipes import (
     bandwidth_of,
     encoder_init_of,
     is_controlled,
+    options_of_transcoder,
     recipe_options,
 )
 from sae_baselines.study.spec import (
@@ -323,7 +324,7 @@ def _start_options(
     known: set[str],
 ) -> dict[str, Any]:
     """What a recipe sets, and the start of encoder and thresholds."""
-    options: dict[str, Any] = {}
+    options = options_of_transcoder(base, recipe, known)
     if is_controlled(base):
         # Of isotropic directions, so that members of either scheme have the same penalty.
         scales = Scales(square_norm, begin("iso").threshold)

@@ -27,6 +27,9 @@ _BANDWIDTH = 0.5
 _L0_COEFFICIENT = 1 / 400
 _L1_COEFFICIENT = {"standard": 0.2, "gated": 0.6}
 _PRE_ACT_COEFFICIENT = 0.01
+# Of transcoders with a k (benchmarks/transcoders/start.csv): with SAELens' 1 those that are brought
+# back take the step over, because what they write has nothing to do with what they read.
+_AUX_OF_TRANSCODERS = 0.003
 # Of the steps, after which a silent latent is brought back; at most SAELens' number.
 _WINDOW, _SAELENS_WINDOW = 25, 1000
 _HELD = ("revived", "fair")
@@ -55,15 +58,32 @@ def encoder_init_of(base: str, recipe: RecipeName) -> EncoderInit:
 
     ``fitted`` where something else than its value decides on a latent (JumpReLU, gated; with
     ``revived`` also an SAE that has a k). A standard SAE is better from the decoder's
-    transpose: fitted, half of its latents die (benchmarks/recipes).
+    transpose: fitted, half of its latents die (benchmarks/recipes). Transcoders start with
+    little to unlearn (benchmarks/transcoders), whatever their base.
     """
     sae_class = get_baseline(f"seeded_{base}").sae_class
     kinds: tuple[type, ...] = ()
-    if recipe in _HELD:
+    if issubclass(sae_class, TranscoderMixin):
+        kinds = (TranscoderMixin,) if recipe == "revived" else ()
+    elif recipe in _HELD:
         kinds = (GatedTrainingSAE, JumpReLUTrainingSAE)
-    if recipe == "revived" and not issubclass(sae_class, TranscoderMixin):
-        kinds = (*kinds, TopKTrainingSAE)
+        if recipe == "revived":
+            kinds = (*kinds, TopKTrainingSAE)
     return "fitted" if issubclass(sae_class, kinds) else "transposed"
+
+
+def options_of_transcoder(base: str, recipe: RecipeName, known: Set[str]) -> dict[str, Any]:
+    """Fields of the base's SAELens config that a recipe sets for transcoders that have a k.
+
+    Args:
+        base: Base architecture.
+        recipe: Its name.
+        known: Fields that its config has.
+    """
+    if recipe != "revived" or "aux_loss_coefficient" not in known:
+        return {}
+    is_one = issubclass(get_baseline(f"seeded_{base}").sae_class, TranscoderMixin)
+    return {"aux_loss_coefficient": _AUX_OF_TRANSCODERS} if is_one else {}
 
 
 def recipe_options(
