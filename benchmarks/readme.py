@@ -31,6 +31,7 @@ from render_rows import (
     token_tables,
 )
 from render_sparse import dead_table, growth_tables, peer_table, step_tables
+from render_start import start_tables
 from sparse_panel import panel_tables
 from tasks import task_tables
 from transcoder_step import transcoder_table
@@ -76,6 +77,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
     ("benchmarks/transcoders/README.md", "transcoders"): [
         ("../transcoders/members.csv", scores_tables)
     ],
+    ("benchmarks/transcoders/README.md", "start"): [("../transcoders/start.csv", start_tables)],
     ("benchmarks/recipes/README.md", "silences"): [("../recipes/silences.csv", variant_tables)],
 }
 

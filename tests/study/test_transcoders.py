@@ -121,10 +121,17 @@ def test_members_are_trained_exported_and_measured(study: StudyResult, data: Dat
     )
     assert found["frozen_encoder_cov"]["cos_to_start_mean"] < 0.999
     held = found["soft_frozen_encoder"]
-    assert 0.8 < held["encoder_cos_to_start_mean"] < 1
+    # Short columns turn until their cap stops them. Measured against where they started, short,
+    # which is the cap's direction rounded once more.
+    assert 0.8 - 1e-7 < held["encoder_cos_to_start_mean"] < 1
+    promise = describe_sae(member(study, "soft_frozen_encoder")).promise
+    assert promise is not None
+    assert promise.holds is True
     assert held["cos_to_start_mean"] < 0.999
     drift = json.loads((member(study, "soft_frozen_encoder") / "drift.json").read_text())
-    assert held["cap_bound_share"] == drift["records"][-1]["cap_bound_share"]
+    last = drift["records"][-1]
+    assert 0.8 - 1e-7 < last["encoder"]["mean"] < 1
+    assert held["cap_bound_share"] == last["cap_bound_share"] > 0.5
 
 
 def test_the_affine_null_is_least_squares_and_stands_beside_each(
