@@ -64,18 +64,19 @@ class Variant:
 VARIANTS = (
     Variant(None, None),  # recipe `fair`
     Variant(None, 1.0),  # what `revived` was
+    Variant(None, 0.003, 40),
     Variant(0.01, None),
     Variant(0.01, 1.0),
     Variant(0.01, 0.03125),
-    Variant(0.01, 0.003),  # `revived`
+    Variant(0.01, 0.003),  # `revived`, with a skip
     Variant(0.01, None, 40),
     Variant(0.01, None, 100),
     Variant(0.01, 0.03125, 40),
-    Variant(0.01, 0.003, 40),  # the studies here
+    Variant(0.01, 0.003, 40),  # the studies here, with a skip
     Variant(0.01, 0.001, 40),
     Variant(0.001, None, 40),
     Variant(0.001, 0.003, 40),
-    Variant(0.1, 0.003, 40),
+    Variant(0.1, 0.003, 40),  # the studies here, without
     Variant(0.01, None, 0, 5e-4),
     Variant(0.01, 0.03125, 0, 5e-4),
     Variant(0.01, 0.03125, 0, 1e-3),
@@ -194,9 +195,9 @@ def _made(data: Data, variant: Variant, member: str, skip: bool) -> Any:
     d, start, scale = data.d_in, data.start, 1.0
     if variant.share is not None:
         x = ((data.calibration[:2048, :d] - start.mean_in) * start.input_scale).float()
-        with mock.patch.object(build, "FIRST_WRITES", variant.share):
+        with mock.patch.dict(build.FIRST_WRITES, {skip: variant.share}):
             drawn: Any = (SEED, scheme or "iso", data.covariance, d)
-            scale = build.encoder_start(x, 4 * d, K, *drawn).scale
+            scale = build.encoder_start(x, 4 * d, K, *drawn, skip=skip).scale
     options: dict[str, Any] = {
         "init_scheme": scheme or "iso",
         "aux_loss_coefficient": 1.0 if variant.aux is None else variant.aux,

@@ -61,7 +61,7 @@ class VersionProblem:
 REQUIREMENTS = (
     Requirement("sae-bench", ">=0.6,<0.7", "the adapters are written for SAEBench 0.6"),
     Requirement("sae-lens", ">=6.54.4,<7", "SAEBench 0.6 and this package need SAELens 6"),
-    Requirement("transformer-lens", ">=3,<4", "SAELens 6 and this package need it"),
+    Requirement("transformer-lens", ">=3.2,<4", "SAELens 6 and this package need it"),
     Requirement("torch", ">=2.4,<3", "SAELens 6 and TransformerLens need it"),
     Requirement("numpy", ">=1.26.4,<2", "SAEBench 0.6 declares that it needs numpy 1"),
     Requirement("transformers", ">=4.57", "suites were not tried with older versions"),

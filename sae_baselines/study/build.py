@@ -45,8 +45,9 @@ from sae_baselines.study.spec import (
 
 # The initial threshold of a JumpReLU comes from this many calibration activations.
 _THRESHOLD_SAMPLES = 2048
-# What a transcoder's latents write at first, fitted: this share of the output's variance.
-FIRST_WRITES = 0.01
+# What a transcoder's latents write at first, fitted: this share of the output's variance, with
+# a skip, which is the best affine map already, and without (benchmarks/transcoders/start.csv).
+FIRST_WRITES = {True: 0.01, False: 0.1}
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def member_config(
             centred = start.pair is None and spec.sae_options.get("apply_b_dec_to_input", True)
             x = start.activations - (start.b_dec if centred else 0.0)
             drawn = panel.seed, scheme, start.covariance_path, start.d_out
-            starts[which] = encoder_start(x, width, panel.l0, *drawn)
+            skip = bool(spec.sae_options.get("skip", False))
+            starts[which] = encoder_start(x, width, panel.l0, *drawn, skip=skip)
         return starts[which]
 
     options: dict[str, Any] = {
@@ -362,6 +364,7 @@ def encoder_start(
     scheme: InitScheme,
     covariance_path: Path | None,
     d_out: int | None = None,
+    skip: bool = False,
 ) -> EncoderStart:
     """Threshold and scale of the initial encoder; the same rule for every member.
 
@@ -377,6 +380,7 @@ def encoder_start(
         scheme: Their scheme.
         covariance_path: Their covariance, for ``cov``.
         d_out: Of a transcoder.
+        skip: Whether it has one.
     """
     covariance = None
     if scheme == "cov":
@@ -392,7 +396,7 @@ def encoder_start(
         # Decoder rows are unit and independent of what is read: latents write sum z^2, and the
         # scaled output has a variance of d_out.
         written = float(pre.pow(2).sum(dtype=torch.float64)) / len(pre)
-        scale = math.sqrt(FIRST_WRITES * d_out / written) if written > 0 else 1.0
+        scale = math.sqrt(FIRST_WRITES[skip] * d_out / written) if written > 0 else 1.0
         return EncoderStart(threshold, scale)
     # <x, x_hat> = sum of z^2, as each z is <x, d>.
     square = float((pre @ directions).pow(2).sum(dtype=torch.float64))

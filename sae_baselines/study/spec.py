@@ -274,7 +274,8 @@ class StudySpec(ABC):
         encoder_init: Start of W_enc: the decoder transposed, or that times one factor, the
             same for every member, at which the first reconstruction fits best
             (``encoder_init_scale`` in the SAELens config); of a transcoder, at which latents
-            write a hundredth of the output's variance. Default: the recipe's.
+            write a hundredth of the output's variance, without a skip a tenth. Default:
+            the recipe's.
         sparse_step: Which members train on active entries only (same numbers up to float32
             rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
         clip_grad_norm: Norm that the gradient of each SAE is clipped at; SAELens' is fixed at
