@@ -191,8 +191,9 @@ def measure(data: Data, variant: Variant, member: str, skip: bool) -> dict[str, 
 def _made(data: Data, variant: Variant, member: str, skip: bool) -> Any:
     constraint, _, scheme = member.partition(":")
     constraint = "seeded" if constraint == "trained" else constraint
-    sae_class, config_class = get_sae_training_class(f"{constraint}_transcoder_batchtopk")
-    d, start, scale = data.d_in, data.start, 1.0
+    # Any: pyright takes SAELens' base classes, which have none of these fields.
+    found: tuple[Any, Any] = get_sae_training_class(f"{constraint}_transcoder_batchtopk")
+    (sae_class, config_class), d, start, scale = found, data.d_in, data.start, 1.0
     if variant.share is not None:
         x = ((data.calibration[:2048, :d] - start.mean_in) * start.input_scale).float()
         with mock.patch.dict(build.FIRST_WRITES, {skip: variant.share}):
