@@ -69,3 +69,18 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     done = yield
     gc.collect()
     return done
+
+
+@pytest.fixture(scope="session")
+def other_dtypes() -> None:
+    """Skip tests of weights in bfloat16 or float64 where stock SAELens cannot train them.
+
+    Up to 2.10 torch refuses to give a weight a gradient of another dtype.
+    """
+    from tests.helpers import bare_loop, make_sae  # noqa: PLC0415
+
+    sae = make_sae("topk", dtype="bfloat16")
+    try:
+        bare_loop(sae, torch.optim.SGD(sae.parameters(), lr=0.0), 1)
+    except RuntimeError as error:
+        pytest.skip(f"torch {torch.__version__}: {error}")

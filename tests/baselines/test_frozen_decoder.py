@@ -169,6 +169,7 @@ def test_moving_and_casting_keep_it_frozen_at_the_cast_start(dtype: torch.dtype)
     assert "W_dec" not in dict(sae.named_parameters())
 
 
+@pytest.mark.usefixtures("other_dtypes")
 def test_an_sae_born_in_bfloat16_keeps_its_rounded_start() -> None:
     sae, start = frozen("batchtopk", dtype="bfloat16")
     assert start.dtype == torch.bfloat16

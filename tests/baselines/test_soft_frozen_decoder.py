@@ -332,6 +332,7 @@ def test_in_bfloat16_the_bound_holds_up_to_the_rounding(tmp_path: Path, base: st
     assert cosines(loaded.get_buffer("W_dec_start"), start).min() > 1 - 1e-5
 
 
+@pytest.mark.usefixtures("other_dtypes")
 @pytest.mark.parametrize("tau", [0.8, 0.5, -0.3])
 def test_antipodal_bfloat16_rows_go_to_the_edge(tau: float) -> None:
     sae, start = soft("topk", dtype="bfloat16", tau=tau)
@@ -343,6 +344,7 @@ def test_antipodal_bfloat16_rows_go_to_the_edge(tau: float) -> None:
     torch.testing.assert_close(cos, torch.full_like(cos, tau), rtol=0, atol=4e-3)
 
 
+@pytest.mark.usefixtures("other_dtypes")
 def test_fresh_bfloat16_rows_are_inside_every_cap_and_stay_put() -> None:
     sae, start = soft("topk", dtype="bfloat16", tau=1.0)
     optimizer = torch.optim.SGD(sae.parameters(), lr=0.0)
@@ -350,6 +352,7 @@ def test_fresh_bfloat16_rows_are_inside_every_cap_and_stay_put() -> None:
     assert torch.equal(sae.W_dec, start)
 
 
+@pytest.mark.usefixtures("other_dtypes")
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**31), tau=st.floats(0.2, 0.95), d_in=st.integers(2, 4))
 def test_bfloat16_rows_that_are_inside_are_untouched(seed: int, tau: float, d_in: int) -> None:

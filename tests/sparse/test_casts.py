@@ -91,6 +91,7 @@ def test_every_cast_that_stock_survives(
     assert [cast for cast in zip(stock, ours, strict=True) if cast == (True, False)] == []
 
 
+@pytest.mark.usefixtures("other_dtypes")
 @pytest.mark.parametrize("cast", ["double()", "to(float64)", "type(double)"])
 @pytest.mark.parametrize("n_dead", [3, 200])
 @pytest.mark.parametrize("base", ["topk", "batchtopk", "matryoshka_batchtopk"])

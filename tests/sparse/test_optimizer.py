@@ -29,7 +29,11 @@ def test_saelens_adam_is_fused_for_twins_with_a_sparse_step(name: str) -> None:
         ("frozen_decoder", {"dtype": "bfloat16"}),
     ],
 )
-def test_others_keep_the_adam_they_were_given(name: str, options: dict[str, Any]) -> None:
+def test_others_keep_the_adam_they_were_given(
+    name: str, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    if "dtype" in options:
+        request.getfixturevalue("other_dtypes")
     assert fused(train(make_sae(name, **options), 2).optimizer) == [None]
 
 
