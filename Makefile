@@ -66,7 +66,7 @@ gpu:
 
 install: $(STAMP)
 
-# What is imported is compiled then: a quarter of what is installed, and on every core.
+# Without compiling: what is imported, a quarter of it, is compiled then, and on every core.
 # SAEBench requires torchvision but imports it nowhere; transformers imports it where it finds it,
 # and one that was built for another torch (a CPU build, say) then breaks every suite.
 $(STAMP): pyproject.toml constraints.txt

@@ -10,7 +10,8 @@ tokens take 10 to 15 minutes on two cores.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import contexts
+
 from sae_baselines.paper.demo.assets import prepare_model, prepare_text
 from sae_baselines.progress import progress
 
-CONTEXT = 128
 # The first positions of SmolLM2 have enormous norms.
 SKIPPED = 2
 BATCH = 16
@@ -30,18 +33,6 @@ BATCH = 16
 HELD_OUT_DOCUMENTS = 400
 CONTEXTS = {"dev": 384, "test": 384, "train": 3400}
 SPREAD = 8
-
-
-def contexts(texts: Iterable[str], tokenizer: Any, bos: bool) -> Iterator[list[int]]:
-    """Token ids of documents joined by a separator, cut into contexts."""
-    separator = tokenizer.bos_token_id if bos else tokenizer.eos_token_id
-    size, waiting = CONTEXT - bos, []
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=4000)
-        waiting += [*ids["input_ids"], separator]
-        while len(waiting) >= size:
-            yield [*([tokenizer.bos_token_id] if bos else []), *waiting[:size]]
-            waiting = waiting[size:]
 
 
 def parts_of(texts: list[str], tokenizer: Any, bos: bool) -> Iterator[tuple[str, np.ndarray]]:

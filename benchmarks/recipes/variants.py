@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 from search import HERE, Data, data_of, measured, trained
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import append
 
 from sae_baselines.compat.training import clipping_at
 from sae_baselines.study.spec import PanelSpec
@@ -128,15 +132,4 @@ def measure_all(
                     if tuple(map(str, case.values())) in done:
                         continue
                     rows = [{**case, **row} for row in measure(data, architecture, value, seed)]
-                    _append(args.out, rows)
-                    for row in rows:
-                        print(*row.values(), flush=True)
-
-
-def _append(path: Path, rows: Sequence[Row]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+                    append(args.out, rows)

@@ -12,8 +12,8 @@ half a minute.
 
 import argparse
 import csv
+import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,22 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import append, contexts
+
 from sae_baselines.baselines import covariance_of, save_covariance
 from sae_baselines.baselines.transcoder import PairStart
 from sae_baselines.progress import progress
+from sae_baselines.reconstruction import RunningVariance, explained_variance
 from sae_baselines.study import build
+from sae_baselines.study.calibrate import calibrate
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.spec import ModelSpec
 
 HERE = Path(__file__).resolve().parent
 LAYERS = {"smollm2": 15, "gemma": 5}
 SEED, K, BATCH, STEPS, LR = 7, 16, 512, 400, 2e-3
-CONTEXT, TRAINED_ON, HELD_OUT = 128, 1640, 200
+TRAINED_ON, HELD_OUT = 1640, 200
 MEMBERS = ("trained", "frozen_decoder:cov", "frozen_encoder:cov")
 
 
@@ -99,7 +104,8 @@ def _read(model: str) -> tuple[torch.Tensor, torch.Tensor]:
     hooks = [f"blocks.{layer}.{name}" for name in ("ln2.hook_normalized", "hook_mlp_out")]
     lm: Any = load_language_model(ModelSpec(**panel["model"]), hooks[0], "cpu")
     texts = pq.read_table(panel["dataset"]["path"]).column("text").to_pylist()
-    rows = _contexts(texts, lm.tokenizer, bos)
+    order = np.random.default_rng(3).permutation(len(texts))
+    rows = contexts((texts[i][:8000] for i in order), lm.tokenizer, bos, longest=1500)
     ids = torch.tensor([next(rows) for _ in range(TRAINED_ON + HELD_OUT)])
     special = torch.tensor(lm.tokenizer.all_special_ids)
     parts = []
@@ -116,18 +122,6 @@ def _read(model: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(parts[:first_held_out]), torch.cat(parts[first_held_out:])
 
 
-def _contexts(texts: list[str], tokenizer: Any, bos: bool) -> Iterator[list[int]]:
-    """Token ids of documents joined by a separator, cut into contexts."""
-    separator = tokenizer.bos_token_id if bos else tokenizer.eos_token_id
-    size, waiting = CONTEXT - bos, []
-    for i in np.random.default_rng(3).permutation(len(texts)):
-        asked = {"add_special_tokens": False, "truncation": True, "max_length": 1500}
-        waiting += [*tokenizer(texts[i][:8000], **asked)["input_ids"], separator]
-        while len(waiting) >= size:
-            yield [*([tokenizer.bos_token_id] if bos else []), *waiting[:size]]
-            waiting = waiting[size:]
-
-
 @dataclass(frozen=True)
 class Data:
     """Pairs, and what members start from."""
@@ -142,11 +136,13 @@ class Data:
     def d_in(self) -> int:
         return len(self.start.mean_in)
 
-    def explained(self, predicted: torch.Tensor) -> float:
-        """EV of outputs."""
-        y = self.held_out[:, self.d_in :]
-        error = (y - predicted).pow(2).sum(dtype=torch.float64)
-        return 1 - float(error / (y - y.mean(dim=0)).pow(2).sum(dtype=torch.float64))
+    @property
+    def affine(self) -> float:
+        """EV of the affine map alone."""
+        x, y = self.held_out.tensor_split([self.d_in], dim=1)
+        variance = RunningVariance(y.double().mean(dim=0))
+        variance.add(y, self.start.predict(x))
+        return variance.explained_variance
 
 
 def data_of(model: str, scratch: Path) -> Data:
@@ -183,9 +179,11 @@ def measure(data: Data, variant: Variant, member: str, skip: bool) -> dict[str, 
     trainer = SAETrainer(config, sae, batches)
     for _ in range(STEPS):
         trainer.step(next(batches))
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    calibrate(sae, data.calibration[:12_096], K)
+    with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
-        return _measured(SAE.load_from_disk(folder), data)
+        ev, l0, alive = explained_variance(SAE.load_from_disk(folder), data.held_out)
+    return {"ev": round(ev, 4), "l0": round(l0, 1), "live": round(alive / sae.cfg.d_sae, 3)}
 
 
 def _made(data: Data, variant: Variant, member: str, skip: bool) -> Any:
@@ -224,24 +222,6 @@ def _made(data: Data, variant: Variant, member: str, skip: bool) -> Any:
     return sae
 
 
-def _measured(sae: Any, data: Data) -> dict[str, Any]:
-    """Of an export whose one threshold is set to the target L0."""
-    d = data.d_in
-    sae.threshold.data.zero_()
-    values = torch.cat([sae.encode(x[:, :d]) for x in data.calibration[:12_096].split(1008)])
-    above, wanted = values[values > 0], K * len(values)
-    sae.threshold.data.fill_(float(above.topk(wanted).values[-1]) if len(above) > wanted else 0)
-    predicted, firing = [], torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
-    for x in data.held_out[:, :d].split(1000):
-        firing += (sae.encode(x) > 0).sum(dim=0)
-        predicted.append(sae(x))
-    return {
-        "ev": round(data.explained(torch.cat(predicted)), 4),
-        "l0": round(float(firing.sum()) / len(data.held_out), 1),
-        "live": round(float((firing > 0).double().mean()), 3),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", choices=list(LAYERS))
@@ -256,7 +236,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for model in args.models:
             data = data_of(model, Path(scratch))
-            affine = data.explained(data.start.predict(data.held_out[:, : data.d_in]))
+            affine = round(data.affine, 4)
             for variant in VARIANTS:
                 named = {k: "" if v is None else str(v) for k, v in vars(variant).items()}
                 for member in MEMBERS:
@@ -265,17 +245,7 @@ def main() -> None:
                     if tuple(case[k] for k in keys) in done:
                         continue
                     found = measure(data, variant, member, not args.no_skip)
-                    _append(args.out, {**case, **found, "ev_affine": round(affine, 4)})
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(*row.values(), flush=True)
+                    append(args.out, [{**case, **found, "ev_affine": affine}])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE, TopKTrainingSAE
 
 from sae_baselines.baselines import base_architectures, get_baseline
-from sae_baselines.baselines.transcoder import TranscoderMixin
+from sae_baselines.baselines.transcoder import is_transcoder
 
 RecipeName = Literal["revived", "fair", "saelens", "first"]
 DEFAULT_RECIPE: RecipeName = "revived"
@@ -61,15 +61,15 @@ def encoder_init_of(base: str, recipe: RecipeName) -> EncoderInit:
     transpose: fitted, half of its latents die (benchmarks/recipes). Transcoders start with
     little to unlearn (benchmarks/transcoders), whatever their base.
     """
-    sae_class = get_baseline(f"seeded_{base}").sae_class
+    if is_transcoder(base):
+        return "fitted" if recipe == "revived" else "transposed"
     kinds: tuple[type, ...] = ()
-    if issubclass(sae_class, TranscoderMixin):
-        kinds = (TranscoderMixin,) if recipe == "revived" else ()
-    elif recipe in _HELD:
+    if recipe in _HELD:
         kinds = (GatedTrainingSAE, JumpReLUTrainingSAE)
-        if recipe == "revived":
-            kinds = (*kinds, TopKTrainingSAE)
-    return "fitted" if issubclass(sae_class, kinds) else "transposed"
+    if recipe == "revived":
+        kinds = (*kinds, TopKTrainingSAE)
+    fitted = issubclass(get_baseline(f"seeded_{base}").sae_class, kinds)
+    return "fitted" if fitted else "transposed"
 
 
 def options_of_transcoder(base: str, recipe: RecipeName, known: Set[str]) -> dict[str, Any]:
@@ -80,10 +80,9 @@ def options_of_transcoder(base: str, recipe: RecipeName, known: Set[str]) -> dic
         recipe: Its name.
         known: Fields that its config has.
     """
-    if recipe != "revived" or "aux_loss_coefficient" not in known:
-        return {}
-    is_one = issubclass(get_baseline(f"seeded_{base}").sae_class, TranscoderMixin)
-    return {"aux_loss_coefficient": _AUX_OF_TRANSCODERS} if is_one else {}
+    if recipe == "revived" and is_transcoder(base) and "aux_loss_coefficient" in known:
+        return {"aux_loss_coefficient": _AUX_OF_TRANSCODERS}
+    return {}
 
 
 def recipe_options(
