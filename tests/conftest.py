@@ -71,6 +71,16 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     return done
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_suites() -> Generator[None]:
+    """What a file of tests registers is gone after it: a worker runs them in any order."""
+    from sae_baselines.evals import registry  # noqa: PLC0415
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_suites", dict(registry._suites))
+        yield
+
+
 @pytest.fixture(scope="session")
 def other_dtypes() -> None:
     """Skip tests of weights in bfloat16 or float64 where stock SAELens cannot train them.
