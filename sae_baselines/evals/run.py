@@ -51,6 +51,7 @@ from sae_baselines.progress import progress
 from sae_baselines.provenance import environment, now, versions
 from sae_baselines.reach import say_if_silent
 from sae_baselines.study.engine import resolve_device
+from sae_baselines.study.language_model import say_if_emulated
 from sae_baselines.study.redraw import RandomModel
 from sae_baselines.work.claims import Share, TakenOverError, Waiting
 
@@ -152,6 +153,7 @@ def prepared(
         own = spec.only(suites)
         subject = subject_of(of_model, own, device, model)
         say_if_silent(asked_of_hub(subject, own.suites))
+        say_if_emulated(subject.llm_dtype, subject.device)
         diagnoses = diagnose(subject, suites, own.suites, out)
         require_runnable(diagnoses)
         for diagnosis in diagnoses:

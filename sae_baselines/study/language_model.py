@@ -5,10 +5,11 @@ import dataclasses
 import difflib
 import io
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformer_lens.hook_points import HookedRootModule
 from transformer_lens.loading_from_pretrained import get_official_model_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sae_baselines.compat.arithmetic import emulates
 from sae_baselines.compat.models import growing_masks, known_as, official_name, set_rotary_base
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.files import flaw_of, unreadable
@@ -25,8 +27,27 @@ from sae_baselines.reach import say_if_silent
 from sae_baselines.study.redraw import RandomModel, redraw
 from sae_baselines.study.spec import ModelSpec
 
+logger = logging.getLogger("sae_baselines")
+
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _TOKENIZERS = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "merges.txt", "spiece.*")
+
+
+@cache
+def say_if_emulated(dtype: str, device: str) -> None:
+    """Warn, once a process, of a dtype that a device has no instructions for.
+
+    Args:
+        dtype: The language model's: "float32", "bfloat16" or "float16".
+        device: Torch device.
+    """
+    if emulates(getattr(torch, dtype), device):
+        logger.warning(
+            "%s has no instructions for %s: the language model may take tens of times as long "
+            "as in float32; use float32 (model.dtype of a panel, llm_dtype of an evaluation)",
+            device,
+            dtype,
+        )
 
 
 @growing_masks()
@@ -53,8 +74,9 @@ def load_language_model(
     if local.exists():
         check_model_folder(local)
     say_if_silent([spec.name])
+    say_if_emulated(spec.dtype, device)
     again = None
-    if drawn is not None and dtype != torch.float32:
+    if dtype != torch.float32:
         whole = dataclasses.replace(spec, dtype="float32")
         again = partial(load_language_model, whole, hook_name, device, drawn)
     try:
@@ -296,7 +318,8 @@ def _assert_same_model(
         hf_model: Transformers'.
         folder: Where they are from.
         in_float32: Loads both once more and raises if they differ, where rounding alone may
-            tell the two apart: random weights make much of it. None: it may not.
+            tell the two apart: random weights make much of it, and so does a loop in place of
+            instructions. None: they are in float32.
     """
     generator = torch.Generator().manual_seed(0)
     length = min(32, n_ctx_of(model) or 32)
@@ -310,7 +333,8 @@ def _assert_same_model(
         )
     found = model(tokens, return_type="logits").float().log_softmax(-1)
     divergence = float((expected.exp() * (expected - found)).sum(-1).mean())
-    # bfloat16 rounding alone is of order 1e-3 nats; a wrong position encoding above 0.1.
+    # bfloat16 rounding alone is of order 1e-3 nats (Gemma on a CPU that emulates it: .027); a
+    # wrong position encoding above 0.1.
     if divergence < 0.02:
         return
     if in_float32 is None:

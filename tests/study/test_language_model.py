@@ -88,6 +88,24 @@ def test_a_model_that_predicts_otherwise_is_refused(
         load_language_model(ModelSpec(name=str(folder)), HOOK, "cpu")
 
 
+@pytest.mark.parametrize("emulated", [False, True])
+def test_a_dtype_without_instructions_is_said_once(
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    emulated: bool,
+):
+    monkeypatch.setattr(language_model, "emulates", lambda *_: emulated)
+    language_model.say_if_emulated.cache_clear()
+    spec = ModelSpec(name=str(model_folder), dtype="bfloat16")
+    for _ in range(2):
+        load_language_model(spec, HOOK, "cpu")
+    language_model.say_if_emulated.cache_clear()
+    said = [r.getMessage() for r in caplog.records if "instructions" in r.getMessage()]
+    assert len(said) == emulated
+    assert all("cpu" in s and "bfloat16" in s and "use float32" in s for s in said)
+
+
 def test_a_hook_that_does_not_exist_names_near_ones(model_folder: Path):
     with pytest.raises(UserError, match=r"hook_name: .*did you mean blocks"):
         load_language_model(ModelSpec(name=str(model_folder)), "blocks.1.resid_post", "cpu")

@@ -94,14 +94,16 @@ def _rounded(folder: Path) -> tuple[ModelSpec, RandomModel]:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
-                weight.mul_(3.6)
+                weight.mul_(4.5)
     model.save_pretrained(folder)
     spec = ModelSpec(name=str(folder), dtype="bfloat16")
     return spec, RandomModel("tiny", "random_model", 2)
 
 
-def test_a_random_models_own_rounding_is_no_other_model(tmp_path: Path):
-    spec, drawn = _rounded(save_tiny_model(tmp_path / "tiny"))
+@pytest.mark.parametrize("as_it_is", [False, True])
+def test_a_models_own_rounding_is_no_other_model(tmp_path: Path, as_it_is: bool):
+    spec, random = _rounded(save_tiny_model(tmp_path / "tiny"))
+    drawn = None if as_it_is else random
     tokens = torch.randint(18, (1, 32), generator=torch.Generator().manual_seed(0))
 
     def predicts(**options: Any) -> torch.Tensor:
@@ -113,13 +115,14 @@ def test_a_random_models_own_rounding_is_no_other_model(tmp_path: Path):
     assert float((fine.exp() * (fine - coarse)).sum(-1).mean()) > 0.02
 
 
-def test_a_random_model_that_is_another_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("as_it_is", [False, True])
+def test_a_rounded_model_that_is_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_it_is: bool
 ):
-    spec, drawn = _rounded(save_tiny_model(tmp_path / "tiny", rope_theta=100.0))
+    spec, random = _rounded(save_tiny_model(tmp_path / "tiny", rope_theta=100.0))
     monkeypatch.setattr(language_model, "set_rotary_base", lambda *_: None)
     with pytest.raises(UserError, match="predicts otherwise than transformers'"):
-        load_language_model(spec, HOOK, "cpu", drawn)
+        load_language_model(spec, HOOK, "cpu", None if as_it_is else random)
 
 
 def _spec(model_folder: Path, members: list[str]) -> PanelSpec:

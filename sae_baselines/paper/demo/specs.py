@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
+from sae_baselines.compat.arithmetic import emulates
 from sae_baselines.errors import UserError, one_line
 from sae_baselines.paper.demo.assets import prepare_model, prepare_text
 from sae_baselines.paper.demo.vision_assets import (
@@ -13,6 +15,7 @@ from sae_baselines.paper.demo.vision_assets import (
     prepare_vision_model,
 )
 from sae_baselines.reach import say_if_silent
+from sae_baselines.study.engine import resolve_device
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.spec import PanelSpec, spec_from_dict
 
@@ -69,12 +72,13 @@ def demo_spec(
     if dataset is None:
         text = prepare_text()
         dataset = str(next(iter(sorted(Path(text).glob("*.parquet")))))
+    slow = emulates(torch.bfloat16, resolve_device("auto"))
     return spec_from_dict(
         {
             "name": "demo",
             "model": {
                 "name": model,
-                "dtype": "bfloat16",
+                "dtype": "float32" if slow else "bfloat16",
                 "label": "HuggingFaceTB/SmolLM2-135M-Instruct" if ours else None,
             },
             "hook_name": hook_name or (_HOOK if ours else middle_hook(model)),
