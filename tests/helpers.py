@@ -276,9 +276,9 @@ def matrix_products(sae: AnySAE) -> float:
     return counter.get_total_flops() / (2 * BATCH * sae.cfg.d_in * sae.cfg.d_sae)
 
 
-_STOCK_SAELENS = """
+# The first lines of a process that has SAELens and not this package.
+WITHOUT_US = """
 import sys
-from pathlib import Path
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -286,6 +286,12 @@ class Absent:
             raise ImportError("this process is to do without sae_baselines")
 
 sys.meta_path.insert(0, Absent())
+"""
+
+_STOCK_SAELENS = (
+    WITHOUT_US
+    + """
+from pathlib import Path
 from safetensors.torch import load_file, save_file
 from sae_lens import SAE
 
@@ -301,6 +307,7 @@ for folder in sorted(p for p in root.iterdir() if p.is_dir()):
 save_file(results, root / "results.safetensors")
 assert not any(name.partition(".")[0] == "sae_baselines" for name in sys.modules)
 """
+)
 
 
 def by_stock_saelens(root: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from sae_baselines.report.blind import score
 from tests.benchmarks.studies import BENCHMARKS
@@ -134,3 +135,14 @@ def test_the_blind_answers_are_counted_in_the_readme() -> None:
         name = f"`{one.against}`" if one.against else "all"
         ends = (f"{end:.2f}".removeprefix("0") for end in (one.interval.low, one.interval.high))
         assert f"| {name} | {one.right} | {one.n} | {' to '.join(ends)} |" in readme
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma"])
+def test_transcoders_with_and_without_a_skip_differ_in_nothing_else(model: str) -> None:
+    panels = [
+        yaml.safe_load((BENCHMARKS / "transcoders" / f"{name}.yaml").read_text())
+        for name in (model, f"{model}-no-skip")
+    ]
+    told = [(panel.pop("name"), panel["sae"].pop("skip")) for panel in panels]
+    assert told == [(told[0][0], True), (f"{told[0][0]}-no-skip", False)]
+    assert panels[0] == panels[1]

@@ -35,6 +35,7 @@ from tests.helpers import (
     D_IN,
     D_SAE,
     SIX_BASES,
+    WITHOUT_US,
     activations,
     make_sae,
     randomise_,
@@ -240,9 +241,9 @@ def test_controls_depend_on_their_arguments_alone(name: str):
     assert all(torch.equal(v, weights(fresh)[k]) for k, v in weights(sae).items())
 
 
-_STOCK_SCRIPT = """
-import sys
-sys.modules["sae_baselines"] = None
+_STOCK_SCRIPT = (
+    WITHOUT_US
+    + """
 from pathlib import Path
 import torch
 from sae_lens import SAE
@@ -253,6 +254,7 @@ for folder in sorted(p for p in root.iterdir() if p.is_dir()):
     assert sae.cfg.metadata.sae_baselines["null_for"]
     torch.save((sae.encode(x), sae(x)), folder / "out.pt")
 """
+)
 
 
 def test_stock_saelens_loads_controls_without_this_package(tmp_path: Path):

@@ -18,21 +18,17 @@ from sae_baselines.hub import CardOptions, Publication, plan_publication, publis
 from sae_baselines.hub.layout import PlannedFile, manifest_of
 from sae_baselines.study.folder import write_provenance
 from sae_baselines.study.spec import spec_from_dict, spec_hash
+from tests.helpers import WITHOUT_US
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
 from tests.loopback_hub import Commit, Hub
 
 FOLDERS = [f"batchtopk/l0_6/seed_{seed}/{m}" for seed in SEEDS for m in MEMBERS]
 OPTIONS = CardOptions("mit")
 # Another package's code runs in this test's process; here there is none but SAELens.
-STOCK = """
-import json, sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "sae_baselines":
-            raise ImportError("sae_baselines is not installed here")
-
-sys.meta_path.insert(0, Blocked())
+STOCK = (
+    WITHOUT_US
+    + """
+import json
 import torch
 from safetensors.torch import load_file, save_file
 from sae_lens import SAE
@@ -47,6 +43,7 @@ for folder in folders:
 assert not [name for name in sys.modules if name.startswith("sae_baselines")]
 save_file({k: v.detach().contiguous() for k, v in found.items()}, f"{data}/out.safetensors")
 """
+)
 
 
 def commits(hub: Hub) -> list[Commit]:
