@@ -1,6 +1,6 @@
 # An image for CUDA, from public bases. The tests of this repository do not build it.
 #   docker build -t sae-baselines .
-#   docker run --gpus all -v "$PWD/studies:/data/studies" sae-baselines check panel.yaml
+#   docker run --gpus all -v "$PWD:/data" sae-baselines check panel.yaml
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN pip install --no-cache-dir "build>=1.2,<2"

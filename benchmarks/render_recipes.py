@@ -1,7 +1,7 @@
 """Markdown tables of recipes/search.csv, as they stand in recipes/README.md."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from statistics import mean, stdev
 from typing import Any
 
@@ -204,20 +204,25 @@ def _chosen(runs: Mapping[tuple[str, str], list[Row]]) -> dict[str, str]:
     """Base -> the best recipe, by the rule that the README states."""
     found = {}
     for base in dict.fromkeys(b for b, _ in runs):
-        held = {c: rows for (b, c), rows in runs.items() if b == base and _is_held(rows)}
+        of_base = {c: rows for (b, c), rows in runs.items() if b == base}
+        # Some were run with more members than others, and some without the trained SAE.
+        of_base = {
+            c: rs for c, rs in of_base.items() if any(r["member"] == MEMBERS[0] for r in rs)
+        }
+        members = set.intersection(*({r["member"] for r in rows} for rows in of_base.values()))
+        held = {c: rows for c, rows in of_base.items() if _is_held(rows, members)}
         trained = {c: _mean(rows, "trained", "ev_dev") for c, rows in held.items()}
         good = [c for c, ev in trained.items() if ev >= max(trained.values()) - NOISE]
         if good:
-            # Some were run with more members than others.
-            members = set.intersection(*({r["member"] for r in held[c]} for c in good))
             found[base] = max(
                 good, key=lambda c: mean(_mean(held[c], m, "ev_dev") for m in sorted(members))
             )
     return found
 
 
-def _is_held(rows: Sequence[Row]) -> bool:
-    return all(abs(float(r["l0_in_training"]) - 1) <= 0.1 for r in rows)
+def _is_held(rows: Sequence[Row], members: Set[str]) -> bool:
+    of_members = [r for r in rows if r["member"] in members]
+    return all(abs(float(r["l0_in_training"]) - 1) <= 0.1 for r in of_members)
 
 
 def _of(rows: Sequence[Row], member: str, column: str) -> list[float]:

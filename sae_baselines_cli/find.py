@@ -113,7 +113,7 @@ def show(
     Examples:
 
     - `sae-baselines show studies/demo`
-    - `sae-baselines show studies/demo/panels/batchtopk_l0_32_seed_0/frozen_decoder`
+    - `sae-baselines show studies/demo/panels/topk_l0_32_seed_0/frozen_decoder`
     - `sae-baselines show gpt2-small-res-jb`
     - `sae-baselines show gpt2-small-res-jb:blocks.8.hook_resid_pre --json`
     """

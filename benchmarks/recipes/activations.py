@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from searches import contexts
 
+from sae_baselines.compat.arithmetic import emulates
 from sae_baselines.paper.demo.assets import prepare_model, prepare_text
 from sae_baselines.progress import progress
 
@@ -64,7 +65,8 @@ def main() -> None:
     args = parser.parse_args()
     name = args.model or str(prepare_model())
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16).eval()
+    dtype = torch.float32 if emulates(torch.bfloat16, "cpu") else torch.bfloat16
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
     model.model.layers = model.model.layers[: args.layer + 1]
     (file,) = Path(prepare_text()).glob("*.parquet")
     texts = pq.read_table(file)["text"].to_pylist()

@@ -66,6 +66,7 @@ FAIR_FITTED = Candidate({"recipe": "fair", "encoder_init": "fitted"})
 WITH_K = {
     "revived": REVIVED,
     "revived, transposed": TRANSPOSED,
+    "revived, fitted": FITTED,
     "fair": FAIR,
     "fair, fitted": FAIR_FITTED,
 }
@@ -87,6 +88,7 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "topk": WITH_K,
     "jumprelu": {
         **HELD,
+        "revived, fitted": FITTED,
         "fair, transposed": FAIR_TRANSPOSED,
         "silent x 3": Candidate(factors={"pre_act_loss_coefficient": 3}),
         "silent / 3": Candidate(factors={"pre_act_loss_coefficient": 0.3}),
@@ -113,7 +115,12 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
         "fair, rate / 4": FAIR_RATE_DOWN,
         "fair, rate x 4": Candidate({"recipe": "fair", "lr": 8e-3}),
     },
-    "gated": {**HELD, **L1, "fair, transposed": FAIR_TRANSPOSED},
+    "gated": {
+        **HELD,
+        **L1,
+        "revived, fitted": FITTED,
+        "fair, transposed": FAIR_TRANSPOSED,
+    },
 }
 
 
@@ -303,12 +310,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--bases", nargs="+", default=list(CANDIDATES))
     parser.add_argument("--candidates", nargs="+", help="default: all of each base")
-    parser.add_argument("--all-members", action="store_true", help="six members, not three")
+    parser.add_argument(
+        "--members", nargs="+", choices=ALL_MEMBERS, default=MEMBERS, help="default: three"
+    )
     parser.add_argument("--activations", type=Path, default=Path("activations"))
     parser.add_argument("--out", type=Path, default=HERE / "search.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    members = ALL_MEMBERS if args.all_members else MEMBERS
+    members = args.members
     names = {m.replace(":", "_") for m in members}
     used = ";".join(f"{n}={v}" for n, v in versions().items() if n in ("sae-lens", "torch"))
     for seed in range(args.seeds):

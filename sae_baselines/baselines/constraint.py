@@ -59,6 +59,7 @@ class Constraint:
     defaults: ClassVar[Mapping[str, Any]] = {}
     refused: ClassVar[Mapping[str, str]] = {}
     holds: ClassVar[Side | None] = None
+    keeps_encoder: ClassVar[bool] = False
     survives_whitening: ClassVar[bool] = True
 
     def mixins(self, base_class: type[TrainingSAE[Any]]) -> tuple[type[Any], ...]:

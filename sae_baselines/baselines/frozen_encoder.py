@@ -208,6 +208,7 @@ class FrozenEncoder(Constraint):
     frozen = "W_enc (and r_mag of the gated SAE)"
     learned = "W_dec, thresholds; biases unless learned=threshold"
     rank = 3
+    keeps_encoder = True
     config_mixin = FrozenEncoderConfig
     sae_mixin = FrozenEncoderMixin
     options = ("learned",)

@@ -14,6 +14,7 @@ for in common is taken from those next to 0, whose number is the L0: the gradien
 does not change.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from sae_baselines.compat.saes import ConfigMixin, PreciseBuffersMixin, shadow
 from sae_baselines.sparse import active_latents
+
+logger = logging.getLogger("sae_baselines")
 
 _STATE = "l0_control_state"
 # A batch further from its target than this factor counts as this far.
@@ -42,6 +45,11 @@ _SMOOTHING = 0.1
 # each, whatever their gradients: without it a few latents that always fire were left where
 # dimensions are few (measured: benchmarks/recipes).
 _RETURN = 0.01
+# Of the mean threshold. One that is lower, such as SAELens' 0 after a step that went too far,
+# could not be multiplied back, and would pull the (geometric) mean of all others down.
+_LEAST = 0.01
+# An L0 of the last batch this far from the target, either way, is no noise of batches.
+_MISSED = 1.25
 # Active values up to this share of their mean are next to 0.
 _NEXT_TO_ZERO = 0.25
 
@@ -110,6 +118,7 @@ class L0ControlMixin(PreciseBuffersMixin):
         move = torch.where(l0 < 0, 0.0, self.cfg.l0_control * self._log_ratio(l0) + drift)
         if hasattr(self, "threshold"):
             threshold = self.threshold.data
+            threshold.clamp_(min=_LEAST * threshold.mean())
             logs = threshold.clamp(min=torch.finfo(threshold.dtype).tiny).log()
             back = torch.where(l0 < 0, 0.0, _RETURN) * (logs.mean() - logs)
             threshold.mul_((move + back).exp().to(threshold.dtype))
@@ -173,7 +182,21 @@ class L0ControlMixin(PreciseBuffersMixin):
 
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        state_dict.pop(_STATE, None)
+        state = state_dict.pop(_STATE, None)
+        # A study has its own record of it.
+        if state is not None and not getattr(self.cfg.metadata, "sae_baselines", None):
+            self._tell(float(state[0]))
+
+    def _tell(self, l0: float) -> None:
+        target = self.cfg.target_l0
+        if l0 >= 0 and not target / _MISSED <= l0 <= target * _MISSED:
+            logger.warning(
+                "l0_control: the last training batch had an L0 of %.3g, not target_l0=%g. It "
+                "needs some 300 steps, and as many latents that can fire: train longer, or use "
+                "a target_l0 that it can be held at",
+                l0,
+                target,
+            )
 
 
 def at_constant_number(acts: Tensor) -> Tensor:

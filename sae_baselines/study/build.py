@@ -1,4 +1,4 @@
-"""Members with identical starts, as SAELens configs."""
+"""Members that start from the same directions, as SAELens configs."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,6 @@ from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_baselines.baselines import (
     SEEDED,
-    base_architectures,
     baseline_name,
     covariance_of,
     get_baseline,
@@ -20,7 +19,7 @@ from sae_baselines.baselines import (
     save_covariance,
 )
 from sae_baselines.baselines.directions import InitScheme, start_directions
-from sae_baselines.baselines.transcoder import PairStart
+from sae_baselines.baselines.transcoder import PairStart, is_transcoder
 from sae_baselines.errors import UserError
 from sae_baselines.study.identity import COVARIANCE_FILE
 from sae_baselines.study.plan import MemberKey
@@ -227,7 +226,7 @@ def member_config(
     options |= _start_options(
         base,
         spec.recipe,
-        spec.encoder_init_for(base),
+        spec.encoder_init_for(base, constraint),
         spec.bandwidth,
         panel.l0,
         d_in if normed else start.square_norm,
@@ -251,17 +250,21 @@ def fair_options(
     l0: float,
     d_sae: int,
     *,
+    constraint: str = SEEDED.name,
     seed: int = 0,
     init_scheme: InitScheme = "iso",
     covariance_path: str | Path | None = None,
 ) -> dict[str, Any]:
     """Fields of a SAELens config that train a baseline, or its SAE, as panels do.
 
-    For JumpReLU, standard and gated bases: L0 is held at ``l0`` in every batch, whatever is
-    frozen (`study.recipes`). SAELens' runners train the result as any other config::
+    L0 is held at ``l0`` in every batch, whatever is frozen (JumpReLU, standard and gated bases;
+    others have a k), and encoders start as in panels (`study.recipes`). SAELens' runners train
+    the result as any other config::
 
         options = fair_options("jumprelu", activations, l0=64, d_sae=8192)
         config = get_sae_training_class("frozen_decoder_jumprelu")[1](d_in=512, **options)
+
+    A panel also has a trainer's ``dead_feature_window`` of a 25th of the steps.
 
     Args:
         architecture: The base, e.g. ``jumprelu``.
@@ -269,6 +272,7 @@ def fair_options(
             normalised if the config says so, less b_dec's start.
         l0: Target.
         d_sae: Number of latents.
+        constraint: Of the baseline, e.g. ``frozen_encoder``, whose encoder starts otherwise.
         seed: ``init_seed`` of the SAE.
         init_scheme: Its directions' scheme.
         covariance_path: For ``cov``; see `save_covariance`.
@@ -278,15 +282,18 @@ def fair_options(
         ``init_scheme``.
 
     Raises:
-        UserError: Not a base, or not one whose L0 can be held.
+        UserError: Not a base of SAEs, or no constraint that it has.
     """
-    if not is_controlled(architecture):
-        bases = [base for base in base_architectures() if is_controlled(base)]
+    if is_transcoder(architecture):
         raise UserError(
-            f"architecture: {architecture!r} needs nothing, or is no base; this is for "
-            f"{', '.join(bases)}"
+            f"architecture: {architecture!r} starts from pairs; train it in a study with "
+            "hook_name_out, or as docs/transcoders.md says"
         )
-    known = {f.name for f in fields(get_baseline(f"seeded_{architecture}").config_class)}
+    try:
+        baseline = get_baseline(baseline_name(constraint, architecture))
+    except ValueError as error:  # names the field, and what is near
+        raise UserError(str(error)) from error
+    known = {f.name for f in fields(baseline.config_class)}
     path = None if covariance_path is None else Path(covariance_path)
     x = activations.float()
 
@@ -303,7 +310,7 @@ def fair_options(
         **_start_options(
             architecture,
             DEFAULT_RECIPE,
-            encoder_init_of(architecture, DEFAULT_RECIPE),
+            encoder_init_of(architecture, DEFAULT_RECIPE, constraint),
             bandwidth_of(DEFAULT_RECIPE),
             l0,
             float(x.pow(2).sum(dim=1).mean()),

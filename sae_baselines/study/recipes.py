@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sae_lens import GatedTrainingSAE, JumpReLUTrainingSAE, TopKTrainingSAE
 
 from sae_baselines.baselines import base_architectures, get_baseline
+from sae_baselines.baselines.constraint import CONSTRAINTS
 from sae_baselines.baselines.transcoder import is_transcoder
 
 RecipeName = Literal["revived", "fair", "saelens", "first"]
@@ -53,16 +54,25 @@ def is_controlled(base: str) -> bool:
     return base in base_architectures() and "l0_control" in _fields(base)
 
 
-def encoder_init_of(base: str, recipe: RecipeName) -> EncoderInit:
+def encoder_init_of(
+    base: str, recipe: RecipeName, constraint: str | None = None
+) -> EncoderInit:
     """Start of the encoder where a study does not say.
 
     ``fitted`` where something else than its value decides on a latent (JumpReLU, gated; with
     ``revived`` also an SAE that has a k). A standard SAE is better from the decoder's
     transpose: fitted, half of its latents die (benchmarks/recipes). Transcoders start with
     little to unlearn (benchmarks/transcoders), whatever their base.
+
+    A frozen encoder keeps the length that it starts with, while biases move by a learning rate
+    a step: short columns are drowned by them, and with directions of the covariance nine
+    latents of ten die. With ``revived`` it has unit columns (benchmarks/recipes).
     """
     if is_transcoder(base):
         return "fitted" if recipe == "revived" else "transposed"
+    baseline = CONSTRAINTS.get(constraint or "")
+    if recipe == "revived" and baseline is not None and baseline.keeps_encoder:
+        return "transposed"
     kinds: tuple[type, ...] = ()
     if recipe in _HELD:
         kinds = (GatedTrainingSAE, JumpReLUTrainingSAE)

@@ -393,9 +393,9 @@ class StudySpec(ABC):
             for l0 in self.l0s
         ]
 
-    def encoder_init_for(self, base: str) -> EncoderInit:
-        """Start of a base's encoder."""
-        return self.encoder_init or encoder_init_of(base, self.recipe)
+    def encoder_init_for(self, base: str, constraint: str | None = None) -> EncoderInit:
+        """Start of the encoder of a base, or of its baseline."""
+        return self.encoder_init or encoder_init_of(base, self.recipe, constraint)
 
     @property
     def bandwidth(self) -> float | None:
@@ -1178,13 +1178,16 @@ def _as_before(data: dict[str, Any]) -> dict[str, Any]:
     """Without later fields, where they say what was so before them."""
     bases = data.get("architecture", [])
     bases = [bases] if isinstance(bases, str) else bases
+    recipe = data.get("recipe", "first")
     if not any(is_controlled(base) for base in bases):
         # Recipes differ in nothing but two fields that stand there themselves.
         data = {**data, "recipe": "first"}
         if "jumprelu_bandwidth" in data:
             data["jumprelu_bandwidth"] = 1.0
     if data.get("encoder_init") is None:
-        inits = {encoder_init_of(base, data.get("recipe", "first")) for base in bases}
+        members = data.get("members") or DEFAULT_MEMBERS
+        baselines = {c for c in map(_constraint_of, members) if c in CONSTRAINTS}
+        inits = {encoder_init_of(b, recipe, c) for b in bases for c in (None, *baselines)}
         data = {**data, "encoder_init": "/".join(sorted(inits))}
     if isinstance(data.get("model"), dict):
         data = {**data, "model": _without(data["model"], _MODEL_AS_BEFORE)}
@@ -1194,6 +1197,10 @@ def _as_before(data: dict[str, Any]) -> dict[str, Any]:
         ]
         data = {**data, "members": as_before}
     return _without(data, _AS_BEFORE)
+
+
+def _constraint_of(member: Any) -> str:
+    return member["constraint"] if isinstance(member, dict) else parse_member(member).constraint
 
 
 def _without(data: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

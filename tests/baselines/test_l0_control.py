@@ -82,6 +82,41 @@ def test_thresholds_go_back_to_their_mean() -> None:
     torch.testing.assert_close(after - after.mean(), 0.99 * (before - before.mean()))
 
 
+def test_a_threshold_of_zero_comes_back_and_moves_no_other() -> None:
+    """SAELens clamps a threshold that a step took below 0."""
+    sae, other = (controlled("seeded_jumprelu", l0_coefficient=0.0) for _ in range(2))
+    sae.threshold.data[3] = 0.0
+    x = activations(64)
+    for one in (sae, other):
+        trainer = make_trainer(one, 10, lr=0.0)
+        for _ in range(3):
+            trainer.step(x)
+    assert float(sae.threshold[3]) > 0.01 * float(sae.threshold.mean())
+    kept = torch.arange(len(sae.threshold)) != 3
+    moved = (sae.threshold / other.threshold)[kept].log()
+    assert float(moved.abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "missed"),
+    [
+        ({"jumprelu_init_threshold": 1e3}, True),  # nothing can fire yet
+        # Half of the latents are below 0, whatever the thresholds.
+        ({"target_l0": D_SAE - 1.0, "learned": "threshold"}, True),
+        ({}, False),
+    ],
+)
+def test_a_target_that_was_not_held_is_said_when_it_is_saved(
+    options: dict[str, Any], missed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sae = controlled("frozen_encoder_jumprelu", **options)
+    train(sae, 5 if "jumprelu_init_threshold" in options else 150)
+    sae.save_inference_model(tmp_path)
+    said = [r.getMessage() for r in caplog.records if "target_l0" in r.getMessage()]
+    assert len(said) == missed
+    assert all(f"not target_l0={sae.cfg.target_l0:g}" in s for s in said)
+
+
 @pytest.mark.parametrize(("base", "bias"), [("standard", "b_enc"), ("gated", "b_gate")])
 def test_biases_are_shifted_by_one_number_in_units_of_the_active_values(
     base: str, bias: str

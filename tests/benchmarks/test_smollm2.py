@@ -116,6 +116,22 @@ def test_members_apart_in_core_or_failed_get_no_word(study: Path) -> None:
     assert "no verdict" not in {v.word for v in verdicts if v.architecture == "batchtopk"}
 
 
+def test_thresholds_that_were_halved_bar_the_verdict_that_was_given(study: Path) -> None:
+    """The JumpReLU SAE "fell short" of its soft-frozen twin (p = 0.007)."""
+    found = [
+        v
+        for v in report_of_study(study).verdicts
+        if (v.architecture, v.baseline) == ("jumprelu", "soft_frozen_decoder")
+    ]
+    assert {v.metric for v in found} >= {"explained_variance_paper", "ce_loss_score"}
+    for verdict in found:
+        assert verdict.word == "no verdict"
+        assert "trained was not trained at its L0 at seeds 0, 1, 2" in verdict.reason
+    assert "soft_frozen_decoder: trained was not trained at its L0" in (
+        FOLDER / "report.md"
+    ).read_text(encoding="utf-8")
+
+
 def test_the_reports_headline_is_the_verdicts(study: Path) -> None:
     page = (FOLDER / "report.md").read_text()
     for line in against_random(report_of_study(study).verdicts):

@@ -285,6 +285,23 @@ def test_l0_may_differ_by_five_per_cent(l0: float, apart: bool):
         # A mismatch is a fact, not a table that is broken: it never raises.
 
 
+@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training"])
+@pytest.mark.parametrize(("value", "barred"), [(0.52, True), (0.92, False), (1.15, True)])
+def test_members_that_were_trained_at_another_l0_are_no_null(
+    metric: str, value: float, barred: bool
+):
+    facts = {("frozen_decoder", seed): value if seed == 2 else 1.0 for seed in range(5)}
+    table = frame(
+        rows(
+            {("published", -1): 0.6, **{("frozen_decoder", s): v for s, v in enumerate(NULL)}}
+        ),
+        rows(facts, suite="panel", metric=metric, direction=0),
+    )
+    (found,) = placements(table, metrics=["core/*"])
+    assert found.placed is not barred
+    assert not barred or "not trained at its L0 at seed 2" in found.reason
+
+
 def test_one_seed_at_another_l0_is_enough():
     table = study(0.6, {"frozen_decoder": NULL})
     given = {("published_x", "published", -1): 32.0}

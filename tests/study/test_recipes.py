@@ -87,6 +87,12 @@ def test_what_has_a_k_starts_fitted_with_revived_and_a_transcoder_whatever_its_b
         return {spec.encoder_init_for(base) for base in bases}
 
     assert starts() == {"fitted"}
+    for base in ("topk", "jumprelu", "gated"):
+        assert spec_of(base).encoder_init_for(base, "soft_frozen_decoder") == "fitted"
+        assert spec_of(base).encoder_init_for(base, "frozen_encoder") == "transposed"
+        assert spec_of(base, encoder_init="fitted").encoder_init_for(
+            base, "frozen_encoder"
+        ) == ("fitted")
     assert starts(recipe="fair") == starts(encoder_init="transposed") == {"transposed"}
     assert spec_of("topk").encoder_init_for("standard") == "transposed"
     for base in ("transcoder_standard", "transcoder_batchtopk", "transcoder_jumprelu"):
@@ -197,6 +203,21 @@ def test_the_first_recipe_is_what_it_was(tmp_path: Path) -> None:
         assert config.encoder_init_scale == 1.0
 
 
+def test_a_study_from_before_frozen_encoders_had_their_own_start_is_another(
+    tmp_path: Path,
+) -> None:
+    """Its frozen encoders, if it were gone on with, would start in two ways."""
+    fields = {"d_sae": 64, "expansion": None}
+    for members, same in (
+        ([*MEMBERS, "frozen_encoder"], False),
+        (["trained", "frozen_decoder"], True),
+    ):
+        now = tiny_panel(tmp_path, **fields, architecture="topk", recipe="revived")
+        now["members"] = members
+        before = {**now, "encoder_init": "fitted"}
+        assert (spec_difference(before, now) == []) == same
+
+
 def test_own_options_go_before_a_recipe(tmp_path: Path) -> None:
     own = {"l0_coefficient": 0.5, "jumprelu_bandwidth": 0.3, "l0_control": 0.02}
     for config in configs(tmp_path, "jumprelu", sae=own).values():
@@ -247,9 +268,33 @@ def test_configs_of_ones_own_can_have_what_panels_have(
     }
 
 
-def test_a_base_that_has_a_k_needs_no_options() -> None:
-    with pytest.raises(UserError, match=r"batchtopk.* needs nothing"):
-        fair_options("batchtopk", X, 6, 64)
+@pytest.mark.parametrize("constraint", ["frozen_decoder", "frozen_encoder"])
+@pytest.mark.parametrize("base", ["topk", "batchtopk", "jumprelu"])
+def test_a_config_of_ones_own_starts_as_the_panels_do(
+    base: str, constraint: str, tmp_path: Path
+) -> None:
+    made = configs(tmp_path, base, members=["trained", constraint])
+    options = fair_options(base, X, 6, 64, constraint=constraint)
+    assert made[constraint].encoder_init_scale == options.get("encoder_init_scale", 1.0)
+    assert made["trained"].encoder_init_scale != 1.0
+    assert (options.get("encoder_init_scale") is None) == (constraint == "frozen_encoder")
+    config = get_baseline(f"{constraint}_{base}").config_class(d_in=16, **options)
+    assert getattr(config, "k", 6) == getattr(config, "target_l0", 6) == 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"architecture": "jumpreluu"}, "architecture: 'jumpreluu' is unknown.*jumprelu"),
+        ({"architecture": "transcoder_topk"}, "transcoder_topk' starts from pairs"),
+        ({"constraint": "frozen_encode"}, "constraint: 'frozen_encode' is unknown.*encoder"),
+    ],
+)
+def test_options_of_what_there_is_not_are_refused(asked: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        fair_options(
+            **{"architecture": "topk", "activations": X, "l0": 6, "d_sae": 64, **asked}
+        )
 
 
 @pytest.fixture(scope="module")
