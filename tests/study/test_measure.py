@@ -11,11 +11,11 @@ from sae_lens import SAE
 from sae_baselines.reconstruction import explained_variance, reconstruction
 from sae_baselines.study.held_out import HeldOut
 from sae_baselines.study.language_model import load_language_model
-from sae_baselines.study.measure import base_losses, splice_loss
+from sae_baselines.study.measure import base_losses, loss_and_divergence, splice_loss
 from sae_baselines.study.shared_model import Memory, sharing
 from sae_baselines.study.spec import spec_from_dict
 from tests.helpers import activations, make_sae, train
-from tests.tiny_model import tiny_panel
+from tests.tiny_model import D_MODEL, tiny_panel
 
 
 def test_explained_variance_is_the_papers_on_data_with_a_mean(tmp_path: Path):
@@ -85,6 +85,29 @@ def test_shared_passes_measure_the_same_bit_for_bit(spliced: Any):
         with sharing(model, spec.hook_name, memory):
             assert [splice_loss(model, spec, tokens, new) for new in replacements] == alone
     assert memory.hits
+
+
+@pytest.mark.parametrize("read", ["blocks.1.ln2.hook_normalized", "blocks.0.hook_resid_post"])
+def test_shared_passes_measure_transcoders_the_same(model_folder: Path, read: str):
+    """Also where they read in another block, and the replaced passes are none of the shared."""
+    hooks = {"hook_name": read, "hook_name_out": "blocks.1.hook_mlp_out"}
+    base = {"architecture": "transcoder_topk", "members": ["trained"], "dead_feature_window": 9}
+    spec = spec_from_dict(tiny_panel(model_folder, **hooks, **base))
+    model = load_language_model(spec.model, spec.hook_name, "cpu")
+    tokens = torch.randint(3, 20, (12, 32), generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(D_MODEL, D_MODEL, generator=torch.Generator().manual_seed(1)) / 8
+    replacements = [lambda x: x @ weights, lambda x: x.relu() @ weights]
+    alone = [loss_and_divergence(model, spec, tokens, new) for new in replacements]
+    clean = splice_loss(model, spec, tokens, None)
+    memory = Memory()
+    with sharing(model, spec.hook_written, memory):
+        assert splice_loss(model, spec, tokens, None) == clean
+        known = memory.hits
+        assert [loss_and_divergence(model, spec, tokens, new) for new in replacements] == alone
+    # Of each replacement and batch: the model's own logits, and what enters the block of both.
+    batches = -(-len(tokens) // spec.store_batch_size_prompts)
+    shared = 2 if read.startswith("blocks.1") else 1
+    assert memory.hits - known >= shared * len(replacements) * batches
 
 
 def test_only_trained_positions_are_spliced(spliced: Any):

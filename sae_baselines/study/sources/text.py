@@ -233,8 +233,8 @@ class TextSource:
         self, sae: SAE[Any], folder: Path, l0_target: float, cosines: Cosines | None
     ) -> dict[str, Any]:
         del folder
-        on = (self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines)
-        if self.spec.hook_name_out is not None:
-            return measure_sae(sae, *on, self._affine).to_dict()
-        with sharing(self.model, self.spec.hook_name, self._memory):
+        with sharing(self.model, self.spec.hook_written, self._memory):
+            on = (self.spec, l0_target, self.data.held_out, self.model, self._losses, cosines)
+            if self.spec.hook_name_out is not None:
+                return measure_sae(sae, *on, self._affine).to_dict()
             return measure_sae(sae, *on).to_dict()
