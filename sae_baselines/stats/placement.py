@@ -20,7 +20,7 @@ from sae_baselines.stats.differences import (
     comparable,
     is_unpaired,
 )
-from sae_baselines.stats.fitness import collapses, not_two, remarks, trained_elsewhere
+from sae_baselines.stats.fitness import collapses, judges, not_two, remarks, trained_elsewhere
 from sae_baselines.stats.floors import CANNOT_TELL, cannot_tell, rooms_of
 from sae_baselines.stats.intervals import Interval, spread
 from sae_baselines.stats.match import Bar, Match
@@ -174,7 +174,7 @@ def placements(
                 failure = _failure(match, unpaired)
                 if on_missing == "error" and failure is not None:
                     raise UserError(failure)
-                own = [*not_two(match), *trained_elsewhere(match)]
+                own = [*not_two(match), *trained_elsewhere(match), *judges(match)]
                 barred = failure or _joined(own) or _unmatched(match)
                 unseen = None
                 if barred is None:

@@ -302,6 +302,26 @@ def test_members_that_were_trained_at_another_l0_are_no_null(
     assert not barred or "not trained at its L0 at seed 2" in found.reason
 
 
+@pytest.mark.parametrize(("above", "placed"), [(None, False), (-0.1, False), (0.2, True)])
+def test_scores_of_a_judge_that_judges_nothing_place_nothing(above: float | None, placed: bool):
+    scores = {("published", -1): 0.9, **{("frozen_decoder", s): v for s, v in enumerate(NULL)}}
+    of = {"suite": "autointerp", "direction": 1}
+    known = (
+        ()
+        if above is None
+        else rows(
+            dict.fromkeys(scores, above),
+            suite="autointerp",
+            metric="judge_above_floor",
+            direction=0,
+        )
+    )
+    table = frame(rows(scores, metric="autointerp_score", **of), known)
+    (found,) = placements(table, metrics=["autointerp/autointerp_score"])
+    assert found.placed is placed
+    assert placed or "the judge of published" in found.reason
+
+
 def test_one_seed_at_another_l0_is_enough():
     table = study(0.6, {"frozen_decoder": NULL})
     given = {("published_x", "published", -1): 32.0}
@@ -325,7 +345,7 @@ def test_tasks_are_averaged_and_must_be_the_same():
     with pytest.raises(UserError, match="not scored on the same tasks"):
         placed(own, *null)
     # Latents of one SAE each.
-    assert placed(own, *null, suite="autointerp").word == "above all 2 seeds"
+    assert placed(own, *null, suite="interp_embedding").word == "above all 2 seeds"
 
 
 def test_a_control_counts_where_it_is_a_null():
