@@ -14,12 +14,16 @@ from sae_baselines.baselines.directions import InitScheme, start_directions
 from sae_baselines.baselines.transcoder import PairStart
 from sae_baselines.reconstruction import RunningVariance, d_out_of, reconstruction
 from sae_baselines.study.held_out import HeldOut, model_device, special_tokens
+from sae_baselines.study.language_model import n_vocab_of
 from sae_baselines.study.spec import PanelSpec
 
 # Members are compared at the same measured L0, within this (DESIGN: matched L0 or no verdict).
 L0_TOLERANCE = 0.05
 # Bytes of log-probabilities that are computed at a time.
 _CACHED = 2**20
+# Logits of a batch of contexts, at the most: with 262,144 words those of 16 contexts of 128
+# tokens take 2 GB, and the model's own stand beside them.
+_LOGITS = 2**27
 
 # cos(row now, row at the start) of decoder rows and encoder columns, ``[d_sae]`` each.
 Cosines = tuple[torch.Tensor, torch.Tensor]
@@ -206,8 +210,10 @@ def _spliced(
     trained[:, slice(*spec.seqpos_slice)] = True
     if special is not None:
         trained &= ~torch.isin(tokens, special)
-    masks = iter(trained.split(spec.store_batch_size_prompts))
-    for batch in tokens.split(spec.store_batch_size_prompts):
+    at_once = _LOGITS // (tokens.shape[1] * (n_vocab_of(model) or 1))
+    prompts = max(1, min(spec.store_batch_size_prompts, at_once))
+    masks = iter(trained.split(prompts))
+    for batch in tokens.split(prompts):
         batch = batch.to(model_device(model))
         mask = next(masks).to(batch.device)
 

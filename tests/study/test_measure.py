@@ -9,6 +9,7 @@ import torch
 from sae_lens import SAE
 
 from sae_baselines.reconstruction import explained_variance, reconstruction
+from sae_baselines.study import measure
 from sae_baselines.study.held_out import HeldOut
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.measure import base_losses, loss_and_divergence, splice_loss
@@ -108,6 +109,25 @@ def test_shared_passes_measure_transcoders_the_same(model_folder: Path, read: st
     batches = -(-len(tokens) // spec.store_batch_size_prompts)
     shared = 2 if read.startswith("blocks.1") else 1
     assert memory.hits - known >= shared * len(replacements) * batches
+
+
+def test_a_large_vocabulary_is_read_some_contexts_at_a_time(
+    spliced: Any, monkeypatch: pytest.MonkeyPatch
+):
+    spec, model, tokens = spliced
+    half = lambda x: 0.5 * x  # noqa: E731
+    whole = loss_and_divergence(model, spec, tokens, half)
+    asked: list[int] = []
+    run = model.run_with_hooks
+    monkeypatch.setattr(
+        model,
+        "run_with_hooks",
+        lambda batch, **o: (asked.append(len(batch)), run(batch, **o))[1],
+    )
+    monkeypatch.setattr(measure, "_LOGITS", 3 * 32 * model.cfg.d_vocab)
+    assert loss_and_divergence(model, spec, tokens, half) == pytest.approx(whole, rel=1e-6)
+    assert max(asked) == 3
+    assert sum(asked) == 2 * len(tokens)
 
 
 def test_only_trained_positions_are_spliced(spliced: Any):
