@@ -441,7 +441,7 @@ def test_a_row_that_never_fires_is_back_inside_after_the_next_step(
 
 def test_who_updates_without_a_torch_optimiser_projects() -> None:
     page = Path(__file__).parents[2] / "docs" / "baselines.md"
-    assert "without a torch optimiser calls `sae.project()`" in page.read_text("utf-8")
+    assert "without a torch optimiser, call `sae.project()`" in page.read_text("utf-8")
     sae, start = soft("batchtopk")
     with torch.no_grad():
         sae.W_dec.sub_(2 * start)

@@ -194,10 +194,14 @@ def test_questions_about_commands_import_nothing_heavy(
         ([], {"_SAE_BASELINES_COMPLETE": "complete_bash", "COMP_CWORD": "1"}),
     ],
 )
-def test_help_and_completion_take_less_than_0_4_seconds_of_a_processor(
+def test_help_and_completion_take_no_more_than_the_libraries_that_print_them(
     installed: dict[str, str], arguments: list[str], more: dict[str, str]
 ):
-    """Of the fastest of ten: a busy machine is not the command's fault."""
+    """A ratio, of the fastest of ten: a slow or busy machine is not the command's fault.
+
+    Three times the import of typer and rich are 0.4 s of a processor where that takes 0.14;
+    torch alone would be ten times.
+    """
     code = (
         "import resource, subprocess, sys\n"
         "subprocess.run(sys.argv[1:], check=False, stdout=subprocess.DEVNULL)\n"
@@ -205,8 +209,11 @@ def test_help_and_completion_take_less_than_0_4_seconds_of_a_processor(
         "print(used.ru_utime + used.ru_stime)\n"
     )
     more = {**more, "COMP_WORDS": "sae-baselines li"} if more else {}
-    command = (sys.executable, "-c", code, "sae-baselines", *arguments)
-    assert any(float(run(installed, *command, **more)) < 0.4 for _ in range(10))
+    measure = (sys.executable, "-c", code)
+    library = (sys.executable, "-c", "import typer.rich_utils")
+    yard = min(float(run(installed, *measure, *library)) for _ in range(5))
+    command = (*measure, "sae-baselines", *arguments)
+    assert any(float(run(installed, *command, **more)) < 3 * yard for _ in range(10))
 
 
 def test_a_command_runs_and_imports_what_it_needs(installed: dict[str, str]):
