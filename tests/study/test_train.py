@@ -515,7 +515,7 @@ def test_the_specs_clipping_and_what_an_encoder_learns_reach_the_members(
     for sae in (trained, encoder):
         assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(len(rows)), atol=1e-4)
         assert torch.allclose(sae.W_dec, rows, atol=1e-4)
-    # It keeps the unit columns that it starts with; the trained SAE starts with one factor more.
+    # It keeps the unit columns that it starts with; the trained SAE has one factor more.
     assert torch.allclose(encoder.W_enc, rows.T, atol=1e-4)
     # b_dec has not moved, so that both subtract the same, in their own ways.
     assert encoder.cfg.apply_b_dec_to_input is False
