@@ -29,13 +29,18 @@ def contexts(
             waiting = waiting[size:]
 
 
-def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows to a table, which is begun with their names, and print them."""
+def add(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows to a table, which is begun with their names."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """`add` rows, and print them."""
+    add(path, rows)
     for row in rows:
         print(*row.values(), flush=True)

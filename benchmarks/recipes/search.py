@@ -10,6 +10,7 @@ activations.py; pca96 is the first 96 principal components of smollm2.
 
 import argparse
 import csv
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,9 @@ import numpy as np
 import torch
 from sae_lens import SAE
 from sae_lens.registry import get_sae_training_class
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from searches import add
 
 from sae_baselines.provenance import versions
 from sae_baselines.study.build import member_configs, prepare_start, set_b_dec
@@ -351,15 +355,11 @@ def known(path: Path, what: Mapping[str, str]) -> set[str]:
 
 
 def append(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
-    """Add rows; numbers with five digits."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        if new:
-            writer.writeheader()
-        for row in rows:
-            rounded = {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(rounded)
+    """Add rows in the table's order; numbers with five digits."""
+    rounded = [
+        {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
+    add(path, [{column: row.get(column) for column in columns} for row in rounded])
 
 
 if __name__ == "__main__":
