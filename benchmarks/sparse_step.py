@@ -24,9 +24,9 @@ from step_members import (
     Shape,
     Stepper,
     activations,
-    base_options,
     conditions,
     jumprelu_threshold,
+    options_record,
 )
 from step_memory import cpu_peak_mib, cuda_peak_mib
 from step_parts import (
@@ -254,7 +254,7 @@ def measure(
     )
     free.steps(3)
     return {
-        "options": base_options(base, shape, threshold),
+        **options_record(base, shape, threshold),
         "threshold": threshold,
         "repeats": repeats,
         "steps_per_block": block,

@@ -15,7 +15,13 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_baselines.baselines import SEEDED, baseline_name, directions, seeded_start
 from sae_baselines.study.build import architecture_options
-from sae_baselines.study.recipes import DEFAULT_RECIPE, Scales, bandwidth_of, recipe_options
+from sae_baselines.study.recipes import (
+    DEFAULT_RECIPE,
+    Scales,
+    bandwidth_of,
+    is_controlled,
+    recipe_options,
+)
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
 STOCK = "stock"
@@ -196,16 +202,34 @@ class Stepper:
         return float(acts.bool().float().sum()) / acts.shape[0]
 
 
-def base_options(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
-    """Config fields that stock and twins share; targets and penalties as panels set them."""
-    known = {f.name for f in fields(get_sae_training_class(base)[1])}
+def base_options(
+    base: str, shape: Shape, threshold: float, architecture: str | None = None
+) -> dict[str, Any]:
+    """Config fields that stock and twins share, and what else panels set of a twin's.
+
+    Targets, penalties and the control of L0 are those of a panel's default recipe.
+
+    Args:
+        architecture: Registered name of the twin; None for stock's own.
+    """
+    known = {f.name for f in fields(get_sae_training_class(architecture or base)[1])}
     options = architecture_options(base, shape.k, shape.d_sae, known)
+    if is_controlled(base):
+        scales = Scales(shape.d_in, threshold)
+        options |= recipe_options(base, DEFAULT_RECIPE, shape.k, scales, known)
     if base == "jumprelu":
         options["jumprelu_init_threshold"] = threshold
         options["jumprelu_bandwidth"] = (bandwidth_of(DEFAULT_RECIPE) or 0.0) * threshold
-        scales = Scales(shape.d_in, threshold)
-        options |= recipe_options(base, DEFAULT_RECIPE, shape.k, scales, known)
     return options
+
+
+def options_record(base: str, shape: Shape, threshold: float) -> dict[str, Any]:
+    """What a base's measurement was made with: fields of stock's config, and of a twin's."""
+    twin = baseline_name(BASELINES[0], base)
+    return {
+        "options": base_options(base, shape, threshold),
+        "twin_options": base_options(base, shape, threshold, twin),
+    }
 
 
 def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: str) -> Any:
@@ -219,7 +243,7 @@ def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: st
         d_sae=shape.d_sae,
         device=device,
         decoder_init_norm=1.0,
-        **base_options(base, shape, threshold),
+        **base_options(base, shape, threshold, name),
     )
     sae: Any = sae_class(config)
     if is_stock:

@@ -26,9 +26,9 @@ from step_members import (
     Shape,
     Stepper,
     activations,
-    base_options,
     conditions,
     jumprelu_threshold,
+    options_record,
 )
 from step_memory import cpu_peak_mib, cuda_peak_mib
 
@@ -169,7 +169,7 @@ def measure(
             "l0_last": steppers[m].l0,
         }
     return {
-        "options": base_options(base, shape, threshold),
+        **options_record(base, shape, threshold),
         "repeats": repeats,
         "steps_per_block": block,
         "members": members,

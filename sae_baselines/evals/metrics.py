@@ -295,6 +295,7 @@ OWN: tuple[tuple[str, tuple[Metric, ...]], ...] = (
             Metric("ce_loss_*", unit="nats"),
             Metric("threshold_factor", NEITHER, "Thresholds were multiplied by"),
             Metric("l0_in_training", NEITHER, "L0 at the end of training / target"),
+            Metric("l0_as_trained", NEITHER, "L0 before calibration / target"),
             Metric("dead_share", NEITHER, "Latents that never fired", unit="fraction"),
         ),
     ),

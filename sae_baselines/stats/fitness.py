@@ -27,6 +27,7 @@ from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures
 from sae_baselines.study.identity import (
     FACTOR,
+    L0_AS_TRAINED,
     L0_IN_TRAINING,
     LEAST_RATIO,
     MOST_RATIO,
@@ -219,6 +220,10 @@ def trained_elsewhere(match: Match) -> list[Bar]:
         for metric, what in (
             (FACTOR, "its thresholds were multiplied by"),
             (L0_IN_TRAINING, "L0 over the target in the last training batches was"),
+            (
+                L0_AS_TRAINED,
+                "L0 over the target on held-out text, before anything was moved, was",
+            ),
         ):
             values = match.table.of_panel(metric, match.group, member)
             off = {s: v for s, v in values.items() if not LEAST_RATIO <= v <= MOST_RATIO}

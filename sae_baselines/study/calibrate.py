@@ -9,6 +9,7 @@ selects; b_enc also adds to what is active, so a standard SAE that ended further
 from its target is left as it is, and the panel says so. TopK has its L0 by construction.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,15 @@ class Calibration:
             ``none``.
         before: The learned threshold; 1 for a factor, 0 for a shift.
         after: The calibrated threshold, the factor or the shift.
+        l0_before: Mean L0 on these activations before a factor or a shift; what the SAE was
+            trained for, up to what training data it has overfitted. A BatchTopK SAE is trained
+            at its k whatever its running threshold says.
     """
 
     method: str
     before: float | None = None
     after: float | None = None
+    l0_before: float | None = None
 
 
 @torch.no_grad()
@@ -55,9 +60,9 @@ def calibrate(sae: TrainingSAE[Any], activations: torch.Tensor, l0: float) -> Ca
     if isinstance(sae, JumpReLUTrainingSAE):
         return _scale_thresholds(sae, activations, wanted)
     if isinstance(sae, StandardTrainingSAE):
-        if not _is_near(sae, activations, l0):
-            return Calibration("none")
-        return _shift_bias(sae, activations, wanted, "b_enc", _pre_activations)
+        return _shift_bias(
+            sae, activations, wanted, "b_enc", _pre_activations, _NEAR_ENOUGH * l0
+        )
     if isinstance(sae, GatedTrainingSAE):
         return _shift_bias(sae, activations, wanted, "b_gate", _gate_of_active)
     return Calibration("none")
@@ -71,6 +76,10 @@ def _set_threshold(sae: Any, activations: torch.Tensor, wanted: int) -> Calibrat
 
 
 def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calibration:
+    def margin(sae: Any, x: torch.Tensor) -> torch.Tensor:
+        pre = _pre_activations(sae, x)
+        return torch.where(pre > 0, pre - sae.threshold, -torch.inf)
+
     def ratio(sae: Any, x: torch.Tensor) -> torch.Tensor:
         pre = _pre_activations(sae, x)
         # A zero threshold cannot be scaled: its latent fires or not whatever the factor.
@@ -78,27 +87,37 @@ def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calib
         ratio = torch.where(sae.threshold > 0, pre / sae.threshold, high)
         return torch.where(pre > 0, ratio, 0)
 
+    before = _l0(sae, activations, margin)
     factor = cut_above(sae, activations, wanted, ratio)
     if not 0 < float(factor) < 1e6:
-        return Calibration("none")
+        return Calibration("none", l0_before=before)
     sae.threshold.data.mul_(factor)
-    return Calibration("threshold_factor", 1.0, float(factor))
+    return Calibration("threshold_factor", 1.0, float(factor), before)
 
 
-def _is_near(sae: Any, activations: torch.Tensor, l0: float) -> bool:
-    active = sum(int((_pre_activations(sae, x) > 0).sum()) for x in chunks(sae, activations))
-    return abs(active / activations.shape[0] - l0) <= _NEAR_ENOUGH * l0
+def _l0(sae: Any, activations: torch.Tensor, score: Score) -> float:
+    active = sum(int((score(sae, x) > 0).sum()) for x in chunks(sae, activations))
+    return active / activations.shape[0]
 
 
 def _shift_bias(
-    sae: Any, activations: torch.Tensor, wanted: int, bias: str, score: Score
+    sae: Any,
+    activations: torch.Tensor,
+    wanted: int,
+    bias: str,
+    score: Score,
+    near: float = math.inf,
 ) -> Calibration:
-    """Add one number to a bias of every latent."""
+    """Add one number to a bias of every latent, if L0 is not further off than ``near``."""
+    before = _l0(sae, activations, score)
+    if abs(before - wanted / activations.shape[0]) > near:
+        return Calibration("none", l0_before=before)
     cut = cut_above(sae, activations, wanted, score)
     if not torch.isfinite(cut):
-        return Calibration("none")  # not that many latents have a magnitude at all
+        # Not that many latents have a magnitude at all.
+        return Calibration("none", l0_before=before)
     getattr(sae, bias).data.sub_(cut)
-    return Calibration(f"{bias}_shift", 0.0, -float(cut))
+    return Calibration(f"{bias}_shift", 0.0, -float(cut), before)
 
 
 def _pre_activations(sae: Any, x: torch.Tensor) -> torch.Tensor:

@@ -64,6 +64,13 @@ OTHER_KINDS = {
 _STUDY = {"spec": dict, "spec_hash?": str, "versions?": {str: str}, "hardware?": dict}
 
 
+def _code_of(stored: Mapping[str, Any]) -> str:
+    """The package that a study was begun with, as its study.yaml names it."""
+    version = (stored.get("versions") or {}).get("sae-baselines", "of an unknown version")
+    revision = stored.get("git_revision")
+    return f"sae_baselines {version}" + (f", revision {str(revision)[:7]}" if revision else "")
+
+
 class StudyFolder:
     """Paths of a study (DESIGN: files on disk are the interface between stages)."""
 
@@ -235,6 +242,12 @@ class StudyFolder:
             return
         if stored_hash != spec_hash(spec):
             fields = ", ".join(spec_difference(stored_spec, spec_to_dict(spec)))
+            if not fields:  # what a field that is not set stands for has changed
+                raise UserError(
+                    f"out: {self.root} holds a study that was begun with other code "
+                    f"({_code_of(stored)}), under which this spec trains other members; use "
+                    "another folder, or that code"
+                )
             raise UserError(
                 f"out: {self.root} holds a study with another spec (differs in: {fields}); use "
                 "another folder, or the spec in its study.yaml"

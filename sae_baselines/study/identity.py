@@ -23,9 +23,10 @@ COVARIANCE_FILE = "init_covariance.safetensors"
 WEIGHTS, CAP_SHARE = "weights_sha256", "cap_bound_share"
 # Metrics of suite "panel" that are facts of training.
 FACTOR, L0_IN_TRAINING, DEAD_SHARE = "threshold_factor", "l0_in_training", "dead_share"
+L0_AS_TRAINED = "l0_as_trained"
 # 1 where members are transcoders that contain an affine map.
 SKIP = "skip"
-# Beyond these the first two mean that another SAE was trained than the one that is measured
+# Beyond these the others mean that another SAE was trained than the one that is measured
 # (what is lost by how far: benchmarks/recipes).
 LEAST_RATIO, MOST_RATIO = 0.9, 1.1
 # Firings per latent on average, below which one that never fired may be a rare one.
@@ -62,8 +63,9 @@ def training_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, float]:
 
     Returns:
         `FACTOR`, what its thresholds were multiplied by at the end, where they were;
-        `L0_IN_TRAINING`, the L0 of its last training batches over the target; `DEAD_SHARE`, the
-        share of latents that no held-out sample activates, where these are enough to tell.
+        `L0_IN_TRAINING`, the L0 of its last training batches over the target; `L0_AS_TRAINED`,
+        that of held-out text before thresholds or biases were moved; `DEAD_SHARE`, the share of
+        latents that no held-out sample activates, where these are enough to tell.
     """
     found: dict[str, float] = {}
     d_sae, n = measured.get("d_sae"), measured.get("n_tokens", measured.get("n_samples"))
@@ -78,8 +80,12 @@ def training_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, float]:
         calibration, ended = facts.get("calibration") or {}, facts.get("l0_in_training")
         if calibration.get("method") == "threshold_factor":
             found[FACTOR] = float(calibration["after"])
-        if ended is not None:
-            found[L0_IN_TRAINING] = float(ended) / float(facts["l0_target"])
+        for name, l0 in (
+            (L0_IN_TRAINING, ended),
+            (L0_AS_TRAINED, calibration.get("l0_before")),
+        ):
+            if l0 is not None:
+                found[name] = float(l0) / float(facts["l0_target"])
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

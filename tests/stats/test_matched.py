@@ -200,7 +200,7 @@ def of_training(metric: str, trained: float, other: float) -> list[Any]:
     return rows(both, suite="panel", metric=metric, direction=0)
 
 
-@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training"])
+@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training", "l0_as_trained"])
 @pytest.mark.parametrize(
     ("trained", "other", "barred"),
     [(1.0, 1.0, None), (0.91, 1.09, None), (0.52, 0.95, "trained"), (1.0, 1.2, "frozen")],

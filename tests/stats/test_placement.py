@@ -285,7 +285,7 @@ def test_l0_may_differ_by_five_per_cent(l0: float, apart: bool):
         # A mismatch is a fact, not a table that is broken: it never raises.
 
 
-@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training"])
+@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training", "l0_as_trained"])
 @pytest.mark.parametrize(("value", "barred"), [(0.52, True), (0.92, False), (1.15, True)])
 def test_members_that_were_trained_at_another_l0_are_no_null(
     metric: str, value: float, barred: bool

@@ -33,6 +33,8 @@ def test_the_export_has_its_target_l0_on_calibration_data(
     target = round(start * 0.85, 2)  # near enough for every base
     done = calibrate(sae, X, target)
     assert done.method != "none"
+    by_k = "batchtopk" in base  # trained at its k, whatever its running threshold lets through
+    assert done.l0_before == (None if by_k else pytest.approx(start, rel=2e-3))
     assert _exported_l0(sae, tmp_path / "after") == pytest.approx(target, rel=2e-3)
 
 
@@ -63,7 +65,10 @@ def test_a_standard_sae_far_from_its_target_is_left_alone():
     sae = make_sae("seeded_standard")
     train(sae, 5)
     bias = sae.b_enc.detach().clone()
-    assert calibrate(sae, X, 1.0).method == "none"
+    done = calibrate(sae, X, 1.0)
+    assert done.method == "none"
+    assert done.l0_before is not None
+    assert done.l0_before > 1.25
     assert torch.equal(sae.b_enc, bias)
 
 

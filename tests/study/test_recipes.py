@@ -321,6 +321,7 @@ def test_members_are_trained_at_the_l0_that_they_are_measured_at(study: StudyRes
         measured = json.loads((folder / "measurement.json").read_text())
         found = training_of(folder, measured)
         assert found["l0_in_training"] == pytest.approx(1, abs=0.1)
+        assert found["l0_as_trained"] == pytest.approx(1, abs=0.1)
         if folder.parent.name.startswith("jumprelu"):
             assert found["threshold_factor"] == pytest.approx(1, abs=0.1)
         record = json.loads((folder / "provenance.json").read_text())["l0_over_training"]

@@ -252,6 +252,23 @@ def test_another_spec_is_refused_and_nothing_overwritten(
     assert (result.folder / "study.yaml").read_bytes() == before
 
 
+def test_a_study_of_other_code_is_refused_by_name(
+    study: tuple[PanelSpec, StudyResult], text: Dataset, tmp_path: Path
+):
+    # What an unset field stands for has changed: no field differs, and the hash does.
+    spec, result = study
+    folder = tmp_path / "study"
+    folder.mkdir()
+    stored = yaml.safe_load((result.folder / "study.yaml").read_text())
+    stored["spec_hash"] = "0" * 64
+    stored["git_revision"] = "abcdef0123"
+    (folder / "study.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(
+        UserError, match=r"other code \(sae_baselines [\d.]+, revision abcdef0\)"
+    ):
+        train_study(spec, folder, dataset=text)
+
+
 def test_another_process_in_the_folder_is_refused(
     study: tuple[PanelSpec, StudyResult],
 ):
