@@ -122,19 +122,23 @@ def variant_tables(record: Mapping[str, Any]) -> str:
 
 
 def guard_tables(record: Mapping[str, Any]) -> str:
-    """A table per data set of guard.csv: EV on test by L0 in training, and what that loses."""
-    by_data: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    """A table per data set and base of guard.csv: EV on test by L0 in training, and what that
+    loses."""
+    found: dict[tuple[str, str], dict[float, list[Row]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for row in record["rows"]:
-        by_data[row["data"]][float(row["ratio"])].append(row)
+        found[row["data"], row["base"]][float(row["ratio"])].append(row)
     parts = []
-    for data, runs in by_data.items():
+    for (data, base), runs in found.items():
         members = [m for m in MEMBERS if any(r["member"] == m for r in runs[1.0])]
-        head = ["L0 in training / target", "factor"]
+        head = ["L0 in training / target", "as trained", "factor"]
         head += [f"`{m}`{more}" for m in members for more in ("", ", lost")]
-        lines = [f"**{DATA[data]}**", "", _line([*head, "seeds"])]
+        lines = [f"**{base}, {DATA[data]}**", "", _line([*head, "seeds"])]
         lines.append(_line(["---"] * (len(head) + 1)))
         for ratio, rows in sorted(runs.items()):
-            cells = [f"{ratio:g}", _range(rows, "threshold_factor", ".2f")]
+            cells = [f"{ratio:g}"]
+            cells += [_range(rows, c, ".2f") for c in ("l0_as_trained", "threshold_factor")]
             for m in members:
                 cells += [_ev(rows, m), _lost(rows, runs[1.0], m)]
             lines.append(_line([*cells, str(len({r["seed"] for r in rows}))]))

@@ -3,23 +3,25 @@
     python benchmarks/recipes/guard.py pca96 --seeds 3
     python benchmarks/recipes/guard.py smollm2 --seeds 1 --ratios 0.8 0.9 1 1.1 1.25
 
-JumpReLU SAEs are held at ``ratio`` times the target L0 while they train, and calibrated to the
-target by one factor on their thresholds, as a study does it. The guard of verdicts
-(stats/fitness.py) has its limits from here. Every run is appended to guard.csv, not made again.
+SAEs are held at ``ratio`` times the target L0 while they train, and brought to the target by
+one factor on their thresholds or one shift of their biases, as a study does it. The guard of
+verdicts (stats/fitness.py) has its limits from here. Every run is appended to guard.csv, and
+not made again.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import torch
 from search import MEMBERS, Candidate, append, data_of, known, run
 
 HERE = Path(__file__).parent
-BASE = "jumprelu"
+BASES = ("jumprelu", "standard", "gated")
 RATIOS = (0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0)
 COLUMNS = (
     *("data", "base", "ratio", "member", "seed", "ev_dev", "ev_test"),
-    *("l0_dev", "l0_test", "alive", "threshold_factor", "l0_in_training"),
+    *("l0_dev", "l0_test", "alive", "threshold_factor", "l0_in_training", "l0_as_trained"),
 )
 
 
@@ -28,6 +30,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", nargs="+")
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=BASES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--activations", type=Path, default=Path("activations"))
@@ -38,14 +41,14 @@ def main() -> None:
     for seed in range(args.seeds):
         for name in args.data:
             data = data_of(name, args.activations)
-            for ratio in args.ratios:
-                what = {"data": name, "base": BASE, "ratio": str(ratio), "seed": str(seed)}
+            for base, ratio in product(args.bases, args.ratios):
+                what = {"data": name, "base": base, "ratio": str(ratio), "seed": str(seed)}
                 if names <= known(args.out, what):
                     continue
                 at_ratio = Candidate({"l0": ratio * data.l0})
-                rows = run(data, BASE, at_ratio, seed, MEMBERS)
+                rows = run(data, base, at_ratio, seed, MEMBERS)
                 append(args.out, [{**what, **row} for row in rows], COLUMNS)
-                print(name, ratio, seed, flush=True)
+                print(*what.values(), flush=True)
 
 
 if __name__ == "__main__":

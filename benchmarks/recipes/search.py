@@ -287,7 +287,9 @@ def calibrated(sae: Any, data: Data, folder: Path) -> tuple[SAE[Any], Calibratio
 def measured(sae: Any, data: Data, folder: Path) -> dict[str, Any]:
     """EV, L0 and live latents of the calibrated export."""
     exported, done = calibrated(sae, data, folder)
-    found: dict[str, Any] = {"threshold_factor": None}
+    found: dict[str, Any] = {"threshold_factor": None, "l0_as_trained": None}
+    if done.l0_before is not None:
+        found["l0_as_trained"] = done.l0_before / data.l0
     if done.method == "threshold_factor":
         found["threshold_factor"] = done.after
     for part in ("dev", "test"):

@@ -26,11 +26,10 @@ from sae_baselines.stats.intervals import spread
 from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures
 from sae_baselines.study.identity import (
+    ALLOWED,
     FACTOR,
     L0_AS_TRAINED,
     L0_IN_TRAINING,
-    LEAST_RATIO,
-    MOST_RATIO,
 )
 
 # 1 %: what fewer rows than that can do to a mean over latents is within the noise of seeds, and
@@ -226,14 +225,15 @@ def trained_elsewhere(match: Match) -> list[Bar]:
             ),
         ):
             values = match.table.of_panel(metric, match.group, member)
-            off = {s: v for s, v in values.items() if not LEAST_RATIO <= v <= MOST_RATIO}
+            least, most = ALLOWED[metric]
+            off = {s: v for s, v in values.items() if not least <= v <= most}
             if off:
                 worst = max(off.values(), key=lambda v: abs(math.log(max(v, 1e-9))))
                 bars.append(
                     Bar(
                         "L0 in training",
                         f"{member} was not trained at its L0 at {_named(off)}: {what} up to "
-                        f"{worst:.3g}, where {LEAST_RATIO:g} to {MOST_RATIO:g} is allowed",
+                        f"{worst:.3g}, where {least:g} to {most:g} is allowed",
                     )
                 )
     return bars

@@ -42,7 +42,7 @@ from sae_baselines.study.folder import (
     write_measurement,
     write_provenance,
 )
-from sae_baselines.study.identity import LEAST_RATIO, MOST_RATIO, identity_of
+from sae_baselines.study.identity import ALLOWED, L0_IN_TRAINING, identity_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0
 from sae_baselines.study.latents import LATENTS_FILE, Latents, latents_of
 from sae_baselines.study.measure import Cosines, cosines_to_start
@@ -953,7 +953,8 @@ class Work:
 
 def _tell_l0(key: MemberKey, ended: float | None) -> None:
     target = key.panel.l0
-    if ended is not None and not LEAST_RATIO <= ended / target <= MOST_RATIO:
+    least, most = ALLOWED[L0_IN_TRAINING]
+    if ended is not None and not least <= ended / target <= most:
         logger.warning(
             "%s: its last training batches had an L0 of %.3g, not %g, so it gets no verdict. "
             "Use an l0 that it can be held at, or more training_tokens: a control needs some "

@@ -200,11 +200,11 @@ def of_training(metric: str, trained: float, other: float) -> list[Any]:
     return rows(both, suite="panel", metric=metric, direction=0)
 
 
-@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training", "l0_as_trained"])
 @pytest.mark.parametrize(
     ("trained", "other", "barred"),
     [(1.0, 1.0, None), (0.91, 1.09, None), (0.52, 0.95, "trained"), (1.0, 1.2, "frozen")],
 )
+@pytest.mark.parametrize("metric", ["threshold_factor", "l0_in_training"])
 def test_members_that_were_trained_at_another_l0_get_no_word(
     metric: str, trained: float, other: float, barred: str | None
 ) -> None:
@@ -219,6 +219,22 @@ def test_members_that_were_trained_at_another_l0_get_no_word(
             assert reason.startswith(f"{barred}")
             assert "was not trained at its L0 at seeds 0, 1, 2, 3, 4" in reason
             assert "0.9 to 1.1 is allowed" in reason
+
+
+@pytest.mark.parametrize(
+    ("trained", "other", "barred"),
+    [(0.81, 1.24, None), (0.79, 1.0, "trained"), (1.0, 1.26, "frozen")],
+)
+def test_members_that_were_moved_far_to_their_l0_get_no_word(
+    trained: float, other: float, barred: str | None
+) -> None:
+    moved = of_training("l0_as_trained", trained, other)
+    word, reason = words(scored(PROBING, "sae_top_1_test_accuracy"), moved)[PROBING]
+    assert word == ("beats" if barred is None else "no verdict")
+    if barred:
+        assert reason.startswith(barred)
+        assert "on held-out text, before anything was moved, was up to" in reason
+        assert "0.8 to 1.25 is allowed" in reason
 
 
 @pytest.mark.parametrize(("share", "fails"), [(0.5, False), (0.51, True)])
