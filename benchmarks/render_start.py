@@ -6,7 +6,7 @@ from typing import Any
 from render import table
 
 Row = Mapping[str, str]
-MODELS = {"smollm2": "SmolLM2-135M, layer 15", "gemma": "gemma-3-270m, layer 5"}
+MODELS = {"smollm2": "SmolLM2-135M", "gemma": "gemma-3-270m"}
 MEMBERS = ("trained", "frozen_decoder:cov", "frozen_encoder:cov")
 
 
@@ -14,11 +14,12 @@ def start_tables(record: Mapping[str, Any]) -> str:
     """A table for each model, with a skip and without: EV (L0, share of live latents)."""
     rows: list[Row] = record["rows"]
     parts = []
-    for model, title in MODELS.items():
+    for model, name in MODELS.items():
         for skip in ("True", "False"):
             chosen = [r for r in rows if (r["model"], r["skip"]) == (model, skip)]
             if chosen:
                 words = "with a skip" if skip == "True" else "without a skip"
+                title = f"{name}, layer {chosen[0]['layer']}"
                 affine = f"affine map {float(chosen[0]['ev_affine']):.3f}"
                 parts.append(f"**{title}, {words} ({affine})**\n\n{_table(chosen)}")
     return "\n\n".join(parts)

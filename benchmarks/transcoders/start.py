@@ -229,7 +229,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "start.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    keys, done = ("model", "skip", "share", "aux", "warm_up", "lr", "member"), set()
+    keys = ("model", "layer", "skip", "share", "aux", "warm_up", "lr", "member")
+    done = set()
     if args.out.exists():
         with args.out.open(newline="") as file:
             done = {tuple(row[k] for k in keys) for row in csv.DictReader(file)}
@@ -240,8 +241,8 @@ def main() -> None:
             for variant in VARIANTS:
                 named = {k: "" if v is None else str(v) for k, v in vars(variant).items()}
                 for member in MEMBERS:
-                    case = {"model": model, "skip": str(not args.no_skip), **named}
-                    case["member"] = member
+                    case = {"model": model, "layer": str(LAYERS[model])}
+                    case |= {"skip": str(not args.no_skip), **named, "member": member}
                     if tuple(case[k] for k in keys) in done:
                         continue
                     found = measure(data, variant, member, not args.no_skip)
