@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from statistics import mean, stdev
 from typing import Any
 
+from sae_baselines.results import L0_TOLERANCE
+
 Row = Mapping[str, str]
 ByBase = Mapping[str, list[Row]]
 # Data sets in the order of the README, with what they are.
@@ -163,14 +165,14 @@ def shrinkage_table(record: Mapping[str, Any]) -> str:
 
 
 def _lost(rows: Sequence[Row], whole: Sequence[Row], member: str) -> str:
-    """Mean over the seeds that both have."""
-    at_target = {r["seed"]: float(r["ev_test"]) for r in whole if r["member"] == member}
-    lost = [
-        at_target[r["seed"]] - float(r["ev_test"])
-        for r in rows
-        if r["member"] == member and r["seed"] in at_target
-    ]
-    return f"{mean(lost):.3f}" if lost else ""
+    """Mean over the seeds that both have, where both are measured at one L0."""
+    at_target = {r["seed"]: r for r in whole if r["member"] == member}
+    mine = [r for r in rows if r["member"] == member and r["seed"] in at_target]
+    pairs = [(r, at_target[r["seed"]]) for r in mine]
+    apart = [abs(float(r["l0_test"]) / float(there["l0_test"]) - 1) for r, there in pairs]
+    if not pairs or max(apart) > L0_TOLERANCE:
+        return "another L0" if pairs else ""
+    return f"{mean(float(there['ev_test']) - float(r['ev_test']) for r, there in pairs):.3f}"
 
 
 def _table(title: str, runs: Mapping[tuple[str, str], list[Row]]) -> str:
