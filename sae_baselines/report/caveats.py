@@ -222,8 +222,11 @@ def _seeds(table: Results, items: Sequence[Verdict]) -> Iterable[Caveat]:
     # Also where another reason came first.
     if single_seeds(table, items):
         yield caveat("single seed")
-    if any(v.n_seeds == 2 for v in items):
-        yield caveat("two seeds", why=METHOD.two_seeds)
+    with_two = list(dict.fromkeys(v.baseline for v in items if v.n_seeds == 2))
+    if with_two:
+        # The others are compared on more: on a metric of these some seeds are no pairs.
+        some = [] if all(v.n_seeds <= 2 for v in items) else with_two
+        yield caveat("two seeds", why=METHOD.two_seeds, baselines=some)
 
 
 def single_seeds(table: Results, items: Sequence[Verdict]) -> list[Group]:

@@ -29,7 +29,7 @@ from markupsafe import Markup, escape
 
 from sae_baselines.controls import is_control
 from sae_baselines.report import names, numbers, paper
-from sae_baselines.stats import CANNOT_TELL, METHOD, Interval, above_chance, null_of
+from sae_baselines.stats import CANNOT_TELL, METHOD, Interval, above_nothing, null_of
 
 _HERE = "sae_baselines.report"
 _CODE = re.compile(r"`([^`]+)`")
@@ -351,7 +351,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "mean_sd": numbers.mean_sd,
     "p_value": numbers.p_value,
     "percent": numbers.percent,
-    "above_chance": above_chance,
+    "above_nothing": above_nothing,
     "null": null_of,
     "share": _share,
     "estimated": _estimated,

@@ -29,7 +29,7 @@ from sae_baselines.stats.intervals import (
 )
 from sae_baselines.stats.method import METHOD, Method
 from sae_baselines.stats.placement import Placement, placements
-from sae_baselines.stats.retained import Retained, above_chance, fieller, retained, together
+from sae_baselines.stats.retained import Retained, above_nothing, fieller, retained, together
 from sae_baselines.stats.spreads import (
     Plan,
     Planned,
@@ -59,7 +59,7 @@ __all__ = [
     "Room",
     "Verdict",
     "Word",
-    "above_chance",
+    "above_nothing",
     "against_random",
     "collapsed",
     "corrected",

@@ -141,12 +141,16 @@ def retained(
     ]
 
 
-def above_chance(v: Verdict) -> float | None:
-    """The retained share of what is above a guess; None where a guess's score is not known."""
-    chance = metric_of(v.suite, v.metric).chance
-    if chance is None or not v.trained > chance:
+def above_nothing(v: Verdict) -> float | None:
+    """The retained share of what is better than nothing; below 0 where the baseline is worse.
+
+    Nothing is the trained member's highest floor, where one was measured, else the score of a
+    guess, where that is known; None where neither is, or the trained member is no better.
+    """
+    nothing = v.floor if math.isfinite(v.floor) else metric_of(v.suite, v.metric).chance
+    if nothing is None or not v.direction * (v.trained - nothing) > 0:
         return None
-    return (v.other - chance) / (v.trained - chance)
+    return (v.other - nothing) / (v.trained - nothing)
 
 
 def _retained(c: Comparison, frozen: Sequence[Comparison], alpha: float) -> Retained:

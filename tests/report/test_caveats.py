@@ -270,6 +270,15 @@ def test_two_seeds_say_what_they_cannot_show():
     (found,) = _found(clean(2), context())
     assert "a run that failed cannot be told from one that did not" in found.text
     assert "78% open" in found.text
+    assert "Somewhere" not in found.text
+
+
+def test_two_of_three_seeds_say_which_baseline_has_no_more():
+    frame = change(clean(3), 20.0, metric="l0", suite="ravel", member="frozen_encoder", seed=0)
+    found = next(c for c in _found(frame, context()) if c.kind == "two seeds")
+    assert found.text.startswith(
+        "Somewhere `frozen_encoder` can be compared on two seeds only."
+    )
 
 
 def test_a_metric_that_is_good_for_nothing_is_named():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from sae_baselines.report import Report, build_report, to_html, to_markdown
-from sae_baselines.stats import Verdict, above_chance, against_random, retained, verdicts
+from sae_baselines.stats import Verdict, above_nothing, against_random, retained, verdicts
 from tests.report.page import Node, cells, markdown_rows, parse
 from tests.report.studies import BASELINES, PRIMARY, change, clean, context
 from tests.stats.tables import frame as frame_of
@@ -122,7 +122,9 @@ def test_the_first_screen_has_effects_and_families(report: Report, page: Node):
         assert (mean, low, high) == pytest.approx(
             (v.mean_difference, v.interval.low, v.interval.high), abs=6e-4
         )
-        assert row["retained"] == f"{100 * shares[key]:.1f}%"
+        above = above_nothing(v)
+        beyond = "" if above is None else f" ({100 * above:.1f}%)"
+        assert row["retained"] == f"{100 * shares[key]:.1f}%{beyond}"
     assert "6 answers in 2 families" in page.section("answer").text
     assert "with 2 it is up to 4.9%" in page.section("answer").text
     main = next(n for n in page.all("main"))
@@ -192,9 +194,29 @@ def test_what_a_guess_scores_is_taken_off_where_it_is_known():
     values |= {("frozen_decoder", s): 0.6 for s in range(3)}
     accuracy = rows(values, suite="sparse_probing", metric="sae_top_1_test_accuracy")
     (v,) = verdicts(frame_of(accuracy))
-    assert above_chance(v) == pytest.approx(0.1 / 0.201)
+    assert above_nothing(v) == pytest.approx(0.1 / 0.201)
     (other,) = verdicts(frame_of(rows(values, suite="core", metric="ce_loss_score")))
-    assert above_chance(other) is None
+    assert above_nothing(other) is None
+
+
+@pytest.mark.parametrize(
+    ("twin", "share", "shown"), [(0.66, 0.6, "60.0%"), (0.58, -0.2, "below")]
+)
+def test_what_a_floor_scores_is_taken_off_where_it_was_measured(
+    twin: float, share: float, shown: str
+):
+    values = {("trained", s): 0.7 + 0.0001 * s for s in range(3)}
+    values |= {("frozen_decoder", s): twin + 0.0001 * s for s in range(3)}
+    floors = {(member, s): 0.6 + 0.0001 * s for member, s in values}
+    frame = frame_of(
+        rows(values, suite="panel", metric="explained_variance"),
+        rows(floors, suite="panel", metric="explained_variance_null_affine", direction=0),
+    )
+    (v,) = [v for v in verdicts(frame) if v.metric == "explained_variance"]
+    assert above_nothing(v) == pytest.approx(share)
+    report = build_report(frame, context(primary=["panel/explained_variance"]))
+    (row,) = [r for r in markdown_rows(to_markdown(report), "metric") if r.get("retained")]
+    assert row["retained"].endswith(f"% ({shown})")
 
 
 def test_one_correction_over_the_study_is_one_family():
