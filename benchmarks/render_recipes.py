@@ -211,9 +211,10 @@ def _chosen(runs: Mapping[tuple[str, str], list[Row]]) -> dict[str, str]:
     found = {}
     for base in dict.fromkeys(b for b, _ in runs):
         of_base = {c: rows for (b, c), rows in runs.items() if b == base}
-        # Some were run with more members than others, and some without the trained SAE.
+        # Some were run with more members than others; what was run with the trained SAE alone,
+        # or without it, is not chosen from.
         of_base = {
-            c: rs for c, rs in of_base.items() if any(r["member"] == MEMBERS[0] for r in rs)
+            c: rs for c, rs in of_base.items() if {MEMBERS[0]} < {r["member"] for r in rs}
         }
         members = set.intersection(*({r["member"] for r in rows} for rows in of_base.values()))
         held = {c: rows for c, rows in of_base.items() if _is_held(rows, members)}

@@ -17,6 +17,7 @@ from render_sparse import step_tables
 from step_members import (
     BASELINES,
     BASES,
+    BY_THRESHOLD,
     MEMBERS,
     SHAPES,
     SPARSE,
@@ -45,8 +46,6 @@ RESULTS = Path(__file__).parent / "results"
 JUDGED = ("batchtopk", "jumprelu")
 ALL_MEMBERS = (*MEMBERS, SPARSE)
 TWINS = (*BASELINES, SPARSE)
-# Bases without a number of latents to select: their start decides how sparse they are.
-_BY_THRESHOLD = ("jumprelu", "standard", "gated")
 _BLOCK_S = 0.5
 _REPEATS = (5, 25)
 AIMS = {
@@ -186,7 +185,7 @@ def measure(
     """
     device = batches[0].device.type
     synchronize = synchronizer(device)
-    threshold = jumprelu_threshold(shape, batches) if base in _BY_THRESHOLD else 0.0
+    threshold = jumprelu_threshold(shape, batches) if base in BY_THRESHOLD else 0.0
     memory: dict[str, float] = {}
     steppers: dict[str, Stepper] = {}
     for m in ALL_MEMBERS:

@@ -27,6 +27,8 @@ BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batch
 STOCK = "stock"
 # A second, independent copy of stock: its ratio to the first is the noise of the machine.
 STOCK_AGAIN = "stock_again"
+# Bases without a number of latents to select: their start decides how sparse they are.
+BY_THRESHOLD = ("jumprelu", "standard", "gated")
 BASELINES = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 MEMBERS = (STOCK, STOCK_AGAIN, *BASELINES)
 # The seeded SAE with its sparse step on: what a panel may train in stock's place.

@@ -20,6 +20,7 @@ from pairs import interleaved, paired, seconds, synchronizer
 from render import step_time_tables
 from step_members import (
     BASES,
+    BY_THRESHOLD,
     MEMBERS,
     SHAPES,
     STOCK,
@@ -131,7 +132,7 @@ def measure(
     half_dead: bool,
 ) -> dict[str, Any]:
     """Everything about one base."""
-    threshold = jumprelu_threshold(shape, batches) if base == "jumprelu" else 0.0
+    threshold = jumprelu_threshold(shape, batches) if base in BY_THRESHOLD else 0.0
     options: Any = {"autocast": autocast, "half_dead": half_dead, "dense": True}
     on_cuda = batches[0].is_cuda
     memory: dict[str, float] = {}

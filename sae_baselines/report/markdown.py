@@ -27,7 +27,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
-from sae_baselines.controls import is_control
+from sae_baselines.baselines.constraint import held_side
+from sae_baselines.controls import is_control, question_of
 from sae_baselines.report import names, numbers, paper
 from sae_baselines.stats import CANNOT_TELL, METHOD, Interval, above_nothing, null_of
 
@@ -222,6 +223,11 @@ def _fenced(text: str) -> Markup:
     return Markup(f"{fence}\n{text.rstrip()}\n{fence}")
 
 
+def _soft_sides(constraints: Iterable[str]) -> list[str]:
+    """Which sides soft-frozen members have their caps on."""
+    return sorted({held_side(c) for c in constraints if question_of(c) == "nearly free"})
+
+
 def _share(share: float | None, found: Interval, estimated: bool = False) -> str:
     """``share% [low, high]``."""
     if share is None:
@@ -352,6 +358,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "p_value": numbers.p_value,
     "percent": numbers.percent,
     "above_nothing": above_nothing,
+    "soft_sides": _soft_sides,
     "null": null_of,
     "share": _share,
     "estimated": _estimated,

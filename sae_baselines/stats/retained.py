@@ -144,11 +144,16 @@ def retained(
 def above_nothing(v: Verdict) -> float | None:
     """The retained share of what is better than nothing; below 0 where the baseline is worse.
 
-    Nothing is the trained member's highest floor, where one was measured, else the score of a
-    guess, where that is known; None where neither is, or the trained member is no better.
+    Nothing is the trained member's highest floor, or the score of a guess, where that is known
+    and no floor is better. None where neither is known, and where the trained member is not
+    above its floor by more than the noise of seeds.
     """
-    nothing = v.floor if math.isfinite(v.floor) else metric_of(v.suite, v.metric).chance
-    if nothing is None or not v.direction * (v.trained - nothing) > 0:
+    known = [metric_of(v.suite, v.metric).chance, v.floor if math.isfinite(v.floor) else None]
+    values = [value for value in known if value is not None]
+    if not values or (v.above_floor is not None and not v.above_floor.low > 0):
+        return None
+    nothing = max(values, key=lambda value: v.direction * value)
+    if not v.direction * (v.trained - nothing) > 0:
         return None
     return (v.other - nothing) / (v.trained - nothing)
 

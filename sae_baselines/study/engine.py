@@ -42,7 +42,12 @@ from sae_baselines.study.folder import (
     write_measurement,
     write_provenance,
 )
-from sae_baselines.study.identity import ALLOWED, L0_IN_TRAINING, identity_of
+from sae_baselines.study.identity import (
+    ALLOWED,
+    L0_AS_TRAINED,
+    L0_IN_TRAINING,
+    identity_of,
+)
 from sae_baselines.study.l0_record import L0Record, recorded_l0
 from sae_baselines.study.latents import LATENTS_FILE, Latents, latents_of
 from sae_baselines.study.measure import Cosines, cosines_to_start
@@ -857,7 +862,7 @@ class Work:
         calibration = calibrate(sae, self.source.calibration, key.panel.l0)
         _, member = self.members[key.name]
         l0 = recorded_l0(run.l0, key.name)
-        _tell_l0(key, l0["end"])
+        _tell_l0(key, l0["end"], calibration.l0_before)
         facts = {
             "panel": key.panel.name,
             "member": key.member,
@@ -951,18 +956,29 @@ class Work:
         return sae, cosines
 
 
-def _tell_l0(key: MemberKey, ended: float | None) -> None:
-    target = key.panel.l0
-    least, most = ALLOWED[L0_IN_TRAINING]
-    if ended is not None and not least <= ended / target <= most:
-        logger.warning(
-            "%s: its last training batches had an L0 of %.3g, not %g, so it gets no verdict. "
-            "Use an l0 that it can be held at, or more training_tokens: a control needs some "
-            "300 steps",
-            key.name,
-            ended,
-            target,
-        )
+def _tell_l0(key: MemberKey, ended: float | None, held_out: float | None) -> None:
+    """Say that a member gets no verdict for its L0; a report would be long after.
+
+    Args:
+        key: The member.
+        ended: L0 of its last training batches.
+        held_out: On held-out text, before it was moved to its target.
+    """
+    for l0, metric, of in (
+        (ended, L0_IN_TRAINING, "its last training batches had an L0 of"),
+        (held_out, L0_AS_TRAINED, "on held-out text it had, as it was trained, an L0 of"),
+    ):
+        least, most = ALLOWED[metric]
+        if l0 is not None and not least <= l0 / key.panel.l0 <= most:
+            logger.warning(
+                "%s: %s %.3g, not %g, so it gets no verdict. Use an l0 that it can be held at, "
+                "or more training_tokens: a control needs some 300 steps",
+                key.name,
+                of,
+                l0,
+                key.panel.l0,
+            )
+            return
 
 
 def _kinds_of_steps(sae: TrainingSAE[Any]) -> dict[str, Any] | None:

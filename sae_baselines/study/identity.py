@@ -26,10 +26,9 @@ FACTOR, L0_IN_TRAINING, DEAD_SHARE = "threshold_factor", "l0_in_training", "dead
 L0_AS_TRAINED = "l0_as_trained"
 # 1 where members are transcoders that contain an affine map.
 SKIP = "skip"
-# Beyond these the others mean that another SAE was trained than the one that is measured
-# (what is lost by how far: benchmarks/recipes). L0 depends on the text, so that held-out text
-# may have another than training had; what is allowed there moves a JumpReLU's thresholds by as
-# much as is allowed of them.
+# Beyond these another SAE was trained than the one that is measured (what is lost by how far:
+# benchmarks/recipes). L0 depends on the text, so that held-out text may have another than
+# training had: more is allowed there.
 ALLOWED = {FACTOR: (0.9, 1.1), L0_IN_TRAINING: (0.9, 1.1), L0_AS_TRAINED: (0.8, 1.25)}
 # Firings per latent on average, below which one that never fired may be a rare one.
 _FIRINGS = 100

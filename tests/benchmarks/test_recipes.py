@@ -17,6 +17,28 @@ def shrinkage(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("shrinkage")
 
 
+def _row(**fields: Any) -> dict[str, str]:
+    made = {"data": "pca96", "base": "standard", "member": "trained", "seed": "0", **fields}
+    return {"l0_as_trained": "1", "threshold_factor": "", "l0_test": "12", **made}
+
+
+def test_what_is_measured_at_another_l0_has_lost_nothing_that_can_be_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    tables = importlib.import_module("render_recipes").guard_tables(
+        {
+            "rows": [
+                _row(ratio="1", ev_test="0.8"),
+                _row(ratio="0.9", ev_test="0.79"),
+                _row(ratio="0.5", ev_test="0.7", l0_test="6"),
+            ]
+        }
+    )
+    lost = [line.split(" | ")[4] for line in tables.splitlines()[-3:]]
+    assert lost == ["another L0", "0.010", "0.000"]
+
+
 @pytest.mark.parametrize("rate", [0.01, 0.06, 0.3])
 def test_what_a_relu_keeps_of_a_normal_latent(shrinkage: Any, rate: float) -> None:
     z = torch.randn(2_000_000, generator=torch.Generator().manual_seed(0)).double()

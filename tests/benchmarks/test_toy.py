@@ -31,6 +31,8 @@ def test_the_study_files_are_what_was_run(name: str) -> None:
     for member in now["members"]:
         if isinstance(member, dict):
             assert member.pop("learned") is None  # a field that came later
+    # A study from before there were recipes.
+    assert now["recipe"] == ran.get("recipe", "first")
     # Snapshots change no number of the tables.
     assert {k: v for k, v in ran.items() if k != "n_snapshots"} == {
         k: now[k] for k in ran if k != "n_snapshots"

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from sae_baselines.evals.registry import metric_of
 from sae_baselines.report import Report, build_report, to_html, to_markdown
 from sae_baselines.stats import Verdict, above_nothing, against_random, retained, verdicts
 from tests.report.page import Node, cells, markdown_rows, parse
@@ -200,7 +201,57 @@ def test_what_a_guess_scores_is_taken_off_where_it_is_known():
 
 
 @pytest.mark.parametrize(
-    ("twin", "share", "shown"), [(0.66, 0.6, "60.0%"), (0.58, -0.2, "below")]
+    ("metric", "direction", "trained", "twin", "nothing", "share"),
+    [
+        # Lower is better: of the .2 that the trained SAE is below its floor the twin has .1.
+        ("mean_absorption_fraction_score", -1, 0.05, 0.15, 0.25, 0.5),
+        # A floor below a guess: half right is nothing, whatever the floor.
+        ("sae_top_1_test_accuracy", 1, 0.7, 0.6, 0.47, 0.5),
+        ("sae_top_1_test_accuracy", 1, 0.7, 0.6, 0.55, 1 / 3),
+        # Not above its floor by more than seeds differ.
+        ("sae_top_1_test_accuracy", 1, 0.6001, 0.62, 0.6, None),
+    ],
+)
+def test_nothing_is_the_better_of_floor_and_guess(
+    metric: str,
+    direction: int,
+    trained: float,
+    twin: float,
+    nothing: float,
+    share: float | None,
+):
+    suite = "absorption" if direction < 0 else "sparse_probing"
+    floor = metric_of(suite, metric).floors[0]
+    noise = (-0.001, 0.0, 0.001)
+    values = {("trained", s): trained + d for s, d in enumerate(noise)}
+    values |= {("frozen_decoder", s): twin + d for s, d in enumerate(noise)}
+    floors = dict.fromkeys(values, nothing)
+    frame = frame_of(
+        rows(values, suite=suite, metric=metric, direction=direction),
+        rows(floors, suite=suite, metric=floor, direction=0),
+    )
+    (v,) = [v for v in verdicts(frame) if v.metric == metric]
+    found = above_nothing(v)
+    assert found is None if share is None else found == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("members", "sides"),
+    [
+        (["soft_frozen_decoder"], "decoder"),
+        (["soft_frozen_encoder"], "encoder"),
+        (["soft_frozen_decoder", "soft_frozen_encoder"], "decoder or encoder"),
+    ],
+)
+def test_the_side_of_a_soft_frozen_member_is_named(members: list[str], sides: str):
+    values = {(m, s): 0.7 + 0.001 * s for m in ("trained", *members) for s in range(3)}
+    frame = frame_of(rows(values, suite="panel", metric="explained_variance"))
+    report = build_report(frame, context(primary=["panel/explained_variance"]))
+    assert f"but {sides} directions must stay near their random start" in to_markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("twin", "share", "shown"), [(0.66, 0.6, "60.0%"), (0.58, -0.2, "worse")]
 )
 def test_what_a_floor_scores_is_taken_off_where_it_was_measured(
     twin: float, share: float, shown: str
