@@ -359,6 +359,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "percent": numbers.percent,
     "above_nothing": above_nothing,
     "soft_sides": _soft_sides,
+    "of_baselines": lambda found: [v for v in found if not is_control(v.constraint)],
     "null": null_of,
     "share": _share,
     "estimated": _estimated,
