@@ -71,7 +71,7 @@ def test_from_nothing_to_a_published_baseline(tmp_path: Path, monkeypatch: pytes
 
         publish = [word for word in rest[-1][1:] if word != "--dry-run"]
         assert "(5 SAEs)" in run(*sae_baselines, *publish)
-        assert run(sys.executable, "-c", STOCK).split() == ["topk", "4608"]
+        assert run(sys.executable, "-c", STOCK).split() == ["topk", "2304"]
         one = "user/repo:topk/l0_32/seed_0/frozen_decoder"
         shown = json.loads(run(*sae_baselines, "show", one, "--json"))
         assert shown["claim"]["holds"] is True
