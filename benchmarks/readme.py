@@ -47,6 +47,7 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
         ("sparse_panel", panel_tables),
     ],
     ("benchmarks/README.md", "dead"): [("sparse_step_dead_cpu", dead_table)],
+    ("benchmarks/README.md", "jumprelu"): [("sparse_step_jumprelu_cpu", dead_table)],
     ("benchmarks/README.md", "transcoders"): [("transcoder_step_cpu", transcoder_table)],
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
     ("benchmarks/README.md", "gpu"): [("gpu", gpu_tables)],

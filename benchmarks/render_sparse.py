@@ -39,7 +39,7 @@ def step_tables(record: dict[str, Any]) -> str:
 
 
 def dead_table(record: dict[str, Any]) -> str:
-    """Aims alone, where half of the latents are dead."""
+    """Aims alone."""
     out = []
     for run in record["runs"]:
         out += [f"**Sparse step: {_shape(run)} ({machine(record)})**", "", _aims(run), ""]

@@ -113,7 +113,8 @@ def _cpu_peak(
     torch.set_num_threads(threads)
     # A tiny run first: library code, thread pools and workspaces are then in memory.
     tiny = SHAPES["quick"]
-    Stepper(base, member, tiny, activations(tiny, "cpu"), 0.0, autocast=autocast).steps(2)
+    # A JumpReLU's estimator is as wide as a share of its threshold, which cannot be 0.
+    Stepper(base, member, tiny, activations(tiny, "cpu"), 1.0, autocast=autocast).steps(2)
     batches = activations(shape, "cpu")[:2]
     gc.collect()
     before = _resident()

@@ -92,6 +92,16 @@ def test_members_do_the_same_work_and_do_it_sparse(step: tuple[dict[str, Any], s
         assert base["projection"]["edge"]["rows_moved"] > 0, name
 
 
+@pytest.mark.parametrize("base", ["jumprelu", "standard", "batchtopk"])
+def test_memory_is_measured_at_the_recipe_of_panels(imported: Any, base: str) -> None:
+    memory = imported("step_memory")
+    shape = memory.SHAPES["quick_sparse"]
+    threads = torch.get_num_threads()
+    assert (
+        memory._cpu_peak(base, "frozen_decoder", shape, 1.0, False, False, False, threads) >= 0
+    )
+
+
 def test_ratios_sums_and_aims_follow_from_the_times(step: tuple[dict[str, Any], str]) -> None:
     check_step(step[0])
     judged = [aim["what"] for aim in step[0]["runs"][0]["aims"]]
