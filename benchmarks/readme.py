@@ -30,7 +30,7 @@ from render_rows import (
     summary_table,
     token_tables,
 )
-from render_sparse import dead_table, growth_tables, peer_table, step_tables
+from render_sparse import growth_tables, peer_table, step_aims, step_tables
 from render_start import start_tables
 from sparse_panel import panel_tables
 from tasks import task_tables
@@ -46,8 +46,8 @@ BLOCKS: dict[tuple[str, str], list[tuple[str, Render]]] = {
         ("peers_cpu", peer_table),
         ("sparse_panel", panel_tables),
     ],
-    ("benchmarks/README.md", "dead"): [("sparse_step_dead_cpu", dead_table)],
-    ("benchmarks/README.md", "jumprelu"): [("sparse_step_jumprelu_cpu", dead_table)],
+    ("benchmarks/README.md", "dead"): [("sparse_step_dead_cpu", step_aims)],
+    ("benchmarks/README.md", "jumprelu"): [("sparse_step_jumprelu_cpu", step_aims)],
     ("benchmarks/README.md", "transcoders"): [("transcoder_step_cpu", transcoder_table)],
     ("benchmarks/README.md", "growth"): [("sparse_growth_cpu", growth_tables)],
     ("benchmarks/README.md", "gpu"): [("gpu", gpu_tables)],

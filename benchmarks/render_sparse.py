@@ -38,7 +38,7 @@ def step_tables(record: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
-def dead_table(record: dict[str, Any]) -> str:
+def step_aims(record: dict[str, Any]) -> str:
     """Aims alone."""
     out = []
     for run in record["runs"]:

@@ -358,10 +358,11 @@ def known(path: Path, what: Mapping[str, str]) -> set[str]:
 
 def append(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Add rows in the table's order; numbers with five digits."""
-    rounded = [
-        {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-    ]
-    add(path, [{column: row.get(column) for column in columns} for row in rounded])
+
+    def shown(value: Any) -> Any:
+        return f"{value:.5g}" if isinstance(value, float) else value
+
+    add(path, [{column: shown(row.get(column)) for column in columns} for row in rows])
 
 
 if __name__ == "__main__":

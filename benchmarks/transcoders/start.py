@@ -241,8 +241,13 @@ def main() -> None:
             for variant in VARIANTS:
                 named = {k: "" if v is None else str(v) for k, v in vars(variant).items()}
                 for member in MEMBERS:
-                    case = {"model": model, "layer": str(LAYERS[model])}
-                    case |= {"skip": str(not args.no_skip), **named, "member": member}
+                    case = {
+                        "model": model,
+                        "layer": str(LAYERS[model]),
+                        "skip": str(not args.no_skip),
+                        **named,
+                        "member": member,
+                    }
                     if tuple(case[k] for k in keys) in done:
                         continue
                     found = measure(data, variant, member, not args.no_skip)

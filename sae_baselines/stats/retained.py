@@ -148,8 +148,8 @@ def above_nothing(v: Verdict) -> float | None:
     and no floor is better. None where neither is known, and where the trained member is not
     above its floor by more than the noise of seeds.
     """
-    known = [metric_of(v.suite, v.metric).chance, v.floor if math.isfinite(v.floor) else None]
-    values = [value for value in known if value is not None]
+    known = (metric_of(v.suite, v.metric).chance, v.floor)
+    values = [value for value in known if value is not None and math.isfinite(value)]
     if not values or (v.above_floor is not None and not v.above_floor.low > 0):
         return None
     nothing = max(values, key=lambda value: v.direction * value)

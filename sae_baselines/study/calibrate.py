@@ -76,10 +76,6 @@ def _set_threshold(sae: Any, activations: torch.Tensor, wanted: int) -> Calibrat
 
 
 def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calibration:
-    def margin(sae: Any, x: torch.Tensor) -> torch.Tensor:
-        pre = _pre_activations(sae, x)
-        return torch.where(pre > 0, pre - sae.threshold, -torch.inf)
-
     def ratio(sae: Any, x: torch.Tensor) -> torch.Tensor:
         pre = _pre_activations(sae, x)
         # A zero threshold cannot be scaled: its latent fires or not whatever the factor.
@@ -87,7 +83,7 @@ def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calib
         ratio = torch.where(sae.threshold > 0, pre / sae.threshold, high)
         return torch.where(pre > 0, ratio, 0)
 
-    before = _l0(sae, activations, margin)
+    before = _l0(sae, activations, ratio, above=1)
     factor = cut_above(sae, activations, wanted, ratio)
     if not 0 < float(factor) < 1e6:
         return Calibration("none", l0_before=before)
@@ -95,8 +91,8 @@ def _scale_thresholds(sae: Any, activations: torch.Tensor, wanted: int) -> Calib
     return Calibration("threshold_factor", 1.0, float(factor), before)
 
 
-def _l0(sae: Any, activations: torch.Tensor, score: Score) -> float:
-    active = sum(int((score(sae, x) > 0).sum()) for x in chunks(sae, activations))
+def _l0(sae: Any, activations: torch.Tensor, score: Score, above: float = 0) -> float:
+    active = sum(int((score(sae, x) > above).sum()) for x in chunks(sae, activations))
     return active / activations.shape[0]
 
 

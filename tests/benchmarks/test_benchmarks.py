@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.benchmarks.steps import check_same_work
 from tests.forked import run_script
 from tests.tiny_model import HOOK, save_tiny_model, tiny_panel, tiny_text
 
@@ -60,15 +61,8 @@ def test_stock_is_its_own_reference(step_time: tuple[Path, str]) -> None:
 
 def test_stock_and_twins_do_the_same_work(step_time: tuple[Path, str]) -> None:
     for name, base in only_run(step_time[0])["bases"].items():
-        l0 = {member: m["l0_first"] for member, m in base["members"].items()}
-        twins = [l0[m] for m in l0 if m not in ("stock", "stock_again")]
-        assert max(twins) <= 1.1 * min(twins), name
-        if "topk" in name:
-            assert list(l0.values()) == pytest.approx([4] * len(l0), rel=0.1), name
-        else:  # thresholds are set on another batch; twins are led to L0, stock is not
-            assert l0["stock"] == l0["stock_again"]
-            assert all(1.5 < each < 8 for each in l0.values()), name
-            assert base["twin_options"]["l0_control"] > 0
+        twins = [m for m in base["members"] if m not in ("stock", "stock_again")]
+        check_same_work(name, base, twins, least=1.5)
 
 
 def test_aims_are_marked_from_the_ratios(step_time: tuple[Path, str]) -> None:

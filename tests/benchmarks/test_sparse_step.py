@@ -18,6 +18,7 @@ import torch
 
 from sae_baselines.baselines import seeded_start
 from sae_baselines.sparse import step as sparse_step
+from tests.benchmarks.steps import check_same_work
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = BENCHMARKS / "results"
@@ -75,16 +76,7 @@ def test_every_base_and_member_is_measured(step: tuple[dict[str, Any], str]) -> 
 
 def test_members_do_the_same_work_and_do_it_sparse(step: tuple[dict[str, Any], str]) -> None:
     for name, base in step[0]["runs"][0]["bases"].items():
-        l0 = {member: of["l0_first"] for member, of in base["members"].items()}
-        twins = [l0[member] for member in TWINS]
-        assert 0 < max(twins) <= 1.1 * min(twins), name
-        if "topk" in name:
-            assert list(l0.values()) == pytest.approx([4] * len(l0), rel=0.1), name
-        else:  # a threshold meets it on average over batches; twins are led to it, stock is not
-            assert l0["stock"] == l0["stock_again"]
-            assert all(1 < each < 8 for each in l0.values()), name
-            assert base["twin_options"]["l0_control"] > 0
-            assert "l0_control" not in base["options"]
+        check_same_work(name, base, TWINS, least=1)
         for twin in TWINS:
             assert base["members"][twin]["sparse_share"] == 1
             assert base["members"][twin]["sparse_steps"] > base["repeats"]
