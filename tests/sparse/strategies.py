@@ -121,7 +121,8 @@ class Step:
 
     Attributes:
         term: The size of what is added up to the gradient of a pre-activation: a residual
-            times a decoder row. The sum may cancel to less than a rounding of its terms.
+            times a decoder row and the scale that a normalisation of x gives back. The sum may
+            cancel to less than a rounding of its terms.
     """
 
     output: TrainStepOutput
@@ -145,8 +146,17 @@ def run_step(
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         output = sae.training_forward_pass(step_input(sae, x, dead))
     residual = (output.sae_out.detach() - x).abs().sum(dim=-1).max()
-    term = float(2 / x.shape[0] * residual * sae.W_dec.detach().abs().max())
+    term = float(2 / x.shape[0] * residual * _scale(sae, x) * sae.W_dec.detach().abs().max())
     return Step(output, gradients(sae, output.loss), term)
+
+
+def _scale(sae: AnySAE, x: torch.Tensor) -> torch.Tensor:
+    """What the SAE's normalisation multiplies a reconstruction of x by, at most."""
+    ends = []
+    for value in (torch.zeros_like(x), torch.ones_like(x)):
+        sae.run_time_activation_norm_fn_in(x)  # it is forgotten once undone
+        ends.append(sae.run_time_activation_norm_fn_out(value))
+    return (ends[1] - ends[0]).abs().max()
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,22 @@ def test_a_step_has_the_selection_losses_and_gradients_of_the_stock_class(
 def test_a_step_whose_l0_is_held_is_the_dense_one(
     base: str, constraint: str, dtype: str, data: st.DataObject
 ) -> None:
-    case = data.draw(cases(base, constraint))
+    check_held(data.draw(cases(base, constraint)), dtype)
+
+
+def test_gradients_at_constant_l0_may_cancel_to_a_rounding_of_their_terms() -> None:
+    """All active values are of one latent: its bias has an exact gradient of 0."""
+    options = {
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "layer_norm",
+        "l1_coefficient": 0.1,
+    }
+    check_held(
+        Case("standard", "soft_frozen_decoder", options, seed=4559, kind="huge"), "float64"
+    )
+
+
+def check_held(case: Case, dtype: str) -> None:
     built = build(case, dtype)
     steps = []
     for sae in (built.sparse, built.dense):
