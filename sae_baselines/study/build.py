@@ -134,9 +134,7 @@ def _prepare_pairs(
     pair = PairStart.of(calibration, d_in)
     if not spec.scales_sides:
         pair = replace(pair, input_scale=1.0, output_scale=1.0)
-    scales = torch.full((calibration.shape[1],), pair.input_scale)
-    scales[d_in:] = pair.output_scale
-    scaled = (calibration - torch.cat([pair.mean_in, pair.mean_out]).float()) * scales
+    scaled = _scaled(calibration, pair)
     path = None
     if any(m.init_scheme == "cov" for m in spec.member_specs):
         path = folder / COVARIANCE_FILE
@@ -145,6 +143,22 @@ def _prepare_pairs(
     square_norm = float(written.pow(2).sum(dim=1).mean())
     read = scaled[:_THRESHOLD_SAMPLES, :d_in].clone()
     return Start(read, written.new_zeros(written.shape[1]), square_norm, path, pair)
+
+
+def _scaled(pairs: torch.Tensor, pair: PairStart) -> torch.Tensor:
+    """Inputs and outputs, each less its mean and in the unit of a training step."""
+    scales = torch.full((pairs.shape[1],), pair.input_scale)
+    scales[len(pair.mean_in) :] = pair.output_scale
+    return (pairs - torch.cat([pair.mean_in, pair.mean_out]).float()) * scales
+
+
+def _pair_options(pair: PairStart) -> dict[str, Any]:
+    """Fields of a transcoder's config that its pairs decide."""
+    return {
+        "d_out": len(pair.mean_out),
+        "input_scale": pair.input_scale,
+        "output_scale": pair.output_scale,
+    }
 
 
 def member_configs(
@@ -207,10 +221,8 @@ def member_config(
     }
     if start.pair is not None:
         options |= {
-            "d_out": start.d_out,
+            **_pair_options(start.pair),
             "hook_name_out": getattr(spec, "hook_name_out", None),
-            "input_scale": start.pair.input_scale,
-            "output_scale": start.pair.output_scale,
             "shuffled_pairs": member.on_shuffled_pairs,
         }
     if member.init_scheme == "cov":
@@ -254,6 +266,8 @@ def fair_options(
     seed: int = 0,
     init_scheme: InitScheme = "iso",
     covariance_path: str | Path | None = None,
+    d_in: int | None = None,
+    skip: bool = False,
 ) -> dict[str, Any]:
     """Fields of a SAELens config that train a baseline, or its SAE, as panels do.
 
@@ -264,30 +278,40 @@ def fair_options(
         options = fair_options("jumprelu", activations, l0=64, d_sae=8192)
         config = get_sae_training_class("frozen_decoder_jumprelu")[1](d_in=512, **options)
 
-    A panel also has a trainer's ``dead_feature_window`` of a 25th of the steps.
+    A panel also has a trainer's ``dead_feature_window`` of a 25th of the steps. A transcoder
+    is given the rest of its start by its own ``set_start`` (docs/transcoders.md).
 
     Args:
         architecture: The base, e.g. ``jumprelu``.
         activations: ``[n, d_in]`` some thousand activations as the encoder will see them:
-            normalised if the config says so, less b_dec's start.
+            normalised if the config says so, less b_dec's start. Of transcoders
+            ``[n, d_in + d_out]`` inputs and outputs side by side, raw.
         l0: Target.
         d_sae: Number of latents.
         constraint: Of the baseline, e.g. ``frozen_encoder``, whose encoder starts otherwise.
         seed: ``init_seed`` of the SAE.
         init_scheme: Its directions' scheme.
         covariance_path: For ``cov``; see `save_covariance`.
+        d_in: Of transcoders, and of no others: how many columns of activations are inputs.
+        skip: Of transcoders: with an affine skip.
 
     Returns:
         Fields for `get_baseline(...).config_class`; with ``d_sae``, ``init_seed`` and
-        ``init_scheme``.
+        ``init_scheme``, and of transcoders ``d_out``, ``skip`` and both scales.
 
     Raises:
-        UserError: Not a base of SAEs, or no constraint that it has.
+        UserError: No base, no constraint that it has, or pairs where it takes none.
     """
-    if is_transcoder(architecture):
+    paired = is_transcoder(architecture)
+    if paired and not (d_in is not None and 0 < d_in < activations.shape[1]):
         raise UserError(
-            f"architecture: {architecture!r} starts from pairs; train it in a study with "
-            "hook_name_out, or as docs/transcoders.md says"
+            f"d_in: {d_in} is no width of inputs: {architecture!r} takes inputs and outputs "
+            f"side by side; give how many of the {activations.shape[1]} columns are inputs"
+        )
+    if not paired and (d_in is not None or skip):
+        raise UserError(
+            f"architecture: {architecture!r} is an SAE, and d_in and skip are of transcoders; "
+            "leave them out"
         )
     try:
         baseline = get_baseline(baseline_name(constraint, architecture))
@@ -295,13 +319,18 @@ def fair_options(
         raise UserError(str(error)) from error
     known = {f.name for f in fields(baseline.config_class)}
     path = None if covariance_path is None else Path(covariance_path)
-    x = activations.float()
+    x = written = activations.float()
+    options: dict[str, Any] = {"d_sae": d_sae, "init_seed": seed, "init_scheme": init_scheme}
+    if paired:
+        pair = PairStart.of(x, d_in)
+        x, written = _scaled(x, pair).tensor_split([d_in], dim=1)
+        options |= {**_pair_options(pair), "skip": skip}
+    d_out = options.get("d_out")
 
     @cache
     def begin(scheme: InitScheme) -> EncoderStart:
-        return encoder_start(x, d_sae, l0, seed, scheme, path)
+        return encoder_start(x, d_sae, l0, seed, scheme, path, d_out, skip=skip)
 
-    options: dict[str, Any] = {"d_sae": d_sae, "init_seed": seed, "init_scheme": init_scheme}
     if path is not None:
         options["init_covariance_path"] = str(path)
     return {
@@ -313,7 +342,7 @@ def fair_options(
             encoder_init_of(architecture, DEFAULT_RECIPE, constraint),
             bandwidth_of(DEFAULT_RECIPE),
             l0,
-            float(x.pow(2).sum(dim=1).mean()),
+            float(written.pow(2).sum(dim=1).mean()),
             begin,
             init_scheme,
             known,

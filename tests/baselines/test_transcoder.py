@@ -91,17 +91,21 @@ def started(name: str, skip: bool = True, **overrides: Any) -> Any:
     return sae
 
 
-def by_hand(sae: Any, x: torch.Tensor) -> torch.Tensor:
-    """What an exported SAE should make of inputs, from the weights in training, in float64."""
+def by_hand(sae: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and outputs that an export should make of inputs, in float64.
+
+    From the weights in training. A decoder whose norms rescale latents is exported with unit
+    rows, so that its latents are the rescaled ones.
+    """
     w = {name: tensor.double() for name, tensor in sae.state_dict().items()}
     norm = w["W_dec"].norm(dim=1) if getattr(sae.cfg, "rescale_acts_by_decoder_norm", 0) else 1
     pre = (x.double() * sae.cfg.input_scale @ w["W_enc"] + w["b_enc"]) * norm
     threshold = w.get("topk_threshold", w.get("threshold", torch.tensor(0.0)))
-    acts = torch.where(pre > threshold.clamp(min=0), pre, 0) / norm
-    out = acts @ w["W_dec"] + w["b_dec"]
+    acts = torch.where(pre > threshold.clamp(min=0), pre, 0)
+    out = acts / norm @ w["W_dec"] + w["b_dec"]
     if sae.cfg.skip:
         out = out + x.double() * sae.cfg.input_scale @ w["W_skip"].T
-    return out / sae.cfg.output_scale
+    return acts, out / sae.cfg.output_scale
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -137,7 +141,7 @@ def test_trained_exported_loaded_by_saelens_and_resumed(
     sae.save_inference_model(tmp_path / "exported")
     x = pairs(256, seed=9)[:, :D_IN]
     for loaded, expected in (
-        (SAE.load_from_disk(tmp_path / "exported"), by_hand(sae, x)),
+        (SAE.load_from_disk(tmp_path / "exported"), by_hand(sae, x)[1]),
         (SAE.load_from_disk(checkpoint), None),
     ):
         assert (type(loaded).__module__, type(loaded).__name__) == (STOCK, EXPORTED[base, skip])
@@ -150,18 +154,37 @@ def test_trained_exported_loaded_by_saelens_and_resumed(
 def test_stock_saelens_without_this_package_computes_the_same(tmp_path: Path) -> None:
     x = pairs(256, seed=9)[:, :D_IN]
     expected = {}
-    for base in TRANSCODERS:
-        for constraint, skip in itertools.product(("frozen_decoder", "frozen_encoder"), (0, 1)):
-            sae = started(f"{constraint}_{base}", bool(skip))
-            train(sae, 6, stream())
-            name = f"{constraint}_{base}_{skip}"
-            sae.save_inference_model(tmp_path / name)
-            expected[name] = by_hand(sae, x)
+    for base, constraint, skip in itertools.product(TRANSCODERS, MEMBERS, (False, True)):
+        sae = started(f"{constraint}_{base}", skip)
+        train(sae, 6, stream())
+        name = f"{constraint}_{base}_{skip}"
+        sae.save_inference_model(tmp_path / name)
+        expected[name] = by_hand(sae, x)
     found = by_stock_saelens(tmp_path, x)
-    assert len(found) == 3 * len(expected) == 3 * 16
-    for name, out in expected.items():
-        got = found[f"{name}/forward"].double()
-        torch.testing.assert_close(got, out, rtol=1e-4, atol=1e-4)
+    assert len(found) == 3 * len(expected) == 3 * 40
+    for name, (acts, out) in expected.items():
+        for what, wanted in (("acts", acts), ("forward", out)):
+            got = found[f"{name}/{what}"].double()
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_documented_way_to_train_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "transcoders.md"
+    code = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    x = activations(4096, d_in=576)
+    both = torch.cat([x, 3 * x.relu() + 1], dim=1)
+    monkeypatch.chdir(tmp_path)
+    names = {"pairs": both, "batches": itertools.repeat(both)}
+    exec(code.replace("4_096_000", "8_192"), names)
+    made: Any = SAE.load_from_disk(tmp_path / "out")
+    assert (made.cfg.architecture(), made.cfg.d_sae) == ("jumprelu_skip_transcoder", 4608)
+    assert made.cfg.metadata.hook_name_out == "blocks.12.hook_mlp_out"
+    # It starts as a study's, with little to unlearn.
+    sae: Any = names["sae"]
+    assert sae.cfg.encoder_init_scale < 0.5
+    assert sae.cfg.aux_loss_coefficient == 0.003
 
 
 @pytest.mark.parametrize("base", ["transcoder_standard", "transcoder_jumprelu"])

@@ -17,8 +17,9 @@ from sae_baselines.baselines import (
     save_covariance,
 )
 from sae_baselines.baselines.directions import start_directions
+from sae_baselines.baselines.transcoder import TRANSCODERS
 from sae_baselines.errors import UserError
-from sae_baselines.study.build import Start, encoder_start, member_config
+from sae_baselines.study.build import Start, encoder_start, member_config, prepare_start
 from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.identity import training_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0, summary
@@ -268,6 +269,27 @@ def test_configs_of_ones_own_can_have_what_panels_have(
     }
 
 
+@pytest.mark.parametrize("scheme", ["iso", "cov"])
+@pytest.mark.parametrize("base", TRANSCODERS)
+def test_a_transcoder_of_ones_own_can_have_what_panels_have(
+    base: str, scheme: Any, tmp_path: Path
+) -> None:
+    pairs, skip = torch.cat([X, 2 * X[:, :12].relu() + 1], dim=1), scheme == "iso"
+    spec = spec_of(base, hook_name_out="blocks.1.hook_mlp_out", sae={"skip": skip})
+    start = prepare_start(spec, pairs, tmp_path, 16)
+    (panel,) = spec.panels()
+    wanted = "frozen_decoder" if scheme == "iso" else "frozen_decoder_cov"
+    ((key, member),) = [i for i in members_of(spec, panel).items() if i[0].member == wanted]
+    panels = vars(member_config(spec, key, member, start, 16, "cpu"))
+    path = start.covariance_path if scheme == "cov" else None
+    asked = {"init_scheme": scheme, "covariance_path": path, "d_in": 16, "skip": skip}
+    options = fair_options(base, pairs, 6, 64, **asked)
+    config = get_baseline(f"frozen_decoder_{base}").config_class(d_in=16, **options)
+    assert panels["encoder_init_scale"] != 1.0
+    differing = {name for name in panels if vars(config)[name] != panels[name]}
+    assert differing <= {"metadata", "hook_name_out", "device", "sparse_step"}
+
+
 @pytest.mark.parametrize("constraint", ["frozen_decoder", "frozen_encoder"])
 @pytest.mark.parametrize("base", ["topk", "batchtopk", "jumprelu"])
 def test_a_config_of_ones_own_starts_as_the_panels_do(
@@ -286,11 +308,13 @@ def test_a_config_of_ones_own_starts_as_the_panels_do(
     ("asked", "said"),
     [
         ({"architecture": "jumpreluu"}, "architecture: 'jumpreluu' is unknown.*jumprelu"),
-        ({"architecture": "transcoder_topk"}, "transcoder_topk' starts from pairs"),
+        ({"architecture": "transcoder_topk"}, "d_in: None .*how many of the 16 columns"),
+        ({"architecture": "transcoder_topk", "d_in": 16}, "d_in: 16 is no width of inputs"),
+        ({"d_in": 16}, "architecture: 'topk' is an SAE, and d_in and skip are of"),
         ({"constraint": "frozen_encode"}, "constraint: 'frozen_encode' is unknown.*encoder"),
     ],
 )
-def test_options_of_what_there_is_not_are_refused(asked: dict[str, str], said: str) -> None:
+def test_options_of_what_there_is_not_are_refused(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         fair_options(
             **{"architecture": "topk", "activations": X, "l0": 6, "d_sae": 64, **asked}
