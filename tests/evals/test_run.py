@@ -18,7 +18,7 @@ from sae_baselines.evals import registry as suites
 from sae_baselines.evals.store import EvalStore
 from sae_baselines.work.claims import Share
 from tests.evals.fake_suite import FakeSuite, FlooredSuite
-from tests.evals.tiny_hub import MODEL, tiny_sae
+from tests.evals.tiny_hub import MODEL, tiny_sae, transcoder_of
 from tests.helpers import on_two_ranks
 
 # The preflight asks for the model.
@@ -373,11 +373,24 @@ def test_record_says_how(tmp_path: Path) -> None:
         ({"a/b": tiny_sae(), "a?b": tiny_sae()}, "names must differ"),
         ({"a": tiny_sae(), "b": tiny_sae(model_name="other")}, "not of one model"),
         ({"a": "nowhere"}, "neither a folder, nor a release"),
+        (
+            {"a": transcoder_of(tiny_sae()), "b": tiny_sae()},
+            r"not of one model.*resid_post to blocks.0.mlp.hook_post, d_in 64; .*resid_post, d",
+        ),
+        (
+            {"a": transcoder_of(tiny_sae()), "b": transcoder_of(tiny_sae(), out="blocks.0.o")},
+            "not of one model and hook .*to blocks.0.mlp.hook_post,.* to blocks.0.o,",
+        ),
     ],
 )
 def test_bad_saes(tmp_path: Path, given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(given, {"fake": {}}, tmp_path)
+
+
+def test_what_needs_reconstructions_is_refused_for_transcoders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"core: hook_name_out: these are transcoders.*Leave"):
+        evaluate({"a": transcoder_of(tiny_sae())}, ["core", "meta_structure"], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -190,10 +190,12 @@ def tiny_sae(
     return sae
 
 
-def transcoder_of(sae: SAE[Any], d_out: int = 48) -> SAE[Any]:
+def transcoder_of(
+    sae: SAE[Any], d_out: int = 48, out: str = "blocks.0.mlp.hook_post"
+) -> SAE[Any]:
     """A transcoder with the encoder of a `tiny_sae` (jumprelu), which writes elsewhere."""
     config = sae.cfg.to_dict()
-    metadata = {**config["metadata"], "hook_name_out": "blocks.0.mlp.hook_post"}
+    metadata = {**config["metadata"], "hook_name_out": out}
     options = {"architecture": "jumprelu_transcoder", "d_out": d_out, "metadata": metadata}
     twin: Any = SAE.from_dict({**config, **options, "apply_b_dec_to_input": False})
     state: Any = sae.state_dict()

@@ -26,6 +26,7 @@ from sae_baselines.stats.against_random import against_random
 from sae_baselines.study.data import load_text
 from sae_baselines.study.engine import StudyResult, train_study
 from sae_baselines.study.held_out import Data, study_data
+from sae_baselines.study.identity import training_of
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.latents import Latents
 from sae_baselines.study.measure import (
@@ -304,12 +305,65 @@ def test_a_published_transcoder_gets_panels_around_it(
     )
 
 
-def test_every_base_without_a_skip_goes_on_where_it_was_killed(
+@pytest.fixture(scope="module")
+def bases(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, text: Dataset
+) -> StudyResult:
+    """Every base without a skip, beside the same on a random language model."""
+    fields = {
+        "architecture": ["transcoder_topk", "transcoder_jumprelu", "transcoder_standard"],
+        "hook_name": NORMED,
+        "sae": {"skip": False},
+        "members": ["trained", "frozen_decoder", "frozen_encoder", "random_model"],
+        "training_tokens": 128 * 400,
+        "calibration_tokens": 4096,
+        "eval_tokens": 4096,
+        "drift": [],
+    }
+    out = tmp_path_factory.mktemp("bases") / "study"
+    return train_study(spec_of(model_folder, **fields), out, dataset=text)
+
+
+def test_every_base_is_trained_at_the_l0_that_it_is_measured_at(bases: StudyResult) -> None:
+    assert len(bases.measurements) == 12
+    for key, measured in bases.measurements.items():
+        assert measured["l0"] == pytest.approx(6, rel=0.1), key
+        folder = bases.folder / "panels" / key.panel.name / key.member
+        assert training_of(folder, measured)["l0_in_training"] == pytest.approx(1, abs=0.1), key
+
+
+def test_a_random_model_s_transcoders_are_measured_on_its_own_pairs(
+    bases: StudyResult, model_folder: Path, model: Any, text: Dataset
+) -> None:
+    spec = spec_of(model_folder, hook_name=NORMED)
+    true = study_data(spec, model, load_text(spec.dataset, text), "cpu").held_out.evaluation
+    for base in ("topk", "jumprelu", "standard"):
+        panel = bases.folder / "panels" / f"transcoder_{base}_l0_6_seed_0"
+        found = {
+            key.member: measured
+            for key, measured in bases.measurements.items()
+            if key.panel.architecture == f"transcoder_{base}"
+        }
+        null: Any = SAE.load_from_disk(panel / "random_model")
+        assert null.cfg.metadata.hook_name_out == WRITE
+        # Another function: not what it makes of the true model's pairs, nor that one's floor.
+        assert (
+            found["random_model"]["explained_variance"]
+            > 0.05 + explained_variance(null, true)[0]
+        )
+        floors = [
+            found[name]["explained_variance_null_affine"]
+            for name in ("random_model", "trained", "frozen_encoder")
+        ]
+        assert floors[0] != pytest.approx(floors[1], abs=1e-3)
+        assert floors[1] == floors[2]
+
+
+def test_every_base_with_a_skip_goes_on_where_it_was_killed(
     model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     fields = {
         "architecture": ["transcoder_topk", "transcoder_jumprelu", "transcoder_standard"],
-        "sae": {"skip": False},
         "hook_name": "blocks.0.attn.hook_z",  # no MLP's
         "hook_name_out": "blocks.1.hook_resid_post",
         "members": ["trained", "frozen_decoder", "frozen_encoder"],

@@ -14,7 +14,13 @@ from sae_probes import DATASETS
 from sae_baselines.evals.measured import HIGHER, NEITHER
 from sae_baselines.evals.suite import SuiteCall
 from sae_baselines.evals.suites.sae_probes import SaeProbes
-from tests.evals.tiny_hub import evaluate_with, floors_failing, suite_call, tiny_sae
+from tests.evals.tiny_hub import (
+    evaluate_with,
+    floors_failing,
+    suite_call,
+    tiny_sae,
+    transcoder_of,
+)
 
 # Those with the shortest texts.
 ASKED = ["119_us_state_TX", "118_us_state_CA"]
@@ -127,6 +133,14 @@ def test_a_floor_that_fails_in_the_run_costs_no_score_and_is_measured_later(
         SUITE.floors(member, call_for(runs.folder, member, n)) for n in ("first", "third")
     ]
     assert floors[0] == floors[1]
+
+
+def test_a_transcoder_is_read_by_its_encoder_alone(runs: Runs) -> None:
+    twin = transcoder_of(tiny_sae(seed=1))
+    call = call_for(runs.folder, twin, "transcoder")
+    assert not list(SUITE.transcoder_problems(call.subject))
+    payload, _, _ = evaluate_with(SUITE, twin, call)
+    assert numbers(payload) == numbers(runs.first)
 
 
 def test_the_latents_that_a_probe_chose_are_kept_in_their_order(runs: Runs) -> None:

@@ -12,7 +12,13 @@ import torch
 from sae_baselines.evals import collect, evaluate
 from sae_baselines.evals.measured import HIGHER, NEITHER
 from sae_baselines.evals.suites.sparse_probing import SparseProbing
-from tests.evals.tiny_hub import evaluate_with, floors_failing, suite_call, tiny_sae
+from tests.evals.tiny_hub import (
+    evaluate_with,
+    floors_failing,
+    suite_call,
+    tiny_sae,
+    transcoder_of,
+)
 
 BIOS = "LabHC/bias_in_bios_class_set1"
 NEWS = "fancyzhx/ag_news"
@@ -104,6 +110,14 @@ def test_a_members_numbers_do_not_depend_on_its_place(runs: Runs) -> None:
 
 def test_whoever_filled_the_cache_the_sae_scores_the_same(runs: Runs) -> None:
     assert about_the_sae(runs.after_itself) == about_the_sae(runs.alone)
+
+
+def test_a_transcoder_is_read_by_its_encoder_alone(runs: Runs) -> None:
+    twin = transcoder_of(tiny_sae(seed=1))
+    call = suite_call(SUITE, runs.folder, OPTIONS, name="transcoder", sae=twin)
+    assert not list(SUITE.transcoder_problems(call.subject))
+    payload, _, _ = evaluate_with(SUITE, twin, call)
+    assert about_the_sae(payload) == about_the_sae(runs.alone)
 
 
 def test_a_cold_cache_changes_scores_so_that_a_warm_up_is_needed(runs: Runs) -> None:
