@@ -321,7 +321,7 @@ def fair_options(
     path = None if covariance_path is None else Path(covariance_path)
     x = written = activations.float()
     options: dict[str, Any] = {"d_sae": d_sae, "init_seed": seed, "init_scheme": init_scheme}
-    if paired:
+    if d_in is not None:  # so it is a transcoder
         pair = PairStart.of(x, d_in)
         x, written = _scaled(x, pair).tensor_split([d_in], dim=1)
         options |= {**_pair_options(pair), "skip": skip}

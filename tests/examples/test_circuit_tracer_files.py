@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sae_lens import SAE
@@ -19,7 +21,10 @@ from sae_lens.saes.transcoder import (
 )
 from safetensors.torch import load_file, save_file
 
-from examples.circuit_tracer_files import write
+from examples.circuit_tracer_files import write, write_affine
+from sae_baselines.study.language_model import load_language_model
+from sae_baselines.study.spec import ModelSpec
+from tests.tiny_model import D_MODEL, save_tiny_model, tiny_text
 
 D, D_SAE = 16, 48
 READ = """
@@ -36,10 +41,18 @@ print(json.dumps([found.feature_input_hook, found.feature_output_hook]))
 """
 
 
-def layer(number: int, folder: Path, skip: bool, **more: Any) -> Path:
-    sizes = {"d_in": D, "d_out": D, "d_sae": D_SAE, "apply_b_dec_to_input": False, **more}
+def layer(
+    number: int,
+    folder: Path,
+    skip: bool,
+    d: int = D,
+    model: str = "somebody/model",
+    seed: int = 0,
+    **more: Any,
+) -> Path:
+    sizes = {"d_in": d, "d_out": d, "d_sae": D_SAE, "apply_b_dec_to_input": False, **more}
     metadata = SAEMetadata(
-        model_name="somebody/model",
+        model_name=model,
         hook_name=f"blocks.{number}.ln2.hook_normalized",
         hook_name_out=f"blocks.{number}.hook_mlp_out",
     )
@@ -48,7 +61,7 @@ def layer(number: int, folder: Path, skip: bool, **more: Any) -> Path:
         sae = JumpReLUSkipTranscoder(JumpReLUSkipTranscoderConfig(**sizes, metadata=metadata))
     else:
         sae = Transcoder(TranscoderConfig(**sizes, metadata=metadata))
-    generator = torch.Generator().manual_seed(number)
+    generator = torch.Generator().manual_seed(number + seed)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -85,13 +98,55 @@ def test_what_is_no_set_is_refused(
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("skip", [False, True])
-def test_its_own_code_computes_what_saelens_does(skip: bool, tmp_path: Path) -> None:
-    # In a folder of its own: its requirements are not those of this package.
-    target = tmp_path / "circuit_tracer"
+def test_the_null_of_a_set_is_the_affine_map_of_each_layer(
+    tmp_path: Path, two_layers: list[Path]
+) -> None:
+    text = tmp_path / "text.parquet"
+    tiny_text().to_parquet(text)
+    config = write_affine(tmp_path / "affine", two_layers, str(text))
+    model: Any = SAE.load_from_disk(two_layers[0]).cfg.metadata.model_name
+    language_model: Any = load_language_model(
+        ModelSpec(name=model), "blocks.0.hook_mlp_out", "cpu"
+    )
+    tokens = torch.randint(3, 23, (64, 32), generator=torch.Generator().manual_seed(0))
+    for i in range(2):
+        hooks = [f"blocks.{i}.ln2.hook_normalized", f"blocks.{i}.hook_mlp_out"]
+        _, cache = language_model.run_with_cache(tokens, names_filter=hooks)
+        x, y = (cache[hook].flatten(0, 1).detach().double() for hook in hooks)
+        found = load_file(config.parent / f"layer_{i}.safetensors")
+        left = y - (x @ found["W_skip"].double().T + found["b_dec"].double())
+        own = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], dim=1), y)
+        best = y - torch.cat([x, torch.ones(len(x), 1)], dim=1) @ own.solution
+        # Of other text, and hardly worse on this one than what is fitted to it.
+        assert left.pow(2).sum() < 1.2 * best.pow(2).sum()
+        assert left.pow(2).sum() < 0.8 * (y - y.mean(dim=0)).pow(2).sum()
+        assert not any(found[name].any() for name in ("W_enc", "b_enc", "W_dec"))
+        assert found["activation_function.threshold"] > 0  # so the latent never fires
+
+
+@pytest.fixture
+def two_layers(tmp_path: Path) -> list[Path]:
+    model = save_tiny_model(tmp_path / "model")
+    return [layer(i, tmp_path / "exports", True, D_MODEL, str(model)) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def circuit_tracer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment for processes that can import it.
+
+    In a folder of its own: its requirements are not those of this package.
+    """
+    target = tmp_path_factory.mktemp("circuit_tracer")
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target]
     subprocess.run([*command, "circuit-tracer==0.5.0"], check=True)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *sys.path])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", [False, True])
+def test_its_own_code_computes_what_saelens_does(
+    skip: bool, tmp_path: Path, circuit_tracer: dict[str, str]
+) -> None:
     exports = [layer(i, tmp_path / "exports", skip) for i in range(3)]
     config = write(tmp_path / "set", exports)
     x = torch.randn(64, D, generator=torch.Generator().manual_seed(9))
@@ -99,7 +154,7 @@ def test_its_own_code_computes_what_saelens_does(skip: bool, tmp_path: Path) -> 
     arguments = [config, tmp_path / "x.safetensors", tmp_path / "out.safetensors"]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", READ, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *sys.path])},
+        env=circuit_tracer,
         capture_output=True,
         text=True,
         check=False,
@@ -109,3 +164,43 @@ def test_its_own_code_computes_what_saelens_does(skip: bool, tmp_path: Path) -> 
     found = load_file(tmp_path / "out.safetensors")
     for i, export in enumerate(exports):
         torch.testing.assert_close(found[str(i)], SAE.load_from_disk(export)(x).detach())
+
+
+@pytest.mark.slow
+def test_graphs_of_sets_are_compared(
+    tmp_path: Path, two_layers: list[Path], circuit_tracer: dict[str, str]
+) -> None:
+    model = SAE.load_from_disk(two_layers[0]).cfg.metadata.model_name
+    exports = [*two_layers, layer(2, tmp_path / "exports", True, D_MODEL, str(model))]
+    others = [layer(i, tmp_path / "others", True, D_MODEL, str(model), 7) for i in range(3)]
+    write(tmp_path / "trained", exports)
+    write(tmp_path / "same", exports)
+    write(tmp_path / "other", others)
+    tiny_text().to_parquet(tmp_path / "text.parquet")
+    write_affine(tmp_path / "affine", exports, str(tmp_path / "text.parquet"))
+    (tmp_path / "prompts.txt").write_text("the house of the people\nit is here and there\n")
+    script = Path(__file__).parents[2] / "examples" / "attribution_agreement.py"
+    names = ["trained", "same", "other", "affine"]
+    arguments = [script, "out.csv", "prompts.txt", *names]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, arguments)],
+        env=circuit_tracer,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows: Any = pd.read_csv(tmp_path / "out.csv")
+    assert len(rows) == 4 * 2
+    scores = ["replacement", "completeness", "latents", "edge_count", "places", "edges"]
+    of = {name: rows[rows["set"] == name][scores].to_numpy(dtype=float) for name in names}
+    for found in of.values():
+        assert ((found[:, :2] >= 0) & (found[:, :2] <= 1)).all()
+    assert (of["same"] == of["trained"]).all()
+    assert of["same"][:, 4:] == pytest.approx(1)
+    assert (np.abs(of["other"][:, 5]) < 0.5).all()
+    # No latents: all that comes through came by the affine maps.
+    assert (of["affine"][:, 2:4] == 0).all()
+    assert np.isnan(of["affine"][:, 4:]).all()
+    assert "same  replacement" in done.stdout
