@@ -21,7 +21,7 @@ from archives import unpacked
 from render_rows import ABSORPTION
 
 from sae_baselines.evals.results import current_results
-from sae_baselines.report import report_of_study
+from sae_baselines.report import verdicts_of_study
 from sae_baselines.results import MetricKey, Results
 from sae_baselines.stats.floors import room_of_member
 from sae_baselines.study.folder import load_study
@@ -91,7 +91,7 @@ def lines(folder: Path, columns: Mapping[MetricKey, str]) -> Iterator[list[str]]
     results = Results.of(current_results(folder)[0])
     words = {
         ((v.architecture, v.l0), v.baseline, (v.suite, v.metric)): v.word
-        for v in report_of_study(folder).verdicts
+        for v in verdicts_of_study(folder)
     }
     for group in results.groups:
         for metric, column in columns.items():

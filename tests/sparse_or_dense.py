@@ -16,6 +16,10 @@ def either_step(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+# For a test that trains for long: that both steps compute the same is what tests/sparse holds.
+once = pytest.mark.parametrize("either_step", ["sparse step"], indirect=True)
+
+
 def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     """Equal up to float32 rounding of sums over d_in or the batch (as small as in tests)."""
     ours, theirs = ours.detach(), theirs.detach()

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from sae_baselines.report.build import Report, build_report, report_of_study
+from sae_baselines.report.build import Report, build_report, report_of_study, verdicts_of_study
 from sae_baselines.report.caveats import Caveat
 from sae_baselines.report.context import Failure, Note, ReportContext, study_context
 from sae_baselines.report.write import report, to_html, to_markdown, write_report
@@ -21,6 +21,7 @@ __all__ = [
     "study_context",
     "to_html",
     "to_markdown",
+    "verdicts_of_study",
     "write_report",
 ]
 

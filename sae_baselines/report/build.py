@@ -130,12 +130,54 @@ def report_of_study(study: str | Path, correct: str | None = None) -> Report:
         UserError: No study or no results there, or a table that is not what it should be or
             not that of the records.
     """
+    return build_report(*_current(study, correct))
+
+
+def verdicts_of_study(study: str | Path, correct: str | None = None) -> list[Verdict]:
+    """The verdicts of `report_of_study`, without what is drawn and worded around them."""
+    results, context = _current(study, correct)
+    return list(_judge(Results.of(results), context).found)
+
+
+def _current(study: str | Path, correct: str | None) -> tuple[pd.DataFrame, ReportContext]:
     study = Path(study)
     results, checks = current_results(study)
     context = replace(study_context(study), checks=checks)
     if correct is not None:
         context = replace(context, correct=corrected(correct))
-    return build_report(results, context)
+    return results, context
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Verdicts and what they rest on.
+
+    Attributes:
+        table: Members that may be paired.
+        metrics: Those that are primary.
+        compared: Paired differences.
+        found: Their verdicts.
+        dropped: Caveats about metrics.
+        more: Caveats about members.
+        unused: Caveats about margins.
+    """
+
+    table: Results
+    metrics: list[MetricKey]
+    compared: list[Comparison]
+    found: list[Verdict]
+    dropped: list[Caveat]
+    more: list[Caveat]
+    unused: list[Caveat]
+
+
+def _judge(every: Results, context: ReportContext) -> _Judged:
+    table = of_reference.for_pairing(every) if every.has_published else every
+    metrics, dropped = _primary(every, context)
+    compared, more = _compare(table, metrics)
+    used, unused = _margins(context, compared)
+    found = verdicts(compared, margins=used, correct=context.correct)
+    return _Judged(table, metrics, compared, found, dropped, more, unused)
 
 
 def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Report:
@@ -156,11 +198,8 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         UserError: The table is not as `stats.differences` wants it.
     """
     every = Results.of(results)
-    table = of_reference.for_pairing(every) if every.has_published else every
-    metrics, dropped = _primary(every, context)
-    compared, more = _compare(table, metrics)
-    used, unused = _margins(context, compared)
-    found = verdicts(compared, margins=used, correct=context.correct)
+    judged = _judge(every, context)
+    table, metrics, found, more = judged.table, judged.metrics, judged.found, judged.more
     reference = None
     if every.has_published:
         reference = of_reference.place(every, metrics, context)
@@ -169,10 +208,15 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         # Without an SAE trained here nothing can be paired, which is as it was asked for.
         more = [c for c in more if trained or c.kind != _NO_PAIRS]
         more = [*of_reference.unplaced(reference.placements), *more]
-    warned = caveats(every, context, found, [*unfit(compared), *dropped, *more, *unused])
+    warned = caveats(
+        every,
+        context,
+        found,
+        [*unfit(judged.compared), *judged.dropped, *more, *judged.unused],
+    )
     random = against_random(found, "random", context.correct)
     nearly_free = against_random(found, "nearly free", context.correct)
-    shares = retained(compared)
+    shares = retained(judged.compared)
     answers = [*random, *nearly_free]
     closest = _closest(answers, found, shares)
     drawn, answered = _draw(table, metrics, found, reference, closest)

@@ -30,6 +30,7 @@ from tests.helpers import (
     train,
     weights,
 )
+from tests.sparse_or_dense import once
 
 STEERED = ("standard", "gated")
 MEMBERS = ("seeded", *CONSTRAINTS)
@@ -68,13 +69,12 @@ def measured_l0(sae: AnySAE, n_batches: int = 80) -> float:
     return float(torch.cat(counts).mean())
 
 
+@once
 @pytest.mark.parametrize("base", STEERED)
 @pytest.mark.parametrize("member", MEMBERS)
 def test_the_target_is_reached_within_five_per_cent_on_fresh_data(
-    member: str, base: str, either_step: str
+    member: str, base: str
 ) -> None:
-    if either_step == "sparse step" and member not in ("seeded", "frozen_decoder"):
-        pytest.skip("minutes; step by step it is the dense one for all (tests/sparse)")
     sae = make_sae(
         f"{member}_{base}", d_in=WIDE_IN, d_sae=WIDE_SAE, target_l0=8.0, l1_coefficient=1.0
     )

@@ -11,7 +11,7 @@ import pytest
 
 from sae_baselines.evals import load_results
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.report import report_of_study
+from sae_baselines.report import Report, report_of_study
 from sae_baselines.report.write import placements_to_csv
 from sae_baselines.study.spec import read_yaml
 from tests.benchmarks.studies import BENCHMARKS, unpack_study
@@ -31,6 +31,11 @@ SEEDS = 5
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack_study("published", tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def built(study: Path) -> Report:
+    return report_of_study(study)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +76,9 @@ def test_it_was_the_stock_sae_at_the_same_budget(study: Path) -> None:
     assert all("-dirty" not in r["git_revision"] for r in EvalStore(study).records())
 
 
-def test_placements_follow_from_the_table(study: Path) -> None:
+def test_placements_follow_from_the_table(built: Report) -> None:
     committed = list(csv.DictReader(io.StringIO((FOLDER / "placements.csv").read_text())))
-    again = list(csv.DictReader(io.StringIO(placements_to_csv(report_of_study(study)))))
+    again = list(csv.DictReader(io.StringIO(placements_to_csv(built))))
     assert len(again) == len(committed)
     for mine, theirs in zip(again, committed, strict=True):
         for column in ("suite", "metric", "member", "word", "n_seeds"):
@@ -82,14 +87,13 @@ def test_placements_follow_from_the_table(study: Path) -> None:
 
 
 def test_tables_and_words_of_the_readme_are_the_results(
-    study: Path, results: pd.DataFrame
+    built: Report, results: pd.DataFrame
 ) -> None:
     readme = (FOLDER / "README.md").read_text()
     for member in dict.fromkeys(results["member"]):
         assert table_row(results, member) in readme
-    report = report_of_study(study)
     for metric in ("explained_variance_paper", "ce_loss_score"):
-        words = {p.member: p.word for p in report.placements if p.metric == metric}
+        words = {p.member: p.word for p in built.placements if p.metric == metric}
         for member in ("trained", "soft_frozen_decoder"):
             assert words[member] == f"below all {SEEDS} seeds"
         for member in ("frozen_encoder", "frozen_decoder", "random"):

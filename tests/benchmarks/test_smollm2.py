@@ -9,7 +9,7 @@ import pytest
 
 from sae_baselines.evals import load_eval_spec, load_results
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.report import report_of_study
+from sae_baselines.report import Report, report_of_study
 from sae_baselines.report.write import to_csv
 from sae_baselines.stats import against_random
 from sae_baselines.study import load_spec
@@ -32,6 +32,11 @@ METRICS = (
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack_study("smollm2", tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="module")
+def built(study: Path) -> Report:
+    return report_of_study(study)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +93,9 @@ def test_aggregates_are_means_of_their_datasets(results: pd.DataFrame) -> None:
         assert whole == pytest.approx(rows.loc[rows["task"] != "", "value"].mean(), abs=1e-9)
 
 
-def test_verdicts_follow_from_the_table(study: Path) -> None:
+def test_verdicts_follow_from_the_table(built: Report) -> None:
     committed = list(csv.DictReader(io.StringIO((FOLDER / "verdicts.csv").read_text())))
-    again = list(csv.DictReader(io.StringIO(to_csv(report_of_study(study)))))
+    again = list(csv.DictReader(io.StringIO(to_csv(built))))
     assert len(again) == len(committed) == 2 * 4 * 4
     for mine, theirs in zip(again, committed, strict=True):
         for column in ("architecture", "suite", "metric", "baseline", "word"):
@@ -103,9 +108,9 @@ def test_verdicts_follow_from_the_table(study: Path) -> None:
             assert float(mine[column]) == pytest.approx(float(theirs[column]), rel=1e-9)
 
 
-def test_members_apart_in_core_or_failed_get_no_word(study: Path) -> None:
+def test_members_apart_in_core_or_failed_get_no_word(built: Report) -> None:
     """JumpReLU's cov decoder: L0 24.4 to 25.3 where the trained SAE has 30.5 to 30.8."""
-    verdicts = report_of_study(study).verdicts
+    verdicts = built.verdicts
     cov = [v for v in verdicts if (v.architecture, v.baseline) == ("jumprelu", COV)]
     assert [v.word for v in cov] == ["no verdict"] * 4
     assert all("L0 differs on the tokens of core" in v.reason for v in cov)
@@ -116,11 +121,11 @@ def test_members_apart_in_core_or_failed_get_no_word(study: Path) -> None:
     assert "no verdict" not in {v.word for v in verdicts if v.architecture == "batchtopk"}
 
 
-def test_thresholds_that_were_halved_bar_the_verdict_that_was_given(study: Path) -> None:
+def test_thresholds_that_were_halved_bar_the_verdict_that_was_given(built: Report) -> None:
     """The JumpReLU SAE "fell short" of its soft-frozen twin (p = 0.007)."""
     found = [
         v
-        for v in report_of_study(study).verdicts
+        for v in built.verdicts
         if (v.architecture, v.baseline) == ("jumprelu", "soft_frozen_decoder")
     ]
     assert {v.metric for v in found} >= {"explained_variance_paper", "ce_loss_score"}
@@ -132,9 +137,9 @@ def test_thresholds_that_were_halved_bar_the_verdict_that_was_given(study: Path)
     ).read_text(encoding="utf-8")
 
 
-def test_the_reports_headline_is_the_verdicts(study: Path) -> None:
+def test_the_reports_headline_is_the_verdicts(built: Report) -> None:
     page = (FOLDER / "report.md").read_text()
-    for line in against_random(report_of_study(study).verdicts):
+    for line in against_random(built.verdicts):
         assert line.reason[1:] in page  # it begins a sentence there
 
 
