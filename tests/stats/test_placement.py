@@ -27,6 +27,8 @@ from tests.stats.tables import frame, rows
 
 # Ratios to the target L0 of which a training or a measurement may be.
 AT_L0 = (0.52, 0.92, 1.15)
+# Of a simulation; an interval takes 5 ms.
+_DRAWS = 600
 NULL = (0.50, 0.53, 0.51, 0.55, 0.52)
 
 
@@ -82,12 +84,12 @@ def test_the_normal_interval_covers_as_often_as_it_says(n: int, share: float):
     rng = np.random.default_rng(n)
     value = 3 + 0.2 * float(stats.norm.ppf(share))
     hits = 0
-    for others in 3 + 0.2 * rng.normal(size=(2000, n)):
+    for others in 3 + 0.2 * rng.normal(size=(_DRAWS, n)):
         found = predicted(value, others)
         assert found is not None
         hits += found.interval.low <= share <= found.interval.high
-    # Four standard errors of a share of 2,000.
-    assert abs(hits / 2000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+    # Four standard errors of a share of so many.
+    assert abs(hits / _DRAWS - 0.95) < 4 * math.sqrt(0.95 * 0.05 / _DRAWS)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
