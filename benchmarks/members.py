@@ -33,12 +33,13 @@ _PROBING: dict[MetricKey, str] = {
     (_PROBES, "sae_top_5_test_accuracy"): "probing top-5",
 }
 _EV: dict[MetricKey, str] = {("panel", "explained_variance"): "EV"}
+_CONTEXTS: dict[MetricKey, str] = {("interp_embedding", "embedding_auc"): "contexts, AUC"}
 _L0: dict[MetricKey, str] = {("panel", "l0"): "L0"}
 COLUMNS: dict[str, dict[MetricKey, str]] = {
     "headline": {
         **_EV,
         ("core", "ce_loss_score"): "CE loss score",
-        ("interp_embedding", "embedding_auc"): "contexts, AUC",
+        **_CONTEXTS,
         **_PROBING,
         ("ravel", "disentanglement_score"): "RAVEL",
         ("absorption", "mean_absorption_fraction_score"): ABSORPTION,
@@ -46,7 +47,7 @@ COLUMNS: dict[str, dict[MetricKey, str]] = {
     },
     "random_transformer": {
         **_EV,
-        ("interp_embedding", "embedding_auc"): "contexts, AUC",
+        **_CONTEXTS,
         **_PROBING,
         **_L0,
     },
@@ -54,6 +55,7 @@ COLUMNS: dict[str, dict[MetricKey, str]] = {
         **_EV,
         ("panel", "ce_recovered"): "CE recovered",
         ("panel", "kl"): "KL, nats",
+        **_CONTEXTS,
         **_PROBING,
         **_L0,
     },

@@ -74,6 +74,7 @@ PICTURES = {
         (
             "panel-explained_variance",
             "panel-ce_recovered",
+            "interp_embedding-embedding_auc",
             f"{_PROBES}-sae_top_5_test_accuracy",
         ),
     ),

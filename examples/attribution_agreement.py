@@ -1,14 +1,14 @@
 """Circuits through transcoders beside circuits through their random twins.
 
     pip install --no-deps circuit-tracer==0.5.0
-    python examples/attribution_agreement.py OUT.csv PROMPTS.txt SET SET ...
+    python examples/attribution_agreement.py out.csv prompts.txt sets/trained sets/affine ...
 
-A SET is a folder that circuit_tracer_files.py wrote, all of one model; the first is what the
-others are held against. PROMPTS has one prompt a line. A row of OUT.csv is a prompt and a set:
+A set is a folder that circuit_tracer_files.py wrote, all of one model; the first is what the
+others are held against. PROMPTS has one prompt a line. A row of OUT is a prompt and a set:
 
     replacement   share of influence from tokens to logits that goes past error nodes
     completeness  share of what comes into nodes that is no error
-    latents       active ones, over layers and positions
+    latents       in the graph, over layers and positions
     places        rank correlation with the first set of how much influence latents have at each
                   layer and position
     edges         the same of edges between latents that are active in both sets, which are of
@@ -19,6 +19,7 @@ Scores are circuit-tracer's. docs/transcoders.md says what they are compared wit
 
 # pyright: reportMissingImports=false
 
+import argparse
 import csv
 import math
 import sys
@@ -96,13 +97,15 @@ def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(found.statistic)
 
 
-def compare(folders: list[Path], prompts: list[str]) -> list[dict[str, Any]]:
-    """A row of OUT.csv for each set and prompt."""
+def compare(
+    folders: list[Path], prompts: list[str], latents: int | None
+) -> list[dict[str, Any]]:
+    """A row of OUT for each set and prompt."""
     rows, first = [], {}
     for folder in folders:
         model = replacement_model(folder)
         for prompt in prompts:
-            graph = attribute(prompt, model)
+            graph = attribute(prompt, model, max_feature_nodes=latents)
             graph.to("cpu")
             replacement, completeness = compute_graph_scores(graph)
             held = first.setdefault(prompt, graph)
@@ -141,28 +144,41 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(out: Path, prompts: Path, folders: list[Path]) -> None:
-    asked = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not asked:
-        raise SystemExit(f"{prompts}: has no prompt; write one a line")
-    names = [folder.name for folder in folders]
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("sets", type=Path, nargs="+")
+    parser.add_argument(
+        "--latents",
+        type=int,
+        help="at most so many in a graph, those of most influence; all of them cost a backward "
+        "pass of the model for each 512",
+    )
+    args = parser.parse_args()
+    prompts = [
+        line for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
+    if not prompts:
+        parser.error(f"{args.prompts}: has no prompt; write one a line")
+    names = [folder.name for folder in args.sets]
     if len(set(names)) < len(names):
-        raise SystemExit(f"sets: {names} are not different names; rename their folders")
-    for folder in folders:
+        parser.error(f"sets: {names} are not different names; rename their folders")
+    for folder in args.sets:
         if not (folder / "config.yaml").is_file():
-            raise SystemExit(f"{folder}: has no config.yaml; see circuit_tracer_files.py")
-    rows = compare(folders, asked)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+            parser.error(f"{folder}: has no config.yaml; see circuit_tracer_files.py")
+    rows = compare(args.sets, prompts, args.latents)
+    with args.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     print(summary(rows))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
-        sys.exit(__doc__)
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), [Path(path) for path in sys.argv[3:]])
+        main()
     except UserError as error:
         sys.exit(str(error))

@@ -146,3 +146,14 @@ def test_transcoders_with_and_without_a_skip_differ_in_nothing_else(model: str) 
     told = [(panel.pop("name"), panel["sae"].pop("skip")) for panel in panels]
     assert told == [(told[0][0], True), (f"{told[0][0]}-no-skip", False)]
     assert panels[0] == panels[1]
+
+
+def test_circuits_are_of_every_layer_of_one_panel() -> None:
+    circuits = runpy.run_path(str(BENCHMARKS / "transcoders" / "circuits.py"))
+    panels = [circuits["panel_of"](i) for i in (0, 12, circuits["LAYERS"] - 1)]
+    for panel, i in zip(panels, (0, 12, 29), strict=True):
+        assert panel.hook_name == f"blocks.{i}.ln2.hook_normalized"
+        assert panel.hook_name_out == f"blocks.{i}.hook_mlp_out"
+    assert {m.name for m in panels[0].member_specs} == set(circuits["MEMBERS"])
+    # circuit-tracer puts a special token first, and leaves its position out.
+    assert all((p.prepend_bos, p.seqpos_slice[0]) == (True, 1) for p in panels)
