@@ -52,13 +52,19 @@ def replacement_model(folder: Path) -> Any:
     list by name.
     """
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    transcoders = load_transcoders(config, torch.device("cpu"))
     hook = f"blocks.0.{config['feature_input_hook']}"
-    read: Any = load_language_model(ModelSpec(name=config["model_name"]), hook, "cpu")
-    model = TransformerLensReplacementModel(read.cfg, read.tokenizer)
-    model.load_state_dict(read.state_dict())
-    # `from_config` would wrap the MLPs before their weights are there.
-    model._configure_replacement_model(transcoders)
+    model: Any = load_language_model(ModelSpec(name=config["model_name"]), hook, "cpu")
+    attention = [block.attn for block in model.blocks]
+    waves = [one.rotary_sin for one in attention if hasattr(one, "rotary_sin")]
+    if any(not torch.equal(one, waves[0]) for one in waves):
+        raise SystemExit(
+            f"{folder}: the layers of {config['model_name']} differ in their rotary positions, "
+            "as those of Gemma 3 do, and circuit-tracer 0.5.0 gives all of them one; use "
+            "another model"
+        )
+    # Its own constructors would ask the Hub for the weights, by name.
+    model.__class__ = TransformerLensReplacementModel
+    model._configure_replacement_model(load_transcoders(config, torch.device("cpu")))
     return model
 
 
