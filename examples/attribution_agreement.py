@@ -8,16 +8,16 @@ others are held against. PROMPTS has one prompt a line. A row of OUT is a prompt
 
     replacement   share of influence from tokens to logits that goes past error nodes
     completeness  share of what comes into nodes that is no error
-    latents       in the graph, over layers and positions
+    latents       active ones, over layers and positions
     places        rank correlation with the first set of how much influence latents have at each
                   layer and position
-    edges         the same of edges between latents that are active in both sets, which are of
-                  one index, layer and position; edge_count says of how many
+    places_other  the same with the first set's graphs of the other prompts, end to end: what
+                  two graphs of one model have in common in any case
+    edges         rank correlation with the first set of edges between latents that are active
+                  in both, of one index, layer and position; edge_count says of how many
 
 Scores are circuit-tracer's. docs/transcoders.md says what they are compared with.
 """
-
-# pyright: reportMissingImports=false
 
 import argparse
 import csv
@@ -29,12 +29,17 @@ from typing import Any
 
 import torch
 import yaml
-from circuit_tracer import attribute
-from circuit_tracer.graph import Graph, compute_graph_scores, compute_node_influence
-from circuit_tracer.replacement_model.replacement_model_transformerlens import (
-    TransformerLensReplacementModel,
+from circuit_tracer import attribute  # pyright: ignore[reportMissingImports]
+from circuit_tracer.graph import (  # pyright: ignore[reportMissingImports]
+    compute_graph_scores,
+    compute_node_influence,
 )
-from circuit_tracer.utils.hf_utils import load_transcoders
+from circuit_tracer.replacement_model import (  # pyright: ignore[reportMissingImports]
+    replacement_model_transformerlens,
+)
+from circuit_tracer.utils.hf_utils import (  # pyright: ignore[reportMissingImports]
+    load_transcoders,
+)
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 
@@ -42,7 +47,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.spec import ModelSpec
 
-_SCORES = ("replacement", "completeness", "places", "edges")
+_SCORES = ("replacement", "completeness", "places", "places_other", "edges")
 
 
 def replacement_model(folder: Path) -> Any:
@@ -57,34 +62,37 @@ def replacement_model(folder: Path) -> Any:
     attention = [block.attn for block in model.blocks]
     waves = [one.rotary_sin for one in attention if hasattr(one, "rotary_sin")]
     if any(not torch.equal(one, waves[0]) for one in waves):
-        raise SystemExit(
+        raise UserError(
             f"{folder}: the layers of {config['model_name']} differ in their rotary positions, "
             "as those of Gemma 3 do, and circuit-tracer 0.5.0 gives all of them one; use "
             "another model"
         )
-    # Its own constructors would ask the Hub for the weights, by name.
-    model.__class__ = TransformerLensReplacementModel
+    # `from_pretrained` would ask the Hub for the weights, by name.
+    model.__class__ = replacement_model_transformerlens.TransformerLensReplacementModel
     model._configure_replacement_model(load_transcoders(config, torch.device("cpu")))
     return model
 
 
-def keys_of(graph: Graph) -> list[tuple[int, int, int]]:
+def keys_of(graph: Any) -> list[tuple[int, int, int]]:
     """Layer, position and index of the graph's latents, in the order of its nodes."""
     return [tuple(row) for row in graph.active_features[graph.selected_features].tolist()]
 
 
-def influence_by_place(graph: Graph) -> torch.Tensor:
-    """``[layers, positions]``: influence on the logits of the latents at each."""
+def influence_by_place(graph: Any) -> torch.Tensor:
+    """``[layers, positions - 1]``: influence on the logits of the latents at each.
+
+    Without the first position, where circuit-tracer leaves all latents out.
+    """
     weights = torch.zeros(len(graph.adjacency_matrix))
     weights[-len(graph.logit_targets) :] = graph.logit_probabilities
     influence = compute_node_influence(graph.adjacency_matrix, weights)
     places = torch.zeros(graph.cfg.n_layers, graph.n_pos)
     for (layer, position, _), value in zip(keys_of(graph), influence.tolist(), strict=False):
         places[layer, position] += value
-    return places
+    return places[:, 1:]
 
 
-def shared_edges(graph: Graph, other: Graph) -> tuple[torch.Tensor, torch.Tensor]:
+def shared_edges(graph: Any, other: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights of edges between latents that both graphs have; those of 0 in both left out."""
     index = {key: i for i, key in enumerate(keys_of(graph))}
     both = [(index[key], i) for i, key in enumerate(keys_of(other)) if key in index]
@@ -103,18 +111,32 @@ def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(found.statistic)
 
 
-def compare(
-    folders: list[Path], prompts: list[str], latents: int | None
-) -> list[dict[str, Any]]:
+def with_others(places: torch.Tensor, others: list[torch.Tensor]) -> float:
+    """Mean rank correlation of places with those of other prompts, their ends aligned."""
+    found = []
+    for other in others:
+        n = min(places.shape[1], other.shape[1])
+        found.append(rank_correlation(places[:, -n:], other[:, -n:]))
+    found = [value for value in found if not math.isnan(value)]
+    return fmean(found) if found else math.nan
+
+
+def compare(folders: list[Path], prompts: list[str]) -> list[dict[str, Any]]:
     """A row of OUT for each set and prompt."""
-    rows, first = [], {}
+    rows, first = [], []
     for folder in folders:
         model = replacement_model(folder)
+        graphs = []
         for prompt in prompts:
-            graph = attribute(prompt, model, max_feature_nodes=latents)
-            graph.to("cpu")
+            graphs.append(attribute(prompt, model))
+            graphs[-1].to("cpu")
+            print(f"{folder.name}: {prompt!r}", flush=True)
+        first = first or [(graph, influence_by_place(graph)) for graph in graphs]
+        for i, (prompt, graph) in enumerate(zip(prompts, graphs, strict=True)):
+            held, places = first[i]
+            others = [of_other for k, (_, of_other) in enumerate(first) if k != i]
+            own = influence_by_place(graph)
             replacement, completeness = compute_graph_scores(graph)
-            held = first.setdefault(prompt, graph)
             ours, theirs = shared_edges(held, graph)
             rows.append(
                 {
@@ -123,30 +145,40 @@ def compare(
                     "replacement": replacement,
                     "completeness": completeness,
                     "latents": len(graph.selected_features),
-                    "places": rank_correlation(*map(influence_by_place, (held, graph))),
+                    "places": rank_correlation(places, own),
+                    "places_other": with_others(own, others),
                     "edges": rank_correlation(ours, theirs),
                     "edge_count": ours.numel(),
                 }
             )
-            print(
-                f"{folder.name}: {prompt!r}: {replacement:.3f} {completeness:.3f}", flush=True
-            )
     return rows
 
 
+def interval(values: list[float]) -> str:
+    """Mean over prompts and half its 95 % interval; how many there are."""
+    values = [value for value in values if not math.isnan(value)]
+    n = len(values)
+    if n < 2:
+        return "-"
+    half = student.ppf(0.975, n - 1) * stdev(values) / n**0.5
+    return f"{fmean(values):.3f} +- {half:.3f} (n = {n})"
+
+
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Means over prompts with their 95 % intervals, a line a set."""
+    """Of each set, its scores and by how much the first set's are above them, paired."""
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    of = {name: [row for row in rows if row["set"] == name] for name in names}
     lines = []
-    for name in dict.fromkeys(row["set"] for row in rows):
-        cells = [name]
-        for score in _SCORES:
-            values = [r[score] for r in rows if r["set"] == name and not math.isnan(r[score])]
-            if len(values) < 2:
-                cells.append(f"{score} -")
-                continue
-            half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-            cells.append(f"{score} {fmean(values):.3f} +- {half:.3f}")
-        lines.append("  ".join(cells))
+    for name in names:
+        lines.append(name)
+        lines += [
+            f"  {score:<13} {interval([r[score] for r in of[name]])}" for score in _SCORES
+        ]
+        if name != names[0]:
+            pairs = list(zip(of[names[0]], of[name], strict=True))
+            for score in _SCORES[:2]:
+                apart = interval([a[score] - b[score] for a, b in pairs])
+                lines.append(f"  {names[0]} - {name}, {score}: {apart}")
     return "\n".join(lines)
 
 
@@ -157,12 +189,6 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("prompts", type=Path)
     parser.add_argument("sets", type=Path, nargs="+")
-    parser.add_argument(
-        "--latents",
-        type=int,
-        help="at most so many in a graph, those of most influence; all of them cost a backward "
-        "pass of the model for each 512",
-    )
     args = parser.parse_args()
     prompts = [
         line for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()
@@ -175,7 +201,10 @@ def main() -> None:
     for folder in args.sets:
         if not (folder / "config.yaml").is_file():
             parser.error(f"{folder}: has no config.yaml; see circuit_tracer_files.py")
-    rows = compare(args.sets, prompts, args.latents)
+    try:
+        rows = compare(args.sets, prompts)
+    except UserError as error:
+        sys.exit(str(error))
     with args.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -184,7 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    main()

@@ -1,7 +1,7 @@
 """Transcoders of the layers of one model, as circuit-tracer reads them.
 
     python examples/circuit_tracer_files.py FOLDER LAYER_0 LAYER_1 ...
-    python examples/circuit_tracer_files.py --affine TEXT FOLDER LAYER_0 LAYER_1 ...
+    python examples/circuit_tracer_files.py FOLDER LAYER_0 LAYER_1 ... --affine TEXT
 
 LAYER_i is the export of layer i, from a study of each layer: of one member, one seed and one
 width. circuit-tracer wants them from layer 0 on without a gap, at the same two hooks of each
@@ -11,8 +11,10 @@ input to output alone, by least squares on activations of TEXT (a file or datase
 the files.
 """
 
+import argparse
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ class Layers:
 
     Attributes:
         saes: In order.
-        model: Language model.
+        model: Language model: a name or a folder.
         read: Where they read, within a block.
         written: Where they write.
     """
@@ -49,14 +51,16 @@ class Layers:
     written: str
 
 
-def load(exports: list[Path]) -> Layers:
+def load(exports: list[Path], model: str | None = None) -> Layers:
     """Load a set.
 
     Args:
         exports: One of each layer, in order; SAELens folders.
+        model: The language model; default: by the name that the exports have, which is a
+            study's label for it.
 
     Raises:
-        SystemExit: They are not the layers of one set.
+        UserError: They are not the layers of one set, or not of the model as it is.
     """
     saes: list[Any] = [SAE.load_from_disk(path) for path in exports]
     hooks, widths, models = set(), set(), set()
@@ -64,33 +68,40 @@ def load(exports: list[Path]) -> Layers:
         metadata, cfg = sae.cfg.metadata, sae.cfg
         names = [_HOOK.fullmatch(str(n)) for n in (metadata.hook_name, metadata.hook_name_out)]
         if any(name is None or int(name[1]) != layer for name in names):
-            raise SystemExit(
+            raise UserError(
                 f"{path}: reads {metadata.hook_name} and writes {metadata.hook_name_out}, "
                 f"where hooks of block {layer} are wanted; give one a layer, from 0 on"
             )
         if cfg.d_in != cfg.d_out:
-            raise SystemExit(f"{path}: d_in {cfg.d_in} is not d_out {cfg.d_out}")
+            raise UserError(f"{path}: d_in {cfg.d_in} is not d_out {cfg.d_out}")
+        if (metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
+            raise UserError(
+                f"{path}: was trained on centred weights, and circuit-tracer reads a model as "
+                "it is; train with center_writing_weights: false"
+            )
         hooks.add(tuple(name[2] for name in names if name is not None))
         widths.add(cfg.d_sae)
         models.add(str(metadata.model_name))
     for what, found in (("hooks", hooks), ("widths", widths), ("models", models)):
         if len(found) > 1:
-            raise SystemExit(f"{what}: {found}, where those of one set are wanted")
+            raise UserError(f"{what}: {found}, where those of one set are wanted")
     ((read, written),) = hooks
-    return Layers(saes, models.pop(), read, written)
+    return Layers(saes, model or models.pop(), read, written)
 
 
-def write(folder: Path, exports: list[Path]) -> Path:
+def write(folder: Path, exports: list[Path], model: str | None = None) -> Path:
     """Write ``layer_<i>.safetensors`` and ``config.yaml``.
 
     Args:
         folder: Is made.
         exports: As of `load`.
+        model: As of `load`.
 
     Returns:
         The config, which circuit-tracer's ``load_transcoders`` takes.
     """
-    layers = load(exports)
+    _must_be_new(folder)
+    layers = load(exports, model)
     sets = []
     for sae in layers.saes:
         tensors = {name: t.detach().float() for name, t in sae.state_dict().items()}
@@ -101,26 +112,30 @@ def write(folder: Path, exports: list[Path]) -> Path:
     return _save(folder, layers, sets)
 
 
-def write_affine(folder: Path, exports: list[Path], text: str) -> Path:
+def write_affine(
+    folder: Path, exports: list[Path], text: str, model: str | None = None
+) -> Path:
     """Write the set's null, the affine map of each layer; the rest as `write` does.
 
     Args:
         folder: Is made.
-        exports: As of `load`: the model and hooks are theirs.
+        exports: As of `load`: the hooks are theirs.
         text: A dataset of documents; some 32,768 tokens are read.
+        model: As of `load`.
     """
-    layers = load(exports)
-    model: Any = load_language_model(
+    _must_be_new(folder)
+    layers = load(exports, model)
+    language_model: Any = load_language_model(
         ModelSpec(name=layers.model), f"blocks.0.{layers.read}", "cpu"
     )
-    contexts = _contexts(model, text)
+    contexts = _contexts(language_model, text)
     sets = []
     for layer in range(len(layers.saes)):
         hooks = [f"blocks.{layer}.{name}" for name in (layers.read, layers.written)]
         parts = []
         for batch in contexts.split(8):
             with torch.no_grad():
-                _, cache = model.run_with_cache(
+                _, cache = language_model.run_with_cache(
                     batch, names_filter=hooks, stop_at_layer=layer + 1
                 )
             # The first position is circuit-tracer's to leave out.
@@ -148,42 +163,64 @@ def _contexts(model: Any, text: str) -> torch.Tensor:
         if len(tokens) >= _TOKENS:
             break
     if len(tokens) < _CONTEXT:
-        raise SystemExit(f"{text}: {len(tokens)} tokens are too few; give a longer text")
+        raise UserError(f"{text}: {len(tokens)} tokens are too few; give a longer text")
     rows = torch.tensor(tokens[: len(tokens) // _CONTEXT * _CONTEXT]).reshape(-1, _CONTEXT)
-    special = model.tokenizer
-    rows[:, 0] = next(
-        filter(None, (special.bos_token_id, special.pad_token_id, special.eos_token_id))
-    )
+    known = model.tokenizer
+    special = (known.bos_token_id, known.pad_token_id, known.eos_token_id)
+    # The first that is not None, nor 0, which circuit-tracer takes for none.
+    before = next(filter(None, (*special, *known.all_special_ids)), None)
+    if before is None:
+        raise UserError(f"{text}: the model's tokenizer has no special token to begin with")
+    rows[:, 0] = before
     return rows
 
 
+def _must_be_new(folder: Path) -> None:
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; remove it, or name another folder")
+
+
 def _save(folder: Path, layers: Layers, sets: list[dict[str, torch.Tensor]]) -> Path:
-    folder.mkdir(parents=True)
-    for layer, tensors in enumerate(sets):
-        contiguous = {name: t.contiguous() for name, t in tensors.items()}
-        save_file(contiguous, folder / f"layer_{layer}.safetensors")
+    """All of a set, or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"layer_{i}.safetensors" for i in range(len(sets))]
     config = {
         "model_name": layers.model,
         "model_kind": "transcoder_set",
         "scan": folder.name,
         "feature_input_hook": layers.read,
         "feature_output_hook": layers.written,
-        "transcoders": [str(folder / f"layer_{i}.safetensors") for i in range(len(sets))],
+        "transcoders": [str(folder / name) for name in names],
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        made = Path(unfinished) / folder.name
+        made.mkdir()
+        for name, tensors in zip(names, sets, strict=True):
+            save_file({key: t.contiguous() for key, t in tensors.items()}, made / name)
+        (made / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        made.rename(folder)
     return folder / "config.yaml"
 
 
-def main(given: list[str]) -> Path:
-    if given[:1] == ["--affine"] and len(given) > 3:
-        return write_affine(Path(given[2]), [Path(path) for path in given[3:]], given[1])
-    if len(given) < 2 or given[0].startswith("-"):
-        raise SystemExit(__doc__)
-    return write(Path(given[0]), [Path(path) for path in given[1:]])
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("layers", type=Path, nargs="+")
+    parser.add_argument("--affine", metavar="TEXT")
+    parser.add_argument(
+        "--model", help="folder or name, where it is not the one that exports name"
+    )
+    args = parser.parse_args()
+    try:
+        if args.affine is None:
+            print(write(args.folder, args.layers, args.model))
+        else:
+            print(write_affine(args.folder, args.layers, args.affine, args.model))
+    except UserError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    try:
-        print(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(str(error))
+    main()

@@ -1,6 +1,6 @@
 """Running tests of behaviour with both ways to compute a training step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -16,8 +16,13 @@ def either_step(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-# For a test that trains for long: that both steps compute the same is what tests/sparse holds.
-once = pytest.mark.parametrize("either_step", ["sparse step"], indirect=True)
+def in_one_step(members: Sequence[str]) -> pytest.MarkDecorator:
+    """Of a test that trains every member for long: the first in dense steps, others in sparse.
+
+    That both steps compute the same is what tests/sparse holds.
+    """
+    steps = [(member, "sparse step" if i else "dense step") for i, member in enumerate(members)]
+    return pytest.mark.parametrize(("member", "either_step"), steps, indirect=["either_step"])
 
 
 def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@
     python circuits.py compare                  # writes circuits.csv
 
 The steps of docs/transcoders.md ("Attribution agreement"): one seed, prompts of circuits.txt.
+Attribution is a process of its own, which alone imports circuit-tracer.
 """
 
 import argparse
@@ -26,9 +27,6 @@ from sae_baselines.study.spec import PanelSpec, spec_from_dict
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE / "studies" / "circuits"
 LAYERS = 30
-MEMBERS = ("trained", "soft_frozen_decoder", "frozen_decoder_cov", "frozen_encoder_cov")
-# In a graph, those of most influence; all of them take minutes a graph.
-LATENTS = 1024
 
 
 def panel_of(layer: int) -> PanelSpec:
@@ -46,20 +44,26 @@ def train(part: int, parts: int) -> None:
 
 
 def compare() -> None:
-    sets = STUDIES / "sets"
-    panels = [next((STUDIES / f"layer_{i}" / "panels").iterdir()) for i in range(LAYERS)]
-    for member in MEMBERS:
-        if not (sets / member / "config.yaml").exists():
-            write(sets / member, [panel / member for panel in panels])
-    affine = sets / "affine"
-    if not (affine / "config.yaml").exists():
-        text = panel_of(0).dataset.path
-        write_affine(affine, [panel / "trained" for panel in panels], text)
+    first, sets = panel_of(0), STUDIES / "sets"
+    members = [member.name for member in first.member_specs]
+    layers = [STUDIES / f"layer_{i}" / "panels" / first.panels()[0].name for i in range(LAYERS)]
+    for layer in layers:
+        for member in members:
+            if not (layer / member / "cfg.json").exists():
+                sys.exit(
+                    f"{layer / member} is not there: finish python circuits.py train first"
+                )
+    model, text = first.model.name, first.dataset.path
+    for member in members:
+        if not (sets / member).exists():
+            write(sets / member, [layer / member for layer in layers], model)
+    if not (sets / "affine").exists():
+        write_affine(sets / "affine", [layer / "trained" for layer in layers], text, model)
     script = ROOT / "examples" / "attribution_agreement.py"
-    out, prompts = HERE / "circuits.csv", HERE / "circuits.txt"
-    folders = [sets / name for name in (*MEMBERS, "affine")]
-    command = [sys.executable, script, out, prompts, *folders, "--latents", LATENTS]
-    subprocess.run([str(part) for part in command], check=True)
+    folders = [sets / name for name in (*members, "affine")]
+    command = [sys.executable, script, HERE / "circuits.csv", HERE / "circuits.txt", *folders]
+    done = subprocess.run([str(part) for part in command], check=False)
+    sys.exit(done.returncode)
 
 
 def main() -> None:

@@ -133,13 +133,15 @@ def report_of_study(study: str | Path, correct: str | None = None) -> Report:
     return build_report(*_current(study, correct))
 
 
-def verdicts_of_study(study: str | Path, correct: str | None = None) -> list[Verdict]:
+def verdicts_of_study(study: str | Path) -> tuple[Verdict, ...]:
     """The verdicts of `report_of_study`, without what is drawn and worded around them."""
-    results, context = _current(study, correct)
-    return list(_judge(Results.of(results), context).found)
+    results, context = _current(study)
+    return tuple(_judge(Results.of(results), context).found)
 
 
-def _current(study: str | Path, correct: str | None) -> tuple[pd.DataFrame, ReportContext]:
+def _current(
+    study: str | Path, correct: str | None = None
+) -> tuple[pd.DataFrame, ReportContext]:
     study = Path(study)
     results, checks = current_results(study)
     context = replace(study_context(study), checks=checks)
@@ -157,27 +159,25 @@ class _Judged:
         metrics: Those that are primary.
         compared: Paired differences.
         found: Their verdicts.
-        dropped: Caveats about metrics.
-        more: Caveats about members.
-        unused: Caveats about margins.
+        unpaired: Why members have no pair.
+        caveats: About metrics and margins.
     """
 
     table: Results
     metrics: list[MetricKey]
     compared: list[Comparison]
     found: list[Verdict]
-    dropped: list[Caveat]
-    more: list[Caveat]
-    unused: list[Caveat]
+    unpaired: list[Caveat]
+    caveats: list[Caveat]
 
 
 def _judge(every: Results, context: ReportContext) -> _Judged:
     table = of_reference.for_pairing(every) if every.has_published else every
     metrics, dropped = _primary(every, context)
-    compared, more = _compare(table, metrics)
+    compared, unpaired = _compare(table, metrics)
     used, unused = _margins(context, compared)
     found = verdicts(compared, margins=used, correct=context.correct)
-    return _Judged(table, metrics, compared, found, dropped, more, unused)
+    return _Judged(table, metrics, compared, found, unpaired, [*dropped, *unused])
 
 
 def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Report:
@@ -199,7 +199,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
     """
     every = Results.of(results)
     judged = _judge(every, context)
-    table, metrics, found, more = judged.table, judged.metrics, judged.found, judged.more
+    table, metrics, found, more = judged.table, judged.metrics, judged.found, judged.unpaired
     reference = None
     if every.has_published:
         reference = of_reference.place(every, metrics, context)
@@ -212,7 +212,7 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         every,
         context,
         found,
-        [*unfit(judged.compared), *judged.dropped, *more, *judged.unused],
+        [*unfit(judged.compared), *judged.caveats, *more],
     )
     random = against_random(found, "random", context.correct)
     nearly_free = against_random(found, "nearly free", context.correct)

@@ -291,7 +291,8 @@ def fair_options(
         constraint: Of the baseline, e.g. ``frozen_encoder``, whose encoder starts otherwise.
         seed: ``init_seed`` of the SAE.
         init_scheme: Its directions' scheme.
-        covariance_path: For ``cov``; see `save_covariance`.
+        covariance_path: For ``cov``; see `save_covariance`. Of transcoders that of inputs and
+            outputs side by side.
         d_in: Of transcoders, and of no others: how many columns of activations are inputs.
         skip: Of transcoders: with an affine skip.
 
@@ -302,6 +303,10 @@ def fair_options(
     Raises:
         UserError: No base, no constraint that it has, or pairs where it takes none.
     """
+    try:
+        baseline = get_baseline(baseline_name(constraint, architecture))
+    except ValueError as error:  # names the field, and what is near
+        raise UserError(str(error)) from error
     paired = is_transcoder(architecture)
     if paired and not (d_in is not None and 0 < d_in < activations.shape[1]):
         raise UserError(
@@ -313,23 +318,21 @@ def fair_options(
             f"architecture: {architecture!r} is an SAE, and d_in and skip are of transcoders; "
             "leave them out"
         )
-    try:
-        baseline = get_baseline(baseline_name(constraint, architecture))
-    except ValueError as error:  # names the field, and what is near
-        raise UserError(str(error)) from error
     known = {f.name for f in fields(baseline.config_class)}
     path = None if covariance_path is None else Path(covariance_path)
     x = written = activations.float()
     options: dict[str, Any] = {"d_sae": d_sae, "init_seed": seed, "init_scheme": init_scheme}
+    d_out = None
     if d_in is not None:  # so it is a transcoder
         pair = PairStart.of(x, d_in)
         x, written = _scaled(x, pair).tensor_split([d_in], dim=1)
         options |= {**_pair_options(pair), "skip": skip}
-    d_out = options.get("d_out")
+        d_out = written.shape[1]
 
     @cache
     def begin(scheme: InitScheme) -> EncoderStart:
-        return encoder_start(x, d_sae, l0, seed, scheme, path, d_out, skip=skip)
+        some = x[:_THRESHOLD_SAMPLES]
+        return encoder_start(some, d_sae, l0, seed, scheme, path, d_out, skip=skip)
 
     if path is not None:
         options["init_covariance_path"] = str(path)

@@ -31,7 +31,7 @@ from tests.helpers import (
     train,
     weights,
 )
-from tests.sparse_or_dense import once
+from tests.sparse_or_dense import in_one_step
 
 CONTROLLED = ("jumprelu", "standard", "gated")
 MEMBERS = ("seeded", *CONSTRAINTS)
@@ -43,9 +43,8 @@ def controlled(name: str, **options: Any) -> AnySAE:
     return make_sae(name, **{"target_l0": 4.0, "l0_control": 0.2, **more, **options})
 
 
-@once
+@in_one_step(MEMBERS)
 @pytest.mark.parametrize("base", CONTROLLED)
-@pytest.mark.parametrize("member", MEMBERS)
 def test_batches_have_the_target_l0_at_the_end_of_training(member: str, base: str) -> None:
     sae = controlled(f"{member}_{base}")
     trainer = make_trainer(sae, 600)

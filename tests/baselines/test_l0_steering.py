@@ -30,7 +30,7 @@ from tests.helpers import (
     train,
     weights,
 )
-from tests.sparse_or_dense import once
+from tests.sparse_or_dense import in_one_step
 
 STEERED = ("standard", "gated")
 MEMBERS = ("seeded", *CONSTRAINTS)
@@ -69,9 +69,8 @@ def measured_l0(sae: AnySAE, n_batches: int = 80) -> float:
     return float(torch.cat(counts).mean())
 
 
-@once
+@in_one_step(MEMBERS)
 @pytest.mark.parametrize("base", STEERED)
-@pytest.mark.parametrize("member", MEMBERS)
 def test_the_target_is_reached_within_five_per_cent_on_fresh_data(
     member: str, base: str
 ) -> None:

@@ -177,6 +177,7 @@ def test_the_documented_way_to_train_one_works(
     both = torch.cat([x, 3 * x.relu() + 1], dim=1)
     monkeypatch.chdir(tmp_path)
     names = {"pairs": both, "batches": itertools.repeat(both)}
+    assert code.count("4_096_000") == 1
     exec(code.replace("4_096_000", "8_192"), names)
     made: Any = SAE.load_from_disk(tmp_path / "out")
     assert (made.cfg.architecture(), made.cfg.d_sae) == ("jumprelu_skip_transcoder", 4608)

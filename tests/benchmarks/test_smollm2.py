@@ -9,7 +9,7 @@ import pytest
 
 from sae_baselines.evals import load_eval_spec, load_results
 from sae_baselines.evals.store import EvalStore
-from sae_baselines.report import Report, report_of_study
+from sae_baselines.report import Report, report_of_study, verdicts_of_study
 from sae_baselines.report.write import to_csv
 from sae_baselines.stats import against_random
 from sae_baselines.study import load_spec
@@ -135,6 +135,10 @@ def test_thresholds_that_were_halved_bar_the_verdict_that_was_given(built: Repor
     assert "soft_frozen_decoder: trained was not trained at its L0" in (
         FOLDER / "report.md"
     ).read_text(encoding="utf-8")
+
+
+def test_verdicts_alone_are_those_of_the_report(study: Path, built: Report) -> None:
+    assert verdicts_of_study(study) == built.verdicts
 
 
 def test_the_reports_headline_is_the_verdicts(built: Report) -> None:

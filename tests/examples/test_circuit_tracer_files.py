@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.transcoder import (
@@ -22,6 +23,7 @@ from sae_lens.saes.transcoder import (
 from safetensors.torch import load_file, save_file
 
 from examples.circuit_tracer_files import write, write_affine
+from sae_baselines.errors import UserError
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.spec import ModelSpec
 from tests.tiny_model import D_MODEL, save_tiny_model, tiny_text
@@ -40,19 +42,34 @@ save_file({str(i): one(x).detach() for i, one in enumerate(found)}, sys.argv[3])
 print(json.dumps([found.feature_input_hook, found.feature_output_hook]))
 """
 
+PART = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+import attribution_agreement as own
+
+model = own.replacement_model(Path(sys.argv[2]) / "trained")
+prompt = "the house of the people"
+whole, part = own.attribute(prompt, model), own.attribute(prompt, model, max_feature_nodes=40)
+assert len(own.keys_of(part)) == 40 < len(own.keys_of(whole))
+ours, theirs = own.shared_edges(whole, part)
+assert ours.numel() > 100
+torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+"""
+
 
 def layer(
     number: int,
     folder: Path,
     skip: bool,
     d: int = D,
-    model: str = "somebody/model",
     seed: int = 0,
     **more: Any,
 ) -> Path:
     sizes = {"d_in": d, "d_out": d, "d_sae": D_SAE, "apply_b_dec_to_input": False, **more}
     metadata = SAEMetadata(
-        model_name=model,
+        model_name="somebody/model",
         hook_name=f"blocks.{number}.ln2.hook_normalized",
         hook_name_out=f"blocks.{number}.hook_mlp_out",
     )
@@ -93,9 +110,22 @@ def test_what_is_no_set_is_refused(
     number: int, more: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     exports = [layer(0, tmp_path, False), layer(number, tmp_path, False, **more)]
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(UserError, match=said):
         write(tmp_path / "set", exports)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_set_is_not_written_over_another_nor_of_centred_weights(tmp_path: Path) -> None:
+    exports = [layer(i, tmp_path / "exports", False) for i in range(2)]
+    write(tmp_path / "set", exports)
+    with pytest.raises(UserError, match=r"set: exists already; remove it"):
+        write(tmp_path / "set", exports)
+    centred: Any = SAE.load_from_disk(exports[1])
+    centred.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    centred.save_model(tmp_path / "centred")
+    with pytest.raises(UserError, match="centred: was trained on centred weights"):
+        write(tmp_path / "other", [exports[0], tmp_path / "centred"])
+    assert {path.name for path in tmp_path.iterdir()} == {"exports", "set", "centred"}
 
 
 def test_the_null_of_a_set_is_the_affine_map_of_each_layer(
@@ -103,8 +133,10 @@ def test_the_null_of_a_set_is_the_affine_map_of_each_layer(
 ) -> None:
     text = tmp_path / "text.parquet"
     tiny_text().to_parquet(text)
-    config = write_affine(tmp_path / "affine", two_layers, str(text))
-    model: Any = SAE.load_from_disk(two_layers[0]).cfg.metadata.model_name
+    # Exports have the label of a study's model, which may be anything.
+    model = str(tmp_path / "model")
+    config = write_affine(tmp_path / "affine", two_layers, str(text), model)
+    assert yaml.safe_load(config.read_text())["model_name"] == model
     language_model: Any = load_language_model(
         ModelSpec(name=model), "blocks.0.hook_mlp_out", "cpu"
     )
@@ -126,8 +158,8 @@ def test_the_null_of_a_set_is_the_affine_map_of_each_layer(
 
 @pytest.fixture
 def two_layers(tmp_path: Path) -> list[Path]:
-    model = save_tiny_model(tmp_path / "model")
-    return [layer(i, tmp_path / "exports", True, D_MODEL, str(model)) for i in range(2)]
+    save_tiny_model(tmp_path / "model")
+    return [layer(i, tmp_path / "exports", True, D_MODEL) for i in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +202,13 @@ def test_its_own_code_computes_what_saelens_does(
 def test_graphs_of_sets_are_compared(
     tmp_path: Path, two_layers: list[Path], circuit_tracer: dict[str, str]
 ) -> None:
-    model = SAE.load_from_disk(two_layers[0]).cfg.metadata.model_name
-    exports = [*two_layers, layer(2, tmp_path / "exports", True, D_MODEL, str(model))]
-    others = [layer(i, tmp_path / "others", True, D_MODEL, str(model), 7) for i in range(3)]
-    write(tmp_path / "trained", exports)
-    write(tmp_path / "same", exports)
-    write(tmp_path / "other", others)
+    model = str(tmp_path / "model")
+    exports = [*two_layers, layer(2, tmp_path / "exports", True, D_MODEL)]
+    others = [layer(i, tmp_path / "others", True, D_MODEL, 7) for i in range(3)]
+    for name, given in (("trained", exports), ("same", exports), ("other", others)):
+        write(tmp_path / name, given, model)
     tiny_text().to_parquet(tmp_path / "text.parquet")
-    write_affine(tmp_path / "affine", exports, str(tmp_path / "text.parquet"))
+    write_affine(tmp_path / "affine", exports, str(tmp_path / "text.parquet"), model)
     (tmp_path / "prompts.txt").write_text("the house of the people\nit is here and there\n")
     script = Path(__file__).parents[2] / "examples" / "attribution_agreement.py"
     names = ["trained", "same", "other", "affine"]
@@ -193,14 +224,22 @@ def test_graphs_of_sets_are_compared(
     assert done.returncode == 0, done.stderr[-2000:]
     rows: Any = pd.read_csv(tmp_path / "out.csv")
     assert len(rows) == 4 * 2
-    scores = ["replacement", "completeness", "latents", "edge_count", "places", "edges"]
-    of = {name: rows[rows["set"] == name][scores].to_numpy(dtype=float) for name in names}
-    for found in of.values():
-        assert ((found[:, :2] >= 0) & (found[:, :2] <= 1)).all()
-    assert (of["same"] == of["trained"]).all()
-    assert of["same"][:, 4:] == pytest.approx(1)
-    assert (np.abs(of["other"][:, 5]) < 0.5).all()
-    # No latents: all that comes through came by the affine maps.
-    assert (of["affine"][:, 2:4] == 0).all()
-    assert np.isnan(of["affine"][:, 4:]).all()
-    assert "same  replacement" in done.stdout
+    scores = ["replacement", "completeness", "latents", "edge_count"]
+    agreement = ["places", "places_other", "edges"]
+    of = {name: rows[rows["set"] == name] for name in names}
+    numbers = {name: of[name][scores].to_numpy(dtype=float) for name in names}
+    agreed = {name: of[name][agreement].to_numpy(dtype=float) for name in names}
+    assert (numbers["same"] == numbers["trained"]).all()
+    assert agreed["same"][:, [0, 2]] == pytest.approx(1)
+    assert (agreed["same"][:, 1] < 0.99).all()
+    assert (np.abs(agreed["other"][:, 2]) < 0.5).all()
+    # Where influence is, two sets agree in any case: what places_other is for.
+    assert (agreed["other"][:, 0] > 0.5).all()
+    # No latents: all that comes through came by the affine maps, and they err.
+    assert (numbers["affine"][:, 2:] == 0).all()
+    assert (numbers["affine"][:, :2] < 1).all()
+    assert np.isnan(agreed["affine"]).all()
+    assert "trained - same, replacement: 0.000 +- 0.000 (n = 2)" in done.stdout
+    # A latent is found by its key whatever part of a graph is kept.
+    part = [sys.executable, "-W", "ignore", "-c", PART, str(script.parent), str(tmp_path)]
+    subprocess.run(part, env=circuit_tracer, check=True)

@@ -123,11 +123,13 @@ class Step:
         term: The size of what is added up to the gradient of a pre-activation: a residual
             times a decoder row and the scale that a normalisation of x gives back. The sum may
             cancel to less than a rounding of its terms.
+        read: The largest element of what the encoder multiplies with W_enc.
     """
 
     output: TrainStepOutput
     gradients: dict[str, torch.Tensor]
     term: float
+    read: float
 
     @property
     def acts(self) -> torch.Tensor:
@@ -146,17 +148,19 @@ def run_step(
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         output = sae.training_forward_pass(step_input(sae, x, dead))
     residual = (output.sae_out.detach() - x).abs().sum(dim=-1).max()
-    term = float(2 / x.shape[0] * residual * _scale(sae, x) * sae.W_dec.detach().abs().max())
-    return Step(output, gradients(sae, output.loss), term)
+    read, scale = _normalised(sae, x)
+    term = float(2 / x.shape[0] * residual * scale * sae.W_dec.detach().abs().max())
+    return Step(output, gradients(sae, output.loss), term, read)
 
 
-def _scale(sae: AnySAE, x: torch.Tensor) -> torch.Tensor:
-    """What the SAE's normalisation multiplies a reconstruction of x by, at most."""
-    ends = []
+def _normalised(sae: AnySAE, x: torch.Tensor) -> tuple[float, float]:
+    """The largest element of what W_enc multiplies, and the factor that undoes a norm."""
+    read, ends = x, []
     for value in (torch.zeros_like(x), torch.ones_like(x)):
-        sae.run_time_activation_norm_fn_in(x)  # it is forgotten once undone
+        read = sae.run_time_activation_norm_fn_in(x)  # its factor is forgotten once undone
         ends.append(sae.run_time_activation_norm_fn_out(value))
-    return (ends[1] - ends[0]).abs().max()
+    centred = read - sae.b_dec.detach() * sae.cfg.apply_b_dec_to_input
+    return float(centred.abs().max()), float((ends[1] - ends[0]).abs().max())
 
 
 @dataclass(frozen=True)

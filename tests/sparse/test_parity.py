@@ -71,7 +71,7 @@ def assert_same_step(
         # What W_enc and biases get is a sum of products with decoder rows, which may cancel.
         terms = {"W_dec": 0.0, "b_dec": 0.0}.get(name, theirs.term)
         if name == "W_enc":
-            terms *= float(theirs.output.sae_in.abs().max())
+            terms *= theirs.read
         got, wanted = ours.gradients[name], theirs.gradients[name]
         assert_close(got, wanted, f"gradient of {name}", terms)
 

@@ -274,7 +274,8 @@ def test_configs_of_ones_own_can_have_what_panels_have(
 def test_a_transcoder_of_ones_own_can_have_what_panels_have(
     base: str, scheme: Any, tmp_path: Path
 ) -> None:
-    pairs, skip = torch.cat([X, 2 * X[:, :12].relu() + 1], dim=1), scheme == "iso"
+    x, skip = activations(3000) * 3, scheme == "iso"
+    pairs = torch.cat([x, 2 * x[:, :12].relu() + 1], dim=1)
     spec = spec_of(base, hook_name_out="blocks.1.hook_mlp_out", sae={"skip": skip})
     start = prepare_start(spec, pairs, tmp_path, 16)
     (panel,) = spec.panels()
@@ -308,6 +309,10 @@ def test_a_config_of_ones_own_starts_as_the_panels_do(
     ("asked", "said"),
     [
         ({"architecture": "jumpreluu"}, "architecture: 'jumpreluu' is unknown.*jumprelu"),
+        (
+            {"architecture": "transcoder_topkk", "d_in": 9},
+            "architecture: 'transcoder_topkk' is un",
+        ),
         ({"architecture": "transcoder_topk"}, "d_in: None .*how many of the 16 columns"),
         ({"architecture": "transcoder_topk", "d_in": 16}, "d_in: 16 is no width of inputs"),
         ({"d_in": 16}, "architecture: 'topk' is an SAE, and d_in and skip are of"),
