@@ -24,9 +24,10 @@ import csv
 import math
 import sys
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from circuit_tracer import attribute  # pyright: ignore[reportMissingImports]
@@ -41,9 +42,9 @@ from circuit_tracer.utils.hf_utils import (  # pyright: ignore[reportMissingImpo
     load_transcoders,
 )
 from scipy.stats import spearmanr
-from scipy.stats import t as student
 
 from sae_baselines.errors import UserError
+from sae_baselines.stats.intervals import t_interval
 from sae_baselines.study.language_model import load_language_model
 from sae_baselines.study.spec import ModelSpec
 
@@ -160,8 +161,8 @@ def interval(values: list[float]) -> str:
     n = len(values)
     if n < 2:
         return "-"
-    half = student.ppf(0.975, n - 1) * stdev(values) / n**0.5
-    return f"{fmean(values):.3f} +- {half:.3f} (n = {n})"
+    found = t_interval(np.array(values))
+    return f"{fmean(values):.3f} +- {(found.high - found.low) / 2:.3f} (n = {n})"
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from examples.circuit_tracer_files import write, write_affine
 from sae_baselines.study.engine import train_study
+from sae_baselines.study.folder import StudyFolder
+from sae_baselines.study.plan import all_members
 from sae_baselines.study.spec import PanelSpec, spec_from_dict
 
 HERE = Path(__file__).resolve().parent
@@ -44,23 +46,22 @@ def train(part: int, parts: int) -> None:
 
 
 def compare() -> None:
+    exports: dict[str, list[Path]] = {}
+    for i in range(LAYERS):
+        study = StudyFolder(STUDIES / f"layer_{i}")
+        for key in all_members(panel_of(i)):
+            if (flaw := study.flaw(key)) is not None:
+                sys.exit(f"{study.member(key)} is not finished ({flaw}): train goes on with it")
+            exports.setdefault(key.member, []).append(study.member(key))
     first, sets = panel_of(0), STUDIES / "sets"
-    members = [member.name for member in first.member_specs]
-    layers = [STUDIES / f"layer_{i}" / "panels" / first.panels()[0].name for i in range(LAYERS)]
-    for layer in layers:
-        for member in members:
-            if not (layer / member / "cfg.json").exists():
-                sys.exit(
-                    f"{layer / member} is not there: finish python circuits.py train first"
-                )
     model, text = first.model.name, first.dataset.path
-    for member in members:
+    for member, layers in exports.items():
         if not (sets / member).exists():
-            write(sets / member, [layer / member for layer in layers], model)
+            write(sets / member, layers, model)
     if not (sets / "affine").exists():
-        write_affine(sets / "affine", [layer / "trained" for layer in layers], text, model)
+        write_affine(sets / "affine", exports["trained"], text, model)
     script = ROOT / "examples" / "attribution_agreement.py"
-    folders = [sets / name for name in (*members, "affine")]
+    folders = [sets / name for name in (*exports, "affine")]
     command = [sys.executable, script, HERE / "circuits.csv", HERE / "circuits.txt", *folders]
     done = subprocess.run([str(part) for part in command], check=False)
     sys.exit(done.returncode)

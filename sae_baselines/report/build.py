@@ -208,12 +208,8 @@ def build_report(results: pd.DataFrame | Results, context: ReportContext) -> Rep
         # Without an SAE trained here nothing can be paired, which is as it was asked for.
         more = [c for c in more if trained or c.kind != _NO_PAIRS]
         more = [*of_reference.unplaced(reference.placements), *more]
-    warned = caveats(
-        every,
-        context,
-        found,
-        [*unfit(judged.compared), *judged.caveats, *more],
-    )
+    barred = [*unfit(judged.compared), *judged.caveats, *more]
+    warned = caveats(every, context, found, barred)
     random = against_random(found, "random", context.correct)
     nearly_free = against_random(found, "nearly free", context.correct)
     shares = retained(judged.compared)

@@ -360,14 +360,14 @@ def test_a_random_model_s_transcoders_are_measured_on_its_own_pairs(
 
 
 @pytest.mark.parametrize(
-    ("skip", "bases"),
+    ("skip", "names"),
     [(False, ["topk"]), (True, ["jumprelu", "standard"])],
 )
 def test_every_base_goes_on_where_it_was_killed(
-    skip: bool, bases: list[str], model_folder: Path, text_file: Path, tmp_path: Path
+    skip: bool, names: list[str], model_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     fields = {
-        "architecture": [f"transcoder_{base}" for base in bases],
+        "architecture": [f"transcoder_{name}" for name in names],
         "sae": {"skip": skip},
         "hook_name": "blocks.0.attn.hook_z",  # no MLP's
         "hook_name_out": "blocks.1.hook_resid_post",
@@ -391,7 +391,7 @@ def test_every_base_goes_on_where_it_was_killed(
     process.kill()
     process.communicate()
     resumed = train_study(spec, out, resume=True)
-    assert len(resumed.measurements) == 3 * len(bases)
+    assert len(resumed.measurements) == 3 * len(names)
     for key, measured in resumed.measurements.items():
         provenance = out / "panels" / key.panel.name / key.member / "provenance.json"
         facts = json.loads(provenance.read_text())
