@@ -47,12 +47,12 @@ def controlled(name: str, **options: Any) -> AnySAE:
 @pytest.mark.parametrize("base", CONTROLLED)
 def test_batches_have_the_target_l0_at_the_end_of_training(member: str, base: str) -> None:
     sae = controlled(f"{member}_{base}")
-    trainer = make_trainer(sae, 600)
+    trainer = make_trainer(sae, 300)
     data = batches()
     l0 = []
-    for i in range(600):
+    for i in range(300):
         acts = trainer.step(next(data)).feature_acts
-        if i >= 400:
+        if i >= 200:
             l0.append(float((acts.to_dense() != 0).float().sum(-1).mean()))
     assert sum(l0) / len(l0) == pytest.approx(4.0, rel=0.05)
 

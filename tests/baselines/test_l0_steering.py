@@ -36,7 +36,7 @@ STEERED = ("standard", "gated")
 MEMBERS = ("seeded", *CONSTRAINTS)
 WIDE_IN, WIDE_SAE, N_FEATURES, WIDE_BATCH = 32, 128, 256, 256
 # Enough for every member to settle within two per cent.
-STEPS = 1400
+STEPS = 1000
 
 
 def sparse_batches(seed: int) -> Iterator[torch.Tensor]:

@@ -127,6 +127,7 @@ def test_an_architecture_of_one_s_own_gets_its_baselines():
     assert all(0.2 < score < ours < 1 for score in scores.values())
 
 
+@pytest.mark.slow  # half a minute; tests/study/reference checks one SAE each time
 def test_the_notebook_for_one_s_own_sae_runs_with_the_toy(tmp_path: Path):
     found = nbformat.read(EXAMPLES / "check_your_own_sae.ipynb", as_version=4)
     code = [cell for cell in found.cells if cell.cell_type == "code"]

@@ -458,8 +458,8 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(
 ):
     spec = _spec(
         model_folder,
-        training_tokens=128 * 300,
-        n_checkpoints=20,
+        training_tokens=128 * 150,
+        n_checkpoints=10,
         dataset=str(text_file),
     )
     panel, out = tmp_path / "panel.yaml", tmp_path / "out"
@@ -499,8 +499,8 @@ def test_a_stopped_run_continues_from_its_last_checkpoint(
 def test_a_damaged_checkpoint_is_named(model_folder: Path, text_file: Path, tmp_path: Path):
     spec = _spec(
         model_folder,
-        training_tokens=128 * 300,
-        n_checkpoints=20,
+        training_tokens=128 * 150,
+        n_checkpoints=10,
         dataset=str(text_file),
     )
     panel, out = tmp_path / "panel.yaml", tmp_path / "out"
