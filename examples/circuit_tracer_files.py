@@ -159,6 +159,8 @@ def _contexts(model: Any, text: str) -> torch.Tensor:
     tokens: list[int] = []
     documents: Any = load_text(DatasetSpec(path=text))
     for row in documents:
+        if "text" not in row:
+            raise UserError(f"{text}: columns are {sorted(row)}; one called text is wanted")
         tokens += model.to_tokens(row["text"], prepend_bos=False)[0].tolist()
         if len(tokens) >= _TOKENS:
             break

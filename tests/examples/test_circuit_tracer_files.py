@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.transcoder import (
@@ -154,6 +155,14 @@ def test_the_null_of_a_set_is_the_affine_map_of_each_layer(
         assert left.pow(2).sum() < 0.8 * (y - y.mean(dim=0)).pow(2).sum()
         assert not any(found[name].any() for name in ("W_enc", "b_enc", "W_dec"))
         assert found["activation_function.threshold"] > 0  # so the latent never fires
+
+
+def test_a_text_without_words_is_refused(tmp_path: Path, two_layers: list[Path]) -> None:
+    tokens = tmp_path / "tokens.parquet"
+    Dataset.from_dict({"input_ids": [[3, 4, 5]]}).to_parquet(tokens)
+    with pytest.raises(UserError, match=r"columns are \['input_ids'\]; one called text"):
+        write_affine(tmp_path / "set", two_layers, str(tokens), str(tmp_path / "model"))
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.fixture
