@@ -82,6 +82,9 @@ VARIANTS = (
     Variant(0.001, None, 40),
     Variant(0.001, 0.003, 40),
     Variant(0.1, 0.003, 40),  # the studies here, without
+    Variant(0.1, 0.03125, 40),
+    Variant(0.1, 0.3, 40),
+    Variant(0.1, 1.0, 40),
     Variant(0.01, None, 0, 5e-4),
     Variant(0.01, 0.03125, 0, 5e-4),
     Variant(0.01, 0.03125, 0, 1e-3),
