@@ -25,12 +25,7 @@ from sae_baselines.results import BySeed
 from sae_baselines.stats.intervals import spread
 from sae_baselines.stats.match import Bar, Match
 from sae_baselines.stats.matched import failures
-from sae_baselines.study.identity import (
-    ALLOWED,
-    FACTOR,
-    L0_AS_TRAINED,
-    L0_IN_TRAINING,
-)
+from sae_baselines.study.identity import ALLOWED, OFF_TARGET, off_target
 
 # 1 %: what fewer rows than that can do to a mean over latents is within the noise of seeds, and
 # a word would be about something else than the cap.
@@ -216,24 +211,16 @@ def trained_elsewhere(match: Match) -> list[Bar]:
     """Members whose L0 in training was not the one that they are measured at."""
     bars = []
     for member in (match.tested, match.other):
-        for metric, what in (
-            (FACTOR, "its thresholds were multiplied by"),
-            (L0_IN_TRAINING, "L0 over the target in the last training batches was"),
-            (
-                L0_AS_TRAINED,
-                "L0 over the target on held-out text, before anything was moved, was",
-            ),
-        ):
+        for metric, (least, most) in ALLOWED.items():
             values = match.table.of_panel(metric, match.group, member)
-            least, most = ALLOWED[metric]
-            off = {s: v for s, v in values.items() if not least <= v <= most}
+            off = {s: v for s, v in values.items() if off_target(metric, v)}
             if off:
                 worst = max(off.values(), key=lambda v: abs(math.log(max(v, 1e-9))))
                 bars.append(
                     Bar(
                         "L0 in training",
-                        f"{member} was not trained at its L0 at {_named(off)}: {what} up to "
-                        f"{worst:.3g}, where {least:g} to {most:g} is allowed",
+                        f"{member} was not trained at its L0 at {_named(off)}: "
+                        f"{OFF_TARGET[metric]} up to {worst:.3g}, where {least:g} to {most:g} is allowed",
                     )
                 )
     return bars

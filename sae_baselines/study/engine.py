@@ -43,10 +43,10 @@ from sae_baselines.study.folder import (
     write_provenance,
 )
 from sae_baselines.study.identity import (
-    ALLOWED,
-    L0_AS_TRAINED,
-    L0_IN_TRAINING,
+    OFF_TARGET,
     identity_of,
+    off_target,
+    trained_at,
 )
 from sae_baselines.study.l0_record import L0Record, recorded_l0
 from sae_baselines.study.latents import LATENTS_FILE, Latents, latents_of
@@ -862,7 +862,6 @@ class Work:
         calibration = calibrate(sae, self.source.calibration, key.panel.l0)
         _, member = self.members[key.name]
         l0 = recorded_l0(run.l0, key.name)
-        _tell_l0(key, l0["end"], calibration.l0_before)
         facts = {
             "panel": key.panel.name,
             "member": key.member,
@@ -880,6 +879,7 @@ class Work:
             **trained.facts,
             **self.source.facts,
         }
+        _tell_l0(key.name, facts, alive=1 - float(trainer.dead_neurons.float().mean()))
         sae.cfg.metadata.sae_baselines = facts
         with self.folder.new_member(key) as scratch:
             sae.save_inference_model(scratch)
@@ -956,27 +956,21 @@ class Work:
         return sae, cosines
 
 
-def _tell_l0(key: MemberKey, ended: float | None, held_out: float | None) -> None:
+def _tell_l0(name: str, facts: Mapping[str, Any], alive: float) -> None:
     """Say that a member gets no verdict for its L0; a report would be long after.
 
     Args:
-        key: The member.
-        ended: L0 of its last training batches.
-        held_out: On held-out text, before it was moved to its target.
+        name: The member's.
+        facts: Its provenance.
+        alive: Share of its latents that fired within SAELens' window.
     """
-    for l0, metric, of in (
-        (ended, L0_IN_TRAINING, "its last training batches had an L0 of"),
-        (held_out, L0_AS_TRAINED, "on held-out text it had, as it was trained, an L0 of"),
-    ):
-        least, most = ALLOWED[metric]
-        if l0 is not None and not least <= l0 / key.panel.l0 <= most:
+    for metric, ratio in trained_at(facts).items():
+        if off_target(metric, ratio):
             logger.warning(
-                "%s: %s %.3g, not %g, so it gets no verdict. Use an l0 that it can be held at, "
-                "or more training_tokens: a control needs some 300 steps",
-                key.name,
-                of,
-                l0,
-                key.panel.l0,
+                "%s: %s %.3g, so it gets no verdict (target %g; %.0f %% of its latents are "
+                "alive). Use an l0 that it can be held at, or more training_tokens: a control "
+                "needs some 300 steps",
+                *(name, OFF_TARGET[metric], ratio, facts["l0_target"], 100 * alive),
             )
             return
 

@@ -30,6 +30,12 @@ SKIP = "skip"
 # benchmarks/recipes). L0 depends on the text, so that held-out text may have another than
 # training had: more is allowed there.
 ALLOWED = {FACTOR: (0.9, 1.1), L0_IN_TRAINING: (0.9, 1.1), L0_AS_TRAINED: (0.8, 1.25)}
+# What a number of each is.
+OFF_TARGET = {
+    FACTOR: "its thresholds were multiplied by",
+    L0_IN_TRAINING: "L0 over the target in the last training batches was",
+    L0_AS_TRAINED: "L0 over the target on held-out text, before anything was moved, was",
+}
 # Firings per latent on average, below which one that never fired may be a rare one.
 _FIRINGS = 100
 
@@ -78,16 +84,26 @@ def training_of(folder: Path, measured: Mapping[str, Any]) -> dict[str, float]:
         if "calibration" not in facts:
             metadata = saved_config(folder).get("metadata") or {}
             facts = dict(metadata.get("sae_baselines") or {})
-        calibration, ended = facts.get("calibration") or {}, facts.get("l0_in_training")
-        if calibration.get("method") == "threshold_factor":
-            found[FACTOR] = float(calibration["after"])
-        for name, l0 in (
-            (L0_IN_TRAINING, ended),
-            (L0_AS_TRAINED, calibration.get("l0_before")),
-        ):
-            if l0 is not None:
-                found[name] = float(l0) / float(facts["l0_target"])
+        found |= trained_at(facts)
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def trained_at(facts: Mapping[str, Any]) -> dict[str, float]:
+    """`FACTOR`, `L0_IN_TRAINING` and `L0_AS_TRAINED` by a member's provenance, as known."""
+    found: dict[str, float] = {}
+    calibration, ended = facts.get("calibration") or {}, facts.get("l0_in_training")
+    if calibration.get("method") == "threshold_factor":
+        found[FACTOR] = float(calibration["after"])
+    for name, l0 in ((L0_IN_TRAINING, ended), (L0_AS_TRAINED, calibration.get("l0_before"))):
+        if l0 is not None:
+            found[name] = float(l0) / float(facts["l0_target"])
+    return found
+
+
+def off_target(metric: str, ratio: float) -> bool:
+    """Whether it is too far from 1 for another SAE not to have been trained."""
+    least, most = ALLOWED[metric]
+    return not least <= ratio <= most
 
 
 def _hash_of_tensors(path: Path) -> str:

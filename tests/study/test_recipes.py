@@ -1,6 +1,7 @@
 """Recipes: what a study tells each base, and that members are trained at their L0."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sae_baselines.baselines.transcoder import TRANSCODERS
 from sae_baselines.errors import UserError
 from sae_baselines.study.build import Start, encoder_start, member_config, prepare_start
 from sae_baselines.study.engine import StudyResult, train_study
-from sae_baselines.study.identity import training_of
+from sae_baselines.study.identity import ALLOWED, training_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0, summary
 from sae_baselines.study.plan import members_of
 from sae_baselines.study.recipes import options_of_transcoder
@@ -365,9 +366,43 @@ def test_a_control_that_did_not_reach_its_target_is_said_when_training_ends(
     fields = {"architecture": "standard", "members": ["trained", "frozen_decoder"]}
     spec = spec_from_dict(tiny_panel(model_folder, training_tokens=128 * 3, **fields))
     train_study(spec, tmp_path / "short", dataset=text)
-    said = [m for m in caplog.messages if "last training batches had an L0 of" in m]
+    said = [m for m in caplog.messages if "so it gets no verdict" in m]
     assert [m.split(":")[0].rsplit(".", 1)[1] for m in said] == ["trained", "frozen_decoder"]
-    assert all("not 6, so it gets no verdict. Use an l0" in m for m in said)
+    assert all("L0 over the target in the last training batches was" in m for m in said)
+    assert all("(target 6; 100 % of its latents are alive). Use an l0" in m for m in said)
+
+
+def test_a_target_that_cannot_be_held_is_said_or_refused(
+    model_folder: Path, text: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Of an encoder that stays, half of the 128 latents are below 0.
+    member = {"constraint": "frozen_encoder", "learned": "threshold"}
+    fields = {"members": ["trained", member], "l0": 120, "training_tokens": 128 * 100}
+    spec = spec_from_dict(tiny_panel(model_folder, architecture="gated", **fields))
+    train_study(spec, tmp_path / "gated", dataset=text)
+    said = [m for m in caplog.messages if "so it gets no verdict" in m]
+    assert any("frozen_encoder_threshold" in m and "(target 120; " in m for m in said)
+    spec = spec_from_dict(tiny_panel(model_folder, architecture="jumprelu", **fields))
+    with pytest.raises(UserError, match="l0: 120 is more than 'jumprelu' can start at"):
+        train_study(spec, tmp_path / "jumprelu", dataset=text)
+    assert not (tmp_path / "jumprelu" / "panels").exists()
+
+
+def test_thresholds_that_were_moved_far_are_said_too(
+    model_folder: Path,
+    text: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for metric in ALLOWED:
+        allowed = (2, 3) if metric == "threshold_factor" else (0, math.inf)
+        monkeypatch.setitem(ALLOWED, metric, allowed)
+    fields = {"architecture": "jumprelu", "members": ["trained"]}
+    train_study(
+        spec_from_dict(tiny_panel(model_folder, **fields)), tmp_path / "m", dataset=text
+    )
+    assert any("its thresholds were multiplied by" in m for m in caplog.messages)
 
 
 def test_l0_over_training_is_that_of_each_batch_also_of_a_resumed_run(tmp_path: Path) -> None:
