@@ -34,12 +34,18 @@ _PROBING: dict[MetricKey, str] = {
 }
 _EV: dict[MetricKey, str] = {("panel", "explained_variance"): "EV"}
 _CONTEXTS: dict[MetricKey, str] = {("interp_embedding", "embedding_auc"): "contexts, AUC"}
+# What the suite's own model of sentences is held against: no score, and no verdict.
+_WORDS: dict[MetricKey, str] = {
+    ("interp_embedding", "lexical_auc"): "by words in common",
+    ("interp_embedding", "token_auc"): "by the token",
+}
 _L0: dict[MetricKey, str] = {("panel", "l0"): "L0"}
 COLUMNS: dict[str, dict[MetricKey, str]] = {
     "headline": {
         **_EV,
         ("core", "ce_loss_score"): "CE loss score",
         **_CONTEXTS,
+        **_WORDS,
         **_PROBING,
         ("ravel", "disentanglement_score"): "RAVEL",
         ("absorption", "mean_absorption_fraction_score"): ABSORPTION,
@@ -56,6 +62,7 @@ COLUMNS: dict[str, dict[MetricKey, str]] = {
         ("panel", "ce_recovered"): "CE recovered",
         ("panel", "kl"): "KL, nats",
         **_CONTEXTS,
+        **_WORDS,
         **_PROBING,
         **_L0,
     },
