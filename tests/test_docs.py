@@ -10,7 +10,9 @@ import yaml
 
 import tests.cli.parsing as cli
 from sae_baselines.evals import eval_spec_from_dict, load_eval_spec
+from sae_baselines.evals.doctor import require_possible
 from sae_baselines.evals.registry import DEFAULT_SUITES, get_suite
+from sae_baselines.evals.suite import Subject
 from sae_baselines.study.spec import spec_from_dict
 from sae_baselines.version import __version__
 
@@ -84,7 +86,13 @@ def test_panel_files_that_are_shown_load():
     page = ROOT / "docs" / "how-to" / "check-your-sae.md"
     panel, evals = (yaml.safe_load(block) for block in blocks(page, "yaml"))
     assert spec_from_dict(panel).name == "my-study"
-    assert "core" in eval_spec_from_dict(evals["evals"]).suites
+    suites = eval_spec_from_dict(evals["evals"]).suites
+    assert "core" in suites
+    # d_in is the model's: its config is on the Hub.
+    subject = Subject(
+        panel["model"]["name"], panel["hook_name"], 512, 8192, "cpu", "float32", 8
+    )
+    require_possible(subject, suites)
 
 
 def test_the_newcomer_s_evaluation_is_a_small_one_that_runs_anywhere():

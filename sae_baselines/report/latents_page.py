@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.files import write_atomically, write_sealed
 from sae_baselines.report.blind import key_of, shuffled
@@ -107,20 +109,22 @@ def write_blind(
 ) -> list[Path]:
     """Write a page of pairs without names, and its key beside it (``<page>_key.json``).
 
-    A pair is of the trained SAE and one of the others, in turn.
+    A pair is of the trained SAE and one of the others. These come up equally often, in an
+    order drawn by lot: in turn, a reader could learn who comes next.
 
     Args:
         out: File.
         rows: As for `write_gallery`.
         trained: Names of members that are trained without a constraint.
-        seed: Of the order in each pair.
+        seed: Of the order of pairs' other members, and in each pair.
         about: What they are of.
 
     Raises:
         UserError: Nothing to tell from one another.
     """
     pairs: list[list[Shown]] = []
-    for i, (_, cells) in enumerate(rows):
+    turns = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+    for i, (_, cells) in zip(turns, rows, strict=True):
         own = [cell for cell in cells if cell.member in trained]
         others = [cell for cell in cells if cell.member not in trained]
         if not own or not others:
