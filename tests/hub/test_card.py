@@ -1,5 +1,6 @@
 """The card: valid, its numbers those of the files beside it, its code running."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from sae_lens import SAE
 
 from sae_baselines.evals.results import load_results
 from sae_baselines.evals.study import load_study
+from sae_baselines.files import write_sealed
 from sae_baselines.hub import CardOptions, Publication, card, plan_publication, publish
 from sae_baselines.hub.layout import manifest_of
 from sae_baselines.hub.source import SourceStudy
@@ -238,6 +240,19 @@ def test_a_single_seed_is_called_that(own_study: Path):
     assert {row["interval"] for _, grid in found for row in grid} == {"n/a"}
     ((_, rows),) = the_table(card, "member", "constraint")
     assert not any("±" in row["EV"] for row in rows)
+
+
+def test_why_a_member_gets_no_verdict_is_said(own_study: Path) -> None:
+    for path in own_study.glob("panels/*/trained/provenance.json"):
+        facts = json.loads(path.read_text()) | {"l0_in_training": 3.0}
+        write_sealed(path, facts)
+    write_again(own_study)
+    card = plan_publication(own_study, REPO, "main", CardOptions("mit")).card_text
+    found = the_table(card, "against", "verdict")
+    assert {row["verdict"] for _, grid in found for row in grid} == {"no verdict"}
+    reason = "trained was not trained at its L0 at seeds 0, 3: L0 over the target in the last"
+    assert reason in (own_study / "report.md").read_text(encoding="utf-8")
+    assert reason in card
 
 
 @pytest.mark.parametrize("revision", ["main", "v2"])
