@@ -11,7 +11,7 @@ from sae_baselines.stats.decision import Correct, holm
 from sae_baselines.stats.differences import OnMetric
 from sae_baselines.stats.floors import CANNOT_TELL
 from sae_baselines.stats.placement import Placement
-from sae_baselines.stats.verdict import Verdict
+from sae_baselines.stats.verdict import Verdict, shortly
 
 _Key = tuple[str, float, str, str]
 _Item = TypeVar("_Item", Verdict, Placement)
@@ -231,13 +231,32 @@ def _combine_verdicts(
 
 
 def _why_not(mute: Sequence[Verdict]) -> str:
-    """Every baseline without a verdict, those of one reason together."""
-    against: dict[tuple[str, str], list[str]] = defaultdict(list)
+    """Every baseline without a verdict, those of one reason together.
+
+    What bars all of them, as a trained SAE that failed does, is said once.
+    """
+    parts: list[str] = []
+    by_word: dict[str, list[Verdict]] = defaultdict(list)
     for v in mute:
-        against[v.word, v.short_reason].append(v.baseline)
-    return "; ".join(
-        f"{word} against {', '.join(names)}: {why}" for (word, why), names in against.items()
-    )
+        by_word[v.word].append(v)
+    for word, vs in by_word.items():
+        shared = [bar for bar in vs[0].bars if len(vs) > 1 and all(bar in v.bars for v in vs)]
+        if shared:
+            parts.append(f"{word} against {_names(vs)}: {shortly(shared)}")
+        by_reason: dict[str, list[Verdict]] = defaultdict(list)
+        for v in vs:
+            own = [bar for bar in v.bars if bar not in shared]
+            by_reason[shortly(own) if shared else v.short_reason].append(v)
+        for why, some in by_reason.items():
+            if why:
+                names = _names(some)
+                what = f"{names} besides" if shared else f"{word} against {names}"
+                parts.append(f"{what}: {why}")
+    return "; ".join(parts)
+
+
+def _names(vs: Sequence[Verdict]) -> str:
+    return ", ".join(v.baseline for v in vs)
 
 
 def _counted(vs: Sequence[Verdict]) -> str:

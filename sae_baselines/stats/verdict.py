@@ -121,10 +121,15 @@ class Verdict(Paired):
     @property
     def short_reason(self) -> str:
         """Of several reasons of a kind, which differ in their seed, the first."""
-        by_kind: dict[str, list[str]] = defaultdict(list)
-        for bar in self.bars:
-            by_kind[bar.kind].append(bar.reason)
-        return "; ".join(map(first_of, by_kind.values())) or self.reason
+        return shortly(self.bars) or self.reason
+
+
+def shortly(bars: Sequence[Bar]) -> str:
+    """The first reason of each kind, and how many more there are."""
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for bar in bars:
+        by_kind[bar.kind].append(bar.reason)
+    return "; ".join(map(first_of, by_kind.values()))
 
 
 def first_of(reasons: Sequence[str]) -> str:

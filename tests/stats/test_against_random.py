@@ -1,5 +1,6 @@
 """Beats random = beats every baseline."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from sae_baselines.stats import AgainstRandom, against_random, verdicts
 from sae_baselines.stats.decision import holm
+from sae_baselines.stats.match import Bar
 from tests.stats.tables import frame, rows
 
 # All random; a soft-frozen member answers another question.
@@ -65,6 +67,27 @@ def test_no_verdict_where_a_baseline_has_none() -> None:
     assert found.p is None
     assert "no verdict against frozen_encoder" in found.reason
     assert against_random(vs)[0].beats is True
+
+
+def test_what_bars_every_baseline_is_said_once() -> None:
+    failed = [Bar("failed run", f"trained failed at seed {seed}") for seed in range(3)]
+    own = {BASELINES[1]: (Bar("L0 apart", "L0 differs"),)}
+    (found,) = against_random(
+        [
+            replace(
+                v,
+                word="no verdict",
+                reason="",
+                p=None,
+                bars=(*failed, *own.get(v.baseline, ())),
+            )
+            for v in table({"ev": dict.fromkeys(BASELINES, 0.1)})
+        ]
+    )
+    assert found.reason == (
+        f"no verdict against {', '.join(sorted(BASELINES))}: trained failed at seed 0 "
+        f"(and 2 more); {BASELINES[1]} besides: L0 differs"
+    )
 
 
 @settings(deadline=None, max_examples=30)
