@@ -41,9 +41,6 @@ def studies() -> list[ToySpec]:
             settings=[setting],
             architecture=list(architectures),
             members=["trained"],
-            # What the committed map was made with.
-            recipe="first",
-            jumprelu_bandwidth=1.0,
             lr=lr,
             # Constant to the end: a decay would look like the effect of more samples.
             lr_decay_fraction=0,
