@@ -19,7 +19,7 @@ from sae_baselines.errors import UserError
 from sae_baselines.evals.concepts import CONCEPTS
 from sae_baselines.evals.endpoint import from_environment
 from sae_baselines.evals.examine import ASKED, FILLERS, N_RANDOM, SENTENCES, examine_judge
-from sae_baselines.evals.judge import JudgeTest, identity, last_test, same_judge
+from sae_baselines.evals.judge import AUTOINTERP, JudgeTest, identity, last_test, same_judge
 from sae_baselines.evals.suites.autointerp import AutoInterp
 from sae_baselines.evals.suites.interp_detection import NAME, InterpDetection
 from sae_baselines.files import sha256_of
@@ -209,6 +209,11 @@ def test_a_real_server_of_llama_cpp_is_a_judge(
         assert done.flaw is None
         assert done.accuracy > done.floor
         assert done.judge == known
+        # By SAEBench's own prompts: enough of its replies can be read to judge it.
+        counted = examine_judge(suite=AUTOINTERP)
+        assert counted.judge == known
+        assert 0 < counted.floor < 1
+        assert counted.flaw is None or "it is not above its floor" in counted.flaw
     finally:
         server.kill()
         server.wait()
