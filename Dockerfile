@@ -17,7 +17,7 @@ COPY --from=build /dist /tmp/dist
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
  && wheel="$(ls /tmp/dist/*.whl)" \
  && pip install --no-cache-dir -c /tmp/constraints.txt "${wheel}[bench,demo]" \
- && { python -c "import torchvision" || pip uninstall --yes torchvision; } \
+ && { python -c "from torchvision.io import VideoReader" || pip uninstall --yes torchvision; } \
  && rm -rf /tmp/dist /tmp/constraints.txt \
  && useradd --create-home user
 USER user

@@ -220,7 +220,8 @@ def trained_elsewhere(match: Match) -> list[Bar]:
                     Bar(
                         "L0 in training",
                         f"{member} was not trained at its L0 at {_named(off)}: "
-                        f"{OFF_TARGET[metric]} up to {worst:.3g}, where {least:g} to {most:g} is allowed",
+                        f"{OFF_TARGET[metric]} up to {worst:.3g}, where {least:g} to "
+                        f"{most:g} is allowed",
                     )
                 )
     return bars

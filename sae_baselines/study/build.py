@@ -377,8 +377,8 @@ def _start_options(
         threshold = options["jumprelu_init_threshold"] = scale * begin(scheme).threshold
         if threshold == 0:
             raise UserError(
-                f"l0: {l0:g} is more than {base!r} can start at: fewer latents are above 0, and a "
-                "threshold cannot be below; use a smaller l0, or more latents"
+                f"l0: {l0:g} is more than {base!r} can start at: fewer latents are above 0, "
+                "and a threshold cannot be below; use a smaller l0, or more latents"
             )
         if bandwidth is not None:
             options["jumprelu_bandwidth"] = bandwidth * threshold

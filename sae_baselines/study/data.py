@@ -15,6 +15,7 @@ from datasets import (
 )
 from transformer_lens.hook_points import HookedRootModule
 
+from sae_baselines.compat.token_rows import why_no_tensors
 from sae_baselines.errors import UserError
 from sae_baselines.reach import say_if_silent
 from sae_baselines.study.language_model import n_vocab_of
@@ -93,6 +94,11 @@ def _load_text(spec: DatasetSpec, dataset: Any) -> AnyDataset:
             dataset = dataset.select_columns([spec.text_column])
             dataset = dataset.rename_column(spec.text_column, "text")
         dataset = dataset.filter(_text_check(spec), with_indices=True)
+    elif (why := why_no_tensors()) is not None:
+        raise UserError(
+            f"dataset.path: {spec.path} has tokens, which cannot be read as tensors ({why}); "
+            "pip uninstall torchvision, which nothing here needs, or give text"
+        )
     elif isinstance(dataset, IterableDataset):
         dataset = dataset.map(lambda row, i: {**row, _NUMBER: i + 1}, with_indices=True)
     if spec.shuffle_seed is not None:

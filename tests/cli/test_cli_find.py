@@ -269,7 +269,8 @@ def test_a_study_is_its_members(study: Path):
             mean = told["drift"]["decoder"]["mean"]
             assert mean == pytest.approx(measured["cos_to_start_mean"], abs=1e-6)
         assert told["hook"] == HOOK
-        assert told["versions"]["torch"] == torch.__version__
+        # Of a build for CUDA, torch itself says more.
+        assert torch.__version__.startswith(told["versions"]["torch"])
     text = words(call("show", study))
     assert "4 members on" in text
     assert "1.000 / 1.000" in text
