@@ -20,7 +20,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(datasets.config, "TORCHVISION_AVAILABLE", True)
+    monkeypatch.setattr("datasets.config.TORCHVISION_AVAILABLE", True)
 
 
 def test_here_tokens_can_be_read() -> None:
