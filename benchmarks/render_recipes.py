@@ -207,7 +207,7 @@ def _table(title: str, runs: Mapping[tuple[str, str], list[Row]]) -> str:
 
 
 def _chosen(runs: Mapping[tuple[str, str], list[Row]]) -> dict[str, str]:
-    """Base -> the best recipe, by the rule that the README states."""
+    """Base -> the best of several recipes, by the rule that the README states."""
     found = {}
     for base in dict.fromkeys(b for b, _ in runs):
         of_base = {c: rows for (b, c), rows in runs.items() if b == base}
@@ -216,6 +216,11 @@ def _chosen(runs: Mapping[tuple[str, str], list[Row]]) -> dict[str, str]:
         of_base = {
             c: rs for c, rs in of_base.items() if {MEMBERS[0]} < {r["member"] for r in rs}
         }
+        if len(of_base) < 2:
+            continue
+        # A mean over three seeds says nothing beside one seed of another.
+        seeds = set.intersection(*({r["seed"] for r in rows} for rows in of_base.values()))
+        of_base = {c: [r for r in rs if r["seed"] in seeds] for c, rs in of_base.items()}
         members = set.intersection(*({r["member"] for r in rows} for rows in of_base.values()))
         held = {c: rows for c, rows in of_base.items() if _is_held(rows, members)}
         trained = {c: _mean(rows, "trained", "ev_dev") for c, rows in held.items()}
