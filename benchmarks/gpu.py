@@ -65,8 +65,11 @@ FLOAT32_AIM = 1e-3
 # In bfloat16 autocast: as far from float32 as the CPU's own autocast is, at most twice.
 AUTOCAST_AIM = 2.0
 CONSTRAINED_STEPS = 20
-# It has no sparse step.
-_ALWAYS_DENSE = "abstopk"
+# Bases without a sparse step, and their members: matching pursuit encodes with its decoder.
+_ALWAYS_DENSE = {
+    "abstopk": (STOCK, *BASELINES),
+    "matching_pursuit": (STOCK, "frozen_decoder", "soft_frozen_decoder"),
+}
 
 
 @dataclass(frozen=True)
@@ -229,8 +232,8 @@ def _every_sae(
     """Base, member, what makes its stepper of batches, and batches on the CPU."""
     batches = activations(shape, "cpu")
     threshold = jumprelu_threshold(shape, batches)
-    for base in (*BASES, _ALWAYS_DENSE):
-        for member in (m for m in MEMBERS if (base, m) != (_ALWAYS_DENSE, SPARSE)):
+    for base in (*BASES, *_ALWAYS_DENSE):
+        for member in _ALWAYS_DENSE.get(base, MEMBERS):
             begin = functools.partial(
                 Stepper, base, member, shape, threshold=threshold, rows_on_edge=False
             )
@@ -368,8 +371,10 @@ def steps(run: Run) -> dict[str, Any]:
 
 
 def crossover(run: Run) -> dict[str, Any]:
-    """Where the dense step is the faster one, over k and over d_sae."""
+    """Where the dense step is the faster one, over k and d_sae, at the width of `steps`."""
     plan = sparse_growth.PLANS["quick" if run.quick else "cuda"]
+    timed = run.plan.steps[0]
+    plan = replace(plan, shape=replace(plan.shape, d_in=timed.d_in, k=timed.k))
     return {axis: sparse_growth.grow(plan, axis, run.device) for axis in ("k", "d_sae")}
 
 
@@ -482,7 +487,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], dict[str, Any]], float]] = {
     "parity": (parity, 3.0),
     "triton": (triton, 1.0),
     "steps": (steps, 9.0),
-    "crossover": (crossover, 4.0),
+    "crossover": (crossover, 5.0),
     "panel": (panel, 4.0),
     "beside": (beside, 2.0),
 }

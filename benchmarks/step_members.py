@@ -252,7 +252,8 @@ def _make_sae(base: str, member: str, shape: Shape, threshold: float, device: st
         # The twins' start, so that what depends on the data (topk, L0) is the same work.
         directions = start_directions(shape)
         sae.W_dec.data.copy_(directions)
-        sae.W_enc.data.copy_(directions.T)
+        if hasattr(sae, "W_enc"):
+            sae.W_enc.data.copy_(directions.T)
     for bias in {"standard": ["b_enc"], "gated": ["b_gate", "b_mag"]}.get(base, []):
         getattr(sae, bias).data.fill_(-threshold)
     return sae

@@ -45,7 +45,7 @@ def test_every_section_is_measured_and_rendered(
     assert tuple(record["sections"]) == SECTIONS
     assert not any("failed" in s or "not_run" in s for s in record["sections"].values())
     rows = record["sections"]["parity"]["rows"]
-    assert len(rows) == (6 * 5 + 4 + 4 * 5) * 2
+    assert len(rows) == (6 * 5 + 4 + 3 + 4 * 5) * 2
     # The CPU against itself: no difference in float32, a real one under autocast.
     for row in rows:
         assert row["met"]
