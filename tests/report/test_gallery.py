@@ -128,6 +128,23 @@ def test_the_page_needs_nothing_but_itself(page: Node):
     assert "@import" not in style
 
 
+def test_a_page_of_five_members_and_forty_rows_is_under_five_megabytes(
+    study: Path, text: Dataset, tmp_path: Path
+):
+    shutil.copytree(study, own := tmp_path / "study")
+    sizes, cells = [], []
+    for per_decade in (1, 8):
+        (path,) = gallery(own, GalleryOptions(per_decade=per_decade), dataset=text)
+        sizes.append(path.stat().st_size)
+        rows = (
+            parse(path.read_text(encoding="utf-8")).all("table", "latents")[0].all("tr", "row")
+        )
+        cells.append(len(rows) * len(MEMBERS))
+    assert cells[1] > cells[0]
+    of_a_cell = (sizes[1] - sizes[0]) / (cells[1] - cells[0])
+    assert sizes[0] + 5 * 40 * of_a_cell < 5e6
+
+
 def test_the_text_is_read_once_and_resumed(
     study: Path, page: Node, text: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
