@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from sae_bench.evals.ravel import main
+from sae_bench.evals.ravel.eval_config import RAVELEvalConfig
 from sae_bench.evals.ravel.instance import RAVELInstance
+from sae_bench.evals.ravel.mdbm import MDBM, compute_loss
 from sae_bench.sae_bench_utils import activation_collection
 from transformers import (
     AutoTokenizer,
@@ -161,6 +163,29 @@ def test_what_is_edited_is_what_saes_read(tiny_hub: Path) -> None:
         read = activation_collection.get_layer_activations(model, 0, inputs, last)
     _, cache = hooked.run_with_cache(ids, names_filter=HOOK)
     torch.testing.assert_close(read, cache[HOOK][[0, 1], last], atol=1e-5, rtol=1e-5)
+
+
+def test_weights_take_no_gradients_in_float32_and_masks_the_same(tiny_hub: Path) -> None:
+    folder = tiny_hub / "EleutherAI" / MODEL
+    ids = torch.randint(2, 400, (2, 7), generator=torch.Generator().manual_seed(0))
+    inputs: Any = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    last = torch.tensor([-1, -3])
+    found = []
+    for stock in (True, False):
+        with any_model(MODEL, folder):
+            model = main.AutoModelForCausalLM.from_pretrained(MODEL)
+            half = main.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+            assert not any(p.requires_grad for p in model.parameters())
+            assert all(p.requires_grad for p in half.parameters())
+            model.requires_grad_(stock)
+            sae: Any = tiny_sae(0)
+            sae.cfg.hook_layer = 0
+            mask = MDBM(model, AutoTokenizer.from_pretrained(folder), RAVELEvalConfig(), sae)
+            logits, _ = mask(inputs, {**inputs, "input_ids": ids + 1}, last, last, True)
+            compute_loss(logits, torch.tensor([5, 6]))[0].backward()
+        found.append(mask.binary_mask.grad)
+    assert found[0].abs().sum() > 0
+    assert torch.equal(*found)
 
 
 def test_the_last_token_of_the_entity_is_edited(tiny_hub: Path) -> None:
