@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from sae_baselines.evals.judge import AUTOINTERP, JudgeTest
+from sae_baselines.files import read_json
 from sae_baselines.report.blind import score
 from tests.benchmarks.studies import BENCHMARKS
 
@@ -135,6 +137,20 @@ def test_the_blind_answers_are_counted_in_the_readme() -> None:
         name = f"`{one.against}`" if one.against else "all"
         ends = (f"{end:.2f}".removeprefix("0") for end in (one.interval.low, one.interval.high))
         assert f"| {name} | {one.right} | {one.n} | {' to '.join(ends)} |" in readme
+
+
+def test_what_the_judge_scored_is_as_the_readme_says() -> None:
+    folder = BENCHMARKS / "headline"
+    readme = " ".join((folder / "README.md").read_text(encoding="utf-8").split())
+    for suite, may in ((AUTOINTERP, False), ("interp_detection", True)):
+        record = read_json(folder / "judges" / f"{suite}_seed_0.json")
+        assert record is not None
+        tested = JudgeTest(**record)
+        assert (tested.flaw is None) == may
+        low, high = (f"{end:.3f}".replace("0.", ".") for end in tested.interval)
+        right, floor = (f"{v:.3f}".lstrip("0") for v in (tested.accuracy, tested.floor))
+        assert f"{tested.measure} {right}, floor {floor} (" in readme
+        assert f"{low} to {high})" in readme
 
 
 @pytest.mark.parametrize("model", ["smollm2", "gemma"])
