@@ -1,6 +1,7 @@
 """Settings of every test."""
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -79,6 +80,17 @@ def own_suites() -> Generator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_suites", dict(registry._suites))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Generator[None]:
+    """A command that is run within a test sets its log up for a terminal, where caplog would
+    see nothing of it any more."""
+    logger = logging.getLogger("sae_baselines")
+    level, handlers, propagate = logger.level, list(logger.handlers), logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")
