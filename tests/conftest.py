@@ -83,14 +83,16 @@ def own_suites() -> Generator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_log() -> Generator[None]:
-    """A command that is run within a test sets its log up for a terminal, where caplog would
-    see nothing of it any more."""
+def own_log() -> None:
+    """The log as it is on import.
+
+    A command that ran in this process, for a test or for a module's fixture, set it up for a
+    terminal, where caplog would see nothing of it any more.
+    """
     logger = logging.getLogger("sae_baselines")
-    level, handlers, propagate = logger.level, list(logger.handlers), logger.propagate
-    yield
-    logger.setLevel(level)
-    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(logging.NOTSET)
+    logger.handlers = []
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

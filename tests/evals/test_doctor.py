@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import logging
 import shutil
 import socket
 import sys
@@ -540,7 +539,6 @@ def test_a_silent_hub_is_said_once_before_its_client_tries_for_minutes(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("sae_baselines"), "propagate", True)
     monkeypatch.setattr(constants, "ENDPOINT", silent)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     say_if_silent([str(tmp_path)])

@@ -109,9 +109,8 @@ def test_a_bad_file_in_a_folder_is_named(model: Any, tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl"])
 def test_a_row_without_text_is_left_out_and_said(
-    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("sae_baselines.study.data.logger.propagate", True)
     path = tmp_path / f"x{suffix}"
     content = ('{"text": "a"}\n' * 2 + '{"text": null}\n{"text": "b"}\n').encode()
     path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
