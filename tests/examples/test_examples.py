@@ -127,26 +127,41 @@ def test_an_architecture_of_one_s_own_gets_its_baselines():
     assert all(0.2 < score < ours < 1 for score in scores.values())
 
 
-@pytest.mark.slow  # half a minute; tests/study/reference checks one SAE each time
-def test_the_notebook_for_one_s_own_sae_runs_with_the_toy(tmp_path: Path):
+def run_cells(tmp_path: Path, run: str) -> list[str]:
+    """Lines that the notebook for one's own SAE prints."""
     found = nbformat.read(EXAMPLES / "check_your_own_sae.ipynb", as_version=4)
     code = [cell for cell in found.cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in code)
-    # Off as it is shipped; what needs a GPU or the network says so in its first line.
-    assert code[0].source.startswith("REAL = False")
+    # As shipped it takes the toy; what needs a GPU or the network says so in its first line.
+    assert code[0].source.startswith('RUN = "toy"')
+    code[0].source = f"RUN = {run!r}"
     marked = [c for c in code if {"gpu", "network"} & set(c.metadata.get("tags", ()))]
-    assert len(marked) == 3
+    assert len(marked) == 4
     for cell in marked:
         assert re.match(r"# (GPU|NETWORK): ", cell.source), cell.source
-    # Those are skipped: everything else runs without either.
-    found.cells = [cell for cell in found.cells if cell not in marked]
+    if run == "toy":  # Needs neither: everything else runs without.
+        found.cells = [cell for cell in found.cells if cell not in marked]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         resources = {"metadata": {"path": tmp_path}}
-        client = NotebookClient(found, timeout=500, kernel_name="python3", resources=resources)
+        client = NotebookClient(found, timeout=3600, kernel_name="python3", resources=resources)
         client.execute()
-    placed = json.loads(outputs(found).splitlines()[-1])
+    return outputs(found).splitlines()
+
+
+@pytest.mark.slow  # half a minute; tests/study/reference checks one SAE each time
+def test_the_notebook_for_one_s_own_sae_runs_with_the_toy(tmp_path: Path):
+    lines = run_cells(tmp_path, "toy")
+    assert "complete: True" in lines
+    placed = json.loads(lines[-1])
     # "more than every frozen decoder and every untrained SAE, and less than `trained`"
     assert placed.pop("trained") == placed.pop("soft_frozen_decoder") == "below all 3 seeds"
     assert placed == dict.fromkeys(("frozen_decoder", "random"), "above all 3 seeds")
-    assert "complete: True" in outputs(found)
+
+
+@pytest.mark.slow  # a quarter of an hour; needs the demo's downloads
+def test_the_notebook_for_one_s_own_sae_runs_with_a_real_model(tmp_path: Path):
+    lines = run_cells(tmp_path, "smollm2")
+    assert "complete: True" in lines
+    placed = json.loads(lines[-1])
+    assert placed.pop("frozen_decoder") == placed.pop("random") == "above all 3 seeds"

@@ -21,7 +21,7 @@ from sae_baselines.study.patches.images import CropLoader, patch_box
 from sae_baselines.study.patches.latents import PERCENTILES
 from sae_baselines.study.patches.spec import VisionSpec
 from sae_baselines.study.plan import MemberKey, panel_named
-from sae_baselines.study.sources.patches import PatchData
+from sae_baselines.study.sources.patches import PatchData, firing_of
 from tests.study.patches.tiny import GRID, N_PATCHES, SIZE
 
 _IMAGE = re.compile(r'<img alt="([^"]*)"[^>]*src="data:image/jpeg;base64,([^"]+)"')
@@ -69,8 +69,12 @@ def test_what_is_shown_is_at_its_percentile_and_held_out(study: StudyResult, spe
             assert 0 < pick.patches < len(rows) / 1000
             for shot, percentile in zip(pick.shots, PERCENTILES, strict=True):
                 place = percentile / 100 * (len(positive) - 1)
-                rank = np.abs(np.array(positive) - shot.activation).argmin()
-                assert abs(rank - place) <= 0.5
+                # Equal activations share their ranks; these are computed in another batch.
+                near = 1e-4 * shot.activation
+                first = sum(act < shot.activation - near for act in positive)
+                last = sum(act <= shot.activation + near for act in positive) - 1
+                assert first <= last
+                assert first - 0.5 <= place <= last + 0.5
                 # The row it came from is the patch that it says.
                 row = shot.crop * N_PATCHES + shot.place
                 assert float(acts[row]) == pytest.approx(shot.activation, rel=1e-4)
@@ -102,20 +106,26 @@ def test_the_frame_is_around_the_patch(study: StudyResult, spec: VisionSpec):
 
 
 def test_a_blind_page_hides_who_is_who_and_its_key_tells(study: StudyResult):
-    files = write_page(study.folder, n_latents=2, members=["all"], blind=True)
+    # Which members have rare latents in so small a study is torch's and the machine's.
+    found = {
+        k.member: firing_of(StudyFolder(study.folder).member(k)) for k in study.measurements
+    }
+    chosen = [member for member, firing in found.items() if len(firing.rare) >= 2]
+    assert len(chosen) >= 3
+    files = write_page(study.folder, n_latents=2, members=chosen, blind=True)
     html = files.page.read_text(encoding="utf-8")
     assert files.key is not None
     assert files.figure is None
     key = json.loads(files.key.read_text())
-    open_page = write_page(study.folder, n_latents=2, members=["all"]).page.read_text()
-    names = {k.member for k in study.measurements}
+    open_page = write_page(study.folder, n_latents=2, members=chosen).page.read_text()
+    names = set(chosen)
     grid = html[html.index('<table class="patches">') : html.index("</table>")]
     assert not any(name in grid for name in names)
     assert "latent" not in grid
     assert [*key] == ["1", "2"]
     orders = []
     for row in key.values():
-        assert [*row] == ["A", "B", "C", "D", "E", "F"]
+        assert [*row] == [*"ABCDEF"[: len(chosen)]]
         orders.append([pick["member"] for pick in row.values()])
         assert set(orders[-1]) == names
     assert orders[0] != orders[1]
