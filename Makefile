@@ -3,6 +3,7 @@
 #   make vision-demo  the same for a vision transformer
 #   make test         sets up .venv and runs lint, types and tests
 #   make docs         the documentation site, in build/site
+#   make thorough     the tests that 'make test' leaves out because they take long
 #   make slow         real models, long runs and, where it is installed, SLURM
 #   make gpu          benchmarks/gpu.py, with the torch that is there
 #   make build        the wheel and the sdist, in dist/, and whether they hold what they should
@@ -13,7 +14,7 @@ STAMP = $(VENV)/.installed
 # A process that tests start reads compiled modules; without, each of them compiles for seconds.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo vision-demo test tests lint format-check rooms types docs build slow slurm gpu install clean
+.PHONY: demo vision-demo test tests thorough lint format-check rooms types docs build slow slurm gpu install clean
 
 demo: install
 	$(BIN)/sae-baselines demo $(ARGS)
@@ -24,7 +25,11 @@ vision-demo: install
 test: lint tests
 
 tests: install
-	$(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile --no-loadscope-reorder -m "$(or $(MARKED),not slow and not thorough)"
+
+# More cases of what the tests hold, and the benchmarks' own runs.
+thorough:
+	$(MAKE) tests MARKED=thorough
 
 lint: format-check rooms types
 

@@ -19,10 +19,26 @@ def either_step(request: pytest.FixtureRequest) -> Iterator[str]:
 def in_one_step(members: Sequence[str]) -> pytest.MarkDecorator:
     """Of a test that trains every member for long: the first in dense steps, others in sparse.
 
-    That both steps compute the same is what tests/sparse holds.
+    That both steps compute the same is what tests/sparse holds. Members between the first and
+    the last are for the thorough tests.
     """
-    steps = [(member, "sparse step" if i else "dense step") for i, member in enumerate(members)]
+    steps = [
+        pytest.param(
+            member,
+            "sparse step" if i else "dense step",
+            marks=[pytest.mark.thorough] if 0 < i < len(members) - 1 else [],
+        )
+        for i, member in enumerate(members)
+    ]
     return pytest.mark.parametrize(("member", "either_step"), steps, indirect=["either_step"])
+
+
+# Of a test that takes long: its dense steps are for the thorough tests.
+sparse_first = pytest.mark.parametrize(
+    "either_step",
+    ["sparse step", pytest.param("dense step", marks=pytest.mark.thorough)],
+    indirect=True,
+)
 
 
 def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

@@ -116,9 +116,10 @@ def legend(fig: Canvas, ax: Axes) -> None:
 
 def finish(fig: Canvas, name: str, caption: str) -> Figure:
     """Save in all forms; equal figures give equal bytes."""
-    # The layout is worked out once, not at every save.
+    # The layout is worked out once. With None, not "none": that leaves an engine that does
+    # nothing, and for its sake every save draws twice.
     fig.draw_without_rendering()
-    fig.set_layout_engine("none")
+    fig.set_layout_engine(None)
     png = io.BytesIO()
     fig.savefig(png, format="png", dpi=200, metadata={"Software": None})
     standalone = _svg(fig, "path", transparent=False)

@@ -21,6 +21,7 @@ from tests.helpers import (
     make_sae,
     train,
 )
+from tests.sparse_or_dense import sparse_first
 
 STOCK_NAME = {
     "standard": "standard",
@@ -88,6 +89,7 @@ def exports() -> Iterator[tuple[str, AnySAE]]:
     yield "cov", make_sae("soft_frozen_decoder_jumprelu", init_scheme="cov")
 
 
+@sparse_first
 def test_stock_saelens_without_this_package_computes_the_same(tmp_path: Path) -> None:
     x = activations(256, seed=50)
     wanted: dict[str, Expected] = {}

@@ -26,6 +26,7 @@ from tests.helpers import (
     train,
     weights,
 )
+from tests.sparse_or_dense import sparse_first
 
 
 def frozen(base: str, **options: Any) -> tuple[AnySAE, torch.Tensor]:
@@ -103,6 +104,7 @@ def test_a_new_parameter_in_its_place_stops_the_next_training_pass() -> None:
         trainer.fit()
 
 
+@sparse_first
 def test_the_error_also_comes_from_a_compiled_sae() -> None:
     sae, _ = frozen("standard")
     compile_like_the_runner(sae)
@@ -123,6 +125,7 @@ def test_weight_decay_clipping_and_autocast_do_not_reach_it(base: str) -> None:
     assert torch.equal(sae.W_dec, start)
 
 
+@sparse_first
 @pytest.mark.parametrize("base", ["standard", "batchtopk", "gated", "jumprelu"])
 def test_a_compiled_sae_keeps_it_and_learns_the_same(base: str) -> None:
     compiled, start = frozen(base)
@@ -135,6 +138,7 @@ def test_a_compiled_sae_keeps_it_and_learns_the_same(base: str) -> None:
     torch.testing.assert_close(compiled.W_enc, plain.W_enc, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_run_compiled_with_inductor_keeps_it() -> None:
     sae, start = frozen("standard")
     compile_like_the_runner(sae, backend="inductor")

@@ -36,7 +36,7 @@ from tests.helpers import (
     train,
     weights,
 )
-from tests.sparse_or_dense import is_close
+from tests.sparse_or_dense import is_close, sparse_first
 
 # The paper's reading, and what is trained then beside W_dec and b_dec.
 PAPER = {"learned": "threshold"}
@@ -170,6 +170,7 @@ def test_weight_decay_clipping_and_autocast_do_not_reach_it(base: str) -> None:
     assert torch.equal(sae.W_enc, start)
 
 
+@sparse_first
 @pytest.mark.parametrize("base", ["standard", "batchtopk", "gated", "jumprelu"])
 def test_a_compiled_sae_keeps_it_and_learns_the_same(base: str) -> None:
     compiled, start = frozen(base)
@@ -259,6 +260,7 @@ def test_the_decoder_is_trained_by_the_reconstruction_and_not_by_the_penalty(
         torch.testing.assert_close(whole[name], stock_gradients[name], rtol=1e-5, atol=1e-6)
 
 
+@sparse_first
 @pytest.mark.parametrize("base", ["standard", "gated"])
 def test_the_decoder_cannot_escape_the_penalty_by_shrinking(base: str) -> None:
     sae, _ = frozen(base, l1_coefficient=3.0)

@@ -31,7 +31,7 @@ from tests.helpers import (
     train,
     weights,
 )
-from tests.sparse_or_dense import in_one_step
+from tests.sparse_or_dense import in_one_step, sparse_first
 
 CONTROLLED = ("jumprelu", "standard", "gated")
 MEMBERS = ("seeded", *CONSTRAINTS)
@@ -157,6 +157,7 @@ def test_a_gradient_at_constant_number_moves_none_over_zero_in_common(
         assert float(x.grad[active].sum()) == pytest.approx(0.0, abs=1e-4)
 
 
+@sparse_first
 def test_held_biases_do_not_run_away_from_an_encoder_that_grows() -> None:
     """Shifted alone they fell by 20 mean values in 400 steps, and EV with them."""
     sae = controlled("soft_frozen_decoder_standard", l1_coefficient=0.0)

@@ -38,6 +38,7 @@ from tests.helpers import (
     train,
     weights,
 )
+from tests.sparse_or_dense import sparse_first
 
 MEMBERS = (*CONSTRAINTS, "seeded")
 WAIT = 200  # samples: complete with the fourth batch
@@ -377,6 +378,7 @@ def test_autocast_does_not_blur_the_covariance() -> None:
     torch.testing.assert_close(sae.W_dec, wanted, rtol=0, atol=1e-6)
 
 
+@sparse_first
 def test_the_wait_works_when_compiled() -> None:
     sae = make_sae("frozen_decoder_topk", init_scheme="cov", init_cov_samples=WAIT)
     compile_like_the_runner(sae)

@@ -44,6 +44,7 @@ from tests.helpers import (
     train,
     weights,
 )
+from tests.sparse_or_dense import sparse_first
 
 TAU = 0.8
 FAST = 5e-2  # a learning rate at which rows reach the edge within a few steps
@@ -110,6 +111,7 @@ def test_the_bound_holds_with_autocast_clipping_and_parameter_groups() -> None:
     assert_inside_and_binding(sae, start)
 
 
+@sparse_first
 def test_the_bound_holds_when_compiled() -> None:
     sae, start = soft("batchtopk")
     plain = copy.deepcopy(sae)

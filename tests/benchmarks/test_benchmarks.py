@@ -37,6 +37,7 @@ def only_run(file: Path) -> dict[str, Any]:
     return measured
 
 
+@pytest.mark.thorough
 def test_step_time_measures_every_member_of_every_base(step_time: tuple[Path, str]) -> None:
     bases = only_run(step_time[0])["bases"]
     assert tuple(bases) == BASES
@@ -51,6 +52,7 @@ def test_step_time_measures_every_member_of_every_base(step_time: tuple[Path, st
         assert 0 < base["projection"]["rows_moved"] < 1
 
 
+@pytest.mark.thorough
 def test_stock_is_its_own_reference(step_time: tuple[Path, str]) -> None:
     for base in only_run(step_time[0])["bases"].values():
         stock, again = base["members"]["stock"], base["members"]["stock_again"]
@@ -59,12 +61,14 @@ def test_stock_is_its_own_reference(step_time: tuple[Path, str]) -> None:
         assert stock["l0_first"] == again["l0_first"]
 
 
+@pytest.mark.thorough
 def test_stock_and_twins_do_the_same_work(step_time: tuple[Path, str]) -> None:
     for name, base in only_run(step_time[0])["bases"].items():
         twins = [m for m in base["members"] if m not in ("stock", "stock_again")]
         check_same_work(name, base, twins, least=1.5)
 
 
+@pytest.mark.thorough
 def test_aims_are_marked_from_the_ratios(step_time: tuple[Path, str]) -> None:
     record = json.loads(step_time[0].read_text())
     for base in record["runs"][0]["bases"].values():
@@ -73,6 +77,7 @@ def test_aims_are_marked_from_the_ratios(step_time: tuple[Path, str]) -> None:
             assert result["meets_aim"] == (result["ratio"] <= aim)
 
 
+@pytest.mark.thorough
 def test_results_name_the_machine_but_no_path_on_it(step_time: tuple[Path, str]) -> None:
     text = step_time[0].read_text()
     environment = json.loads(text)["environment"]
@@ -82,6 +87,7 @@ def test_results_name_the_machine_but_no_path_on_it(step_time: tuple[Path, str])
     assert str(BENCHMARKS.parent) not in text
 
 
+@pytest.mark.thorough
 def test_render_prints_what_the_run_printed(step_time: tuple[Path, str]) -> None:
     out, printed = step_time
     tables = run("render.py", out)
@@ -90,6 +96,7 @@ def test_render_prints_what_the_run_printed(step_time: tuple[Path, str]) -> None
         assert sum(line.startswith(f"| {base} |") for line in tables.splitlines()) == 1
 
 
+@pytest.mark.thorough
 def test_dead_latents_and_memory(tmp_path: Path) -> None:
     """``--dead`` leaves out bases without a loss for them."""
     out = tmp_path / "dead.json"
@@ -102,6 +109,7 @@ def test_dead_latents_and_memory(tmp_path: Path) -> None:
         assert abs(member["peak_memory_mib"]) < 100
 
 
+@pytest.mark.thorough
 def test_panel_against_runs(tmp_path: Path) -> None:
     tiny_text().to_parquet(str(tmp_path / "text.parquet"))
     spec = {
@@ -155,6 +163,7 @@ def test_sparse_against_dense_at_the_same_weights(tmp_path: Path) -> None:
     assert str(tmp_path) not in out.read_text()
 
 
+@pytest.mark.thorough
 def test_a_panel_with_the_sparse_step_off_and_on(tmp_path: Path) -> None:
     out = tmp_path / "sparse_panel.json"
     run("sparse_panel.py", "--spec", sparse_spec(tmp_path), "--tokens", "2560", "--out", out)

@@ -38,6 +38,7 @@ def run(gpu: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return go
 
 
+@pytest.mark.thorough
 def test_every_section_is_measured_and_rendered(
     run: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def quick(secret: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder, again
 
 
+@pytest.mark.thorough
 def test_a_run_writes_what_it_counted(quick: tuple[Path, Rows]) -> None:
     folder, rows = quick
     found = json.loads((folder / "secret.json").read_text())
@@ -66,6 +67,7 @@ def test_a_run_writes_what_it_counted(quick: tuple[Path, Rows]) -> None:
     assert str(folder) not in (folder / "secret.json").read_text()
 
 
+@pytest.mark.thorough
 def test_other_settings_are_not_mixed_in(secret: Any, quick: tuple[Path, Rows]) -> None:
     other = replace(secret.QUICK, steps=7)
     with pytest.raises(SystemExit, match="other settings"):
@@ -82,6 +84,7 @@ def test_exchanging_initialisations_exchanges_the_twins(secret: Any) -> None:
         assert one[f"{kind}_0"] != one[f"{kind}_1"]
 
 
+@pytest.mark.thorough
 def test_floors_and_strata_are_judged(secret: Any, quick: tuple[Path, Rows]) -> None:
     rows, roles = quick[1], secret.secret("frozen_decoder")
     for verdict in secret.asked(rows, roles):
@@ -119,6 +122,7 @@ def test_exchanging_roles_turns_differences_round(
             assert mirror.get(a.word, a.word) == b.word
 
 
+@pytest.mark.thorough
 def test_false_words_are_counted(secret: Any, quick: tuple[Path, Rows]) -> None:
     """Of two studies, the twin called 'trained' is pushed ahead in one."""
     rows = [{**copy.deepcopy(quick[1][i % 4]), "seed": i} for i in range(6)]

@@ -172,6 +172,7 @@ def test_a_part_stops_while_another_runs_in_it(
     assert clock.spent == {"outer": 1.0 + 4.0, "inner": 2.0, "renamed": 3.0}
 
 
+@pytest.mark.thorough
 def test_growth_falls_back_to_dense_steps_by_itself(
     growth: tuple[dict[str, Any], Path],
 ) -> None:
@@ -181,6 +182,7 @@ def test_growth_falls_back_to_dense_steps_by_itself(
         assert many["members"][twin]["sparse_share"] == 0
 
 
+@pytest.mark.thorough
 def test_growth_adds_up(
     growth: tuple[dict[str, Any], Path], imported: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +199,7 @@ def test_growth_adds_up(
     assert "nan" not in drawn
 
 
+@pytest.mark.thorough
 def test_sections_can_be_measured_one_by_one(
     growth: tuple[dict[str, Any], Path], imported: Any, tmp_path: Path
 ) -> None:

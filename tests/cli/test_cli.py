@@ -51,7 +51,9 @@ def test_a_preset_is_a_panel_file(tmp_path: Path):
     ("content", "message", "anew"),
     [
         # In a new interpreter no library says anything while it is imported.
-        ("architecture: batchtpok", "hook_name: is missing", True),
+        pytest.param(
+            "architecture: batchtpok", "hook_name: is missing", True, marks=pytest.mark.thorough
+        ),
         ("[1, 2", "is not YAML", False),
     ],
 )
@@ -109,6 +111,7 @@ def test_what_is_not_there_is_named_with_a_remedy(
     assert message in str(result.exception)
 
 
+@pytest.mark.thorough
 def test_a_torchvision_of_another_torch_is_named(tmp_path: Path):
     package = tmp_path / "torchvision"
     package.mkdir()

@@ -118,7 +118,7 @@ def test_a_covariance_that_is_none_is_refused_for_every_sae(tmp_path: Path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("verbose", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_what_libraries_print_is_for_verbose(verbose: bool):
     """In a process of its own, as libraries add what they print with when they are imported."""
     code = f"""

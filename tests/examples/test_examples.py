@@ -51,12 +51,14 @@ def outputs(notebook: Any) -> str:
     return "".join(o.get("text", "") for o in parts if o.output_type == "stream")
 
 
+@pytest.mark.thorough
 def test_the_notebook_runs_without_a_warning_and_shows_two_figures(notebook: Any):
     shown = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     assert not [o.text for o in shown if o.output_type == "stream" and o.name == "stderr"]
     assert sum("image/png" in o.get("data", {}) for o in shown) == 2
 
 
+@pytest.mark.thorough
 def test_the_notebook_s_numbers_say_what_its_text_says(notebook: Any):
     said = json.loads("".join(o.text for o in notebook.cells[-2].outputs))
     # "about two thirds of what the trained SAE explains", and "it has recovered none"

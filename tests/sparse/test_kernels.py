@@ -512,7 +512,15 @@ KERNELS = {
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 # Triton compiles another kernel for arguments that are 1 or not divisible by 16.
-@pytest.mark.parametrize("shape", [(2304, 4096, 6000), (577, 37, 1001), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((2304, 4096, 6000), marks=pytest.mark.thorough),
+        (577, 37, 1001),
+        pytest.param((1, 1, 1), marks=pytest.mark.thorough),
+    ],
+    ids=str,
+)
 def test_every_kernel_compiles_for_an_h200(
     compiler: ProcessPoolExecutor, shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:

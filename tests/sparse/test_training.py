@@ -148,7 +148,14 @@ def explained_variance(sae: AnySAE) -> float:
 
 @pytest.mark.parametrize(
     "name",
-    ["sparse_topk", "sparse_batchtopk", "sparse_standard", "frozen_decoder", "frozen_encoder"],
+    [
+        "sparse_batchtopk",
+        "frozen_decoder",
+        *(
+            pytest.param(name, marks=pytest.mark.thorough)
+            for name in ("sparse_topk", "sparse_standard", "frozen_encoder")
+        ),
+    ],
 )
 def test_two_free_runs_end_at_the_same_quality(name: str) -> None:
     ours, theirs = trainers(name, STEPS)

@@ -79,7 +79,13 @@ def test_prediction_p_is_uniform_where_the_value_is_one_more_seed():
         assert stats.kstest(stats.t.sf(t, n - 1), "uniform").pvalue > 0.001
 
 
-@pytest.mark.parametrize(("n", "share"), [(3, 0.9), (5, 0.5), (10, 0.99)])
+@pytest.mark.parametrize(
+    ("n", "share"),
+    [
+        (3, 0.9),
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in [(5, 0.5), (10, 0.99)]),
+    ],
+)
 def test_the_normal_interval_covers_as_often_as_it_says(n: int, share: float):
     rng = np.random.default_rng(n)
     value = 3 + 0.2 * float(stats.norm.ppf(share))
@@ -470,6 +476,7 @@ def test_one_seed_gives_no_prediction_over_all():
     assert "no prediction p, as random has one seed" in found.reason
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10_000), st.floats(-0.02, 0.05))
 def test_holm_runs_over_the_metrics(seed: int, shift: float):
@@ -495,6 +502,7 @@ def test_holm_runs_over_the_metrics(seed: int, shift: float):
     assert [f.p_adjusted for f in found] == pytest.approx(holm(largest))
 
 
+@pytest.mark.thorough
 def test_the_correction_keeps_its_word():
     """Published drawn like the baselines: any Holm p at most .05 is an error, rarely made."""
     rng = np.random.default_rng(5)

@@ -22,6 +22,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, done.stdout
 
 
+@pytest.mark.thorough
 def test_quick_run_writes_all_of_it(quick: tuple[Path, str]) -> None:
     out, printed = quick
     found: dict[str, Any] = json.loads(out.read_text())

@@ -199,6 +199,7 @@ def test_who_shares_and_who_does_not_keep_each_other_out(tmp_path: Path):
         pass
 
 
+@pytest.mark.thorough
 def test_a_synthetic_study_in_tasks_is_bitwise_the_same(tmp_path: Path):
     spec = ToySpec(
         n=8,

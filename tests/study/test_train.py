@@ -304,7 +304,12 @@ def test_seeds_share_or_vary_the_data_order_as_asked(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "steps"), [("jumprelu", 300), ("topk", 100), ("matryoshka_batchtopk", 60)]
+    ("architecture", "steps"),
+    [
+        pytest.param("jumprelu", 300, marks=pytest.mark.thorough),
+        ("topk", 100),
+        ("matryoshka_batchtopk", 60),
+    ],
 )
 def test_other_architectures_meet_their_target(
     architecture: str, steps: int, model_folder: Path, text: Dataset, tmp_path: Path
@@ -452,7 +457,14 @@ def _wait_for_checkpoint(process: subprocess.Popen[str] | Forked, out: Path) -> 
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGINT, marks=pytest.mark.thorough),
+    ],
+)
 def test_a_stopped_run_continues_from_its_last_checkpoint(
     number: signal.Signals, model_folder: Path, text_file: Path, tmp_path: Path
 ):

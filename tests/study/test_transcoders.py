@@ -361,7 +361,10 @@ def test_a_random_model_s_transcoders_are_measured_on_its_own_pairs(
 
 @pytest.mark.parametrize(
     ("skip", "names"),
-    [(False, ["topk"]), (True, ["jumprelu", "standard"])],
+    [
+        (False, ["topk"]),
+        pytest.param(True, ["jumprelu", "standard"], marks=pytest.mark.thorough),
+    ],
 )
 def test_every_base_goes_on_where_it_was_killed(
     skip: bool, names: list[str], model_folder: Path, text_file: Path, tmp_path: Path

@@ -45,7 +45,13 @@ class Runs(NamedTuple):
     floors: list[Any]
 
 
-@pytest.fixture(scope="module", params=[Scr(), Tpp()], ids=["scr", "tpp"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(Scr(), id="scr", marks=pytest.mark.thorough),
+        pytest.param(Tpp(), id="tpp"),
+    ],
+)
 def runs(
     tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Runs:
