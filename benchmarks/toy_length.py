@@ -4,8 +4,9 @@
 
 Gathers the snapshots of finished (or running) studies of benchmarks/toy/length/*.yaml, each
 trained by ``sae-baselines toy benchmarks/toy/length/X.yaml --out studies/toy-length/X``, into
-benchmarks/toy/length: curves.csv and the figure. Prints the table of benchmarks/toy/README.md:
-the samples at which each of the paper's numbers is reached, and where each line ends.
+benchmarks/toy/length: curves.csv and the figure. Lines of curves.csv that no folder has stay.
+Prints the table of benchmarks/toy/README.md: the samples at which each of the paper's numbers
+is reached, and where each line ends.
 """
 
 import argparse
@@ -42,13 +43,24 @@ def main() -> None:
     if not paths:
         raise SystemExit("studies: no snapshots; a study writes curves/*.csv while it trains")
     frame = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
-    frame = frame.loc[frame["member"] == "trained"].sort_values([*_LINE, "samples"])
+    frame = with_kept(frame.loc[frame["member"] == "trained"])
     HERE.mkdir(exist_ok=True)
     write_atomically(HERE / "curves.csv", frame.to_csv(index=False, float_format="%.6g"))
     drawn = training_map(frame, l0=20, paper_recovered=PAPER_RECOVERED, paper_ev=PAPER_EV)
     for path in replace(drawn, name="length").save(HERE):
         print(path)
     print(table(frame))
+
+
+def with_kept(frame: pd.DataFrame) -> pd.DataFrame:
+    """Snapshots of these lines, and of those that curves.csv alone has."""
+    kept = HERE / "curves.csv"
+    if kept.is_file():
+        here = set(frame[_LINE].itertuples(index=False, name=None))
+        old = pd.read_csv(kept)
+        alone = [row not in here for row in old[_LINE].itertuples(index=False, name=None)]
+        frame = pd.concat([frame, old[alone]], ignore_index=True)
+    return frame.sort_values([*_LINE, "samples"])
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -142,3 +142,15 @@ def test_the_length_at_which_a_share_is_reached_is_the_first_snapshot_with_it() 
     assert "| 0.0% / 5.0% / 20.0% / 60.0% (100 M) |" in found[0]
     assert found[0].endswith("| 43.00%, 100 M |")
     assert found[1].endswith("| 9.28%, not reached |")
+
+
+def test_lines_of_another_day_are_kept_and_those_run_again_replaced():
+    with_kept = runpy.run_path(str(BENCHMARKS / "toy_length.py"))["with_kept"]
+    committed = pd.read_csv(BENCHMARKS / "toy" / "length" / "curves.csv")
+    line = ["setting", "architecture", "lr", "batch"]
+    again = committed.loc[committed["batch"] == committed["batch"].max()].head(1)
+    new = again.assign(setting="variable", architecture="batchtopk", lr=0.5)
+    both = with_kept(pd.concat([again, new], ignore_index=True))
+    same = (committed[line] == again[line].iloc[0]).all(axis=1)
+    assert len(both) == len(committed) - same.sum() + 2
+    assert (both["lr"] == 0.5).sum() == 1
