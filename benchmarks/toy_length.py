@@ -59,7 +59,7 @@ def with_kept(frame: pd.DataFrame) -> pd.DataFrame:
         here = set(frame[_LINE].itertuples(index=False, name=None))
         old = pd.read_csv(kept)
         alone = [row not in here for row in old[_LINE].itertuples(index=False, name=None)]
-        frame = pd.concat([frame, old[alone]], ignore_index=True)
+        frame = pd.concat([frame, old.loc[alone]], ignore_index=True)
     return frame.sort_values([*_LINE, "samples"])
 
 

@@ -190,12 +190,12 @@ def _evals(spec: PanelSpec, on_gpu: bool, probes: list[str], batches: int) -> Ev
 
 
 def _stages(spec: PanelSpec, probes: int) -> list[Stage]:
-    """Seconds of one CPU core, as they were counted; on a GPU, how they compare is a guess."""
+    """Seconds on two CPU cores, counted on one; on a GPU, how they compare is a guess."""
     members = all_members(spec)
     n, trained = len(members), sum(not member.is_control for member in members.values())
     held_out = spec.calibration_tokens + spec.eval_tokens
     tokens = spec.training_tokens
-    return [
+    stages = [
         Stage("Held-out activations", 10 + 1e-3 * held_out, "reading", "batches of text"),
         Stage(
             "Training Multi-SAE",
@@ -221,6 +221,7 @@ def _stages(spec: PanelSpec, probes: int) -> list[Stage]:
         ),
         Stage("Writing the report", 10, "report", "pages"),
     ]
+    return [replace(stage, seconds=stage.seconds / _CORES) for stage in stages]
 
 
 def _says(spec: PanelSpec, stages: list[Stage], ours: bool) -> list[str]:
@@ -234,7 +235,7 @@ def _says(spec: PanelSpec, stages: list[Stage], ours: bool) -> list[str]:
         else "Then scores, with what chance scores beside them, a verdict and a page",
     ]
     if ours:
-        minutes = round(sum(stage.seconds for stage in stages) / _CORES / 60)
+        minutes = round(sum(stage.seconds for stage in stages) / 60)
         lines.append(f"About {minutes} minutes where two CPU cores have nothing else to do")
     lines.append("Ctrl-C stops it; the same command goes on where it was")
     return lines

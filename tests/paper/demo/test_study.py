@@ -117,8 +117,8 @@ def test_quick_is_one_seed_in_a_third_of_the_time_and_a_study_of_its_own(tiny: l
     assert quick.spec.seeds == [0]
     assert seconds(quick) < 0.36 * seconds(full)
     # What is announced: 8 minutes and 2 on two cores, as it was measured.
-    assert 7.5 * 60 < seconds(full) / 1.7 <= 8 * 60
-    assert 1.5 * 60 < seconds(quick) / 1.7 < 2.5 * 60
+    assert 7.5 * 60 < seconds(full) <= 8 * 60
+    assert 1.5 * 60 < seconds(quick) < 2.5 * 60
     assert quick.spec.name == f"{full.spec.name}-quick"
     assert full.spec.name == f"demo-{MODEL}"
 
