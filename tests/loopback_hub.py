@@ -51,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
     """Answers the requests of the Hub that reading needs; the server carries ``root``."""
 
     protocol_version = "HTTP/1.1"
+    # A body is sent after its headers, and 40 ms later where these must be acknowledged first.
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -553,7 +555,7 @@ def serving(root: Path, handler: type[Handler] = Handler, **known: Any) -> Itera
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     for name, value in {"root": root, **known}.items():
         setattr(server, name, value)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -67,7 +67,7 @@ class SignOfLife(BaseHTTPRequestHandler):
 def address() -> Iterator[str]:
     """A loopback server."""
     server = HTTPServer(("127.0.0.1", 0), SignOfLife)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
