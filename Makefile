@@ -24,12 +24,14 @@ vision-demo: install
 
 test: lint tests
 
+TESTS = $(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile --no-loadscope-reorder
+
 tests: install
-	$(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile --no-loadscope-reorder -m "$(or $(MARKED),not slow and not thorough)"
+	$(TESTS) -m "not slow and not thorough"
 
 # More cases of what the tests hold, and the benchmarks' own runs.
-thorough:
-	$(MAKE) tests MARKED=thorough
+thorough: install
+	$(TESTS) -m thorough
 
 lint: format-check rooms types
 

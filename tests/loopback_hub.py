@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ import transformer_lens  # noqa: F401  (copies the cache folder when imported)
 import transformers.utils.hub  # noqa: F401  (copies the endpoint when imported)
 import yaml
 from huggingface_hub import constants
+
+from tests.loopback import answered_by
 
 _REVISION = "0" * 39 + "1"
 _CLIENTS = ("huggingface_hub", "datasets", "transformers", "transformer_lens", "sae_lens")
@@ -51,8 +53,6 @@ class Handler(BaseHTTPRequestHandler):
     """Answers the requests of the Hub that reading needs; the server carries ``root``."""
 
     protocol_version = "HTTP/1.1"
-    # A body is sent after its headers, and 40 ms later where these must be acknowledged first.
-    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -552,17 +552,8 @@ def serving(root: Path, handler: type[Handler] = Handler, **known: Any) -> Itera
         handler: What answers.
         known: Further attributes of the server, for the handler.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    for name, value in {"root": root, **known}.items():
-        setattr(server, name, value)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answered_by(handler, root=root, **known) as address:
+        yield address
 
 
 def point_clients_at(endpoint: str, home: Path, patch: pytest.MonkeyPatch) -> None:

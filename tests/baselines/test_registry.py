@@ -325,7 +325,6 @@ def found() -> dict[str, Any]:
     return json.loads(run.stdout.split("FOUND")[1])
 
 
-@pytest.mark.thorough
 def test_reloading_or_importing_again_leaves_saelens_registry_as_it_is(
     found: dict[str, Any],
 ) -> None:
@@ -335,14 +334,12 @@ def test_reloading_or_importing_again_leaves_saelens_registry_as_it_is(
     assert found["same registry after a second import"]
 
 
-@pytest.mark.thorough
 def test_reloading_or_importing_again_finds_all_baselines_again(found: dict[str, Any]) -> None:
     assert set(NAMES) <= set(found["twins after reloading every module"])
     assert set(NAMES) <= set(found["twins after a second import"])
     assert found["names after a second import"] == register_baselines("topk")
 
 
-@pytest.mark.thorough
 def test_reloading_or_importing_again_does_not_stop_the_projection(
     found: dict[str, Any],
 ) -> None:

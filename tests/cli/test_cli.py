@@ -111,7 +111,6 @@ def test_what_is_not_there_is_named_with_a_remedy(
     assert message in str(result.exception)
 
 
-@pytest.mark.thorough
 def test_a_torchvision_of_another_torch_is_named(tmp_path: Path):
     package = tmp_path / "torchvision"
     package.mkdir()

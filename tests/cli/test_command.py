@@ -217,7 +217,6 @@ def test_help_and_completion_take_no_more_than_the_libraries_that_print_them(
     assert any(float(run(installed, *command, **more)) < 3 * yard for _ in range(10))
 
 
-@pytest.mark.thorough
 def test_a_command_runs_and_imports_what_it_needs(installed: dict[str, str]):
     assert "controls" in run(installed, "sae-baselines", "list", "controls")
 

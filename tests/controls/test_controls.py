@@ -257,7 +257,6 @@ for folder in sorted(p for p in root.iterdir() if p.is_dir()):
 )
 
 
-@pytest.mark.thorough
 def test_stock_saelens_loads_controls_without_this_package(tmp_path: Path):
     torch.save(HELD_OUT, tmp_path / "x.pt")
     made = {

@@ -2,13 +2,14 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.loopback import answered_by
 
 _MARKED = re.compile(r"<<(.+?)>>")
 _DESCRIBED = re.compile(r"this neuron fires on (.*?)\.\n\nHere are the examples:\n\n(.*)", re.S)
@@ -108,8 +109,6 @@ def serving(**options: Any) -> Iterator[FakeOpenAI]:
     fake = FakeOpenAI(**options)
 
     class Handler(BaseHTTPRequestHandler):
-        disable_nagle_algorithm = True
-
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             authorization = self.headers.get("Authorization", "")
@@ -160,13 +159,6 @@ def serving(**options: Any) -> Iterator[FakeOpenAI]:
         def log_message(self, format: str, *args: Any) -> None:
             """Silence."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with answered_by(Handler) as address:
+        fake.url = f"{address}/v1"
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -8,10 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import metadata
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import datasets.config
@@ -34,6 +33,7 @@ from sae_baselines.evals.doctor import (
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.suite import Subject
 from sae_baselines.reach import say_if_silent
+from tests.loopback import answered_by
 
 GOOD = {
     "sae-bench": "0.6.0",
@@ -66,11 +66,8 @@ class SignOfLife(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A loopback server."""
-    server = HTTPServer(("127.0.0.1", 0), SignOfLife)
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with answered_by(SignOfLife) as found:
+        yield found
 
 
 @pytest.fixture

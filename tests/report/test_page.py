@@ -226,7 +226,6 @@ write_report(build_report(clean(), context(primary=PRIMARY[1:])), sys.argv[1])
 """
 
 
-@pytest.mark.thorough
 def test_bytes_are_the_same_in_another_process_and_style(tmp_path: Path):
     root = Path(__file__).parents[2]
     subprocess.run(

@@ -37,9 +37,9 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_report_of_many_groups_validates_once(validations: list[int]) -> None:
-    table = clean(seeds=3, l0s=(16, 32), architectures=("batchtopk", "topk"))
+    table = clean(seeds=3, l0s=(16, 32, 64), architectures=("batchtopk", "topk"))
     report = build_report(table, context())
-    assert len({(v.architecture, v.l0) for v in report.verdicts}) == 4
+    assert len({(v.architecture, v.l0) for v in report.verdicts}) == 6
     assert validations == [len(table)]
 
 

@@ -476,7 +476,6 @@ def test_one_seed_gives_no_prediction_over_all():
     assert "no prediction p, as random has one seed" in found.reason
 
 
-@pytest.mark.thorough
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10_000), st.floats(-0.02, 0.05))
 def test_holm_runs_over_the_metrics(seed: int, shift: float):
@@ -502,7 +501,6 @@ def test_holm_runs_over_the_metrics(seed: int, shift: float):
     assert [f.p_adjusted for f in found] == pytest.approx(holm(largest))
 
 
-@pytest.mark.thorough
 def test_the_correction_keeps_its_word():
     """Published drawn like the baselines: any Holm p at most .05 is an error, rarely made."""
     rng = np.random.default_rng(5)

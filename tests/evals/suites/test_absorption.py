@@ -89,7 +89,6 @@ def test_score_depends_on_the_sae_alone(results: list[Any]) -> None:
     assert first != other
 
 
-@pytest.mark.thorough
 def test_prompts_read_to_the_hook_and_once_give_stock_numbers(
     results: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

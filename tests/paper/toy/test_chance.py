@@ -160,7 +160,6 @@ def test_a_covariance_changes_the_null() -> None:
     assert cov.mean_best_cosine.max() < iso.mean_best_cosine.min()
 
 
-@pytest.mark.thorough
 def test_the_expected_reach_is_the_mean_over_starts() -> None:
     features = random_unit_rows(200, 40, 0)
     share = np.array(

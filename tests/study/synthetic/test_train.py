@@ -45,7 +45,7 @@ TINY = ToySpec(
     n=10,
     m=40,
     mean_active=3,
-    architecture=["jumprelu", "topk", "matryoshka_batchtopk"],
+    architecture=["batchtopk", "jumprelu", "topk", "matryoshka_batchtopk"],
     d_sae=40,
     l0=3,
     training_samples=12_800,
@@ -74,14 +74,14 @@ def _exports(root: Path) -> dict[tuple[str, str], Path]:
 
 def test_every_member_is_there_at_its_l0(study: Path) -> None:
     results = load_toy(study)
-    assert len(results.frame) == 2 * 3 * 4
+    assert len(results.frame) == 2 * 4 * 4
     for row in results.frame.to_dict("records"):
         assert row["l0"] == pytest.approx(3, rel=0.05), row["panel"]
         assert np.isfinite(row["ev"])
     # A seed whose run collapsed is known by these, whatever metric is compared.
     panel = results.rows.loc[results.rows["suite"] == "panel"]
     counts = panel["metric"].value_counts()
-    assert counts["explained_variance"] == counts["alive"] == counts["l0"] == 2 * 3 * 4
+    assert counts["explained_variance"] == counts["alive"] == counts["l0"] == 2 * 4 * 4
 
 
 def test_members_share_their_start_and_frozen_parts_keep_it(study: Path) -> None:
@@ -100,7 +100,7 @@ def test_members_share_their_start_and_frozen_parts_keep_it(study: Path) -> None
 def test_training_beats_the_frozen_dictionaries_on_ev(study: Path) -> None:
     ev = load_toy(study).frame.set_index(["setting", "architecture", "member"])["ev"]
     for setting in ("constant", "variable"):
-        for architecture in ("topk", "matryoshka_batchtopk"):
+        for architecture in ("batchtopk", "topk", "matryoshka_batchtopk"):
             here = ev[setting][architecture]
             assert here["trained"] > here["frozen_decoder"]
             assert here["trained"] > here["frozen_encoder"]
@@ -169,7 +169,7 @@ def test_the_curve_ends_where_the_measurement_is(study: Path) -> None:
     last = results.curves[results.curves["step"] == 100]
     key = ["setting", "architecture", "member"]
     merged = last.merge(results.frame, on=key, suffixes=("_curve", ""))
-    assert len(merged) == 24
+    assert len(merged) == 32
     assert (merged["recovered_curve"] == merged["recovered"]).all()
     assert np.allclose(merged["mean_best_cosine_curve"], merged["mean_best_cosine"], atol=1e-6)
     assert sorted(set(results.curves["step"])) == sorted(snapshot_steps(100, 4))
