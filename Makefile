@@ -73,6 +73,9 @@ gpu:
 
 install: $(STAMP)
 
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# uv does in half a minute what takes pip two and a half; where it cannot (a mirror that only pip
+# is told of), pip does it. Torch by pip, whose settings are where a CPU build is chosen.
 # Without compiling: what is imported, a quarter of it, is compiled then, and on every core.
 # SAEBench requires torchvision but imports it nowhere; transformers imports it where it finds it,
 # and one that was built for another torch (a CPU build, say) then breaks every suite. With one that has
@@ -80,7 +83,8 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v[:2] <= (3, 12) else f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}; run: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,bench]'
+	$(PIP) torch uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]' || $(PIP) -e '.[dev,bench]'
 	$(BIN)/python -c 'from torchvision.io import VideoReader' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	touch $(STAMP)
 

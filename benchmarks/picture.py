@@ -5,7 +5,7 @@ study's report.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,78 +23,74 @@ FIGURES = HERE.parent / "docs" / "figures"
 
 @dataclass(frozen=True)
 class Picture:
-    """Charts of one part of a packed study's report.
+    """Charts of one architecture and L0, from the reports of packed studies.
 
     Attributes:
-        archive: The study.
         architecture: Whose panels are shown.
         l0: At which target.
-        metrics: ``<suite>-<metric>`` of each chart, as in the report's figures.
+        metrics: Of each study, ``<suite>-<metric>`` of its charts, as in the report's figures.
     """
 
-    archive: Path
     architecture: str
     l0: int
-    metrics: tuple[str, ...]
+    metrics: Mapping[Path, tuple[str, ...]]
 
-    @property
-    def charts(self) -> list[str]:
-        """Their names in the report."""
-        of = f"by_member-{self.architecture}-l0_{self.l0}"
-        return [f"{metric}-{of}" for metric in self.metrics]
+    def name(self, metric: str) -> str:
+        """What its chart has in a report."""
+        return f"{metric}-by_member-{self.architecture}-l0_{self.l0}"
 
 
+_ROWS = HERE / "rows" / "smollm2" / "study.tar.gz"
+_HEADLINE = HERE / "headline" / "smollm2" / "study.tar.gz"
+_RAVEL = HERE / "headline" / "ravel" / "study.tar.gz"
+_TRANSCODERS = HERE / "transcoders" / "smollm2" / "study.tar.gz"
+_TOP_1 = f"{_PROBES}-sae_top_1_test_accuracy"
+_TOP_5 = f"{_PROBES}-sae_top_5_test_accuracy"
+_EV = "core-explained_variance_paper"
+_CONTEXTS = "interp_embedding-embedding_auc"
 PICTURES = {
     # TopK has the same L0 on every text, so that probing can be read too.
-    "real_run": Picture(
-        HERE / "rows" / "smollm2" / "study.tar.gz",
-        "topk",
-        32,
-        (
-            "core-explained_variance_paper",
-            "core-ce_loss_score",
-            f"{_PROBES}-sae_top_5_test_accuracy",
-        ),
-    ),
+    "real_run": Picture("topk", 32, {_ROWS: (_EV, "core-ce_loss_score", _TOP_5)}),
     "headline": Picture(
-        HERE / "headline" / "smollm2" / "study.tar.gz",
         "batchtopk",
         32,
-        (
-            "core-explained_variance_paper",
-            "interp_embedding-embedding_auc",
-            f"{_PROBES}-sae_top_1_test_accuracy",
-            f"{_PROBES}-sae_top_5_test_accuracy",
-        ),
+        {
+            _HEADLINE: (_EV, _CONTEXTS, _TOP_1, _TOP_5),
+            _RAVEL: ("ravel-disentanglement_score",),
+        },
     ),
     "transcoders": Picture(
-        HERE / "transcoders" / "smollm2" / "study.tar.gz",
         "transcoder_batchtopk",
         16,
-        (
-            "panel-explained_variance",
-            "panel-ce_recovered",
-            "interp_embedding-embedding_auc",
-            f"{_PROBES}-sae_top_5_test_accuracy",
-        ),
+        {
+            _TRANSCODERS: (
+                "panel-explained_variance",
+                "panel-ce_recovered",
+                _CONTEXTS,
+                _TOP_5,
+            )
+        },
     ),
 }
 # The report's colours (sae_baselines/report/templates/style.css).
 _COLOURS = ("paper", "ink", "muted", "grid", "shade", "c0", "c1", "c2", "c3", "c4", "c5")
 
 
-def _page(of: Picture) -> str:
-    with unpacked(of.archive) as study:
+def _page(of: Picture, archive: Path) -> str:
+    with unpacked(archive) as study:
         results, checks = current_results(study)
-        part = results.query("architecture == @of.architecture and l0 == @of.l0")
+        its = (results["architecture"] == of.architecture) & (results["l0"] == of.l0)
+        part = results.loc[its]
         return to_html(build_report(part, replace(study_context(study), checks=checks)))
 
 
 def picture(of: Picture) -> str:
     """Charts in a row, light or dark as the reader's system is."""
-    page = _page(of)
+    page, charts = "", []
+    for archive, metrics in of.metrics.items():
+        page = _page(of, archive)
+        charts += _charts(page, [of.name(metric) for metric in metrics])
     light, dark = (block for block in re.findall(r":root \{(.*?)\}", page, re.DOTALL)[:2])
-    charts = list(_charts(page, of.charts))
     width = 10 + sum(width + 10 for _, width, _ in charts)
     height = max(height for _, _, height in charts) + 10
     inside, left = [], 10.0

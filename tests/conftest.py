@@ -26,6 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 torch.set_num_threads(1)
 
+# In a worker, before a test or another conftest imports this package.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    from tests import stock_process
+
+    stock_process.start()
+
 settings.register_profile("sae_baselines", deadline=None)
 settings.load_profile("sae_baselines")
 

@@ -33,7 +33,7 @@ class Forked:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _be(main, arguments, [stream.fileno() for stream in self._streams])
+            be(main, arguments, [stream.fileno() for stream in self._streams])
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
@@ -95,8 +95,8 @@ def _to_its_end(
     return subprocess.CompletedProcess(list(arguments), process.returncode, stdout, stderr)
 
 
-def _be(main: Callable[[], object], arguments: list[str], streams: list[int]) -> NoReturn:
-    """The child: nothing of pytest's is left, and nothing of it returns to pytest."""
+def be(main: Callable[[], object], arguments: list[str], streams: list[int]) -> NoReturn:
+    """Be the child of a fork: nothing of pytest's is left, and nothing returns to pytest."""
     code = 1
     try:
         nothing = os.open(os.devnull, os.O_RDONLY)

@@ -1,8 +1,6 @@
 """Small SAEs, small data and SAELens' own trainer, for every test."""
 
 import multiprocessing
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import sae_baselines  # noqa: F401  (registers the baselines)
+from tests import stock_process
 
 CONSTRAINTS = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 SIX_BASES = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk")
@@ -321,7 +320,6 @@ def by_stock_saelens(root: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:
         ``<folder>/acts``, ``<folder>/out`` (decoded) and ``<folder>/forward``.
     """
     save_file({"x": x.contiguous()}, root / "x.safetensors")
-    command = [sys.executable, "-c", _STOCK_SAELENS, str(root)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = stock_process.run(_STOCK_SAELENS, str(root))
     assert run.returncode == 0, run.stderr
     return load_file(root / "results.safetensors")

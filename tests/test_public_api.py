@@ -5,14 +5,13 @@
 
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sae_baselines
+from tests import stock_process
 
 LISTED = Path(__file__).parents[1] / "docs" / "api.txt"
 
@@ -65,7 +64,8 @@ def test_a_name_is_the_same_thing_however_it_is_imported():
         "else:\n"
         "    raise AssertionError\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    run = stock_process.run(code)
+    assert run.returncode == 0, run.stderr
 
 
 if __name__ == "__main__":

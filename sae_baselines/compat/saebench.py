@@ -8,6 +8,7 @@ import ast
 import hashlib
 import logging
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -439,11 +440,12 @@ def prompts_of(judge: Any, described: Any) -> dict[str, str]:
 def judged_by(
     model: str, retries: int = CLIENT_RETRIES, timeout: float = CLIENT_TIMEOUT
 ) -> Iterator[list[str]]:
-    """Let SAEBench's AutoInterp ask another model than the one in its source.
+    """Let SAEBench's AutoInterp ask another model than the one in its source, by one client.
 
-    While open, the client that ``sae_bench.evals.autointerp.main`` makes replaces the ``model``
-    of its requests, and nothing else. With SAEBench's own model and the client's own retries
-    and patience nothing is touched.
+    While open, the client that ``sae_bench.evals.autointerp.main`` makes for a request is made
+    once, since each reads all of the system's certificates, and replaces the ``model`` of its
+    requests. With SAEBench's own model and the client's own retries and patience the requests
+    are left as they are.
 
     Args:
         model: Judge.
@@ -457,18 +459,21 @@ def judged_by(
         UserError: SAEBench no longer makes its client there.
     """
     asked: list[str] = []
-    if (model, retries, timeout) == (SAEBENCH_MODEL, CLIENT_RETRIES, CLIENT_TIMEOUT):
-        yield asked
-        return
     main = main_of("autointerp")
     stock = getattr(main, "OpenAI", None)
+    as_it_is = (model, retries, timeout) == (SAEBENCH_MODEL, CLIENT_RETRIES, CLIENT_TIMEOUT)
     if stock is None:
+        if as_it_is:
+            yield asked
+            return
         raise UserError(
             f"suites.autointerp.model: {model!r} cannot be reached, since this sae-bench has "
             f"no evals.autointerp.main.OpenAI; {_INSTALL}"
         )
 
-    def make_client(**given: Any) -> Any:
+    def client_for(given: dict[str, Any]) -> Any:
+        if as_it_is:
+            return stock(**given)
         client = stock(**{**given, "max_retries": retries, "timeout": timeout})
         create = client.chat.completions.create
 
@@ -478,6 +483,16 @@ def judged_by(
 
         client.chat.completions.create = ask
         return client
+
+    made: dict[str, Any] = {}
+    lock = threading.Lock()
+
+    def make_client(**given: Any) -> Any:
+        with lock:  # SAEBench asks from many threads
+            key = repr(sorted(given.items()))
+            if key not in made:
+                made[key] = client_for(given)
+            return made[key]
 
     with patch.object(main, "OpenAI", make_client):
         yield asked

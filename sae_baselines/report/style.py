@@ -118,7 +118,9 @@ def finish(fig: Canvas, name: str, caption: str) -> Figure:
     """Save in all forms; equal figures give equal bytes."""
     # The layout is worked out once. With None, not "none": that leaves an engine that does
     # nothing, and for its sake every save draws twice.
-    fig.draw_without_rendering()
+    layout = fig.get_layout_engine()
+    if layout is not None:
+        layout.execute(fig)
     fig.set_layout_engine(None)
     png = io.BytesIO()
     fig.savefig(png, format="png", dpi=200, metadata={"Software": None})

@@ -1,8 +1,6 @@
 import importlib
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +26,7 @@ from sae_baselines.baselines import (
     get_baseline,
     register_baselines,
 )
+from tests import stock_process
 from tests.helpers import (
     BASES,
     BATCH,
@@ -318,9 +317,7 @@ print("FOUND" + json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    run = subprocess.run(
-        [sys.executable, "-c", RELOAD], capture_output=True, text=True, check=False
-    )
+    run = stock_process.run(RELOAD)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.split("FOUND")[1])
 

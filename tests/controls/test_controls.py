@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from sae_baselines.controls import (
 from sae_baselines.errors import UserError
 from sae_baselines.evals.registry import is_null_for, is_unchanged
 from sae_baselines.reconstruction import explained_variance
+from tests import stock_process
 from tests.helpers import (
     D_IN,
     D_SAE,
@@ -268,12 +267,7 @@ def test_stock_saelens_loads_controls_without_this_package(tmp_path: Path):
     }
     for folder, control in made.items():
         control.save(tmp_path / folder)
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _STOCK_SCRIPT, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = stock_process.run(_STOCK_SCRIPT, str(tmp_path))
     assert run.returncode == 0, run.stderr
     for folder, control in made.items():
         acts, out = torch.load(tmp_path / folder / "out.pt")

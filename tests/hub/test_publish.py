@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from sae_baselines.hub import CardOptions, Publication, plan_publication, publis
 from sae_baselines.hub.layout import PlannedFile, manifest_of
 from sae_baselines.study.folder import write_provenance
 from sae_baselines.study.spec import spec_from_dict, spec_hash
+from tests import stock_process
 from tests.helpers import WITHOUT_US
 from tests.hub.conftest import MEMBERS, REPO, SEEDS, write_again
 from tests.loopback_hub import Commit, Hub
@@ -79,13 +78,7 @@ def test_stock_saelens_loads_every_member_and_computes_the_same(
     x = 20 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     save_file({"x": x}, tmp_path / "x.safetensors")
     arguments = json.dumps([REPO, FOLDERS, str(tmp_path)])
-    run = subprocess.run(
-        [sys.executable, "-c", STOCK, arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    run = stock_process.run(STOCK, arguments)
     assert run.returncode == 0, run.stderr
     found = load_file(tmp_path / "out.safetensors")
     assert len(found) == 2 * len(FOLDERS)

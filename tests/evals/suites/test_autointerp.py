@@ -312,6 +312,26 @@ def test_another_model_is_asked_and_nothing_else_changes(
     assert saebench.OpenAI is openai.OpenAI
 
 
+@pytest.mark.parametrize("options", [{}, {"model": "my-judge"}])
+def test_one_client_asks_for_everything(
+    options: dict[str, Any],
+    sae: SAE[Any],
+    tmp_path: Path,
+    fake: FakeOpenAI,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    made = []
+
+    def client(**given: Any) -> Any:
+        made.append(given)
+        return openai.OpenAI(**given)
+
+    monkeypatch.setattr(saebench, "OpenAI", client)
+    run(sae, tmp_path, fake, **options)
+    assert len(made) == 1
+    assert len(fake.requests) > 2
+
+
 def test_the_model_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_MODEL", "qwen")
     assert SUITE.defaults()["model"] == "qwen"
