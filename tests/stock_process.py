@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
+from huggingface_hub import constants
 
 from tests.forked import be
 from tests.loopback_hub import point_clients_at
@@ -93,9 +94,9 @@ def _run(request: dict[str, Any]) -> NoReturn:
     streams = [os.open(f"{request['folder']}/{n}", flags) for n in ("stdout", "stderr")]
 
     def main() -> None:
-        if "HF_ENDPOINT" in os.environ:  # its clients have read another when they were imported
-            home = Path(os.environ["HF_HOME"])
-            point_clients_at(os.environ["HF_ENDPOINT"], home, pytest.MonkeyPatch())
+        endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+        if endpoint != constants.ENDPOINT:  # which its clients read when they were imported
+            point_clients_at(endpoint, Path(os.environ["HF_HOME"]), pytest.MonkeyPatch())
         module = ModuleType("__main__")
         sys.modules["__main__"] = module
         exec(compile(request["code"], "<string>", "exec"), vars(module))
