@@ -107,8 +107,16 @@ def t_interval(differences: np.ndarray, level: float = 0.95) -> Interval:
     mean, sd = float(differences.mean()), float(spread(differences))
     if sd == 0:
         return Interval(mean, mean, level)
-    low, high = stats.t.interval(level, df=n - 1, loc=mean, scale=sd / np.sqrt(n))
-    return Interval(float(low), float(high), level)
+    scale = sd / np.sqrt(n)
+    low, high = (float(quantile * scale + mean) for quantile in _t_quantiles(level, n - 1))
+    return Interval(low, high, level)
+
+
+@lru_cache(maxsize=256)
+def _t_quantiles(level: float, df: int) -> tuple[float, float]:
+    """Asked again and again: scipy takes a millisecond, most of it checking arguments."""
+    low, high = stats.t.interval(level, df=df)
+    return float(low), float(high)
 
 
 def share_interval(k: int, n: int, level: float = 0.95) -> Interval:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from sae_baselines.version import __version__
 from sae_baselines_cli import app, known
 from sae_baselines_cli.known import completing
+from tests import stock_process
 from tests.cli.parsing import HandOver, commands, typed
 
 # What must not be imported to answer a question about the commands.
@@ -131,10 +132,10 @@ print(json.dumps({
 """
 
 
-def test_what_is_written_down_for_help_and_completion_is_what_is_registered(
-    installed: dict[str, str],
-):
-    registered = json.loads(run(installed, sys.executable, "-c", REGISTRIES))
+def test_what_is_written_down_for_help_and_completion_is_what_is_registered():
+    found = stock_process.run(REGISTRIES)
+    assert found.returncode == 0, found.stderr
+    registered = json.loads(found.stdout)
     written = {
         "bases": list(known.BASES),
         "constraints": list(known.CONSTRAINTS),

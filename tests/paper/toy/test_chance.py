@@ -28,11 +28,10 @@ def _moved(target: torch.Tensor, start: torch.Tensor, tau: float) -> torch.Tenso
 
 def _reached(start: torch.Tensor, features: torch.Tensor) -> float:
     """Share of features that some row, moved as far as its cap lets it, has above 0.8."""
-    found = 0
-    for feature in features:
-        moved = _moved(feature.expand(len(start), -1), start, 0.8)
-        found += best_cosine(moved, feature[None]).item() > 0.8
-    return found / len(features)
+    each = features.repeat_interleave(len(start), dim=0)
+    moved = _moved(each, start.repeat(len(features), 1), 0.8)
+    cosines = torch.nn.functional.cosine_similarity(moved, each)
+    return float((cosines.view(len(features), -1).amax(dim=1) > 0.8).double().mean())
 
 
 LEVELS = np.array([-0.2, 0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
