@@ -42,7 +42,6 @@ class Picture:
 
 _ROWS = HERE / "rows" / "smollm2" / "study.tar.gz"
 _HEADLINE = HERE / "headline" / "smollm2" / "study.tar.gz"
-_RAVEL = HERE / "headline" / "ravel" / "study.tar.gz"
 _TRANSCODERS = HERE / "transcoders" / "smollm2" / "study.tar.gz"
 _TOP_1 = f"{_PROBES}-sae_top_1_test_accuracy"
 _TOP_5 = f"{_PROBES}-sae_top_5_test_accuracy"
@@ -51,14 +50,7 @@ _CONTEXTS = "interp_embedding-embedding_auc"
 PICTURES = {
     # TopK has the same L0 on every text, so that probing can be read too.
     "real_run": Picture("topk", 32, {_ROWS: (_EV, "core-ce_loss_score", _TOP_5)}),
-    "headline": Picture(
-        "batchtopk",
-        32,
-        {
-            _HEADLINE: (_EV, _CONTEXTS, _TOP_1, _TOP_5),
-            _RAVEL: ("ravel-disentanglement_score",),
-        },
-    ),
+    "headline": Picture("batchtopk", 32, {_HEADLINE: (_EV, _CONTEXTS, _TOP_1, _TOP_5)}),
     "transcoders": Picture(
         "transcoder_batchtopk",
         16,
