@@ -88,7 +88,7 @@ def study(theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _check(folder: Path) -> Result:
-    members = "trained,frozen_decoder,random,permuted_pairing"
+    members = "trained,frozen_decoder,soft_frozen_decoder,random,permuted_pairing"
     return call(
         *("check", "--release", REPO, "--sae-id", INSIDE, "--seeds", 3),
         *("--members", members, "--config", folder / "quick.yaml", "--out", folder / "study"),
@@ -116,7 +116,7 @@ def test_its_weights_are_the_published_ones(study: Path, theirs: Path) -> None:
 def test_every_member_and_it_were_scored_alike(study: Path) -> None:
     table = load_results(study)
     scored = table[(table["metric"] == "explained_variance_paper") & (table["task"] == "")]
-    assert len(scored) == 3 * 4 + 1
+    assert len(scored) == 3 * 5 + 1
     theirs = scored[scored["constraint"] == "published"]["value"].item()
     random = scored[scored["constraint"] == "random"]["value"]
     assert theirs > random.max()  # it was trained, after all
@@ -138,7 +138,7 @@ def test_again_repeats_nothing(study: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in study.rglob("*.safetensors")}
     result = _check(study.parent)
     assert result.exit_code == 0, result.output
-    assert "Evaluated 0, kept 13" in result.output
+    assert "Evaluated 0, kept 16" in result.output
     assert before == {p: p.stat().st_mtime_ns for p in study.rglob("*.safetensors")}
 
 
@@ -147,7 +147,7 @@ def test_their_sae_is_not_published_again(study: Path, hub: Hub) -> None:
     assert result.exit_code == 0, result.output
     files = hub.repos["alice/checked"].head("main").files
     weights = {path for path in files if path.endswith(".safetensors")}
-    assert len([p for p in weights if p.endswith("sae_weights.safetensors")]) == 3 * 3
+    assert len([p for p in weights if p.endswith("sae_weights.safetensors")]) == 3 * 4
     assert not [p for p in weights if "permuted" in p]  # its weights, rearranged
     theirs = (study / "published" / "sae_weights.safetensors").read_bytes()
     assert theirs not in files.values()
