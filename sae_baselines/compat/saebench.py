@@ -303,9 +303,8 @@ def absorption_reads(position: int, kept: Path | None = None) -> Iterator[None]:
         position: Of the word, from the end: the one that is kept.
         kept: Where activations are kept between runs; None: nowhere.
     """
-    known = load_file(kept) if kept and kept.exists() and not flaw_of(kept) else {}
-    before = len(known)
     stock: Any = HookedTransformer.run_with_cache
+    known: dict[str, torch.Tensor]
 
     def read(model: Any, prompts: list[str], *, names_filter: list[str]) -> Any:
         (hook,) = names_filter
@@ -320,12 +319,24 @@ def absorption_reads(position: int, kept: Path | None = None) -> Iterator[None]:
         word = found.to(model.cfg.device)[:, None]
         return None, {hook: word.expand(-1, abs(position), -1)}
 
+    with kept_tensors(kept) as known, patch.object(HookedTransformer, "run_with_cache", read):
+        yield
+
+
+@contextmanager
+def kept_tensors(file: Path | None) -> Iterator[dict[str, torch.Tensor]]:
+    """What a file has, to be added to; written at the end, whatever happens, if it grew.
+
+    Args:
+        file: None: nothing is kept.
+    """
+    known = load_file(file) if file and file.exists() and not flaw_of(file) else {}
+    before = len(known)
     try:
-        with patch.object(HookedTransformer, "run_with_cache", read):
-            yield
+        yield known
     finally:
-        if kept and len(known) > before:
-            with new_file(kept) as scratch:
+        if file and len(known) > before:
+            with new_file(file) as scratch:
                 save_file(known, scratch)
 
 

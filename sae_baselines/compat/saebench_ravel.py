@@ -1,9 +1,10 @@
 """What is patched in SAEBench's RAVEL so that it runs on any language model, on any prompts.
 
-Two context managers: `any_model` changes no number of the models that SAEBench knows;
-`own_prompts` is for prompts that are not SAEBench's. tests/compat has the contracts.
+`any_model` changes no number of the models that SAEBench knows, `sources_read_once` no number
+at all; `own_prompts` is for prompts that are not SAEBench's. tests/compat has the contracts.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from sae_baselines.compat.saebench import main_of
+from sae_baselines.compat.saebench import kept_tensors, main_of
 from sae_baselines.errors import UserError
 
 _COLLECTION = "sae_bench.sae_bench_utils.activation_collection"
@@ -90,6 +91,77 @@ def _block_of(model: Any, number: int) -> _Block:
         )
     (blocks,) = found.values()
     return _Block(blocks[number])
+
+
+class _Read(Exception):  # noqa: N818 (it is no error)
+    pass
+
+
+class _UpTo:
+    """A language model that runs to the end of a block, and returns nothing."""
+
+    def __init__(self, model: Any, block: int) -> None:
+        self._model, self._block = model, block
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, **given: Any) -> None:
+        def end(*_: Any) -> Any:
+            raise _Read
+
+        # After whoever else reads this block.
+        block = import_module(_COLLECTION).get_module(self._model, self._block)
+        handle = block.register_forward_hook(end)
+        try:
+            with suppress(_Read):
+                self._model(**given)
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def sources_read_once(kept: Path) -> Iterator[None]:
+    """While open, what edits put in place of a text's own is read to its block, and once.
+
+    SAEBench runs the whole model, unembedding included, for what leaves one block, and again
+    in every epoch and for every SAE, though they all see the same batches. A model that drops
+    out at random, as it may in training mode, which SAEBench puts it into, is left to SAEBench;
+    the first batch is, too, and tells.
+
+    Args:
+        kept: Where they are kept between SAEs.
+    """
+    collection = import_module(_COLLECTION)
+    stock = collection.get_layer_activations
+    # By whether the model is in training mode.
+    draws: dict[bool, bool] = {}
+    known: dict[str, torch.Tensor]
+
+    def read(model: Any, block: int, inputs: Any, positions: torch.Tensor) -> torch.Tensor:
+        if draws.get(model.training, True):
+            before = _random_state(model.device)
+            found = stock(model, block, inputs, positions)
+            draws[model.training] = before != _random_state(model.device)
+            return found
+        batch = [inputs["input_ids"], inputs["attention_mask"], positions]
+        asked = [block, model.dtype, *(tensor.tolist() for tensor in batch)]
+        key = hashlib.sha256(repr(asked).encode()).hexdigest()
+        found = known.get(key)
+        if found is None:
+            found = stock(_UpTo(model, block), block, inputs, positions)
+            known[key] = found.cpu()
+        return found.to(model.device, copy=True)
+
+    with kept_tensors(kept) as known, patch.object(collection, "get_layer_activations", read):
+        yield
+
+
+def _random_state(device: torch.device) -> list[bytes]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return [state.numpy().tobytes() for state in states]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sae_bench.sae_bench_utils import activation_collection
 from sae_lens import JumpReLUSAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_baselines.compat import saebench as compat
 from sae_baselines.compat.saebench_nulls import SCORED_BY_SCR
+from sae_baselines.compat.saebench_ravel import sources_read_once
 from sae_baselines.evals.registry import get_suite, suite_names
 from sae_baselines.evals.suite import SAEBenchSuite
 from tests.evals.tiny_hub import tiny_sae
@@ -109,6 +111,11 @@ def _patches(tmp_path: Path) -> dict[str, tuple[AbstractContextManager[Any], Any
             "run_k_sparse_probing_experiment",
         ),
         "reads": (compat.absorption_reads(-6), HookedTransformer, "run_with_cache"),
+        "sources": (
+            sources_read_once(tmp_path / "kept"),
+            activation_collection,
+            "get_layer_activations",
+        ),
         "observed": (compat.observed_judge(), autointerp, "AutoInterp"),
         "judge": (compat.judged_by("another"), autointerp, "OpenAI"),
     }
@@ -121,7 +128,18 @@ def _interrupted(patch: AbstractContextManager[Any], patched: Callable[[Any], bo
 
 
 @pytest.mark.parametrize(
-    "name", ["loader", "tokens", "latents", "words", "folders", "reads", "observed", "judge"]
+    "name",
+    [
+        "loader",
+        "tokens",
+        "latents",
+        "words",
+        "folders",
+        "reads",
+        "sources",
+        "observed",
+        "judge",
+    ],
 )
 def test_a_patch_is_undone_whatever_happens(name: str, tmp_path: Path) -> None:
     patch, owner, attribute = _patches(tmp_path)[name]

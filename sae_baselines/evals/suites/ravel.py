@@ -17,7 +17,12 @@ from typing_extensions import override
 
 from sae_baselines.compat.saebench import saebench
 from sae_baselines.compat.saebench_nulls import Edits, observed_edits
-from sae_baselines.compat.saebench_ravel import any_model, own_prompts, stopped_when_known
+from sae_baselines.compat.saebench_ravel import (
+    any_model,
+    own_prompts,
+    sources_read_once,
+    stopped_when_known,
+)
 from sae_baselines.errors import UserError, did_you_mean
 from sae_baselines.evals.entities import CITIES, NO_CITIES, Entities, entities_of
 from sae_baselines.evals.measured import HIGHER, Measured
@@ -186,7 +191,10 @@ class Ravel(NullsInRun):
         config = self._config(call, folder, given)
         nulls = Nulls(call)
         looking = observed_edits(nulls_of_edits(nulls, config, call.cache))
-        with looking if nulls.wanted else nullcontext():
+        with (
+            sources_read_once(call.cache / "sources.safetensors"),
+            looking if nulls.wanted else nullcontext(),
+        ):
             self._run_on(config, sae, call)
         _check_scored(call.payload, call.subject)
         nulls.leave(_over_entities(nulls.rows, config.entity_attribute_selection))

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from importlib import metadata
+from contextlib import nullcontext
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sae_bench.evals.ravel import main as _main  # noqa: F401  (imported before the clock runs)
+from sae_bench.sae_bench_utils import activation_collection
 
 from sae_baselines.compat.saebench_ravel import any_model
 from sae_baselines.errors import UserError
@@ -42,10 +44,14 @@ def run(folder: Path, sae: Any, floors: bool = True) -> Any:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_hub: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ravel")
+
+
+@pytest.fixture(scope="module")
+def results(tiny_hub: Path, folder: Path) -> list[Any]:
     """One SAE with cold caches, another, and the first one again, without floors."""
     del tiny_hub
-    folder = tmp_path_factory.mktemp("ravel")
     first = sae_of(0)
     return [run(folder, first), run(folder, sae_of(1, "topk")), run(folder, first, False)]
 
@@ -97,6 +103,32 @@ def test_score_depends_on_the_sae_alone(results: list[Any]) -> None:
     first, other, again = (rows for _, _, rows in results)
     assert first == again
     assert first != other
+
+
+def test_sources_read_to_the_block_and_once_give_stock_numbers(
+    results: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = import_module(Ravel.__module__)
+    monkeypatch.setattr(suite, "sources_read_once", lambda *_: nullcontext())
+    stock, _, rows = run(tmp_path, sae_of(0), floors=False)
+    assert rows == results[2][2]
+    for part in ("eval_result_metrics", "eval_result_unstructured"):
+        assert stock[part] == results[2][0][part]
+    assert not list(tmp_path.rglob("sources.safetensors"))
+
+
+def test_the_next_sae_reads_one_source(
+    results: list[Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, ran = activation_collection.get_layer_activations, []
+
+    def counted(*args: Any) -> Any:
+        ran.append(args)
+        return stock(*args)
+
+    monkeypatch.setattr(activation_collection, "get_layer_activations", counted)
+    assert run(folder, sae_of(1, "topk"))[2] == results[1][2]
+    assert len(ran) == 1
 
 
 def test_the_shim_changes_no_number(results: list[Any], tiny_hub: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from sae_baselines.compat.saebench_ravel import any_model, own_prompts
+from sae_baselines.compat.saebench_ravel import any_model, own_prompts, sources_read_once
 from sae_baselines.errors import UserError
 from sae_baselines.evals.entities import TEMPLATES, entities_of
 from sae_baselines.evals.suite import Subject
@@ -150,6 +151,54 @@ def test_blocks_of_any_family_are_read_and_edited(family: str) -> None:
     assert torch.equal(read, plain.hidden_states[2][[0, 1, 2], last])
     assert torch.equal(one, other), "nothing of the text is left after block 1"
     assert not torch.equal(one, plain.logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_source_is_read_to_its_block_as_stock_reads_it(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    # In training mode, as SAEBench has it: GPT-2's drops out, and is read as SAEBench does.
+    model: Any = FAMILIES[family]().train()
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, n=name: ran.append(n))
+    ids = torch.randint(2, 39, (3, 6))
+    mask = torch.ones_like(ids).tril(3)
+    inputs: Any = {"input_ids": ids, "attention_mask": mask}
+    other: Any = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    asked = [(1, inputs, [-1, -2, -3]), (0, inputs, [-1, -2, -3]), (1, other, [-1, -2, -3])]
+    asked += [(1, inputs, [-1, -2, -2]), asked[0]]
+    found: list[list[Any]] = []
+    with any_model("unheard", ""):
+        for keep in (False, True, True):
+            ran.clear()
+            torch.manual_seed(1)
+            with sources_read_once(tmp_path / "kept") if keep else nullcontext():
+                found.append(
+                    [
+                        activation_collection.get_layer_activations(
+                            model, block, given, torch.tensor(positions)
+                        )
+                        for block, given, positions in asked
+                    ]
+                )
+            stock = not keep or family == "gpt2"
+            assert ran.count(unembedding(model)) == (5 if stock else 1)
+            # Five are asked for, four differ, and the first tells how to go on.
+            of_first_block = 5 if stock else 5 if len(found) == 2 else 1
+            assert ran.count(f"{blocks(model)}.0") == of_first_block
+    for more in found[1:]:
+        assert all(map(torch.equal, found[0], more))
+
+
+def blocks(model: Any) -> str:
+    lists = (n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList))
+    return next(lists)
+
+
+def unembedding(model: Any) -> str:
+    output = model.get_output_embeddings()
+    (name,) = (name for name, module in model.named_modules() if module is output)
+    return name
 
 
 def test_what_is_edited_is_what_saes_read(tiny_hub: Path) -> None:
