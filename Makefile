@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+COMPILED = $(VENV)/.compiled
 # A process that tests start reads compiled modules; without, each of them compiles for seconds.
 export PYTHONDONTWRITEBYTECODE =
 
@@ -26,7 +27,7 @@ test: lint tests
 
 TESTS = $(BIN)/python -m pytest -n $${TEST_WORKERS:-3} --dist loadfile --no-loadscope-reorder
 
-tests: install
+tests: $(COMPILED)
 	$(TESTS) -m "not slow and not thorough"
 
 # More cases of what the tests hold, and the benchmarks' own runs.
@@ -87,6 +88,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]' || $(PIP) -e '.[dev,bench]'
 	$(BIN)/python -c 'from torchvision.io import VideoReader' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	touch $(STAMP)
+
+# Else every worker compiles what it imports and each test, and all of them the same at once. What
+# cannot be collected is said by the tests.
+$(COMPILED): $(STAMP)
+	-$(BIN)/python -m pytest --collect-only -qq > /dev/null 2>&1
+	touch $(COMPILED)
 
 clean:
 	rm -rf $(VENV) build dist
