@@ -93,8 +93,8 @@ def _block_of(model: Any, number: int) -> _Block:
     return _Block(blocks[number])
 
 
-class _Read(Exception):  # noqa: N818 (it is no error)
-    pass
+class _Enough(Exception):  # noqa: N818 (it is no error)
+    """What was wanted is there; what SAEBench or a model would go on with is not."""
 
 
 class _UpTo:
@@ -108,13 +108,13 @@ class _UpTo:
 
     def __call__(self, **given: Any) -> None:
         def end(*_: Any) -> Any:
-            raise _Read
+            raise _Enough
 
         # After whoever else reads this block.
         block = import_module(_COLLECTION).get_module(self._model, self._block)
         handle = block.register_forward_hook(end)
         try:
-            with suppress(_Read):
+            with suppress(_Enough):
                 self._model(**given)
         finally:
             handle.remove()
@@ -218,10 +218,6 @@ def _counted(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, 
     return args, kwargs
 
 
-class _Known(Exception):  # noqa: N818 (it is no error)
-    pass
-
-
 @contextmanager
 def stopped_when_known() -> Iterator[list[Any]]:
     """SAEBench's RAVEL ends here, without an error, when it has found out what a model knows.
@@ -234,10 +230,10 @@ def stopped_when_known() -> Iterator[list[Any]]:
 
     def load(path: str) -> Any:
         known.extend(stock.load(path).prompts)
-        raise _Known
+        raise _Enough
 
     with (
-        suppress(_Known),
+        suppress(_Enough),
         patch.object(main, "RAVELFilteredDataset", SimpleNamespace(load=load)),
     ):
         yield known
