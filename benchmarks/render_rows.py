@@ -210,7 +210,7 @@ def _range(rows: Sequence[Row], name: str) -> str:
 def _with_word(row: Row | None) -> str:
     if row is None:
         return ""
-    digits = 1 if row["column"] == "L0" else 3
+    digits = 1 if row["column"].startswith("L0") else 3
     spread = f" ± {float(row['sd']):.3f}" if row["sd"] and digits > 1 else ""
     word = f", {row['word']}" if row["word"] else ""
     return f"{float(row['mean']):.{digits}f}{spread}{word}"
