@@ -50,7 +50,14 @@ _CONTEXTS = "interp_embedding-embedding_auc"
 PICTURES = {
     # TopK has the same L0 on every text, so that probing can be read too.
     "real_run": Picture("topk", 32, {_ROWS: (_EV, "core-ce_loss_score", _TOP_5)}),
-    "headline": Picture("batchtopk", 32, {_HEADLINE: (_EV, _CONTEXTS, _TOP_1, _TOP_5)}),
+    "headline": Picture(
+        "batchtopk",
+        32,
+        {
+            _HEADLINE: (_EV, _CONTEXTS, _TOP_1, _TOP_5),
+            HERE / "headline" / "ravel" / "study.tar.gz": ("ravel-disentanglement_score",),
+        },
+    ),
     "transcoders": Picture(
         "transcoder_batchtopk",
         16,

@@ -20,7 +20,6 @@ from matplotlib.ticker import (
 )
 
 from sae_baselines.controls import TRAINED, is_control, is_random
-from sae_baselines.evals.registry import metric_of
 from sae_baselines.report import axes, style
 from sae_baselines.report.markdown import Figure
 from sae_baselines.report.names import arrow, better, title
@@ -28,6 +27,7 @@ from sae_baselines.report.numbers import MISSING, number
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import AgainstRandom, Retained, Verdict
 from sae_baselines.stats.differences import is_unpaired
+from sae_baselines.stats.floors import Floor, room_of_member
 
 _TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
 _STEPS = [1, 2, 2.5, 5, 10]
@@ -49,7 +49,9 @@ def score_figures(table: Results, metrics: Sequence[MetricKey]) -> list[Figure]:
                 continue
             if len(have) == 1:
                 floors = null_floors(table, have[0], metric)
-                shown = axes.limits(_rows(table, metric), list(floors.values()))
+                shown = axes.limits(
+                    _rows(table, metric), [floor.value for floor in floors.values()]
+                )
                 out.append(_by_member(table, metric, have[0], shown, floors))
             else:
                 out.append(_against_l0(table, metric, architecture, have, limits))
@@ -134,17 +136,16 @@ def distribution_figures(table: Results) -> list[Figure]:
     return out
 
 
-def null_floors(table: Results, group: Group, metric: MetricKey) -> dict[str, float]:
-    """The first floor of a score that the table has, by member, mean over seeds."""
-    for name in (*metric_of(*metric).floors, _FORMER_FLOOR):
-        means = {}
-        for member in table.members:
-            values = table.values(group, (metric[0], name), member).values()
-            if finite := [v for v in values if math.isfinite(v)]:
-                means[member] = float(np.mean(finite))
-        if means:
-            return means
-    return {}
+def null_floors(table: Results, group: Group, metric: MetricKey) -> dict[str, Floor]:
+    """By member, the floor that is hardest to be above, as verdicts use it."""
+    found = {}
+    for member in table.members:
+        if highest := room_of_member(table, group, metric, member).highest:
+            found[member] = highest
+        elif values := _finite(table, group, (metric[0], _FORMER_FLOOR), member):
+            mean = float(np.mean(values))
+            found[member] = Floor(_FORMER_FLOOR, mean, np.array([]), over="seeds")
+    return found
 
 
 def _against_l0(
@@ -206,7 +207,7 @@ def _by_member(
     metric: MetricKey,
     group: Group,
     limits: tuple[float, float],
-    floors: Mapping[str, float],
+    floors: Mapping[str, Floor],
     published: float | None = None,
     not_placed: Sequence[str] = (),
 ) -> Figure:
@@ -215,13 +216,13 @@ def _by_member(
     fig, ax = style.canvas(0.95 + 0.3 * len(members))
     n_seeds = 0
     far: list[str] = []
-    floors = {m: floor for m, floor in floors.items() if not axes.beyond([floor], limits)}
+    floors = {m: floor for m, floor in floors.items() if not axes.beyond([floor.value], limits)}
     for y, member in enumerate(members):
         values = _finite(table, group, metric, member)
         n_seeds = max(n_seeds, len(values))
         look = looks[member]
         if member in floors:
-            _floor_line(ax, floors[member], y - 0.45, y + 0.45)
+            _floor_line(ax, floors[member].value, y - 0.45, y + 0.45)
         if not values:
             continue
         mean = float(np.mean(values))
@@ -245,7 +246,7 @@ def _by_member(
     ax.set_xlabel(_axis(table, metric))
     what = "One marker per seed, bar: mean" if n_seeds > 1 else "Single seed"
     if floors:
-        what += f". {_what_is_dashed(metric)}"
+        what += f". {_what_is_dashed(metric, floors)}"
     where = f"{group[0]}, L0 {group[1]:g} ({better(table.direction(metric))})"
     if published is None:
         caption = f"{title(*metric)} by member, {where}. {what}.{_far(far)}"
@@ -478,11 +479,11 @@ def _distribution(
         mean = float(np.mean(values))
         ax.plot([mean], [base], marker=look.marker, color=look.colour, clip_on=False, zorder=5)
         if member in floors:
-            _floor_line(ax, floors[member], base, base - 0.9)
+            _floor_line(ax, floors[member].value, base, base - 0.9)
     _member_rows(ax, list(scores))
     _titles(fig, title(*metric), f"{group[0]}, L0 {group[1]:g}")
     ax.set_xlabel(_axis(table, metric))
-    floor = f"{_what_is_dashed(metric)}. " if floors else "No null floor was measured. "
+    floor = f"{_what_is_dashed(metric, floors)}. " if floors else "No null floor was measured. "
     counted = ", ".join(f"{m} {len(v)}" for m, v in scores.items())
     caption = (
         f"{title(*metric)} of single latents, {group[0]}, L0 {group[1]:g}, all seeds together. "
@@ -504,9 +505,16 @@ def _floor_line(ax: Axes, floor: float, *between: float) -> None:
     )
 
 
-def _what_is_dashed(metric: MetricKey) -> str:
-    named = metric_of(*metric).floors
-    return f"Dashed: null floor{f' ({title(metric[0], named[0])})' if named else ''}"
+def _what_is_dashed(metric: MetricKey, floors: Mapping[str, Floor]) -> str:
+    """In a caption; where members' highest floors are different ones, whose is which."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for member, floor in floors.items():
+        by_name[floor.metric].append(member)
+    if len(by_name) == 1:
+        (name,) = by_name
+        return f"Dashed: null floor ({title(metric[0], name)})"
+    named = (f"{title(metric[0], name)} for {_and(ms)}" for name, ms in by_name.items())
+    return f"Dashed: the highest null floor of each ({'; '.join(named)})"
 
 
 def _member_rows(ax: Axes, labels: list[str]) -> None:

@@ -6,6 +6,7 @@ import pandas as pd
 from sae_baselines.evals.registry import metric_of
 from sae_baselines.report import Report, ReportContext, build_report
 from sae_baselines.report.markdown import Figure
+from sae_baselines.report.names import title
 from sae_baselines.report.write import to_html, to_markdown
 from tests.stats.tables import paired, rows
 from tests.stats.test_floors import NOISE, NULLS, SCORE, SUITE, table
@@ -46,6 +47,36 @@ def test_the_floor_is_a_line_in_the_chart_of_members() -> None:
     assert "Dashed" not in without.caption
     # One for each member that has a floor.
     assert beside.inline.count("stroke-dasharray") > without.inline.count("stroke-dasharray")
+
+
+def test_the_floor_drawn_is_the_one_that_verdicts_use() -> None:
+    first, second = NULLS
+    found = table(0.8 + NOISE, 0.5 - NOISE, 0.6 + NOISE[::-1])
+    turned = found.replace({"metric": {first: second, second: first}})
+    low = found.loc[found.metric != first]
+
+    def chart(of: pd.DataFrame) -> Figure:
+        report = build_report(of, CONTEXT)
+        (floor,) = {v.floor_is for v in report.verdicts}
+        (figure,) = [f for f in report.figures if f"{SCORE}-by_member" in f.name]
+        assert f"Dashed: null floor ({title(SUITE, floor)})" in figure.caption
+        return figure
+
+    # Whichever of the two nulls is the higher one, and not where the lower one is.
+    assert chart(found).png == chart(turned).png != chart(low).png
+
+
+def test_members_with_different_highest_floors_are_named_in_the_caption() -> None:
+    first, second = NULLS
+    found = table(0.8 + NOISE, 0.5 - NOISE, 0.6 + NOISE[::-1])
+    others = []
+    for metric, level in ((first, 0.4), (second, 0.45)):
+        values = paired([], [level] * 5)
+        others += rows(values, metric=metric, suite=SUITE, direction=0)
+    figures = build_report(pd.concat([found, pd.DataFrame(others)]), CONTEXT).figures
+    (figure,) = [f for f in figures if f"{SCORE}-by_member" in f.name]
+    named = f"{title(SUITE, first)} for trained; {title(SUITE, second)} for frozen_decoder"
+    assert f"Dashed: the highest null floor of each ({named})" in figure.caption
 
 
 def test_a_study_without_floors_is_reported_as_before_with_one_caveat() -> None:
