@@ -44,11 +44,12 @@ from sae_baselines.study.language_model import hub_name
 _MARGIN = Margin(0.02, "2 points of a 0 to 1 score whose spread in the paper is 0.05.")
 # Attributes have another word for what they add to the aggregate.
 _OF_AN_ATTRIBUTE = {"disentangle_score": "disentanglement_score"}
-_IDENTITY = "identity"
+_IDENTITY, _RECONSTRUCTED = "identity", "reconstructed"
 _ANSWERED = "answered.json"
 _NULLS = {
     RANDOM_LATENTS: "as many latents at random in place of the learned ones",
     _IDENTITY: "nothing swapped, the model left alone",
+    _RECONSTRUCTED: "nothing swapped, what the SAE decodes put in place",
 }
 
 
@@ -275,6 +276,9 @@ def nulls_of_edits(nulls: Nulls, config: Any, cache: Path) -> Callable[[Edits], 
             nulls.add(RANDOM_LATENTS, _scores(*edits.again(other)), task)
         with nulls.aside():
             nulls.add(_IDENTITY, _scores(*_alone(edits, cache)), task)
+        with nulls.aside():
+            none = edits.again(torch.zeros_like(edits.mask))
+            nulls.add(_RECONSTRUCTED, _scores(*none), task)
 
     return score
 

@@ -314,7 +314,7 @@ def ravel(sae: Any, folder: Path) -> dict[str, float]:
     rows = {row.metric: row.value for row in Ravel().floors(sae, call) if row.task}
     return {"": (cause + isolation) / 2} | {
         kind: rows[f"disentanglement_score_null_{kind}"]
-        for kind in ("random_latents", "identity")
+        for kind in ("random_latents", "identity", "reconstructed")
     }
 
 
@@ -323,12 +323,15 @@ def test_a_mask_on_latents_of_an_attribute_is_above_the_nulls(tmp_path: Path) ->
     assert found[""] > 0.9
     assert found["random_latents"] < 0.6
     assert found["identity"] == 0.5, "nothing is changed, and nothing else either"
+    assert found["reconstructed"] == 0.5, "it reconstructs all that there is"
 
 
 def test_a_mask_on_latents_that_see_none_is_not(tmp_path: Path) -> None:
     found = ravel(coordinates(turned(0, blind_to=2 * Facts.values)), tmp_path)
     assert found[""] < found["random_latents"] + 0.05
     assert found[""] < found["identity"]
+    # What it does not see it does not put in place again.
+    assert found["reconstructed"] < found["identity"]
 
 
 class Drawing(Ravel):
