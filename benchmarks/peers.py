@@ -21,7 +21,15 @@ from typing import Any
 import torch
 from pairs import interleaved, paired, seconds, synchronizer
 from render_sparse import peer_table
-from step_members import SHAPES, Shape, Stepper, activations, conditions, start_directions
+from step_members import (
+    SHAPES,
+    Shape,
+    Stepper,
+    activations,
+    blocks,
+    conditions,
+    start_directions,
+)
 
 from sae_baselines.provenance import environment
 
@@ -41,8 +49,6 @@ SPARSIFY = "sparsify TopK"
 # What each peer is compared with here: the same selection, everything trained.
 SAME_SELECTION = {DICTIONARY_LEARNING: "sparse batchtopk", SPARSIFY: "sparse topk"}
 _LR = 2e-4
-_BLOCK_S = 0.5
-_REPEATS = (5, 25)
 _NEVER = 10**9
 
 
@@ -236,10 +242,7 @@ def measure(
     for stepper in steppers.values():
         stepper.steps(2)
     step_s = seconds(functools.partial(steppers[REFERENCE].steps, 1), synchronize)
-    block = max(1, round(min(_BLOCK_S, shape.budget_s) / step_s))
-    if repeats is None:
-        fits = int(2 * shape.budget_s / (len(steppers) * block * step_s))
-        repeats = max(_REPEATS[0], min(_REPEATS[1], fits))
+    block, repeats = blocks(step_s, 2 * shape.budget_s, len(steppers), repeats)
     actions = {name: functools.partial(s.steps, block) for name, s in steppers.items()}
     ms = interleaved(actions, repeats, synchronize)
     members: dict[str, Any] = {}

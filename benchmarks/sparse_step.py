@@ -25,6 +25,7 @@ from step_members import (
     Shape,
     Stepper,
     activations,
+    blocks,
     conditions,
     jumprelu_threshold,
     options_record,
@@ -46,10 +47,6 @@ RESULTS = Path(__file__).parent / "results"
 JUDGED = ("batchtopk", "jumprelu")
 ALL_MEMBERS = (*MEMBERS, SPARSE)
 TWINS = (*BASELINES, SPARSE)
-_BLOCK_S = 0.5
-# Of a block at most: at a tiny shape a fast machine would train on, to another L0.
-_BLOCK_STEPS = 8
-_REPEATS = (5, 25)
 AIMS = {
     "cpu": {
         "frozen_decoder": 0.25,
@@ -206,11 +203,7 @@ def measure(
 
     budget_s = shape.budget_s if base in JUDGED else shape.budget_s / 2
     step_s = seconds(functools.partial(steppers[STOCK].steps, 1), synchronize)
-    block = max(1, min(_BLOCK_STEPS, round(min(_BLOCK_S, budget_s) / step_s)))
-    if repeats is None:
-        # All members together cost about three of stock's steps.
-        fits = int(budget_s / (3 * block * step_s))
-        repeats = max(_REPEATS[0], min(_REPEATS[1], fits))
+    block, repeats = blocks(step_s, budget_s, stocks=3, repeats=repeats)
     actions: dict[str, Any] = {
         m: functools.partial(s.steps, block) for m, s in steppers.items()
     }

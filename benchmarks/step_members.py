@@ -73,6 +73,30 @@ SHAPES = {
 }
 
 
+# Seconds of a block: shorter ones measure the clock and the scheduler. And its most steps: at a
+# tiny shape a fast machine would train on, to another L0.
+_BLOCK_S, _BLOCK_STEPS = 0.5, 8
+_REPEATS = (5, 25)
+
+
+def blocks(
+    step_s: float, budget_s: float, stocks: int, repeats: int | None = None
+) -> tuple[int, int]:
+    """Steps in a timed block, and how often every member has its turn.
+
+    Args:
+        step_s: What a step of stock takes.
+        budget_s: Seconds for all of it.
+        stocks: How many steps of stock a step of every member takes about as long as.
+        repeats: If that is given.
+    """
+    block = max(1, min(_BLOCK_STEPS, round(min(_BLOCK_S, budget_s) / step_s)))
+    if repeats is None:
+        fits = int(budget_s / (stocks * block * step_s))
+        repeats = max(_REPEATS[0], min(_REPEATS[1], fits))
+    return block, repeats
+
+
 def activations(shape: Shape, device: str) -> list[torch.Tensor]:
     """A pool of batches: 64 Gaussians with a decaying spectrum, mean norm sqrt(d_in)."""
     generator = torch.Generator().manual_seed(0)

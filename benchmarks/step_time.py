@@ -27,6 +27,7 @@ from step_members import (
     Shape,
     Stepper,
     activations,
+    blocks,
     conditions,
     jumprelu_threshold,
     options_record,
@@ -37,9 +38,6 @@ from sae_baselines.provenance import environment
 
 RESULTS = Path(__file__).parent / "results"
 AIMS = {"frozen_decoder": 0.85, "soft_frozen_decoder": 1.05, "frozen_encoder": 0.85}
-# A block of steps is timed as one; shorter blocks measure the clock and the scheduler.
-_BLOCK_S = 0.5
-_REPEATS = (5, 25)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -150,10 +148,7 @@ def measure(
         stepper.steps(2)
     first_l0 = {m: s.l0 for m, s in steppers.items()}
     step_s = seconds(functools.partial(steppers[STOCK].steps, 1), synchronize)
-    block = max(1, round(min(_BLOCK_S, shape.budget_s) / step_s))
-    if repeats is None:
-        fits = int(shape.budget_s / (len(MEMBERS) * block * step_s))
-        repeats = max(_REPEATS[0], min(_REPEATS[1], fits))
+    block, repeats = blocks(step_s, shape.budget_s, len(MEMBERS), repeats)
     ms = _turns(steppers, block, repeats, synchronize)
 
     members = {}

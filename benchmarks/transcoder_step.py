@@ -17,7 +17,7 @@ import torch
 from pairs import interleaved, paired, seconds, synchronizer
 from render import machine, table
 from sae_lens.registry import get_sae_training_class
-from step_members import Shape, Stepper, activations
+from step_members import Shape, Stepper, activations, blocks
 
 from sae_baselines.baselines import SEEDED
 from sae_baselines.baselines.transcoder import PairStart
@@ -37,7 +37,6 @@ AIM = 0.35
 AIMED = ("frozen_decoder", "frozen_encoder")
 SHAPE = Shape("transcoder", 576, 4608, 1024, 32)
 QUICK = Shape("quick_sparse", 16, 512, 32, 4, n_batches=2, budget_s=0.02)
-_BLOCK_S = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,7 +104,7 @@ def measure(
         stepper.steps(2)
     synchronize = synchronizer("cpu")
     step_s = seconds(functools.partial(steppers[DENSE].steps, 1), synchronize)
-    block = max(1, round(min(_BLOCK_S, shape.budget_s) / step_s))
+    block, repeats = blocks(step_s, shape.budget_s, len(members), repeats)
     ms = interleaved(
         {m: functools.partial(s.steps, block) for m, s in steppers.items()},
         repeats,
