@@ -89,9 +89,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = spread_of(sae, x)
         rows.append(of | {name: f"{value:.5g}" for name, value in found.items()})
     others = []
+    # A model's bases may be studies of their own.
+    measured = {(row["study"], row["base"]) for row in rows}
     if args.out.exists():
         with args.out.open(newline="") as file:
-            others = [row for row in csv.DictReader(file) if row["study"] != spec.name]
+            kept = csv.DictReader(file)
+            others = [row for row in kept if (row["study"], row["base"]) not in measured]
     with args.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
