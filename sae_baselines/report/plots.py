@@ -27,7 +27,7 @@ from sae_baselines.report.numbers import MISSING, number
 from sae_baselines.results import Group, MetricKey, Results
 from sae_baselines.stats import AgainstRandom, Retained, Verdict
 from sae_baselines.stats.differences import is_unpaired
-from sae_baselines.stats.floors import Floor, room_of_member
+from sae_baselines.stats.floors import Floor, null_of, room_of_member
 
 _TEST_WORDS = ("beats", "matches", "falls short", "inconclusive")
 _STEPS = [1, 2, 2.5, 5, 10]
@@ -513,7 +513,7 @@ def _what_is_dashed(metric: MetricKey, floors: Mapping[str, Floor]) -> str:
     if len(by_name) == 1:
         (name,) = by_name
         return f"Dashed: null floor ({title(metric[0], name)})"
-    named = (f"{title(metric[0], name)} for {_and(ms)}" for name, ms in by_name.items())
+    named = (f"{null_of(name)} for {_and(ms)}" for name, ms in by_name.items())
     return f"Dashed: the highest null floor of each ({'; '.join(named)})"
 
 
