@@ -50,7 +50,8 @@ COLUMNS: dict[MetricKey, str] = {
     ("core", "frac_alive"): "live",
 }
 _DRAWN = ("EV", "CE loss score", "probing top-1", "probing top-5")
-_LOWEST_EV = -0.1  # what is below is at the edge
+# What is below is at the edge.
+_LOWEST, _WITH_EDGE = -0.1, ("EV", "CE loss score")
 THERE = "Gemma-2-2B, layer 12 (paper)"
 
 Outcome = Literal["reproduced", "reversed", "undecided"]
@@ -318,7 +319,7 @@ def drawn(found: Sequence[Score]) -> Figure:
         for s in shown:
             ax = axes[rows.index(s.study)][_DRAWN.index(s.column)]
             y = bases.index(s.base) + (members.index(s.member) - len(members) / 2) * step
-            edge = _LOWEST_EV if s.column == "EV" else -math.inf
+            edge = _LOWEST if s.column in _WITH_EDGE else -math.inf
             style = {"color": look[s.member].colour, "marker": look[s.member].marker}
             error = None
             if math.isfinite(s.low):
@@ -345,8 +346,8 @@ def drawn(found: Sequence[Score]) -> Figure:
                     ax.set_title(column, loc="left")
                 if not ax.lines and not ax.containers:
                     ax.text(0.5, 0.5, "none", transform=ax.transAxes, color=MUTED)
-                if column == "EV":
-                    ax.set_xlim(left=_LOWEST_EV - 0.03)
+                if column in _WITH_EDGE:
+                    ax.set_xlim(left=_LOWEST - 0.03)
             axes[i][0].set_ylabel(row, fontsize=7.5)
             axes[i][0].set_yticks(range(len(bases)), bases)
         axes[0][0].invert_yaxis()
@@ -358,8 +359,8 @@ def drawn(found: Sequence[Score]) -> Figure:
         seeds = sorted({s.seeds for s in shown})
         caption = (
             f"Mean over seeds ({' to '.join(map(str, seeds))}) with its 95% interval, at the "
-            f"smallest L0 ({l0s}); hollow: may not be compared; EV below {_LOWEST_EV:g} stands "
-            "at the edge. Last line: the paper's main table."
+            f"smallest L0 ({l0s}); hollow: may not be compared; EV and CE loss score below "
+            f"{_LOWEST:g} stand at the edge. Last line: the paper's main table."
         )
         return finish(fig, "rows", caption)
 

@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbclient import NotebookClient
 from pymdownx.slugs import slugify
+from traitlets.config import Config
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -101,7 +102,10 @@ def _run(source: Path, config: MkDocsConfig) -> str:
     if not kept.is_file():
         log.info("running %s", source.name)
         notebook = nbformat.read(source, as_version=4)
-        NotebookClient(notebook, timeout=3000, kernel_name="python3").execute()
+        # Not by TCP, of which a kernel warns.
+        here = Config({"KernelManager": {"transport": "ipc"}})
+        client = NotebookClient(notebook, timeout=3000, kernel_name="python3", config=here)
+        client.execute()
         kept.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, kept)
     del config
