@@ -203,6 +203,7 @@ def measure(
 
     budget_s = shape.budget_s if base in JUDGED else shape.budget_s / 2
     step_s = seconds(functools.partial(steppers[STOCK].steps, 1), synchronize)
+    # All members together cost about three of stock's steps.
     block, repeats = blocks(step_s, budget_s, stocks=3, repeats=repeats)
     actions: dict[str, Any] = {
         m: functools.partial(s.steps, block) for m, s in steppers.items()

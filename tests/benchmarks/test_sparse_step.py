@@ -172,6 +172,16 @@ def test_a_part_stops_while_another_runs_in_it(
     assert clock.spent == {"outer": 1.0 + 4.0, "inner": 2.0, "renamed": 3.0}
 
 
+def test_how_far_a_run_trains_is_bounded_on_any_machine(imported: Any) -> None:
+    blocks = imported("step_members").blocks
+    # The most steps that a run may take, however fast: 8 in a block, 25 turns.
+    assert blocks(1e-6, 0.02, 3) == (8, 25)
+    assert blocks(1e-6, 0.02, 3, repeats=3) == (8, 3)
+    # And where a step takes long: a block of half a second, or one step; 5 turns at least.
+    assert blocks(0.25, 50, 3) == (2, 25)
+    assert blocks(9.0, 50, 3) == (1, 5)
+
+
 @pytest.mark.thorough
 def test_growth_falls_back_to_dense_steps_by_itself(
     growth: tuple[dict[str, Any], Path],
