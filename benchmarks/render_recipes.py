@@ -13,6 +13,7 @@ ByBase = Mapping[str, list[Row]]
 DATA = {
     "smollm2": "SmolLM2-135M, layer 9: 576 dimensions, d_sae 1,152, L0 32, 400 steps",
     "gemma": "gemma-3-270m, layer 9: 640 dimensions, d_sae 1,280, L0 32, 400 steps",
+    "gemma_wide": "the same activations, d_sae 2,560, L0 64, 400 steps",
     "toy": "the paper's constant setting: 100 dimensions, d_sae 3,200, L0 20, 1,200 steps",
     "pca96": "96 principal components of SmolLM2's: d_sae 768, L0 12, 400 steps",
 }

@@ -5,7 +5,8 @@
 
 Every run is appended to search.csv and not made again. A candidate is chosen by ``ev_dev`` and
 judged by ``ev_test``: other documents (toy: other samples). smollm2, gemma and pca96 need
-activations.py; pca96 is the first 96 principal components of smollm2.
+activations.py; pca96 is the first 96 principal components of smollm2, gemma_wide is gemma with
+twice the latents and twice the L0.
 """
 
 import argparse
@@ -92,20 +93,36 @@ CANDIDATES: dict[str, dict[str, Candidate]] = {
     "topk": WITH_K,
     "jumprelu": {
         **HELD,
-        "revived, fitted": FITTED,
-        "fair, transposed": FAIR_TRANSPOSED,
-        "silent x 3": Candidate(factors={"pre_act_loss_coefficient": 3}),
-        "silent / 3": Candidate(factors={"pre_act_loss_coefficient": 0.3}),
-        "silent / 10, window x 3": Candidate(
-            {"dead_feature_window": 50}, {"pre_act_loss_coefficient": 0.1}
-        ),
-        "window / 3": Candidate({"dead_feature_window": 5}),
-        "fair, warm-up": Candidate({"recipe": "fair", "lr_warm_up_steps": 100}),
-        "fair, rate / 4": FAIR_RATE_DOWN,
-        "fair, decay": Candidate({"recipe": "fair", "lr_decay_steps": 80}),
-        "penalty x 10": Candidate(factors={"l0_coefficient": 10}),
-        "no penalty": Candidate(factors={"l0_coefficient": 0}),
-        "bandwidth x 4": Candidate(factors={"jumprelu_bandwidth": 4}),
+        **{
+            f"return {share:g}": Candidate({"threshold_return": share})
+            for share in (0.01, 0.1, 0.3)
+        },
+        "one threshold": Candidate({"threshold_return": 1.0}),
+        "fair, return 0.1": Candidate({"recipe": "fair", "threshold_return": 0.1}),
+        # Tried when thresholds went back by 0.01.
+        **{
+            f"return 0.01, {label}": Candidate({"threshold_return": 0.01, **study}, factors)
+            for label, study, factors in (
+                ("fitted", FITTED.study, {}),
+                ("control x 4", {}, {"l0_control": 4}),
+                ("silent x 3", {}, {"pre_act_loss_coefficient": 3}),
+                ("silent / 3", {}, {"pre_act_loss_coefficient": 0.3}),
+                (
+                    "silent / 10, window x 3",
+                    {"dead_feature_window": 50},
+                    {"pre_act_loss_coefficient": 0.1},
+                ),
+                ("window / 3", {"dead_feature_window": 5}, {}),
+                ("penalty x 10", {}, {"l0_coefficient": 10}),
+                ("no penalty", {}, {"l0_coefficient": 0}),
+                ("bandwidth x 4", {}, {"jumprelu_bandwidth": 4}),
+                ("fair", FAIR.study, {}),
+                ("fair, transposed", FAIR_TRANSPOSED.study, {}),
+                ("fair, warm-up", {"recipe": "fair", "lr_warm_up_steps": 100}, {}),
+                ("fair, rate / 4", FAIR_RATE_DOWN.study, {}),
+                ("fair, decay", {"recipe": "fair", "lr_decay_steps": 80}, {}),
+            )
+        },
     },
     "standard": {
         **HELD,
@@ -158,7 +175,7 @@ def data_of(name: str, folder: Path) -> Data:
         held_out = SyntheticStream(model, 0, 24 * BATCH, stream=1)
         parts = [held_out.batch(i) for i in range(3)]
         return Data(name, 3200, 20, 1200, "none", stream.batch, *parts)
-    source = folder / ("smollm2" if name == "pca96" else name)
+    source = folder / {"pca96": "smollm2", "gemma_wide": "gemma"}.get(name, name)
     raw = np.load(source / "train.npy", mmap_mode="r")
     basis = _principal(source) if name == "pca96" else None
 
@@ -173,7 +190,8 @@ def data_of(name: str, folder: Path) -> Data:
     calibration, dev = read(np.load(source / "dev.npy")).chunk(2)
     test = read(np.load(source / "test.npy"))
     d_in = dev.shape[1]
-    width, l0 = (768, 12) if name == "pca96" else (2 * d_in, 32)
+    sizes = {"pca96": (768, 12), "gemma_wide": (4 * d_in, 64)}
+    width, l0 = sizes.get(name, (2 * d_in, 32))
     scaled = "expected_average_only_in"
     return Data(name, width, l0, 400, scaled, batch, calibration, dev, test)
 

@@ -29,6 +29,9 @@ from sae_baselines.sparse import active_latents
 
 logger = logging.getLogger("sae_baselines")
 
+# What a JumpReLU's thresholds go back to their mean by before each step, unless told otherwise.
+THRESHOLD_RETURN = 0.03
+
 _STATE = "l0_control_state"
 # A batch further from its target than this factor counts as this far.
 _FARTHEST = 10.0
@@ -40,11 +43,6 @@ _NEAR = 0.5
 _DRIFT_SHARE = 0.125
 # What a bias is shifted by is in units of a mean over about this many steps.
 _SMOOTHING = 0.1
-# Thresholds also go this share of the way back to their common (geometric) mean, each step. One
-# that no batch reaches has no gradient, and Adam moves the others by about a learning rate
-# each, whatever their gradients: without it a few latents that always fire were left where
-# dimensions are few (measured: benchmarks/recipes).
-_RETURN = 0.01
 # Of the mean threshold. One that is lower, such as SAELens' 0 after a step that went too far,
 # could not be multiplied back, and would pull the (geometric) mean of all others down.
 _LEAST = 0.01
@@ -60,17 +58,28 @@ class L0ControlConfig(ConfigMixin):
 
     Args:
         l0_control: Gain of the control. Before each step thresholds are multiplied by
-            (L0 of the last batch / target_l0) to this power, and brought 1 % nearer to their
-            mean; biases are lowered by this times the logarithm of that ratio, in units of the
-            mean active value, and gradients of a standard or gated SAE are those at constant
-            L0. The drift that remains is learned and taken off too. 0 leaves L0 to the
-            penalty, as SAELens does; sae_baselines' studies use 0.1.
+            (L0 of the last batch / target_l0) to this power; biases are lowered by this times
+            the logarithm of that ratio, in units of the mean active value, and gradients of a
+            standard or gated SAE are those at constant L0. The drift that remains is learned
+            and taken off too. 0 leaves L0 to the penalty, as SAELens does; sae_baselines'
+            studies use 0.1.
+        threshold_return: Share of the way back to their common (geometric) mean that a
+            JumpReLU's thresholds go before each step while L0 is controlled. One that no batch
+            reaches has no gradient, and Adam moves the others by about a learning rate each,
+            whatever their gradients (measured: benchmarks/recipes). 1 is one threshold for
+            all latents, 0 leaves each where gradients move it.
     """
 
     l0_control: float = 0.0
+    threshold_return: float = THRESHOLD_RETURN
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.threshold_return <= 1:
+            raise ValueError(
+                f"threshold_return: {self.threshold_return} is out of range; use a share from "
+                f"0 to 1, e.g. {THRESHOLD_RETURN}"
+            )
         if not 0 <= self.l0_control <= 1:
             raise ValueError(
                 f"l0_control: {self.l0_control} is out of range; use a value from 0 (none) to "
@@ -120,7 +129,7 @@ class L0ControlMixin(PreciseBuffersMixin):
             threshold = self.threshold.data
             threshold.clamp_(min=_LEAST * threshold.mean())
             logs = threshold.clamp(min=torch.finfo(threshold.dtype).tiny).log()
-            back = torch.where(l0 < 0, 0.0, _RETURN) * (logs.mean() - logs)
+            back = torch.where(l0 < 0, 0.0, self.cfg.threshold_return) * (logs.mean() - logs)
             threshold.mul_((move + back).exp().to(threshold.dtype))
         else:
             bias = self.b_gate if hasattr(self, "b_gate") else self.b_enc

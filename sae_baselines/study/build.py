@@ -31,6 +31,7 @@ from sae_baselines.study.recipes import (
     bandwidth_of,
     encoder_init_of,
     is_controlled,
+    moves_thresholds,
     options_of_transcoder,
     recipe_options,
 )
@@ -246,6 +247,8 @@ def member_config(
         member.init_scheme,
         known,
     )
+    if moves_thresholds(base, spec.recipe):
+        options["threshold_return"] = spec.threshold_return
     options |= spec.sae_options
     if getattr(spec, "hook_name", "").endswith("hook_z"):
         # Trained on flattened heads; says that users of the export need not flatten.

@@ -54,6 +54,11 @@ def is_controlled(base: str) -> bool:
     return base in base_architectures() and "l0_control" in _fields(base)
 
 
+def moves_thresholds(base: str, recipe: RecipeName) -> bool:
+    """Whether the base's L0 is held by moving a threshold of each latent."""
+    return recipe in _HELD and is_controlled(base) and "jumprelu_bandwidth" in _fields(base)
+
+
 def encoder_init_of(
     base: str, recipe: RecipeName, constraint: str | None = None
 ) -> EncoderInit:

@@ -25,6 +25,7 @@ from sae_baselines.baselines import (
 from sae_baselines.baselines.cap import validate_tau
 from sae_baselines.baselines.directions import InitScheme
 from sae_baselines.baselines.frozen_encoder import Learned
+from sae_baselines.baselines.l0_control import THRESHOLD_RETURN
 from sae_baselines.baselines.transcoder import TRANSCODERS, is_transcoder
 from sae_baselines.controls import (
     PUBLISHED,
@@ -51,6 +52,7 @@ from sae_baselines.study.recipes import (
     bandwidth_of,
     encoder_init_of,
     is_controlled,
+    moves_thresholds,
     window_of,
 )
 from sae_baselines.study.redraw import RandomModel
@@ -276,6 +278,8 @@ class StudySpec(ABC):
             (``encoder_init_scale`` in the SAELens config); of a transcoder, at which latents
             write a hundredth of the output's variance, without a skip a tenth. Default:
             the recipe's.
+        threshold_return: Share of the way back to their mean that a JumpReLU's thresholds go
+            before each step while its L0 is held.
         sparse_step: Which members train on active entries only (same numbers up to float32
             rounding, faster): the ``baselines``, ``all`` with the trained member, or ``none``.
         clip_grad_norm: Norm that the gradient of each SAE is clipped at; SAELens' is fixed at
@@ -298,6 +302,7 @@ class StudySpec(ABC):
     b_dec_init: Literal["zeros", "mean"] = "mean"
     recipe: RecipeName = DEFAULT_RECIPE
     encoder_init: EncoderInit | None = None
+    threshold_return: float = PydanticField(default=THRESHOLD_RETURN, ge=0, le=1)
     sparse_step: Literal["baselines", "all", "none"] = "baselines"
     lr: float = PydanticField(default=2e-4, gt=0)
     clip_grad_norm: float | None = PydanticField(default=1.0, gt=0)
@@ -1152,13 +1157,14 @@ _NOT_IN_HASH = {
 _AS_BEFORE = {
     "recipe": "first",
     "encoder_init": "transposed",
+    "threshold_return": 0.01,
     "published": None,
     "held_out_spread": 1,
     "clip_grad_norm": 1.0,
     "hook_name_out": None,
     "d_out": None,
 }
-_CHOSEN_LATER = ("recipe", "held_out_spread")
+_CHOSEN_LATER = ("recipe", "threshold_return", "held_out_spread")
 _MODEL_AS_BEFORE = {"center_writing_weights": False}
 _MEMBER_AS_BEFORE = {"learned": None}
 # Where a published SAE was found and what it says of itself change nothing.
@@ -1189,6 +1195,8 @@ def _as_before(data: dict[str, Any]) -> dict[str, Any]:
         baselines = {c for c in map(_constraint_of, members) if c in CONSTRAINTS}
         inits = {encoder_init_of(b, recipe, c) for b in bases for c in (None, *baselines)}
         data = {**data, "encoder_init": "/".join(sorted(inits))}
+    if not any(moves_thresholds(base, recipe) for base in bases):
+        data = {**data, "threshold_return": _AS_BEFORE["threshold_return"]}
     if isinstance(data.get("model"), dict):
         data = {**data, "model": _without(data["model"], _MODEL_AS_BEFORE)}
     if isinstance(members := data.get("members"), list):

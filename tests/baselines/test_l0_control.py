@@ -70,8 +70,9 @@ def test_thresholds_are_multiplied_by_a_power_of_the_ratio(member: str) -> None:
     torch.testing.assert_close(sae.threshold, before * (l0 / 4.0) ** 0.2)
 
 
-def test_thresholds_go_back_to_their_mean() -> None:
-    sae = controlled("seeded_jumprelu", l0_coefficient=0.0)
+@pytest.mark.parametrize(("options", "left"), [({}, 0.97), ({"threshold_return": 0.3}, 0.7)])
+def test_thresholds_go_back_to_their_mean(options: dict[str, float], left: float) -> None:
+    sae = controlled("seeded_jumprelu", l0_coefficient=0.0, **options)
     x = activations(64)
     trainer = make_trainer(sae, 10, lr=0.0)
     with torch.no_grad():
@@ -80,7 +81,7 @@ def test_thresholds_go_back_to_their_mean() -> None:
     trainer.step(x)
     trainer.step(x)
     after = sae.threshold.detach().log()
-    torch.testing.assert_close(after - after.mean(), 0.99 * (before - before.mean()))
+    torch.testing.assert_close(after - after.mean(), left * (before - before.mean()))
 
 
 def test_a_threshold_of_zero_comes_back_and_moves_no_other() -> None:
@@ -220,6 +221,12 @@ def test_the_export_has_no_trace_of_it(base: str, tmp_path: Path) -> None:
 def test_a_gain_out_of_range_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"l0_control: .* is out of range"):
         make_sae("seeded_jumprelu", target_l0=4.0, l0_control=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, math.inf])
+def test_a_share_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"threshold_return: .* is out of range"):
+        make_sae("seeded_jumprelu", target_l0=4.0, threshold_return=value)
 
 
 @pytest.mark.parametrize("target", [None, 0.0, float(D_SAE), math.nan])

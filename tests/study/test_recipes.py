@@ -26,7 +26,13 @@ from sae_baselines.study.identity import ALLOWED, training_of
 from sae_baselines.study.l0_record import L0Record, recorded_l0, summary
 from sae_baselines.study.plan import members_of
 from sae_baselines.study.recipes import options_of_transcoder
-from sae_baselines.study.spec import PanelSpec, spec_difference, spec_from_dict, spec_hash
+from sae_baselines.study.spec import (
+    PanelSpec,
+    spec_difference,
+    spec_from_dict,
+    spec_hash,
+    spec_to_dict,
+)
 from tests.helpers import activations, batches, make_sae, make_trainer
 from tests.tiny_model import tiny_panel
 
@@ -219,6 +225,36 @@ def test_a_study_from_before_frozen_encoders_had_their_own_start_is_another(
         now["members"] = members
         before = {**now, "encoder_init": "fitted"}
         assert (spec_difference(before, now) == []) == same
+
+
+def test_a_study_from_before_thresholds_went_back_faster_is_another() -> None:
+    """Half of its SAEs would be trained in another way."""
+    made = {
+        (base, recipe): spec_to_dict(
+            spec_from_dict(
+                tiny_panel(Path("m"), architecture=base, recipe=recipe), kind=PanelSpec
+            )
+        )
+        for base in ("jumprelu", "topk", "standard")
+        for recipe in ("revived", "fair", "saelens")
+    }
+    for (base, recipe), now in made.items():
+        before = {k: v for k, v in now.items() if k != "threshold_return"}
+        other = ["threshold_return, which is 0.01 there"]
+        expected = other if base == "jumprelu" and recipe != "saelens" else []
+        assert spec_difference(before, now) == expected
+        assert spec_from_dict(before, kind=PanelSpec, stored=True).threshold_return == 0.01
+
+
+@pytest.mark.parametrize(
+    ("recipe", "own", "expected"),
+    [("revived", {}, 0.03), ("fair", {}, 0.03), ("fair", {"threshold_return": 0.5}, 0.5)],
+)
+def test_a_recipe_says_how_far_thresholds_go_back(
+    recipe: str, own: dict[str, float], expected: float, tmp_path: Path
+) -> None:
+    for config in configs(tmp_path, "jumprelu", recipe=recipe, **own).values():
+        assert config.threshold_return == expected
 
 
 def test_own_options_go_before_a_recipe(tmp_path: Path) -> None:

@@ -36,6 +36,10 @@ BASE = tiny_panel(Path("model"), d_sae=64, expansion=None)
         ({"members": ["trained", "frozen_decoder:kov"]}, "scheme 'kov' is unknown"),
         ({"tau": 1.5}, "tau: 1.5 is out of range"),
         ({"tau": -1.0}, "tau: -1.0 is out of range"),
+        (
+            {"threshold_return": 2},
+            "threshold_return: 2: Input should be less than or equal to 1",
+        ),
         ({"clip_grad_norm": 0}, "clip_grad_norm: 0: Input should be greater than 0"),
         (
             {"members": ["trained", {"constraint": "frozen_decoder", "learned": "threshold"}]},
